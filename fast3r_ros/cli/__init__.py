@@ -1,0 +1,48 @@
+"""The `fast3r` command.
+
+One module per sub-command, each with `add_arguments(parser)` and `run(arguments) -> exit status`; a module is
+imported only when its sub-command runs, so `fast3r --help` is quick and the core needs no optional package.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from fast3r_ros import __version__
+from fast3r_ros.errors import UserError
+
+# name, module, one line of help
+COMMANDS = (
+    ("reconstruct", "fast3r_ros.cli.reconstruct", "map a video, an image folder or a rosbag2"),
+    ("golden", "fast3r_ros.cli.golden", "check the network against a folder of golden cases"),
+    ("benchmark", "fast3r_ros.cli.benchmark", "measure and print one JSON document"),
+    ("evaluate", "fast3r_ros.cli.evaluate", "measure a model's accuracy against ground truth"),
+    ("train", "fast3r_ros.cli.train", "train a model"),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one sub-command; returns the exit status (0 good, 1 a check failed, 2 wrong use)."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    parser = argparse.ArgumentParser(prog="fast3r", description="Multi-view 3D mapping with Fast3R.")
+    parser.add_argument("--version", action="version", version=f"fast3r_ros {__version__}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    chosen = next((word for word in arguments if not word.startswith("-")), None)
+    runners = {}
+    for name, module_name, text in COMMANDS:
+        subparser = subparsers.add_parser(name, help=text, description=text)
+        if name == chosen:
+            module = importlib.import_module(module_name)
+            module.add_arguments(subparser)
+            runners[name] = module.run
+    parsed = parser.parse_args(arguments)
+    try:
+        return int(runners[parsed.command](parsed))
+    except UserError as error:
+        print(f"fast3r {parsed.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130

@@ -1,0 +1,166 @@
+"""The data that flows through the mapper: frame -> window -> reconstruction -> estimates.
+
+Frames of reference: `camera` is the optical frame (x right, y down, z forward); `window` is the camera frame
+of the window's view 0 in the network's arbitrary scale; `map` is x forward, y left, z up (REP-103), in metres
+once a scale is known and in "map units" before.  Pixel centres are at integer + 0.5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fast3r_ros.geometry.sim3 import Sim3
+
+Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
+UInt8 = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One camera image as it arrived.
+
+    image: (H, W, 3) uint8 RGB.  intrinsics: (3, 3) pinhole matrix for this image's pixels, None if unknown.
+    camera: the name of the camera, which is its optical frame id.  stamp_ns: the image's stamp.
+    depth: (H, W) float32 metric depth in metres, NaN or 0 where unknown, None if there is none.
+    """
+
+    stamp_ns: int
+    camera: str
+    image: UInt8
+    intrinsics: Float64 | None = None
+    depth: Float32 | None = None
+
+
+@dataclass(frozen=True)
+class EncodedView:
+    """A frame at network size with its encoder tokens, which stay with the keyframe while it is in a window.
+
+    image: (h, w, 3) uint8 RGB at network size.  network_from_image: (3, 3) pixel transform from the frame's
+    pixels.  intrinsics: (3, 3) at network size, or None.  descriptor: (D,) float32 of unit norm, the pooled
+    tokens, used for retrieval.  tokens: whatever the network needs to fuse the view (opaque to mapping).
+    """
+
+    image: UInt8
+    network_from_image: Float64
+    intrinsics: Float64 | None
+    descriptor: Float32
+    tokens: Any
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """What the network says about one window of V views of equal size (h, w).
+
+    points_global: (V, h, w, 3) float32 in `window`.  points_local: (V, h, w, 3) float32, each in its own
+    camera frame (each view may have its own scale).  confidence_*: (V, h, w) float32, at least 1.
+    """
+
+    points_global: Float32
+    confidence_global: Float32
+    points_local: Float32
+    confidence_local: Float32
+
+
+class WindowNetwork(Protocol):
+    """What mapping needs of a network.  `fast3r_ros.mapping.network.Fast3RNetwork` is the real one;
+    `fast3r_ros.synthetic.network_double.TrueNetwork` returns disturbed ground truth for tests."""
+
+    def encode(self, frame: Frame) -> EncodedView:
+        """Resize and encode one frame."""
+        ...
+
+    def reconstruct(self, views: Sequence[EncodedView]) -> Reconstruction:
+        """One forward pass over the window; view 0 defines the `window` frame."""
+        ...
+
+
+@dataclass(frozen=True)
+class ViewEstimate:
+    """One view of a window, placed in the map.
+
+    map_from_camera: (4, 4) float64.  covariance: (6, 6) float64 of (translation, rotation vector) in the map
+    frame.  intrinsics: (3, 3) at network size (given or estimated).  points_camera: (h, w, 3) float32 in the
+    view's own camera frame, in map scale.  confidence: (h, w) float32.  valid: (h, w) bool, the points
+    that pass the confidence and edge filters.
+    """
+
+    keyframe_id: int
+    stamp_ns: int
+    camera: str
+    map_from_camera: Float64
+    covariance: Float64
+    intrinsics: Float64
+    network_from_image: Float64
+    image: UInt8
+    points_camera: Float32
+    confidence: Float32
+    valid: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class WindowResult:
+    """The outcome of one window.
+
+    accepted: whether it went into the map; reason: why not, in words (empty if accepted).  views are in time
+    order, the newest last; empty when not accepted.  map_from_window: the registration.  residual: robust RMS
+    of the overlap in map units; inlier_share in [0, 1].  timings: seconds per stage.
+    """
+
+    stamp_ns: int
+    accepted: bool
+    reason: str
+    views: tuple[ViewEstimate, ...]
+    map_from_window: Sim3
+    residual: float
+    inlier_share: float
+    submap: int
+    map_version: int
+    loop_closed: bool
+    timings: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PoseEstimate:
+    """The pose of one frame in the map; extrapolated when no window has seen the frame yet."""
+
+    stamp_ns: int
+    camera: str
+    map_from_camera: Float64
+    covariance: Float64
+    extrapolated: bool
+
+
+@dataclass(frozen=True)
+class Cloud:
+    """points: (N, 3) float32 in `map`; colors: (N, 3) uint8 RGB; confidence: (N,) float32."""
+
+    points: Float32
+    colors: UInt8
+    confidence: Float32
+
+
+@dataclass(frozen=True)
+class MapperStatus:
+    """Counts since the start or the last reset.  dropped: reason -> count.  scale_source: one of the names of
+    `ScaleConfig.source`; metres is True once map units are metres.  scale_sigma: relative standard deviation."""
+
+    received: int
+    keyframes: int
+    dropped: Mapping[str, int]
+    windows: int
+    windows_rejected: int
+    submaps: int
+    loops_closed: int
+    map_points: int
+    map_bytes: int
+    scale_source: str
+    metres: bool
+    scale_sigma: float
+    timings: Mapping[str, float]
+    last_error: str
