@@ -10,8 +10,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 
-def parameter(default: Any, description: str, *, range: tuple[float, float] | None = None,
-              choices: tuple[str, ...] | None = None, dynamic: bool = False) -> Any:
+def parameter(
+    default: Any,
+    description: str,
+    *,
+    range: tuple[float, float] | None = None,
+    choices: tuple[str, ...] | None = None,
+    dynamic: bool = False,
+) -> Any:
     """A dataclass field that carries what a person must know of a parameter."""
     metadata = {"description": description, "range": range, "choices": choices, "dynamic": dynamic}
     return field(default=default, metadata=metadata)

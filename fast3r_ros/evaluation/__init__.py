@@ -1,0 +1,1 @@
+"""Metrics, dataset runners and golden cases."""

@@ -1,0 +1,1 @@
+"""Closed-form pieces of multi-view geometry; no network, no ROS."""

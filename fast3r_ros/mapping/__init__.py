@@ -1,0 +1,1 @@
+"""From frames to one consistent map; start at `mapper.Mapper`."""

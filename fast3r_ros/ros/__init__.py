@@ -1,0 +1,1 @@
+"""The ROS 2 interface: nodes, parameters, message conversions.  The only folder that imports rclpy."""

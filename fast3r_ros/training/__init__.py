@@ -1,0 +1,1 @@
+"""Losses, datasets and the trainer."""
