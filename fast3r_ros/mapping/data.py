@@ -147,8 +147,11 @@ class Cloud:
 
 @dataclass(frozen=True)
 class MapperStatus:
-    """Counts since the start or the last reset.  dropped: reason -> count.  scale_source: one of the names of
-    `ScaleConfig.source`; metres is True once map units are metres.  scale_sigma: relative standard deviation."""
+    """Counts since the start or the last reset.
+
+    dropped: reason -> count.  scale_source: one of the names of `ScaleConfig.source`; metres is True once map
+    units are metres.  scale_sigma: relative standard deviation of the scale.
+    """
 
     received: int
     keyframes: int
