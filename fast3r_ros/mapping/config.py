@@ -1,7 +1,7 @@
 """Every parameter of the mapper, once: default, meaning, range.
 
 The ROS parameters, the YAML file and the command line carry the same dotted names (`window.size`).
-Metadata of a field: `description`, `range` (inclusive), `choices`, `dynamic` (may change while the mapper runs).
+Metadata of a field: `description`, `range` (inclusive), `choices`, `dynamic` (may change at run time).
 """
 
 from __future__ import annotations
