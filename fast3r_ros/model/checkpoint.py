@@ -1,0 +1,244 @@
+"""Finding, reading and writing checkpoints.
+
+Read: a directory in the official layout (config.json with model.safetensors, one file or sharded, or a
+PyTorch pickle), a single weights file, a hub name.  Keys may carry the prefix of a training framework.  Every
+name and shape is checked before a tensor reaches a model, so that a model is loaded completely or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fast3r_ros.errors import UserError
+from fast3r_ros.model.config import Fast3RConfig
+
+DEMO_DIRECTORY = Path(__file__).resolve().parent.parent / "weights" / "demo"
+OFFICIAL_NAME = "jedyang97/Fast3R_ViT_Large_512"
+LICENCE_NOTICE = (
+    "The official Fast3R weights are under the FAIR Noncommercial Research License: "
+    "research and other noncommercial use only (https://github.com/facebookresearch/fast3r)."
+)
+WEIGHT_FILES = (
+    "model.safetensors.index.json",
+    "model.safetensors",
+    "pytorch_model.bin.index.json",
+    "pytorch_model.bin",
+)
+PREFIXES = ("net.", "module.net.", "_forward_module.net.", "model.net.", "module.", "_forward_module.")
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CheckpointFiles:
+    """config: the config.json, None when there is none; weights: one file, or several shards."""
+
+    config: Path | None
+    weights: tuple[Path, ...]
+
+
+def locate(name: str | Path) -> CheckpointFiles:
+    """Files of `demo`, a directory, a weights file or a hub name.  Raises UserError saying what was looked
+    for.
+    """
+    if name == "demo":
+        if not (DEMO_DIRECTORY / "config.json").is_file():
+            raise UserError(
+                f"the demo model is not installed ({DEMO_DIRECTORY} has no config.json); name a checkpoint"
+            )
+        return _in_directory(DEMO_DIRECTORY)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return _in_directory(path)
+    if path.is_file():
+        config = path.parent / "config.json"
+        return CheckpointFiles(config if config.is_file() else None, (path,))
+    if str(name).count("/") == 1 and not str(name).startswith((".", "/", "~")):
+        return _in_directory(_download(str(name)))
+    raise UserError(
+        f"model {str(name)!r} is neither demo, nor a directory, a weights file or a hub name (owner/name)"
+    )
+
+
+def read_config(files: CheckpointFiles) -> Fast3RConfig:
+    """The configuration that lies with the weights.  Raises UserError when there is none."""
+    if files.config is None:
+        raise UserError(f"{files.weights[0]} has no config.json beside it; put the model's config.json there")
+    return Fast3RConfig.read(files.config)
+
+
+def shapes_of(model: nn.Module) -> dict[str, torch.Size]:
+    """Names and shapes of a model's state dict."""
+    return {key: tensor.shape for key, tensor in model.state_dict().items()}
+
+
+def aliases(keys: Mapping[str, Any]) -> dict[str, str]:
+    """Second name -> first name of the tensors that a state dict holds twice (the heads' layer_rn)."""
+    found = {}
+    for key in keys:
+        stem, mark, rest = key.partition(".scratch.layer_rn.")
+        if mark:
+            number, _, leaf = rest.partition(".")
+            found[key] = f"{stem}.scratch.layer{int(number) + 1}_rn.{leaf}"
+    return found
+
+
+def read_weights(files: CheckpointFiles, expected: Mapping[str, torch.Size]) -> dict[str, Tensor]:
+    """All tensors of a checkpoint under the names of `expected`; raises UserError when they do not fit
+    exactly.
+    """
+    source = str(files.weights[0] if len(files.weights) == 1 else files.weights[0].parent)
+    tensors: dict[str, Tensor] = {}
+    for path in files.weights:
+        tensors.update(read_tensors(path))
+    return fit(tensors, expected, source)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of one file: safetensors, or a PyTorch pickle read without running any code from it."""
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    content = _read_pickle(path)
+    for wrapper in ("state_dict", "model", "module"):
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+    if not isinstance(content, Mapping):
+        raise UserError(f"{path} holds {type(content).__name__}, expected a state dict")
+    return {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+
+
+def fit(tensors: Mapping[str, Tensor], expected: Mapping[str, torch.Size], source: str) -> dict[str, Tensor]:
+    """The tensors under the names of `expected`, with a framework's prefix removed and aliased names filled
+    in.
+    """
+    prefix = _prefix(tensors, expected)
+    named = {key[len(prefix) :]: tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+    for alias, key in aliases(expected).items():
+        if key not in named and alias in named:
+            named[key] = named[alias]
+        if alias not in named and key in named:
+            named[alias] = named[key]
+    missing = [key for key in expected if key not in named]
+    unknown = [key for key in named if key not in expected]
+    wrong = [
+        f"{key} is {tuple(named[key].shape)}, expected {tuple(shape)}"
+        for key, shape in expected.items()
+        if key in named and named[key].shape != shape
+    ]
+    problems = [
+        _first("missing", missing),
+        _first("not expected", unknown),
+        _first("of another shape", wrong),
+    ]
+    problems = [problem for problem in problems if problem]
+    if problems:
+        raise UserError(f"{source} does not fit the configuration: {'; '.join(problems)}")
+    return named
+
+
+def write(model: nn.Module, config: Fast3RConfig, directory: Path) -> None:
+    """Write config.json and model.safetensors; the heads' second names go to the metadata, as officially."""
+    from safetensors.torch import save_file
+
+    state = model.state_dict()
+    twice = aliases(state)
+    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in state.items() if key not in twice}
+    directory.mkdir(parents=True, exist_ok=True)
+    partial = directory / "model.safetensors.partial"
+    save_file(tensors, partial, metadata={"format": "pt", **twice})
+    config.write(directory / "config.json")
+    os.replace(partial, directory / "model.safetensors")
+
+
+def _in_directory(directory: Path) -> CheckpointFiles:
+    config = directory / "config.json"
+    for name in WEIGHT_FILES:
+        path = directory / name
+        if path.is_file():
+            weights = _shards(path) if name.endswith(".index.json") else (path,)
+            return CheckpointFiles(config if config.is_file() else None, weights)
+    raise UserError(f"{directory} holds no weights; expected one of {', '.join(WEIGHT_FILES)}")
+
+
+def _shards(index: Path) -> tuple[Path, ...]:
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted(set(weight_map.values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{index} is not an index of shards: {error!r}") from error
+    paths = tuple(index.parent / str(name) for name in names)
+    for path in paths:
+        if path.parent != index.parent or not path.is_file():
+            raise UserError(f"{index} names the shard {path.name}, which is not in {index.parent}")
+    return paths
+
+
+def _download(name: str) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise UserError(f"{name} is a hub name; install huggingface_hub to download it") from error
+    if name == OFFICIAL_NAME:
+        _log.warning(LICENCE_NOTICE)
+    try:
+        return Path(
+            snapshot_download(name, allow_patterns=["config.json", "model*.safetensors*", "pytorch_model*"])
+        )
+    except Exception as error:  # the hub raises many kinds; each means the same to the reader
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"cannot get {name!r} from the hub (and no directory has this name): {reason}"
+        ) from error
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise UserError(f"{path}: install safetensors to read it") from error
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is damaged or not a safetensors file: {error}") from error
+
+
+def _read_pickle(path: Path) -> Any:
+    import argparse
+
+    load: Callable[..., Any] = torch.load
+    with torch.serialization.safe_globals([argparse.Namespace]):  # DUSt3R files hold their arguments
+        try:
+            return load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # pickle and zip errors of many kinds; each means the same to the reader
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(
+                f"{path} is damaged, or holds more than tensors and is refused because it could run code: "
+                f"{reason}"
+            ) from error
+
+
+def _prefix(tensors: Mapping[str, Tensor], expected: Mapping[str, torch.Size]) -> str:
+    """The training framework's prefix of the file's keys, empty when there is none."""
+    return max(
+        ("", *PREFIXES),
+        key=lambda prefix: sum(
+            key.removeprefix(prefix) in expected for key in tensors if key.startswith(prefix)
+        ),
+    )
+
+
+def _first(what: str, keys: list[str], count: int = 3) -> str:
+    if not keys:
+        return ""
+    more = f", and {len(keys) - count} more" if len(keys) > count else ""
+    return f"{len(keys)} {what}: {', '.join(keys[:count])}{more}"

@@ -1,0 +1,46 @@
+"""The image encoder: a ViT on 16x16 patches with 2D rotary positions (CroCo)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from fast3r_ros.model.config import EncoderConfig
+from fast3r_ros.model.layers import Block, rope_tables, run_block
+
+
+class PatchEmbed(nn.Module):
+    """A strided convolution that makes one token of every patch."""
+
+    def __init__(self, width: int, patch: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, width, kernel_size=patch, stride=patch)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) to row-major tokens (B, h*w, C)."""
+        return self.proj(images).flatten(2).transpose(1, 2)
+
+
+class Encoder(nn.Module):
+    """Images to tokens, each image on its natural grid."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.patch = config.patch_size
+        self.head_dim = config.embed_dim // config.num_heads
+        self.rope_base = float(config.pos_embed.removeprefix("RoPE"))
+        self.recompute = False
+        self.patch_embed = PatchEmbed(config.embed_dim, config.patch_size)
+        self.enc_blocks = nn.ModuleList(
+            Block(config.embed_dim, config.num_heads, config.mlp_ratio, norm_eps=1e-6)
+            for _ in range(config.depth)
+        )
+        self.enc_norm = nn.LayerNorm(config.embed_dim, eps=1e-6)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] to tokens (B, h*w, C)."""
+        grid = (images.shape[2] // self.patch, images.shape[3] // self.patch)
+        tokens = self.patch_embed(images)
+        rotation = rope_tables(grid, self.head_dim, self.rope_base, tokens)
+        for block in self.enc_blocks:
+            tokens = run_block(block, tokens, rotation, None, self.recompute)
+        return self.enc_norm(tokens)

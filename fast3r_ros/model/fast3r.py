@@ -1,0 +1,213 @@
+"""Fast3R (Yang et al., Fast3R: Towards 3D Reconstruction of 1000+ Images in One Forward Pass, CVPR 2025).
+
+Images are encoded one by one, all views' tokens are fused by one transformer, and two heads turn each view's
+features into pointmaps.  The steps are public and reusable: a view's tokens can be kept and fused again with
+others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from fast3r_ros.errors import UserError
+from fast3r_ros.model import checkpoint
+from fast3r_ros.model.attention import check_attention
+from fast3r_ros.model.config import Fast3RConfig
+from fast3r_ros.model.encoder import Encoder
+from fast3r_ros.model.fusion import Fusion
+from fast3r_ros.model.heads import PointmapHead
+from fast3r_ros.model.image_index import counted_indices, drawn_indices, index_embedding, spread_indices
+from fast3r_ros.model.layers import Attention
+from fast3r_ros.model.outputs import FusedFeatures, Pointmap, ViewPrediction, ViewTokens
+
+__all__ = ["Fast3R", "FusedFeatures", "Pointmap", "ViewPrediction", "ViewTokens"]
+
+CPU_MEMORY_BUDGET = 128 * 2**20
+CUDA_MEMORY_SHARE = 0.25
+
+
+class Fast3R(nn.Module):
+    """The network.
+
+    memory_budget: bytes that the encoder's and the heads' intermediate results may take; None (the default)
+    means 128 MiB on the CPU and a quarter of the free memory on a GPU.
+    """
+
+    def __init__(self, config: Fast3RConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.memory_budget: int | None = None
+        self.encoder = Encoder(config.encoder)
+        self.decoder = Fusion(config.decoder, config.hooks)
+        self.downstream_head = PointmapHead(config)
+        self.downstream_head_local = PointmapHead(config) if config.head.with_local_head else None
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        attention: str = "auto",
+        config: Fast3RConfig | None = None,
+    ) -> Fast3R:
+        """Load a model for inference.
+
+        name: `demo`, a checkpoint directory, a weights file, or a hub name as jedyang97/Fast3R_ViT_Large_512.
+        config: needed only for a weights file without a config.json beside it.  attention: one of
+        `attention.ATTENTION_NAMES`.  Raises UserError naming the file and what is wrong; nothing is
+        half-loaded.
+        """
+        check_attention(attention)
+        files = checkpoint.locate(name)
+        with torch.device("meta"):
+            model = cls(config or checkpoint.read_config(files))
+        tensors = checkpoint.read_weights(files, checkpoint.shapes_of(model))
+        model.load_state_dict({key: tensor.to(device, dtype) for key, tensor in tensors.items()}, assign=True)
+        model.set_attention(attention)
+        return model.eval()
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write config.json and model.safetensors in the official layout."""
+        checkpoint.write(self, self.config, Path(directory))
+
+    def set_attention(self, name: str) -> None:
+        """Choose the attention kernel, one of `attention.ATTENTION_NAMES`; raises UserError for another
+        name.
+        """
+        check_attention(name)
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.kernel = name
+
+    def set_recompute(self, recompute: bool) -> None:
+        """Gradient checkpointing: compute blocks and heads again in the backward pass instead of keeping
+        them.
+        """
+        for module in (self.encoder, self.decoder, self.downstream_head, self.downstream_head_local):
+            if module is not None:
+                module.recompute = recompute
+
+    def encode(self, images: Tensor) -> ViewTokens:
+        """(B, 3, H, W) in [-1, 1], H and W multiples of 16, to tokens.
+
+        Raises UserError for another shape and for an image with NaN or Inf, naming its place in the batch.
+        """
+        self._check_images(images, "image {}")
+        return self._encode(images)
+
+    def fuse(
+        self, views: Sequence[ViewTokens], image_indices: Tensor | None = None, seed: int | None = None
+    ) -> FusedFeatures:
+        """Fuse the tokens of all views of B scenes; view 0 defines the frame of the global points.
+
+        image_indices: (B, V) rows of the index table, whole or fractional; by default `default_indices`.
+        """
+        if not views:
+            raise UserError("no views were given; at least one is needed")
+        batch = views[0].tokens.shape[0]
+        if image_indices is None:
+            image_indices = self.default_indices(batch, len(views), seed)
+        if tuple(image_indices.shape) != (batch, len(views)):
+            raise UserError(
+                f"image_indices has shape {tuple(image_indices.shape)}, expected {(batch, len(views))}"
+            )
+        tokens = torch.cat([view.tokens for view in views], dim=1) if len(views) > 1 else views[0].tokens
+        counts = torch.tensor([view.tokens.shape[1] for view in views], device=tokens.device)
+        rows = index_embedding(image_indices, self.config.decoder.embed_dim).to(tokens)
+        embedding = rows.repeat_interleave(counts, dim=1, output_size=tokens.shape[1])
+        return FusedFeatures(self.decoder(tokens, embedding), tuple(view.grid for view in views))
+
+    def global_head(self, features: FusedFeatures, views: Sequence[int] | None = None) -> list[Pointmap]:
+        """Pointmaps in view 0's camera for the chosen views (all by default), in the order asked for."""
+        return self._predict(self.downstream_head, features, views)
+
+    def local_head(self, features: FusedFeatures, views: Sequence[int] | None = None) -> list[Pointmap]:
+        """Pointmaps in each view's own camera.  Raises UserError when the network has no local head."""
+        if self.downstream_head_local is None:
+            raise UserError("this network has no local head (head_args.with_local_head is false)")
+        return self._predict(self.downstream_head_local, features, views)
+
+    def forward(
+        self, images: Sequence[Tensor], image_indices: Tensor | None = None, seed: int | None = None
+    ) -> list[ViewPrediction]:
+        """All steps for V views, each (B, 3, H, W) in [-1, 1]; sizes may differ between views.
+
+        image_indices, seed: see `fuse` and `default_indices`.  Raises UserError naming the view that is
+        unusable.
+        """
+        for number, image in enumerate(images):
+            self._check_images(image, f"view {number}")
+        features = self.fuse(self._encode_views(images), image_indices, seed)
+        global_points = self.global_head(features)
+        if self.downstream_head_local is None:
+            return [ViewPrediction(points, None) for points in global_points]
+        local_points = self.local_head(features)
+        return [ViewPrediction(*pair) for pair in zip(global_points, local_points, strict=True)]
+
+    def default_indices(self, batch: int, views: int, seed: int | None = None) -> Tensor:
+        """Image indices (batch, views) when none are given.
+
+        A network trained with random indices draws them in training, and at inference when a seed is given;
+        otherwise they are spread evenly, so that results are reproducible.  Other networks count from 0.
+        """
+        if not self.config.decoder.random_image_idx_embedding:
+            return counted_indices(batch, views)
+        if self.training or seed is not None:
+            return drawn_indices(batch, views, seed)
+        return spread_indices(batch, views)
+
+    def _encode_views(self, images: Sequence[Tensor]) -> list[ViewTokens]:
+        """Encode the views, those of one size together."""
+        groups: dict[torch.Size, list[int]] = {}
+        for number, image in enumerate(images):
+            groups.setdefault(image.shape, []).append(number)
+        results: dict[int, ViewTokens] = {}
+        for members in groups.values():
+            encoded = self._encode(torch.cat([images[number] for number in members]))
+            for number, tokens in zip(members, encoded.tokens.chunk(len(members)), strict=True):
+                results[number] = ViewTokens(tokens, encoded.grid)
+        return [results[number] for number in range(len(images))]
+
+    def _encode(self, images: Tensor) -> ViewTokens:
+        config = self.config.encoder
+        grid = (images.shape[2] // config.patch_size, images.shape[3] // config.patch_size)
+        images = images.to(self.encoder.patch_embed.proj.weight)
+        hidden = int(config.embed_dim * (4 + 2 * config.mlp_ratio)) * images.element_size()
+        chunk = max(1, self._budget(images.device) // (grid[0] * grid[1] * hidden))
+        parts = [self.encoder(part) for part in images.split(chunk)]
+        return ViewTokens(torch.cat(parts) if len(parts) > 1 else parts[0], grid)
+
+    def _predict(
+        self, head: PointmapHead, features: FusedFeatures, views: Sequence[int] | None
+    ) -> list[Pointmap]:
+        count = len(features.grids)
+        chosen = range(count) if views is None else views
+        wrong = [view for view in chosen if not 0 <= view < count]
+        if wrong:
+            raise UserError(f"view {wrong[0]} was asked for, but there are {count} views, numbered from 0")
+        return head.predict(features, chosen, self._budget(features.hooks[0].device))
+
+    def _budget(self, device: torch.device) -> int:
+        if self.memory_budget is not None:
+            return self.memory_budget
+        if device.type != "cuda":
+            return CPU_MEMORY_BUDGET
+        return int(torch.cuda.mem_get_info(device)[0] * CUDA_MEMORY_SHARE)
+
+    def _check_images(self, images: Tensor, name: str) -> None:
+        patch = self.config.encoder.patch_size
+        first = name.format(0)
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise UserError(f"{first} has shape {tuple(images.shape)}, expected (batch, 3, height, width)")
+        if images.shape[2] % patch or images.shape[3] % patch or not images.numel():
+            size = f"{images.shape[3]}x{images.shape[2]}"
+            raise UserError(f"{first} is {size}, expected multiples of {patch}; see prepare_image")
+        finite = images.isfinite().flatten(1).all(dim=1)
+        if not finite.all():
+            bad = int(finite.int().argmin())
+            raise UserError(f"{name.format(bad)} holds NaN or Inf; drop this image or repair it")

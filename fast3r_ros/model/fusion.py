@@ -1,0 +1,47 @@
+"""The fusion transformer: all views' tokens of a scene attend to each other."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor, nn
+
+from fast3r_ros.model.config import DecoderConfig
+from fast3r_ros.model.layers import Block, run_block
+
+# Scale of the attention logits at inference, relative to training with 20 views (official constant).
+INFERENCE_LOGIT_GAIN = math.sqrt(math.log(137) / math.log(20))
+
+
+class Fusion(nn.Module):
+    """Concatenated tokens of all views to the features that the heads read."""
+
+    def __init__(self, config: DecoderConfig, hooks: tuple[int, ...]) -> None:
+        super().__init__()
+        self.hooks = hooks
+        self.logit_scale = (config.embed_dim // config.num_heads) ** -0.5
+        self.inference_gain = INFERENCE_LOGIT_GAIN if config.attn_bias_for_inference_enabled else 1.0
+        self.recompute = False
+        self.decoder_embed = nn.Linear(config.enc_embed_dim, config.embed_dim)
+        self.dec_blocks = nn.ModuleList(
+            Block(
+                config.embed_dim, config.num_heads, config.mlp_ratio, norm_eps=1e-5, qkv_bias=config.qkv_bias
+            )
+            for _ in range(config.depth)
+        )
+        self.dec_norm = nn.LayerNorm(config.embed_dim, eps=1e-6)
+
+    def forward(self, tokens: Tensor, embedding: Tensor) -> tuple[Tensor, ...]:
+        """tokens (B, T, C_e) and index embedding (B, T, C_d) to the four hooked features, in the order of
+        `hooks`.
+
+        The first is the input itself, the last is normalised; the others are plain block outputs.
+        """
+        scale = self.logit_scale * (1.0 if self.training else self.inference_gain)
+        x = self.decoder_embed(tokens) + embedding
+        kept = [tokens]
+        for number, block in enumerate(self.dec_blocks, start=1):
+            x = run_block(block, x, None, scale, self.recompute)
+            if number in self.hooks[1:-1]:
+                kept.append(x)
+        return (*kept, self.dec_norm(x))

@@ -1,0 +1,105 @@
+"""From a scene's fused features to pointmaps: the DPT heads, their activations, and running them in
+chunks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from fast3r_ros.model.config import Fast3RConfig
+from fast3r_ros.model.dpt import Dpt
+from fast3r_ros.model.outputs import FusedFeatures, Pointmap
+
+
+class PointmapHead(nn.Module):
+    """One DPT head with the activations that make points and confidences of its four channels."""
+
+    def __init__(self, config: Fast3RConfig) -> None:
+        super().__init__()
+        fused = config.decoder.embed_dim
+        self.depth_mode = config.head.depth_mode[0]
+        self.conf_mode = config.head.conf_mode
+        self.width = config.head.dpt_feature_dim
+        self.last = config.head.dpt_last_dim
+        self.patch = config.encoder.patch_size
+        self.recompute = False
+        self.dpt = Dpt((config.encoder.embed_dim, fused, fused, fused), config.head)
+
+    def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Four token maps (B, C_i, h, w) to points (B, H, W, 3) and confidences (B, H, W), float32 or
+        wider.
+        """
+        if self.recompute and torch.is_grad_enabled():
+            raw: Tensor = checkpoint(self.dpt, maps, use_reentrant=False)
+        else:
+            raw = self.dpt(maps)
+        raw = raw.to(torch.promote_types(raw.dtype, torch.float32)).permute(0, 2, 3, 1)
+        return activate_points(raw[..., :3], self.depth_mode), activate_confidence(
+            raw[..., 3], self.conf_mode
+        )
+
+    def bytes_per_view(self, grid: tuple[int, int], element_size: int) -> int:
+        """What one view needs at the widest place of the head, roughly."""
+        pixels = grid[0] * grid[1] * self.patch**2
+        return pixels * element_size * (self.width // 2 + 2 * self.last)
+
+    def predict(self, features: FusedFeatures, views: Sequence[int], budget: int) -> list[Pointmap]:
+        """Pointmaps of the given views, in their order; views of one grid share calls of at most `budget`
+        bytes.
+        """
+        results: list[Pointmap | None] = [None] * len(views)
+        for grid, members in _by_grid(features, views).items():
+            per_scene = features.hooks[0].shape[0]
+            element_size = features.hooks[0].element_size()
+            chunk = max(1, budget // (self.bytes_per_view(grid, element_size) * per_scene))
+            for start in range(0, len(members), chunk):
+                part = members[start : start + chunk]
+                maps = [
+                    torch.cat([_token_map(hook, features, views[place]) for place in part])
+                    for hook in features.hooks
+                ]
+                points, confidence = self(maps)
+                points, confidence = (
+                    points.unflatten(0, (len(part), -1)),
+                    confidence.unflatten(0, (len(part), -1)),
+                )
+                for place, view_points, view_confidence in zip(part, points, confidence, strict=True):
+                    results[place] = Pointmap(view_points, view_confidence)
+        return [result for result in results if result is not None]
+
+
+def activate_points(raw: Tensor, mode: str) -> Tensor:
+    """(..., 3) network output to points: `exp` keeps the direction and makes the length exp(|v|) - 1."""
+    if mode == "linear":
+        return raw
+    length = raw.norm(dim=-1, keepdim=True)
+    stretched = torch.expm1(length) if mode == "exp" else length.square()
+    return raw * (stretched / length.clamp(min=1e-8))
+
+
+def activate_confidence(raw: Tensor, mode: tuple[str, float, float]) -> Tensor:
+    """Network output to confidences: `exp` gives low + exp(raw), at most high; `sigmoid` lies between the
+    two.
+    """
+    name, low, high = mode
+    if name == "exp":
+        return (low + raw.exp()).clamp(max=high)
+    return low + (high - low) * raw.sigmoid()
+
+
+def _by_grid(features: FusedFeatures, views: Sequence[int]) -> dict[tuple[int, int], list[int]]:
+    """Places in `views`, grouped by the token grid of the view there."""
+    groups: dict[tuple[int, int], list[int]] = {}
+    for place, view in enumerate(views):
+        groups.setdefault(features.grids[view], []).append(place)
+    return groups
+
+
+def _token_map(hook: Tensor, features: FusedFeatures, view: int) -> Tensor:
+    """One view's tokens of a hook as a map (B, C, h, w), without a copy."""
+    start, (rows, columns) = features.offsets[view], features.grids[view]
+    return hook[:, start : start + rows * columns].transpose(1, 2).unflatten(2, (rows, columns))

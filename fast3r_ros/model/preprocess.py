@@ -1,0 +1,94 @@
+"""An image of any size to the network's input, with the pixel transform that intrinsics follow.
+
+The rule is the official loader's: the long side becomes `long_side` (Lanczos when shrinking, bicubic
+otherwise, Pillow's filters), then a centre crop to multiples of 16; a square becomes 4:3.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from fast3r_ros.errors import UserError
+
+PATCH = 16
+
+
+@dataclass(frozen=True)
+class PreparedImage:
+    """An image at network size.
+
+    pixels: (h, w, 3) uint8 RGB.  pixel_transform: (3, 3) float64, source pixel coordinates to network pixel
+    coordinates (pixel centres at integer + 0.5); new intrinsics are pixel_transform @ intrinsics.
+    """
+
+    pixels: NDArray[np.uint8]
+    pixel_transform: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Resize:
+    """scaled: (w, h) after scaling; left, top: the crop's corner in it; size: (w, h) of the result."""
+
+    source: tuple[int, int]
+    scaled: tuple[int, int]
+    left: int
+    top: int
+    size: tuple[int, int]
+
+    @property
+    def pixel_transform(self) -> NDArray[np.float64]:
+        """(3, 3): source pixel coordinates to result pixel coordinates, pixel centres at integer + 0.5."""
+        scale_x, scale_y = self.scaled[0] / self.source[0], self.scaled[1] / self.source[1]
+        return np.array([[scale_x, 0, -self.left], [0, scale_y, -self.top], [0, 0, 1]], dtype=np.float64)
+
+    @property
+    def shrinks(self) -> bool:
+        """Whether the long side gets smaller, which decides the filter."""
+        return max(self.scaled) < max(self.source)
+
+
+def plan_resize(width: int, height: int, long_side: int) -> Resize:
+    """How an image of this size is scaled and cropped.  Raises UserError when nothing of 16x16 pixels would
+    remain.
+    """
+    longest = max(width, height)
+    scaled = (round(width * long_side / longest), round(height * long_side / longest)) if longest else (0, 0)
+    centre_x, centre_y = scaled[0] // 2, scaled[1] // 2
+    half_width, half_height = (2 * centre_x // PATCH) * (PATCH // 2), (2 * centre_y // PATCH) * (PATCH // 2)
+    if scaled[0] == scaled[1]:
+        half_height = 3 * half_width // 4 // (PATCH // 2) * (PATCH // 2)
+    if half_width < PATCH // 2 or half_height < PATCH // 2:
+        raise UserError(
+            f"an image of {width}x{height} pixels cannot become {long_side} pixels long: "
+            f"both sides would have to keep {PATCH} pixels or more"
+        )
+    size = (2 * half_width, 2 * half_height)
+    return Resize((width, height), scaled, centre_x - half_width, centre_y - half_height, size)
+
+
+def prepare_image(image: NDArray[np.uint8], long_side: int) -> PreparedImage:
+    """Resize and crop one uint8 RGB image (H, W, 3) with Pillow.  Raises UserError for another type or
+    shape.
+    """
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise UserError(
+            f"the image is {image.dtype} of shape {image.shape}, expected uint8 (height, width, 3)"
+        )
+    plan = plan_resize(image.shape[1], image.shape[0], long_side)
+    kind = Image.Resampling.LANCZOS if plan.shrinks else Image.Resampling.BICUBIC
+    scaled = Image.fromarray(image).resize(plan.scaled, kind)
+    width, height = plan.size
+    box = (plan.left, plan.top, plan.left + width, plan.top + height)
+    return PreparedImage(np.array(scaled.crop(box)), plan.pixel_transform)
+
+
+def normalize(pixels: NDArray[np.uint8] | Tensor, device: torch.device | str | None = None) -> Tensor:
+    """uint8 RGB (..., h, w, 3) to the network's float32 input (..., 3, h, w) in [-1, 1]."""
+    tensor = torch.as_tensor(pixels, device=device)
+    return (tensor.movedim(-1, -3).float() / 255 - 0.5) / 0.5
