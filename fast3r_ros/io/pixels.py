@@ -1,0 +1,139 @@
+"""Pixels of sensor_msgs/Image and CompressedImage to 8-bit RGB, whatever their encoding.
+
+Works on plain numbers and bytes, so that it serves bags without ROS and the node alike.  The encodings are
+those of sensor_msgs/image_encodings.hpp.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image as PillowImage
+
+from fast3r_ros.errors import UserError
+from fast3r_ros.mapping.data import UInt8
+
+MAX_PIXELS = 100_000_000  # more is taken for garbage: a JPEG header can claim 4 gigapixels in 20 bytes
+
+
+class BadImage(UserError):
+    """A message without a usable picture.  reason: a short phrase that the frame is counted under."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+# encoding -> (channels, bytes per channel, OpenCV conversion to RGB or None when it is RGB already)
+_PACKED: dict[str, tuple[int, int, int | None]] = {
+    "rgb8": (3, 1, None),
+    "bgr8": (3, 1, cv2.COLOR_BGR2RGB),
+    "8uc3": (3, 1, cv2.COLOR_BGR2RGB),
+    "rgba8": (4, 1, cv2.COLOR_RGBA2RGB),
+    "bgra8": (4, 1, cv2.COLOR_BGRA2RGB),
+    "8uc4": (4, 1, cv2.COLOR_BGRA2RGB),
+    "mono8": (1, 1, cv2.COLOR_GRAY2RGB),
+    "8uc1": (1, 1, cv2.COLOR_GRAY2RGB),
+    "rgb16": (3, 2, None),
+    "bgr16": (3, 2, cv2.COLOR_BGR2RGB),
+    "rgba16": (4, 2, cv2.COLOR_RGBA2RGB),
+    "bgra16": (4, 2, cv2.COLOR_BGRA2RGB),
+    "mono16": (1, 2, cv2.COLOR_GRAY2RGB),
+    "bayer_rggb8": (1, 1, cv2.COLOR_BayerRGGB2RGB),
+    "bayer_bggr8": (1, 1, cv2.COLOR_BayerBGGR2RGB),
+    "bayer_gbrg8": (1, 1, cv2.COLOR_BayerGBRG2RGB),
+    "bayer_grbg8": (1, 1, cv2.COLOR_BayerGRBG2RGB),
+    "bayer_rggb16": (1, 2, cv2.COLOR_BayerRGGB2RGB),
+    "bayer_bggr16": (1, 2, cv2.COLOR_BayerBGGR2RGB),
+    "bayer_gbrg16": (1, 2, cv2.COLOR_BayerGBRG2RGB),
+    "bayer_grbg16": (1, 2, cv2.COLOR_BayerGRBG2RGB),
+    "yuv422": (2, 1, cv2.COLOR_YUV2RGB_UYVY),
+    "uyvy": (2, 1, cv2.COLOR_YUV2RGB_UYVY),
+    "yuv422_yuy2": (2, 1, cv2.COLOR_YUV2RGB_YUYV),
+    "yuyv": (2, 1, cv2.COLOR_YUV2RGB_YUYV),
+}
+# a full plane of luma followed by a half-height plane of interleaved chroma
+_PLANAR = {"nv12": cv2.COLOR_YUV2RGB_NV12, "nv21": cv2.COLOR_YUV2RGB_NV21}
+
+ENCODINGS = (*_PACKED, *_PLANAR)
+DEPTH_ENCODINGS = ("16uc1", "32fc1")
+
+
+def decode_image(
+    data: Any, *, height: int, width: int, step: int, encoding: str, is_bigendian: bool = False
+) -> UInt8:
+    """The pixels of a raw image message as (height, width, 3) uint8 RGB, a copy.
+
+    data: any buffer of bytes (bytes, array.array, numpy array).  step: bytes per row, padding included.
+    16-bit values are divided by 257.  Raises BadImage for an unknown encoding, a zero size, a step that is
+    too short and data that is too short.
+    """
+    name = encoding.lower()
+    if height <= 0 or width <= 0:
+        raise BadImage("empty image", f"the image has no pixels: {width}x{height}")
+    if height * width > MAX_PIXELS:
+        raise BadImage("image too large", f"the image claims {width}x{height} pixels")
+    if name in _PLANAR:
+        if height % 2 or width % 2:
+            raise BadImage("odd size", f"an {encoding} image needs even sides, this one has {width}x{height}")
+        rows = _rows(data, height * 3 // 2, width, step)
+        return cv2.cvtColor(np.ascontiguousarray(rows), _PLANAR[name])  # type: ignore[return-value]
+    if name not in _PACKED:
+        known = ", ".join(ENCODINGS)
+        raise BadImage("unknown encoding", f"unknown image encoding {encoding[:40]!r}; known are {known}")
+    channels, size, conversion = _PACKED[name]
+    if conversion is not None and channels == 2 and width % 2:
+        raise BadImage("odd size", f"an {encoding} image needs an even width, this one has {width}")
+    pixels: Any = np.ascontiguousarray(_rows(data, height, width * channels * size, step))
+    if size == 2:
+        wide = pixels.view(">u2" if is_bigendian else "<u2").astype(np.uint32)
+        pixels = ((wide + 128) // 257).astype(np.uint8)
+    if channels > 1:
+        pixels = pixels.reshape(height, width, channels)
+    return pixels.copy() if conversion is None else cv2.cvtColor(pixels, conversion)
+
+
+def _rows(data: Any, rows: int, row_bytes: int, step: int) -> UInt8:
+    """(rows, row_bytes) view of a buffer whose rows are `step` bytes apart (0 means: without padding)."""
+    step = step or row_bytes
+    if step < row_bytes:
+        raise BadImage("wrong step", f"the image's step is {step} bytes, but a row needs {row_bytes}")
+    buffer = np.frombuffer(data, np.uint8)
+    needed = step * (rows - 1) + row_bytes
+    if buffer.size < needed:
+        text = f"the image has {buffer.size} bytes of data, but its size and step need {needed}"
+        raise BadImage("truncated data", text)
+    return np.lib.stride_tricks.as_strided(buffer, (rows, row_bytes), (step, 1), writeable=False)
+
+
+def decode_compressed(data: Any) -> UInt8:
+    """A JPEG, PNG or other compressed image as (H, W, 3) uint8 RGB.
+
+    An EXIF orientation is ignored: the pixels stay where the camera info says they are.
+    Raises BadImage when the bytes are no image that OpenCV reads.
+    """
+    buffer = np.frombuffer(data, np.uint8)
+    _check_compressed_size(buffer)
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    try:
+        bgr = cv2.imdecode(buffer, flags) if buffer.size else None
+    except cv2.error:
+        bgr = None
+    if bgr is None:
+        raise BadImage("undecodable image", f"{buffer.size} bytes of compressed image data cannot be decoded")
+    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)  # type: ignore[return-value]
+
+
+def _check_compressed_size(buffer: UInt8) -> None:
+    """Refuse a picture by the size in its header, before anything of that size is allocated."""
+    try:
+        width, height = PillowImage.open(io.BytesIO(buffer)).size
+    except Exception as error:
+        # Pillow raises many types on garbage: OSError, SyntaxError, struct.error, DecompressionBombError …
+        text = f"{buffer.size} bytes of compressed image data cannot be decoded ({error})"
+        raise BadImage("undecodable image", text) from error
+    if width * height > MAX_PIXELS:
+        raise BadImage("image too large", f"the compressed image claims {width}x{height} pixels")

@@ -1,0 +1,8 @@
+"""Where frames come from: video, image files, rosbag2 and the built-in synthetic walk.
+
+`open_source("walk.mp4")` finds out what the text means.  Every source is iterated for `Frame`s.
+"""
+
+from fast3r_ros.io.sources.source import SkippedFrame, Source, choose_indices, open_source
+
+__all__ = ["SkippedFrame", "Source", "choose_indices", "open_source"]
