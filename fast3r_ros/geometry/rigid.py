@@ -1,0 +1,31 @@
+"""Rigid transforms as (4, 4) float64 matrices named `a_from_b`: they map b coordinates to a coordinates."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Array = NDArray[np.float64]
+
+
+def rigid_matrix(rotation: ArrayLike, translation: ArrayLike) -> Array:
+    """Rotations (..., 3, 3) and translations (..., 3) -> matrices (..., 4, 4)."""
+    rotations = np.asarray(rotation, dtype=np.float64)
+    matrix = np.zeros((*rotations.shape[:-2], 4, 4))
+    matrix[..., :3, :3] = rotations
+    matrix[..., :3, 3] = translation
+    matrix[..., 3, 3] = 1.0
+    return matrix
+
+
+def inverse(a_from_b: ArrayLike) -> Array:
+    """`a_from_b` (..., 4, 4) -> `b_from_a`, by transposition: exact for rigid transforms only."""
+    matrix = np.asarray(a_from_b, dtype=np.float64)
+    rotation = np.swapaxes(matrix[..., :3, :3], -1, -2)
+    return rigid_matrix(rotation, -(rotation @ matrix[..., :3, 3:])[..., 0])
+
+
+def transform_points(a_from_b: ArrayLike, points: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Map points (..., 3) of frame b to frame a, in the precision of the points."""
+    matrix = np.asarray(a_from_b, dtype=points.dtype)
+    return points @ matrix[:3, :3].T + matrix[:3, 3]
