@@ -1,0 +1,258 @@
+"""Exact renderer of textured rectangles, batched over scenes and views; the same code on CPU and GPU.
+
+In the image of a pinhole camera, the inverse depth of a plane is a linear function of the pixel, and so are
+the plane's two coordinates divided by the depth (Blinn, "Hyperbolic interpolation", 1992).  A rectangle is
+therefore three linear functions of the pixel, and the nearest rectangle has the greatest inverse depth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from fast3r_ros.synthetic.scene import Scene
+from fast3r_ros.synthetic.textures import LEVEL_OFFSETS, LEVEL_SIZES, LEVELS, SIZE, TEXELS, texture_bank
+
+NEAR = 0.02  # metres; what is nearer than this is not seen
+PIXELS_AT_ONCE = 1 << 16  # on the CPU, so that the working set stays in the cache
+
+
+@dataclass(frozen=True)
+class Render:
+    """What V cameras see, with a leading B if a batch of scenes was rendered.
+
+    images: (..., V, H, W, 3) uint8 RGB.  depth: (..., V, H, W) float32, z in the camera frame in metres, 0
+    where nothing is hit.
+    """
+
+    images: Tensor
+    depth: Tensor
+
+
+def render(
+    scene: Scene | Sequence[Scene],
+    world_from_camera: Tensor,
+    intrinsics: Tensor,
+    width: int,
+    height: int,
+    device: torch.device | str = "cpu",
+) -> Render:
+    """Images and depth of V cameras in one scene, or of B x V cameras in B scenes.
+
+    world_from_camera: (V, 4, 4), or (B, V, 4, 4) for a sequence of B scenes.  intrinsics: (3, 3) or any shape
+    that broadcasts to (..., V, 3, 3); pixel centres at integer + 0.5.
+    """
+    scenes = [scene] if isinstance(scene, Scene) else list(scene)
+    poses = torch.as_tensor(world_from_camera, dtype=torch.float64, device=device)
+    poses = poses[None] if isinstance(scene, Scene) else poses
+    batch, views = poses.shape[:2]
+    matrices = torch.as_tensor(intrinsics, dtype=torch.float64, device=device).expand(batch, views, 3, 3)
+    rectangles = _stack(scenes, device)
+    planes, table = _project(rectangles, poses, matrices, width, height)
+    focal = matrices[..., 0, 0].flatten().float()
+    images = torch.empty((batch * views, height, width, 3), dtype=torch.uint8, device=device)
+    depth = torch.empty((batch * views, height, width), device=device)
+    chunk = max(
+        (PIXELS_AT_ONCE if images.device.type == "cpu" else 256 * PIXELS_AT_ONCE) // (width * height), 1
+    )
+    for first in range(0, batch * views, chunk):
+        part = slice(first, first + chunk)
+        own = _Planes(planes.column[part], planes.row[part])
+        inverse_depth, chosen = _nearest(own, width, height)
+        hit = inverse_depth > 0
+        colors = _shade(table[part], own, inverse_depth, chosen, focal[part])
+        images[part] = (colors * 255 + 0.5).to(torch.uint8) * hit[..., None]
+        depth[part] = torch.where(hit, 1 / inverse_depth.clamp_min(1e-9), 0.0)
+    shape = (views, height, width) if isinstance(scene, Scene) else (batch, views, height, width)
+    return Render(images.reshape(*shape, 3), depth.reshape(shape))
+
+
+def points_camera(depth: Tensor, intrinsics: Tensor) -> Tensor:
+    """(..., H, W, 3) points in the camera frame from z-depth (..., H, W) and intrinsics (..., 3, 3)."""
+    height, width = depth.shape[-2:]
+    matrices = torch.as_tensor(intrinsics, dtype=depth.dtype, device=depth.device)
+    u = torch.arange(width, dtype=depth.dtype, device=depth.device) + 0.5
+    v = torch.arange(height, dtype=depth.dtype, device=depth.device) + 0.5
+    focal_x, focal_y, center_x, center_y = (
+        matrices[..., row, column, None, None] for row, column in ((0, 0), (1, 1), (0, 2), (1, 2))
+    )
+    return torch.stack(
+        [depth * (u - center_x) / focal_x, depth * (v[:, None] - center_y) / focal_y, depth], dim=-1
+    )
+
+
+@dataclass(frozen=True)
+class _Rectangles:
+    """B scenes padded to Q rectangles; geometry in float64.  `present` is False for padding."""
+
+    center: Tensor  # (B, Q, 3)
+    axes: Tensor  # (B, Q, 3, 3): unit u, unit v, normal
+    half: Tensor  # (B, Q, 2)
+    present: Tensor  # (B, Q)
+    look: Tensor  # (B, Q, 11) float32: texture, repeats of the texture (2), offset (2), gain (3), lift (3)
+
+
+@dataclass(frozen=True)
+class _Planes:
+    """The M rectangles that each of B*V cameras may see, as linear functions of the pixel.
+
+    column, row: (N, M, 3, W) and (N, M, 3, H); their sum is (inverse depth, u / depth, v / depth), where u
+    and v are in [-1, 1] inside the rectangle.
+    """
+
+    column: Tensor
+    row: Tensor
+
+
+def _stack(scenes: Sequence[Scene], device: torch.device | str) -> _Rectangles:
+    count = max(scene.center.shape[0] for scene in scenes)
+
+    def padded(arrays: list[Tensor], dtype: torch.dtype) -> Tensor:
+        stacked = torch.zeros((len(arrays), count, *arrays[0].shape[1:]), dtype=dtype)
+        for row, array in zip(stacked, arrays, strict=True):
+            row[: array.shape[0]] = array
+        return stacked.to(device)
+
+    look = [torch.from_numpy(scene.look) for scene in scenes]
+    axes = [torch.from_numpy(scene.axes) for scene in scenes]
+    present = [torch.ones(scene.center.shape[0], dtype=torch.bool) for scene in scenes]
+    return _Rectangles(
+        center=padded([torch.from_numpy(scene.center) for scene in scenes], torch.float64),
+        axes=padded(axes, torch.float64),
+        half=padded([torch.from_numpy(scene.half) for scene in scenes], torch.float64),
+        present=padded(present, torch.bool),
+        look=padded(look, torch.float32),
+    )
+
+
+def _project(
+    rectangles: _Rectangles, poses: Tensor, matrices: Tensor, width: int, height: int
+) -> tuple[_Planes, Tensor]:
+    """The linear functions of the rectangles that each camera may see, and their (N, M, 12) shading table."""
+    rotation, position = poses[..., :3, :3], poses[..., :3, 3]
+    # (B, V, Q, 3): centres in the camera frame; (B, V, Q, 3 axes, 3)
+    center = torch.einsum("bvkc,bvqk->bvqc", rotation, rectangles.center[:, None] - position[:, :, None])
+    axes = torch.einsum("bvkc,bqak->bvqac", rotation, rectangles.axes)
+    offset = (axes[..., 2, :] * center).sum(-1)  # signed distance along the normal; front faces are negative
+    visible = (
+        rectangles.present[:, None]
+        & (offset < -1e-6)
+        & _in_frustum(center, axes, rectangles.half[:, None], matrices, width, height)
+    )
+    # plane coordinates in half extents: a . (p - center) / half = (a . ray) z / half - (a . center) / half
+    inverse = axes[..., 2, :] / offset[..., None].clamp_max(-1e-6)  # inverse depth per unit ray
+    half = rectangles.half[:, None, :, :, None]
+    along = axes[..., :2, :] / half
+    shift = (along * center[..., None, :]).sum(-1, keepdim=True)
+    linear = torch.cat([inverse[..., None, :], along - shift * inverse[..., None, :]], dim=-2)
+
+    most = max(int(visible.sum(-1).max()), 1)
+    order = visible.to(torch.uint8).argsort(dim=-1, descending=True, stable=True)[..., :most]
+    pick = order[..., None, None].expand(*order.shape, 3, 3)
+    linear = linear.gather(2, pick) * visible.gather(2, order)[..., None, None]
+    linear = (linear @ torch.linalg.inv(matrices)[:, :, None]).flatten(0, 1)
+    u = torch.arange(width, dtype=torch.float64, device=linear.device) + 0.5
+    v = torch.arange(height, dtype=torch.float64, device=linear.device) + 0.5
+    column = linear[..., 0, None] * u
+    row = linear[..., 1, None] * v + linear[..., 2, None]
+
+    look = torch.cat([rectangles.look, rectangles.half.float()], dim=-1)[:, None].expand(
+        -1, poses.shape[1], -1, -1
+    )
+    look = look.gather(2, order[..., None].expand(*order.shape, look.shape[-1]))
+    slope = offset.gather(2, order).abs().float()  # |normal . point|; with the depth it gives the obliqueness
+    table = torch.cat([look, slope[..., None]], dim=-1).flatten(0, 1)
+    return _Planes(column.float(), row.float()), table
+
+
+def _in_frustum(
+    center: Tensor, axes: Tensor, half: Tensor, matrices: Tensor, width: int, height: int
+) -> Tensor:
+    """(B, V, Q): False only if all four corners lie outside one side of the viewing frustum."""
+    signs = torch.tensor([[1, 1], [1, -1], [-1, 1], [-1, -1]], dtype=center.dtype, device=center.device)
+    reach = signs * half[..., None, :]  # (B, 1, Q, 4, 2)
+    corners = center[..., None, :] + torch.einsum(
+        "bvqsa,bvqac->bvqsc", reach.expand(*center.shape[:3], 4, 2), axes[..., :2, :]
+    )
+    pixels = torch.einsum("bvij,bvqsj->bvqsi", matrices, corners)
+    x, y, z = pixels.unbind(-1)
+    outside = [x < 0, x > width * z, y < 0, y > height * z, z < NEAR]
+    return ~torch.stack([side.all(-1) for side in outside]).any(0)
+
+
+def _nearest(planes: _Planes, width: int, height: int) -> tuple[Tensor, Tensor]:
+    """(N, H, W) greatest inverse depth of the rectangles that contain the pixel (0 if none), and its index."""
+    cameras, count = planes.column.shape[:2]
+    device = planes.column.device
+    best = torch.zeros((cameras, height, width), device=device)
+    chosen = torch.zeros((cameras, height, width), dtype=torch.int32, device=device)
+    inside, other = torch.empty_like(best), torch.empty_like(best)
+    for index in range(
+        count
+    ):  # a loop over rectangles: the working set of one stays in the processor's cache
+        column, row = planes.column[:, index], planes.row[:, index]
+        torch.add(column[:, 1, None, :], row[:, 1, :, None], out=inside).abs_()
+        torch.add(column[:, 2, None, :], row[:, 2, :, None], out=other).abs_()
+        torch.maximum(inside, other, out=inside)
+        torch.add(column[:, 0, None, :], row[:, 0, :, None], out=other)
+        nearer = (other >= inside) & (other > best) & (other < 1 / NEAR)
+        chosen.masked_fill_(nearer, index)
+        torch.where(nearer, other, best, out=best)
+    return best, chosen
+
+
+def _shade(table: Tensor, planes: _Planes, inverse_depth: Tensor, chosen: Tensor, focal: Tensor) -> Tensor:
+    """(N, H, W, 3) float32 colours in [0, 1]: the mipmapped texture times the rectangle's gain."""
+    cameras, height, width = inverse_depth.shape
+    device = inverse_depth.device
+    count = table.shape[1]
+    camera = torch.arange(cameras, device=device)[:, None, None]
+    v = torch.arange(height, device=device)[:, None]
+    u = torch.arange(width, device=device)
+    flat = camera * count + chosen
+    column = planes.column.transpose(2, 3).reshape(-1, 3)  # (N * M * W, 3)
+    row = planes.row.transpose(2, 3).reshape(-1, 3)
+    plane = column[(flat * width + u).flatten()] + row[(flat * height + v).flatten()]
+    look = table.reshape(-1, table.shape[-1])[flat.flatten()]
+    depth = 1 / inverse_depth.flatten().clamp_min(1e-9)
+    surface = plane[:, 1:] * depth[:, None]  # in [-1, 1]
+    texture, repeats, offset, gain, lift, half, distance = look.split([1, 2, 2, 3, 3, 2, 1], dim=-1)
+
+    # metres of surface under one pixel, for the mipmap level; obliqueness counts by its square root
+    focal = focal[:, None, None].expand_as(inverse_depth).flatten()
+    stretch = (depth / distance[:, 0].clamp_min(1e-3)).clamp(1, 16).sqrt()
+    tiles_per_metre = (repeats / (2 * half)).amax(-1)
+    level = (depth * stretch / focal * tiles_per_metre * SIZE).clamp(1, SIZE).log2().round().long()
+    place = (surface + 1) / 2 * repeats + offset
+    color = _sample(_texels(device), texture[:, 0].long(), place, level)
+    return (color * gain + lift).clamp(0, 1).reshape(cameras, height, width, 3)
+
+
+@lru_cache(maxsize=4)
+def _texels_on(device: str) -> Tensor:
+    return torch.from_numpy(texture_bank().texels).reshape(-1, 3).to(device)
+
+
+def _texels(device: torch.device) -> Tensor:
+    return _texels_on(str(device))
+
+
+def _sample(texels: Tensor, texture: Tensor, place: Tensor, level: Tensor) -> Tensor:
+    """(P, 3) bilinear samples; texels: (T * TEXELS, 3); place: (P, 2) in tiles, repeating; level: (P,)."""
+    device = place.device
+    size = torch.tensor(LEVEL_SIZES, device=device)[level.clamp(0, LEVELS - 1)]
+    start = texture * TEXELS + torch.tensor(LEVEL_OFFSETS, device=device)[level.clamp(0, LEVELS - 1)]
+    scaled = (place - place.floor()) * size[:, None] - 0.5
+    corner = scaled.floor()
+    weight = scaled - corner
+    x0, y0 = (corner.long() & (size[:, None] - 1)).unbind(-1)  # sizes are powers of two
+    x1, y1 = (x0 + 1) & (size - 1), (y0 + 1) & (size - 1)
+    top, bottom = start + y0 * size, start + y1 * size
+    wx, wy = weight[:, :1], weight[:, 1:]
+    upper = torch.lerp(texels[top + x0], texels[top + x1], wx)
+    lower = torch.lerp(texels[bottom + x0], texels[bottom + x1], wx)
+    return torch.lerp(upper, lower, wy)
