@@ -1,0 +1,283 @@
+"""Make everything that the package needs: virtual environment, pinned dependencies, colcon build.
+
+Usage: setup_environment.py [--distro kilted|jazzy] [--for demo|test] [--print-suffix]
+
+Without a ROS 2 distribution, ROS 2 itself comes from PyPI (Kilted by default, Jazzy on request).  When a
+distribution is sourced (ROS_DISTRO is set), that one is used and no ROS wheels are installed.  Every step is
+left out when its inputs have not changed since it last succeeded.  Only the standard library is used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import hashlib
+import importlib.util
+import os
+import platform
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+CONSTRAINTS = ROOT / "requirements" / "constraints.txt"
+WHEEL_DISTROS = ("kilted", "jazzy")
+OLDEST_DISTRO = "jazzy"
+REQUIREMENTS = {
+    "demo": ("build", "core"),
+    "test": ("build", "core", "train", "viewer", "test"),
+}
+# Without a GPU the CPU build of PyTorch saves a download of several gigabytes.
+TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+
+
+class SetupError(Exception):
+    """Something on this machine is missing; the message is one line that says what to do."""
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Where one ROS 2 distribution's environment lives.
+
+    suffix: "" (Kilted wheels), "-jazzy" (Jazzy wheels) or "-NAME-system" (a sourced distribution); it ends
+    the names of the folders .venv, build, install and log.
+    """
+
+    distro: str
+    sourced: bool
+    suffix: str
+
+    def folder(self, name: str) -> Path:
+        """The folder `name` of this environment, in the root of the repository."""
+        return ROOT / f"{name}{self.suffix}"
+
+    @property
+    def python(self) -> Path:
+        """The environment's interpreter."""
+        return self.folder(".venv") / "bin" / "python"
+
+
+def choose_environment(asked: str | None) -> Environment:
+    """Choose between the sourced ROS 2 distribution and the wheels; SetupError when it cannot be used."""
+    sourced = os.environ.get("ROS_DISTRO", "")
+    if not sourced:
+        distro = asked or WHEEL_DISTROS[0]
+        if distro not in WHEEL_DISTROS:
+            raise SetupError(f"DISTRO={distro} is not available from PyPI; use {' or '.join(WHEEL_DISTROS)}")
+        return Environment(distro, False, "" if distro == WHEEL_DISTROS[0] else f"-{distro}")
+    if os.environ.get("ROS_VERSION", "2") != "2" or sourced < OLDEST_DISTRO:
+        raise SetupError(
+            f"the sourced ROS distribution {sourced} is too old: use Jazzy or newer, or a shell without ROS"
+        )
+    if asked and asked != sourced:
+        raise SetupError(f"DISTRO={asked} was asked for but {sourced} is sourced: use a shell without ROS")
+    return Environment(sourced, True, f"-{sourced}-system")
+
+
+def check_machine(environment: Environment) -> None:
+    """SetupError with one line that names everything missing on this machine."""
+    if sys.version_info < (3, 10):  # noqa: UP036 - this script runs before the environment exists
+        raise SetupError(f"Python {platform.python_version()} is too old: Python 3.10 or newer is needed")
+    packages = {"g++": "g++", "make": "make", "bash": "bash"}
+    missing = [package for program, package in packages.items() if shutil.which(program) is None]
+    if importlib.util.find_spec("ensurepip") is None or importlib.util.find_spec("venv") is None:
+        missing.append("python3-venv")
+    if not any(Path(include, "Python.h").exists() for include in include_folders(sys.executable)):
+        missing.append("python3-dev")
+    if missing:
+        raise SetupError(f"missing on this machine: {', '.join(missing)} (apt install {' '.join(missing)})")
+    if not environment.sourced and (sys.platform, platform.machine()) != ("linux", "x86_64"):
+        raise SetupError(
+            f"ROS 2 from PyPI exists for Linux on x86_64 only, not for {sys.platform} {platform.machine()}: "
+            "install ROS 2 Jazzy or newer, source its setup.bash and run this again"
+        )
+
+
+def include_folders(python: str | Path) -> list[str]:
+    """The folders that may hold Python.h of an interpreter."""
+    code = "import sysconfig; print(sysconfig.get_path('include')); print(sysconfig.get_path('platinclude'))"
+    return subprocess.run([python, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+
+
+class Log:
+    """Prints one line per step and keeps what the steps' programs print in a file."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self.path.write_text("")
+
+    def run(self, title: str, command: Sequence[str | Path], environ: dict[str, str] | None = None) -> None:
+        """Run a command and show how long it takes; SetupError with the end of its output when it fails."""
+        start = time.monotonic()
+        with self.path.open("a") as file:
+            file.write(f"\n$ {' '.join(map(str, command))}\n")
+            file.flush()
+            process = subprocess.Popen(
+                command, stdout=file, stderr=file, cwd=ROOT, env=environ, preexec_fn=_die_with_parent
+            )
+            status = self._wait(process, title, start)
+        if status != 0:
+            tail = "\n".join(self.path.read_text(errors="replace").splitlines()[-25:])
+            print(f"\n{tail}", file=sys.stderr)
+            raise SetupError(f"{title}: failed; the whole output is in {self.path.relative_to(ROOT)}")
+        print(f"{_rewind()}{title}: {time.monotonic() - start:.0f} s", flush=True)
+
+    @staticmethod
+    def _wait(process: subprocess.Popen[bytes], title: str, start: float) -> int:
+        try:
+            while True:
+                if sys.stdout.isatty():
+                    print(f"{_rewind()}{title} … {time.monotonic() - start:.0f} s", end="", flush=True)
+                try:
+                    return process.wait(timeout=1.0)
+                except subprocess.TimeoutExpired:
+                    continue
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+
+def _rewind() -> str:
+    return "\r\033[K" if sys.stdout.isatty() else ""
+
+
+def _die_with_parent() -> None:
+    """In the child: a group of its own, so that Ctrl-C ends it through us, and an end when we are killed."""
+    os.setpgid(0, 0)
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+def create_venv(environment: Environment, log: Log) -> None:
+    """Create the virtual environment unless a working one of this Python version is there."""
+    folder = environment.folder(".venv")
+    if (folder / "bin" / "pip").exists():
+        code = "import sys; print(sys.version_info[:2])"
+        found = subprocess.run([environment.python, "-c", code], capture_output=True, text=True, check=False)
+        if found.stdout.strip() == str(sys.version_info[:2]):
+            return
+    options = ["--system-site-packages"] if environment.sourced else []
+    command: list[str | Path] = [sys.executable, "-m", "venv", "--clear", *options, folder]
+    log.run(f"Creating {folder.name} (Python {platform.python_version()})", command)
+
+
+def install_requirements(environment: Environment, purpose: str, log: Log) -> None:
+    """Install the requirement files of a purpose that have changed since they were last installed."""
+    names = [*REQUIREMENTS[purpose], *([] if environment.sourced else [f"ros-{environment.distro}"])]
+    stamps = environment.folder(".venv") / "installed-requirements"
+    stamps.mkdir(exist_ok=True)
+    wanted: dict[Path, Path] = {}
+    for name in names:
+        path = ROOT / "requirements" / f"{name}.txt"
+        content = path.read_bytes() + CONSTRAINTS.read_bytes()
+        stamp = stamps / f"{name}-{hashlib.sha256(content).hexdigest()[:16]}"
+        if not stamp.exists():
+            wanted[stamp] = path
+    if not wanted:
+        return
+    pip: list[str | Path] = [environment.python, "-m", "pip", "--disable-pip-version-check", "install"]
+    if any(path.stem == "core" for path in wanted.values()):
+        index = [] if shutil.which("nvidia-smi") else ["--extra-index-url", TORCH_CPU_INDEX, "--retries", "1"]
+        log.run("Installing PyTorch", [*pip, "--no-deps", *index, pinned_torch()])
+    if environment.sourced:
+        arguments = beside_system_packages(environment, list(wanted.values()))
+    else:
+        arguments = ["-c", CONSTRAINTS, *(word for path in wanted.values() for word in ("-r", path))]
+    log.run(f"Installing the requirements: {', '.join(p.stem for p in wanted.values())}", [*pip, *arguments])
+    if not environment.sourced:
+        patch_cmake_files(environment)
+    for stamp in wanted:
+        stamp.touch()
+
+
+def pinned_torch() -> str:
+    """The line of requirements/core.txt that pins PyTorch."""
+    lines = (ROOT / "requirements" / "core.txt").read_text().splitlines()
+    return next(line for line in lines if line.startswith("torch=="))
+
+
+def beside_system_packages(environment: Environment, files: list[Path]) -> list[str | Path]:
+    """pip arguments for a sourced distribution: what the system lacks, and nothing that ROS was built with.
+
+    cv_bridge and the messages are compiled against the system's NumPy, so that one stays, and the pins, which
+    are made for the wheels, become names.
+    """
+    modules = {"opencv-python-headless": "cv2", "pillow": "PIL", "pyyaml": "yaml"}
+    lines = [line for path in files for line in path.read_text().splitlines() if line and line[0] != "#"]
+    names = sorted({re.split(r"[=<>;\[ ]", line)[0] for line in lines} - {"torch"})
+    missing = [n for n in names if importlib.util.find_spec(modules.get(n, n).replace("-", "_")) is None]
+    constraints = environment.folder(".venv") / "system-constraints.txt"
+    code = "import numpy; print(f'numpy=={numpy.__version__}')"
+    numpy = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    constraints.write_text(f"{numpy.stdout}{pinned_torch()}\n")
+    return ["-c", constraints, pinned_torch(), *missing]
+
+
+def patch_cmake_files(environment: Environment) -> None:
+    """The wheels' CMake files name two folders of the machine that built them; put this machine's in."""
+    code = "import numpy; print(numpy.get_include())"
+    numpy = subprocess.run([environment.python, "-c", code], check=True, capture_output=True, text=True)
+    headers = next(f for f in include_folders(environment.python) if Path(f, "Python.h").exists())
+    for path in environment.folder(".venv").glob("share/*/cmake/*.cmake"):
+        old = path.read_text()
+        new = re.sub(r"/opt/python/[^;\s\"]*/numpy/_core/include", numpy.stdout.strip(), old)
+        new = re.sub(r"/opt/python/cp\w+-cp\w+/include/python3\.\d+\w*", headers, new)
+        if new != old:
+            path.write_text(new)
+
+
+def build(environment: Environment, log: Log) -> None:
+    """Build messages and package into install/; a second time only what has changed."""
+    venv = environment.folder(".venv")
+    environ = dict(os.environ, VIRTUAL_ENV=str(venv), PATH=f"{venv / 'bin'}:{os.environ['PATH']}")
+    environ.pop("_ROS_WHEELS_BOOTSTRAP_COMPLETE", None)
+    if not environment.sourced:
+        environ.update(CMAKE_PREFIX_PATH=str(venv), AMENT_PREFIX_PATH=str(venv), PYTHONPATH="")
+    packages = [ROOT]
+    probe = [str(environment.python), "-c", "import tf2_msgs.msg"]
+    if subprocess.run(probe, capture_output=True, env=environ, check=False).returncode != 0:
+        packages.append(ROOT / "interfaces" / "tf2_msgs")
+    # Found by path only: a search would enter the virtual environment and trip over other packages' setup.py.
+    command: list[str | Path] = [venv / "bin" / "colcon", "--log-base", environment.folder("log"), "build"]
+    command += ["--base-paths", *packages, "--symlink-install"]
+    command += ["--build-base", environment.folder("build"), "--install-base", environment.folder("install")]
+    command += ["--cmake-args", f"-DPython3_EXECUTABLE={environment.python}", "-DBUILD_TESTING=OFF"]
+    command += [] if environment.sourced else ["-DPython3_FIND_VIRTUALENV=ONLY"]
+    log.run(f"Building the messages and the package for {environment.distro}", command, environ)
+
+
+def main() -> int:
+    """Run every step; returns the exit status (2: something is missing, in one line)."""
+    parser = argparse.ArgumentParser(description="Make the environment of fast3r_ros.")
+    parser.add_argument("--distro", default=None, help="ROS 2 from PyPI: kilted (default) or jazzy")
+    parser.add_argument("--for", dest="purpose", choices=sorted(REQUIREMENTS), default="demo")
+    parser.add_argument("--print-suffix", action="store_true", help="only print what ends the folders' names")
+    arguments = parser.parse_args()
+    try:
+        environment = choose_environment(arguments.distro or None)
+        if arguments.print_suffix:
+            print(environment.suffix)
+            return 0
+        check_machine(environment)
+        log = Log(environment.folder("log") / "setup.txt")
+        create_venv(environment, log)
+        install_requirements(environment, arguments.purpose, log)
+        build(environment, log)
+    except SetupError as error:
+        print(f"fast3r_ros: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,5 @@
+"""`pip install .`: the ROS-free core and the `fast3r` command.  Everything is declared in setup.cfg."""
+
+from setuptools import setup
+
+setup()
