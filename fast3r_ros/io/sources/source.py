@@ -27,9 +27,9 @@ class SkippedFrame:
 class Source(Protocol):
     """A finite sequence of frames.
 
-    name: what was opened, for people.  rate_hz: mean frames per second, None when the source has no times
-    of its own and they are made up.  skipped: the frames that the iterations so far could not read.
-    truth: stamp in ns -> (4, 4) `world_from_camera`, None where there is no ground truth.
+    name: what was opened, for people.  rate_hz: mean frames per second.  skipped: the frames that the
+    iterations so far could not read.  truth: stamp in ns -> (4, 4) `world_from_camera`, None where there is
+    no ground truth.
     """
 
     name: str

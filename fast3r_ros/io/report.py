@@ -1,0 +1,44 @@
+"""report.json: what was made, of what, with what, and how long it took."""
+
+from __future__ import annotations
+
+import json
+import platform
+import resource
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from fast3r_ros import __version__
+from fast3r_ros.io.files import whole_file
+
+_LIBRARIES = ("torch", "numpy", "scipy", "opencv-python-headless")
+
+
+def write_report(path: str | Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON report.  Raises UserError when it cannot be written."""
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
+
+
+def versions() -> dict[str, str]:
+    """The versions of this package, Python and the libraries that results depend on."""
+    found = {"fast3r_ros": __version__, "python": platform.python_version()}
+    for name in _LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def peak_memory() -> dict[str, float]:
+    """Peak memory of this process in MiB: `host`, and `device` when CUDA was used."""
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peaks = {"host": round(kilobytes / 1024, 1)}
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        peaks["device"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
+    return peaks
