@@ -348,11 +348,14 @@ def _horn_rotation(correlation: Tensor) -> tuple[Tensor, Tensor]:
     return rotation, (values[:, 3] - values[:, 2]) / largest
 
 
+def sample_indices(available: int, count: int, device: torch.device) -> Tensor:
+    """At most `count` of the indices below `available`, in random order and always the same."""
+    return torch.randperm(available, generator=torch.Generator().manual_seed(0))[:count].to(device)
+
+
 def _sample(source: Tensor, target: Tensor, weights: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """At most `count` correspondences in random order, the same for all B; bad points get weight zero."""
-    generator = torch.Generator().manual_seed(0)
-    available = source.shape[1]
-    chosen = torch.randperm(available, generator=generator)[:count].to(source.device)
+    chosen = sample_indices(source.shape[1], count, source.device)
     source, target = source.index_select(1, chosen).double(), target.index_select(1, chosen).double()
     weights = weights.index_select(1, chosen).double()
     good = torch.isfinite(source.sum(2) + target.sum(2) + weights) & (weights > 0)
