@@ -11,16 +11,9 @@ from fast3r_ros.errors import UserError
 from fast3r_ros.io.files import whole_file
 from fast3r_ros.mapping.data import Cloud
 
+_COLOURS = ("red", "green", "blue")
 _VERTEX = np.dtype(
-    [
-        ("x", "<f4"),
-        ("y", "<f4"),
-        ("z", "<f4"),
-        ("red", "u1"),
-        ("green", "u1"),
-        ("blue", "u1"),
-        ("confidence", "<f4"),
-    ]
+    [*((name, "<f4") for name in "xyz"), *((name, "u1") for name in _COLOURS), ("confidence", "<f4")]
 )
 
 
@@ -52,7 +45,7 @@ def read_ply(path: str | Path) -> Cloud:
     except (PlyParseError, KeyError, ValueError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not a PLY point cloud: {error}") from error
     colors = np.full((len(points), 3), 128, np.uint8)
-    if {"red", "green", "blue"} <= set(names):
-        colors = np.stack([vertices[name] for name in ("red", "green", "blue")], 1).astype(np.uint8)
+    if set(_COLOURS) <= set(names):
+        colors = np.stack([vertices[name] for name in _COLOURS], 1).astype(np.uint8)
     confidence = vertices["confidence"] if "confidence" in names else np.ones(len(points))
     return Cloud(points, colors, np.array(confidence, np.float32))
