@@ -130,7 +130,7 @@ def _splat(points: Float64, colors: UInt8, low: Float64, high: Float64) -> UInt8
 
 
 def _aligned_truth(trajectory: Sequence[PoseEstimate], truth: Mapping[int, Float64]) -> Float64:
-    """True camera positions, moved into the map by one similarity, (N, 3) in time order; none when it fails."""
+    """True camera positions, moved into the map by one similarity, (N, 3) in time order; none if it fails."""
     both = [pose for pose in trajectory if pose.stamp_ns in truth]
     try:
         map_from_world = fit_similarity(

@@ -130,7 +130,7 @@ def decode_compressed(data: Any) -> UInt8:
 def _check_compressed_size(buffer: UInt8) -> None:
     """Refuse a picture by the size in its header, before anything of that size is allocated."""
     try:
-        width, height = PillowImage.open(io.BytesIO(buffer)).size
+        width, height = PillowImage.open(io.BytesIO(buffer.data)).size
     except Exception as error:
         # Pillow raises many types on garbage: OSError, SyntaxError, struct.error, DecompressionBombError …
         text = f"{buffer.size} bytes of compressed image data cannot be decoded ({error})"

@@ -1,0 +1,95 @@
+"""cameras.json: every view's intrinsics and pose; and the record of a view that files are written from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fast3r_ros.errors import UserError
+from fast3r_ros.io.files import whole_file
+from fast3r_ros.mapping.data import Float64, ViewEstimate
+
+FORMAT = "fast3r_ros cameras 1"
+
+
+@dataclass(frozen=True)
+class CameraRecord:
+    """One posed view without its pixels.
+
+    name: file name of its pictures without suffix.  width, height: of the image at network size, in pixels.
+    intrinsics: (3, 3) for those pixels, centres at integer + 0.5.  map_from_camera: (4, 4) rigid.
+    """
+
+    name: str
+    stamp_ns: int
+    camera: str
+    width: int
+    height: int
+    intrinsics: Float64
+    map_from_camera: Float64
+
+
+def record_of(view: ViewEstimate) -> CameraRecord:
+    """The record of a view, named after its keyframe."""
+    height, width = view.image.shape[:2]
+    name = f"{view.keyframe_id:06d}"
+    return CameraRecord(
+        name, view.stamp_ns, view.camera, width, height, view.intrinsics, view.map_from_camera
+    )
+
+
+def write_cameras(path: str | Path, records: Sequence[CameraRecord], *, unit: str) -> None:
+    """Write the views' intrinsics and poses as JSON.
+
+    unit: of the translations, "m" or "map units".  Raises UserError when it cannot be written.
+    """
+    content = {
+        "format": FORMAT,
+        "unit": unit,
+        "axes": "camera: x right, y down, z forward; map: z up; pixel centres at integer + 0.5",
+        "views": [
+            {
+                "name": record.name,
+                "stamp_ns": record.stamp_ns,
+                "camera": record.camera,
+                "width": record.width,
+                "height": record.height,
+                "intrinsics": record.intrinsics.tolist(),
+                "map_from_camera": record.map_from_camera.tolist(),
+            }
+            for record in records
+        ],
+    }
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def read_cameras(path: str | Path) -> tuple[list[CameraRecord], str]:
+    """Read cameras.json: the views and the unit of length.  Raises UserError when it is none of ours."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        if content["format"] != FORMAT:
+            raise UserError(f"{path} has the format {content['format']!r}, this version reads {FORMAT!r}")
+        records = [
+            CameraRecord(
+                view["name"],
+                int(view["stamp_ns"]),
+                view["camera"],
+                int(view["width"]),
+                int(view["height"]),
+                np.array(view["intrinsics"], np.float64).reshape(3, 3),
+                np.array(view["map_from_camera"], np.float64).reshape(4, 4),
+            )
+            for view in content["views"]
+        ]
+        return records, str(content["unit"])
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is not a cameras.json of this package ({error})") from error

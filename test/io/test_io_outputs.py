@@ -1,0 +1,266 @@
+"""Every output is opened by a tool that is not ours, and says what went in."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pycolmap
+import pytest
+import trimesh
+from evo.tools import file_interface
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from pypcd4 import PointCloud
+from scipy.spatial.transform import Rotation
+
+from fast3r_ros.errors import UserError
+from fast3r_ros.io.cameras import read_cameras, record_of, write_cameras
+from fast3r_ros.io.colmap import write_colmap
+from fast3r_ros.io.files import whole_file
+from fast3r_ros.io.glb import GLTF_FROM_MAP, write_glb
+from fast3r_ros.io.pcd import write_pcd
+from fast3r_ros.io.ply import read_ply, write_ply
+from fast3r_ros.io.preview import write_preview
+from fast3r_ros.io.trajectory import read_trajectory, write_trajectory
+from fast3r_ros.io.view_images import CONFIDENCE_STEPS, DEPTH_STEPS, write_view_images
+from fast3r_ros.mapping.data import Cloud
+
+SHAPES = st.tuples(st.integers(0, 20), st.just(3))
+COORDINATES = st.floats(-1e6, 1e6, width=32)
+
+
+@pytest.fixture(scope="module")
+def some_cloud(walk) -> Cloud:
+    """A cloud small enough for text formats."""
+    return Cloud(walk.cloud.points[::40], walk.cloud.colors[::40], walk.cloud.confidence[::40])
+
+
+def test_ply_in_trimesh_and_back(tmp_path, walk):
+    write_ply(tmp_path / "map.ply", walk.cloud, comment="lengths in m")
+    opened = trimesh.load(tmp_path / "map.ply")
+    np.testing.assert_array_equal(opened.vertices.astype(np.float32), walk.cloud.points)
+    np.testing.assert_array_equal(opened.colors[:, :3], walk.cloud.colors)
+    raw = opened.metadata["_ply_raw"]["vertex"]["data"]
+    np.testing.assert_array_equal(raw["confidence"].ravel(), walk.cloud.confidence)
+    assert b"format binary_little_endian" in (tmp_path / "map.ply").read_bytes()[:200]
+    again = read_ply(tmp_path / "map.ply")
+    np.testing.assert_array_equal(again.points, walk.cloud.points)
+    np.testing.assert_array_equal(again.confidence, walk.cloud.confidence)
+
+
+def test_open3d_opens_clouds(tmp_path, some_cloud):
+    open3d = pytest.importorskip("open3d", reason="open3d is not installed (400 MB): pip install open3d")
+    write_ply(tmp_path / "map.ply", some_cloud)
+    write_pcd(tmp_path / "map.pcd", some_cloud)
+    for name in ("map.ply", "map.pcd"):
+        opened = open3d.io.read_point_cloud(str(tmp_path / name))
+        np.testing.assert_allclose(np.asarray(opened.points), some_cloud.points, atol=1e-4)
+        np.testing.assert_allclose(np.asarray(opened.colors) * 255, some_cloud.colors, atol=0.01)
+
+
+def test_ply_of_others_gets_defaults(tmp_path):
+    points = np.arange(12.0).reshape(4, 3)
+    trimesh.PointCloud(points).export(tmp_path / "plain.ply")
+    cloud = read_ply(tmp_path / "plain.ply")
+    np.testing.assert_allclose(cloud.points, points)
+    assert cloud.colors.shape == (4, 3)
+    assert (cloud.confidence == 1).all()
+
+
+@pytest.mark.parametrize("content", [b"", b"ply\nformat binary", b"not a ply at all", bytes(range(256))])
+def test_foreign_file_is_no_ply(tmp_path, content):
+    (tmp_path / "x.ply").write_bytes(content)
+    with pytest.raises(UserError, match=r"x\.ply is not a PLY"):
+        read_ply(tmp_path / "x.ply")
+
+
+def test_pcd_in_pypcd4(tmp_path, walk):
+    write_pcd(tmp_path / "map.pcd", walk.cloud)
+    opened = PointCloud.from_path(tmp_path / "map.pcd")
+    np.testing.assert_array_equal(opened.numpy(("x", "y", "z")), walk.cloud.points)
+    np.testing.assert_array_equal(PointCloud.decode_rgb(opened.pc_data["rgb"]), walk.cloud.colors)
+    np.testing.assert_array_equal(opened.pc_data["confidence"], walk.cloud.confidence)
+
+
+@given(points=arrays.arrays(np.float32, SHAPES, elements=COORDINATES), seed=st.integers(0, 1000))
+@settings(max_examples=25, deadline=None)
+def test_any_cloud_survives_ply_and_pcd(tmp_path_factory, points, seed):
+    generator = np.random.default_rng(seed)
+    colors = generator.integers(0, 256, points.shape).astype(np.uint8)
+    cloud = Cloud(points, colors, generator.uniform(1, 100, len(points)).astype(np.float32))
+    folder = tmp_path_factory.mktemp("cloud")
+    write_ply(folder / "a.ply", cloud)
+    write_pcd(folder / "a.pcd", cloud)
+    again = read_ply(folder / "a.ply")
+    np.testing.assert_array_equal(again.points, points)
+    np.testing.assert_array_equal(again.colors, colors)
+    if len(points):
+        np.testing.assert_array_equal(PointCloud.from_path(folder / "a.pcd").numpy(("x", "y", "z")), points)
+
+
+def test_trajectory_in_evo(tmp_path, walk):
+    write_trajectory(tmp_path / "trajectory.txt", walk.trajectory)
+    opened = file_interface.read_tum_trajectory_file(tmp_path / "trajectory.txt")
+    assert opened.check()[0]
+    np.testing.assert_allclose(opened.timestamps, [pose.stamp_ns / 1e9 for pose in walk.trajectory])
+    expected = np.array([pose.map_from_camera for pose in walk.trajectory])
+    np.testing.assert_allclose(np.array(opened.poses_se3), expected, atol=1e-6)
+    again = read_trajectory(tmp_path / "trajectory.txt")
+    assert list(again) == [pose.stamp_ns for pose in walk.trajectory]
+
+
+def test_trajectory_keeps_nanoseconds(tmp_path):
+    stamp_ns = 1_763_710_001_234_567_891
+    write_trajectory(tmp_path / "t.txt", {stamp_ns: np.eye(4)})
+    assert list(read_trajectory(tmp_path / "t.txt")) == [stamp_ns]
+
+
+def test_cameras_round_trip(tmp_path, walk):
+    records = [record_of(view) for view in walk.views]
+    write_cameras(tmp_path / "cameras.json", records, unit="m")
+    again, unit = read_cameras(tmp_path / "cameras.json")
+    assert unit == "m"
+    for ours, read in zip(records, again, strict=True):
+        assert (ours.name, ours.stamp_ns, ours.width) == (read.name, read.stamp_ns, read.width)
+        np.testing.assert_array_equal(ours.map_from_camera, read.map_from_camera)
+    (tmp_path / "other.json").write_text(json.dumps({"format": "someone else's"}))
+    with pytest.raises(UserError, match="someone else's"):
+        read_cameras(tmp_path / "other.json")
+
+
+def test_colmap_model_in_pycolmap(tmp_path, walk, some_cloud):
+    records = [record_of(view) for view in walk.views]
+    write_colmap(tmp_path / "sparse" / "0", some_cloud, records)
+    model = pycolmap.Reconstruction(str(tmp_path / "sparse" / "0"))
+    assert len(model.images) == len(records)
+    by_name = {image.name: image for image in model.images.values()}
+    for record in records:
+        image = by_name[f"{record.name}.png"]
+        camera = model.cameras[image.camera_id]
+        assert (camera.width, camera.height) == (record.width, record.height)
+        np.testing.assert_allclose(camera.calibration_matrix(), record.intrinsics, atol=1e-4)
+        camera_from_map = np.vstack([image.cam_from_world().matrix(), [0, 0, 0, 1]])
+        np.testing.assert_allclose(camera_from_map @ record.map_from_camera, np.eye(4), atol=1e-6)
+    points = sorted(model.points3D.items())
+    np.testing.assert_allclose([point.xyz for _, point in points], some_cloud.points, atol=1e-4)
+    np.testing.assert_array_equal([point.color for _, point in points], some_cloud.colors)
+
+
+def test_colmap_points_fall_on_their_pixels(tmp_path, walk):
+    """A view's own points, projected by pycolmap's camera, hit the pixels they came from."""
+    view = walk.views[3]
+    points = view.points_camera.reshape(-1, 3) @ view.map_from_camera[:3, :3].T + view.map_from_camera[:3, 3]
+    cloud = Cloud(
+        points.astype(np.float32)[::97], view.image.reshape(-1, 3)[::97], np.ones(len(points[::97]))
+    )
+    write_colmap(tmp_path, cloud, [record_of(view)])
+    model = pycolmap.Reconstruction(str(tmp_path))
+    (image,) = model.images.values()
+    pixels = [image.project_point(point.xyz) for _, point in sorted(model.points3D.items())]
+    height, width = view.image.shape[:2]
+    expected = np.stack(np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5), -1).reshape(-1, 2)[::97]
+    np.testing.assert_allclose(pixels, expected, atol=0.01)
+
+
+def test_glb_in_trimesh(tmp_path, walk, some_cloud):
+    records = [record_of(view) for view in walk.views]
+    write_glb(tmp_path / "map.glb", some_cloud, records)
+    scene = trimesh.load(tmp_path / "map.glb")
+    points = scene.geometry["map"]
+    np.testing.assert_allclose(points.vertices, some_cloud.points, atol=1e-4)
+    np.testing.assert_array_equal(np.asarray(points.colors)[:, :3], some_cloud.colors)
+    transform, _ = scene.graph["map"]
+    np.testing.assert_allclose(transform, GLTF_FROM_MAP)
+    up = transform[:3, :3] @ [0, 0, 1]
+    np.testing.assert_allclose(up, [0, 1, 0], atol=1e-9, err_msg="glTF is y up")
+    lines = scene.geometry["cameras"].vertices
+    for record in records:
+        centre = record.map_from_camera[:3, 3]
+        assert np.linalg.norm(lines - centre, axis=1).min() < 1e-4
+
+
+def test_view_images(tmp_path, walk):
+    view = walk.views[0]
+    write_view_images(tmp_path, "000000", view)
+    image = cv2.cvtColor(cv2.imread(str(tmp_path / "images/000000.png")), cv2.COLOR_BGR2RGB)
+    np.testing.assert_array_equal(image, view.image)
+    depth = cv2.imread(str(tmp_path / "depth/000000.png"), cv2.IMREAD_UNCHANGED)
+    assert depth.dtype == np.uint16
+    np.testing.assert_allclose(depth / DEPTH_STEPS, view.points_camera[..., 2], atol=0.51 / DEPTH_STEPS)
+    confidence = cv2.imread(str(tmp_path / "confidence/000000.png"), cv2.IMREAD_UNCHANGED)
+    np.testing.assert_allclose(confidence / CONFIDENCE_STEPS, view.confidence, atol=0.51 / CONFIDENCE_STEPS)
+
+
+def test_preview_shows_map_way_truth_and_views(tmp_path, walk):
+    numbers = {"frames": 12, "points": len(walk.cloud.points)}
+    arguments = {"cloud": walk.cloud, "trajectory": walk.trajectory, "views": walk.views, "numbers": numbers}
+    # the truth in other coordinates and units: it has to be fitted before it is drawn
+    world_from_map = np.eye(4)
+    world_from_map[:3, :3] = 3.0 * Rotation.from_euler("xyz", [0.3, -0.2, 1.0]).as_matrix()
+    moved = {stamp: world_from_map @ pose for stamp, pose in walk.truth.items()}
+    write_preview(tmp_path / "preview.png", **arguments, truth=moved, unit="m")
+    picture = cv2.imread(str(tmp_path / "preview.png"))[:, :, ::-1].astype(int)
+    assert picture.shape[1] == 1600
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 5000, "a map and six colourful views are shown"
+    way = np.abs(picture - (0xE4, 0x57, 0x2E)).max(-1) < 12
+    assert way[:800].sum() > 500, "the camera's way is drawn"
+
+
+@pytest.mark.parametrize("what", ["nothing", "one pose", "no views"])
+def test_preview_of_little_still_appears(tmp_path, walk, what):
+    empty = Cloud(np.zeros((0, 3), np.float32), np.zeros((0, 3), np.uint8), np.zeros(0, np.float32))
+    cloud, trajectory, views = {
+        "nothing": (empty, [], []),
+        "one pose": (empty, walk.trajectory[:1], walk.views[:1]),
+        "no views": (walk.cloud, walk.trajectory, []),
+    }[what]
+    path = tmp_path / "preview.png"
+    write_preview(path, cloud=cloud, trajectory=trajectory, views=views, numbers={}, truth=walk.truth)
+    assert cv2.imread(str(path)).shape[1] == 1600
+
+
+def test_preview_needs_no_display(tmp_path):
+    """In a process without DISPLAY nothing of an interactive backend is imported."""
+    code = (
+        "import sys, numpy as np\n"
+        "from fast3r_ros.io.preview import write_preview\n"
+        "from fast3r_ros.mapping.data import Cloud\n"
+        "cloud = Cloud(np.zeros((0, 3), np.float32), np.zeros((0, 3), np.uint8), np.zeros(0, np.float32))\n"
+        "write_preview(sys.argv[1], cloud=cloud, trajectory=[], views=[], numbers={})\n"
+        "assert 'matplotlib.pyplot' not in sys.modules and 'tkinter' not in sys.modules\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "DISPLAY"}
+    root = Path(__file__).resolve().parents[2]
+    subprocess.run([sys.executable, "-c", code, tmp_path / "p.png"], check=True, cwd=root, env=environment)
+
+
+def write_half(path: Path, problem: int) -> None:
+    with whole_file(path) as temporary:
+        temporary.write_text("half of the n")
+        raise OSError(problem, os.strerror(problem))
+
+
+@pytest.mark.parametrize(
+    ("problem", "words"), [(errno.ENOSPC, "the disk is full"), (errno.EACCES, "Permission")]
+)
+def test_a_failed_write_is_one_line_and_leaves_the_old_file(tmp_path, problem, words):
+    target = tmp_path / "map.ply"
+    target.write_text("old")
+    with pytest.raises(UserError, match=f"cannot write .*{words}"):
+        write_half(target, problem)
+    assert target.read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["map.ply"]
+
+
+def test_folder_that_cannot_be_made_is_one_line(tmp_path, some_cloud):
+    (tmp_path / "file").write_text("a file where a folder is wanted")
+    with pytest.raises(UserError, match="cannot write"):
+        write_ply(tmp_path / "file" / "map.ply", some_cloud)
