@@ -1,10 +1,11 @@
 """Make everything that the package needs: virtual environment, pinned dependencies, colcon build.
 
-Usage: setup_environment.py [--distro kilted|jazzy] [--for demo|test] [--print-suffix]
+Usage: setup_environment.py [--distro kilted|jazzy|none] [--for demo|test|messages|core] [--print-suffix]
 
 Without a ROS 2 distribution, ROS 2 itself comes from PyPI (Kilted by default, Jazzy on request).  When a
-distribution is sourced (ROS_DISTRO is set), that one is used and no ROS wheels are installed.  Every step is
-left out when its inputs have not changed since it last succeeded.  Only the standard library is used.
+distribution is sourced (ROS_DISTRO is set), that one is used and no ROS wheels are installed.  `none` makes
+an environment without ROS, for the tests of the core.  Every step is left out when its inputs have not
+changed since it last succeeded.  Only the standard library is used.
 """
 
 from __future__ import annotations
@@ -28,10 +29,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 CONSTRAINTS = ROOT / "requirements" / "constraints.txt"
 WHEEL_DISTROS = ("kilted", "jazzy")
+NO_ROS = "none"
 OLDEST_DISTRO = "jazzy"
 REQUIREMENTS = {
     "demo": ("build", "core"),
     "test": ("build", "core", "train", "viewer", "test"),
+    "messages": ("build",),  # only builds the package and talks over DDS; no PyTorch
+    "core": ("core", "train", "viewer", "test"),
 }
 # Without a GPU the CPU build of PyTorch saves a download of several gigabytes.
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
@@ -45,8 +49,8 @@ class SetupError(Exception):
 class Environment:
     """Where one ROS 2 distribution's environment lives.
 
-    suffix: "" (Kilted wheels), "-jazzy" (Jazzy wheels) or "-NAME-system" (a sourced distribution); it ends
-    the names of the folders .venv, build, install and log.
+    suffix: "" (Kilted wheels), "-jazzy" (Jazzy wheels), "-NAME-system" (a sourced distribution) or "-core"
+    (no ROS); it ends the names of the folders .venv, build, install and log.
     """
 
     distro: str
@@ -65,6 +69,8 @@ class Environment:
 
 def choose_environment(asked: str | None) -> Environment:
     """Choose between the sourced ROS 2 distribution and the wheels; SetupError when it cannot be used."""
+    if asked == NO_ROS:
+        return Environment(NO_ROS, False, "-core")
     sourced = os.environ.get("ROS_DISTRO", "")
     if not sourced:
         distro = asked or WHEEL_DISTROS[0]
@@ -92,7 +98,8 @@ def check_machine(environment: Environment) -> None:
         missing.append("python3-dev")
     if missing:
         raise SetupError(f"missing on this machine: {', '.join(missing)} (apt install {' '.join(missing)})")
-    if not environment.sourced and (sys.platform, platform.machine()) != ("linux", "x86_64"):
+    wheels = environment.distro != NO_ROS and not environment.sourced
+    if wheels and (sys.platform, platform.machine()) != ("linux", "x86_64"):
         raise SetupError(
             f"ROS 2 from PyPI exists for Linux on x86_64 only, not for {sys.platform} {platform.machine()}: "
             "install ROS 2 Jazzy or newer, source its setup.bash and run this again"
@@ -171,7 +178,8 @@ def create_venv(environment: Environment, log: Log) -> None:
 
 def install_requirements(environment: Environment, purpose: str, log: Log) -> None:
     """Install the requirement files of a purpose that have changed since they were last installed."""
-    names = [*REQUIREMENTS[purpose], *([] if environment.sourced else [f"ros-{environment.distro}"])]
+    wheels = environment.distro != NO_ROS and not environment.sourced
+    names = [*REQUIREMENTS[purpose], *([f"ros-{environment.distro}"] if wheels else [])]
     stamps = environment.folder(".venv") / "installed-requirements"
     stamps.mkdir(exist_ok=True)
     wanted: dict[Path, Path] = {}
@@ -184,18 +192,39 @@ def install_requirements(environment: Environment, purpose: str, log: Log) -> No
     if not wanted:
         return
     pip: list[str | Path] = [environment.python, "-m", "pip", "--disable-pip-version-check", "install"]
-    if any(path.stem == "core" for path in wanted.values()):
+    if environment.distro == NO_ROS:
+        link_torch(environment)
+    elif any(path.stem == "core" for path in wanted.values()):
         index = [] if shutil.which("nvidia-smi") else ["--extra-index-url", TORCH_CPU_INDEX, "--retries", "1"]
         log.run("Installing PyTorch", [*pip, "--no-deps", *index, pinned_torch()])
     if environment.sourced:
         arguments = beside_system_packages(environment, list(wanted.values()))
     else:
-        arguments = ["-c", CONSTRAINTS, *(word for path in wanted.values() for word in ("-r", path))]
+        constraints: list[str | Path] = ["-c", CONSTRAINTS, "-c", ROOT / "requirements" / "core.txt"]
+        arguments = [*constraints, *(word for path in wanted.values() for word in ("-r", path))]
     log.run(f"Installing the requirements: {', '.join(p.stem for p in wanted.values())}", [*pip, *arguments])
-    if not environment.sourced:
+    if wheels:
         patch_cmake_files(environment)
     for stamp in wanted:
         stamp.touch()
+
+
+def link_torch(environment: Environment) -> None:
+    """Let an environment use the PyTorch of another one, where it is, instead of a second gigabyte."""
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    packages = Path("lib", version, "site-packages")
+    own = environment.folder(".venv")
+    source = next((f.parent for f in ROOT.glob(f".venv*/{packages}/torch") if own not in f.parents), None)
+    if source is None:
+        raise SetupError("make the environment with PyTorch first: make setup")
+    folder = own / "torch"
+    folder.mkdir(exist_ok=True)
+    for pattern in ("torch*", "functorch*", "nvidia*", "triton*"):
+        for path in source.glob(pattern):
+            link = folder / path.name
+            link.unlink(missing_ok=True)
+            link.symlink_to(path)
+    (own / packages / "torch.pth").write_text(f"{folder}\n")
 
 
 def pinned_torch() -> str:
@@ -257,10 +286,11 @@ def build(environment: Environment, log: Log) -> None:
 def main() -> int:
     """Run every step; returns the exit status (2: something is missing, in one line)."""
     parser = argparse.ArgumentParser(description="Make the environment of fast3r_ros.")
-    parser.add_argument("--distro", default=None, help="ROS 2 from PyPI: kilted (default) or jazzy")
+    parser.add_argument("--distro", default=None, help="ROS 2 from PyPI: kilted (default), jazzy, none")
     parser.add_argument("--for", dest="purpose", choices=sorted(REQUIREMENTS), default="demo")
     parser.add_argument("--print-suffix", action="store_true", help="only print what ends the folders' names")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         environment = choose_environment(arguments.distro or None)
         if arguments.print_suffix:
@@ -270,7 +300,8 @@ def main() -> int:
         log = Log(environment.folder("log") / "setup.txt")
         create_venv(environment, log)
         install_requirements(environment, arguments.purpose, log)
-        build(environment, log)
+        if environment.distro != NO_ROS:
+            build(environment, log)
     except SetupError as error:
         print(f"fast3r_ros: {error}", file=sys.stderr)
         return 2

@@ -1,0 +1,15 @@
+#!/bin/bash
+# Run a command so that Ctrl-C ends it without a traceback at any moment, even while Python is still starting:
+#     scripts/run_stoppable.sh COMMAND ARGUMENTS...
+# A script's background job ignores Ctrl-C; we take it and pass it on as SIGTERM, which ends a program that is
+# not yet ready for it silently.
+"$@" &
+child=$!
+trap 'kill -TERM $child 2>/dev/null' INT TERM HUP
+wait $child
+status=$?
+while kill -0 $child 2>/dev/null; do # the trap has interrupted the first wait
+    wait $child
+    status=$?
+done
+exit $status
