@@ -24,10 +24,10 @@ ScaleRule = Literal["least squares", "symmetric", "one"]
 
 TINY = torch.finfo(torch.float64).tiny
 
-L1_STEPS = 6
-TUKEY_STEPS = 8
+L1_STEPS = 5
+TUKEY_STEPS = 7
 POLISHING_STEPS = 2
-COARSE_POINTS = 4096
+COARSE_POINTS = 2048
 MEDIAN_POINTS = 512
 # Residuals with standard deviation s per axis have a median length of 1.538 s (chi distribution, 3 axes).
 MEDIAN_OF_CHI3 = 1.5382
@@ -159,8 +159,18 @@ def fit_similarities_robust(
 ) -> RobustBatch:
     """B robust weighted fits of (B, N, 3) points with weights (B, N) >= 0, together on the points' device."""
     options = options or RobustOptions()
-    source, target, weights = _sample(source, target, weights, options.max_points)
-    source, target = _augment(source), _augment(target)
+    chosen = sample_indices(source.shape[1], options.max_points, source.device)
+    source, target, weights = (values.index_select(1, chosen) for values in (source, target, weights))
+    return fit_shuffled_similarities_robust(source, target, weights, options)
+
+
+def fit_shuffled_similarities_robust(
+    source: Tensor, target: Tensor, weights: Tensor, options: RobustOptions
+) -> RobustBatch:
+    """As `fit_similarities_robust`, of correspondences that are sampled already and in random order."""
+    good = torch.isfinite(source.sum(2) + target.sum(2) + weights) & (weights > 0)
+    source, target = (_augment(torch.where(good[..., None], points, 0.0)) for points in (source, target))
+    weights = torch.where(good, weights, 0.0).double()
     coarse = slice(0, COARSE_POINTS)  # the points are in random order, so any beginning is a fair sample
     floor = _sigma_floor(target[:, :3], weights)[:, None]
     fit = _start(source[..., coarse], target[..., coarse], weights[:, coarse], floor, options)
@@ -351,16 +361,6 @@ def _horn_rotation(correlation: Tensor) -> tuple[Tensor, Tensor]:
 def sample_indices(available: int, count: int, device: torch.device) -> Tensor:
     """At most `count` of the indices below `available`, in random order and always the same."""
     return torch.randperm(available, generator=torch.Generator().manual_seed(0))[:count].to(device)
-
-
-def _sample(source: Tensor, target: Tensor, weights: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """At most `count` correspondences in random order, the same for all B; bad points get weight zero."""
-    chosen = sample_indices(source.shape[1], count, source.device)
-    source, target = source.index_select(1, chosen).double(), target.index_select(1, chosen).double()
-    weights = weights.index_select(1, chosen).double()
-    good = torch.isfinite(source.sum(2) + target.sum(2) + weights) & (weights > 0)
-    source, target = (torch.where(good[..., None], points, 0.0) for points in (source, target))
-    return source, target, torch.where(good, weights, 0.0)
 
 
 def _median(values: Tensor, weights: Tensor) -> Tensor:

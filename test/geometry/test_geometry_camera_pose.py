@@ -1,0 +1,87 @@
+"""Camera poses from pointmaps: speed, failures, and their covariance's frame."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from fast3r_ros.geometry.camera_pose import CameraPoses, poses_by_pnp, poses_from_pointmaps
+from fast3r_ros.geometry.intrinsics import centred_intrinsics, pixel_rays
+from fast3r_ros.geometry.rigid import rigid_matrix, transform_points
+from fast3r_ros.geometry.rotation import matrix_from_vector
+
+HEIGHT, WIDTH, FOCAL = 384, 512, 400.0
+
+
+def window(views: int, noise: float = 0.01) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Local points, global points (V, H, W, 3) and true poses of views on a wavy surface."""
+    rng = np.random.default_rng(0)
+    rays = pixel_rays(centred_intrinsics(FOCAL, HEIGHT, WIDTH), HEIGHT, WIDTH)
+    depth = 2.6 + np.sin(np.arange(WIDTH) / 90) + 0.5 * np.cos(np.arange(HEIGHT) / 70)[:, None]
+    camera = (rays * depth[..., None]).astype(np.float32)
+    poses = rigid_matrix(matrix_from_vector(rng.standard_normal((views, 3))), rng.standard_normal((views, 3)))
+    shape = (views, HEIGHT, WIDTH, 3)
+    world = np.stack([transform_points(pose, camera) for pose in poses])
+    world += np.float32(noise) * rng.standard_normal(shape, dtype=np.float32)
+    return camera + np.float32(noise) * rng.standard_normal(shape, dtype=np.float32), world, poses
+
+
+def seconds(work: Callable[[], CameraPoses], repeats: int) -> float:
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def test_fit_of_32_views_is_fast_and_five_times_faster_than_pnp() -> None:
+    local, world, truth = window(32)
+    weights = np.ones(local.shape[:3], np.float32)
+    poses = poses_from_pointmaps(local, world, weights)
+    assert np.abs(poses.window_from_camera - truth).max() < 3e-3
+    fit = seconds(lambda: poses_from_pointmaps(local, world, weights), 7)
+    pnp = seconds(lambda: poses_by_pnp(world, 2 * weights, FOCAL), 1)
+    print(f"fit {1e3 * fit:.0f} ms, PnP {1e3 * pnp:.0f} ms, {torch.get_num_threads()} threads")
+    assert pnp > 5 * fit
+    assert fit < 0.6  # 0.1 s on two free cores; the bound leaves room for a busy machine
+
+
+def test_a_view_of_noise_fails_alone_and_loudly() -> None:
+    local, world, truth = window(3)
+    world[1] = np.random.default_rng(1).standard_normal(world[1].shape)
+    poses = poses_from_pointmaps(local, world, np.ones(local.shape[:3]))
+    assert poses.ok.tolist() == [True, False, True]
+    assert "agree" in poses.reasons[1]
+    assert np.isnan(poses.window_from_camera[1]).all()
+    np.testing.assert_allclose(poses.window_from_camera[[0, 2]], truth[[0, 2]], atol=3e-3)
+
+
+def test_a_view_without_weight_fails() -> None:
+    local, world, _ = window(2)
+    weights = np.ones(local.shape[:3])
+    weights[1] = 0.0
+    poses = poses_from_pointmaps(local, world, weights)
+    assert poses.ok.tolist() == [True, False]
+
+
+def test_covariance_is_about_the_camera_and_not_about_the_origin() -> None:
+    """Moving the window frame's origin far away changes no camera's certainty about its own place."""
+    local, world, _ = window(1)
+    weights = np.ones(local.shape[:3])
+    near = poses_from_pointmaps(local, world, weights).covariance[0]
+    far = poses_from_pointmaps(local, world.astype(np.float64) + 1000.0, weights).covariance[0]
+    np.testing.assert_allclose(far, near, rtol=1e-3, atol=1e-12)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device in this machine")
+def test_the_device_gives_the_same_poses() -> None:
+    local, world, _ = window(4)
+    weights = np.ones(local.shape[:3], np.float32)
+    cpu = poses_from_pointmaps(local, world, weights)
+    cuda = poses_from_pointmaps(torch.from_numpy(local).cuda(), world, weights)
+    np.testing.assert_allclose(cuda.window_from_camera, cpu.window_from_camera, atol=1e-6)
