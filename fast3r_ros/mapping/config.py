@@ -6,8 +6,11 @@ Metadata of a field: `description`, `range` (inclusive), `choices`, `dynamic` (m
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
+
+from fast3r_ros.errors import UserError
 
 
 def parameter(
@@ -24,9 +27,267 @@ def parameter(
 
 
 @dataclass(frozen=True)
+class KeyframeConfig:
+    """Which frames become keyframes."""
+
+    motion: float = parameter(
+        0.06,
+        "median image motion since the last keyframe, as a share of the image width, that makes a new"
+        " keyframe",
+        range=(0.0, 1.0),
+        dynamic=True,
+    )
+    min_interval: float = parameter(
+        0.0, "least time between keyframes of one camera, in seconds", range=(0.0, 60.0), dynamic=True
+    )
+    max_interval: float = parameter(
+        10.0,
+        "after this time, in seconds, a frame becomes a keyframe without motion (0: never)",
+        range=(0.0, 3600.0),
+        dynamic=True,
+    )
+    sharpness: float = parameter(
+        0.3,
+        "a frame is blurred when its sharpness is below this share of the recent median (0: accept all)",
+        range=(0.0, 1.0),
+        dynamic=True,
+    )
+    contrast: float = parameter(
+        0.015,
+        "least standard deviation of brightness (0 to 1); below it a frame is featureless (0: accept all)",
+        range=(0.0, 0.5),
+        dynamic=True,
+    )
+    max_similarity: float = parameter(
+        0.9999,
+        "a frame whose encoder tokens are more alike to the last keyframe's than this (cosine) is redundant",
+        range=(0.0, 1.0),
+        dynamic=True,
+    )
+
+
+@dataclass(frozen=True)
 class WindowConfig:
     """The sliding multi-view window."""
 
     size: int = parameter(16, "views in a full window", range=(2, 128))
     stride: int = parameter(4, "new keyframes per window", range=(1, 64))
     overlap: int = parameter(4, "views shared with the map, at least", range=(1, 64))
+
+
+@dataclass(frozen=True)
+class RegistrationConfig:
+    """How a window is fitted to the map, and when the fit is believed."""
+
+    inlier_distance: float = parameter(
+        0.1,
+        "a pixel agrees with the map when its points differ by less than this share of its distance",
+        range=(0.001, 1.0),
+        dynamic=True,
+    )
+    min_inlier_share: float = parameter(
+        0.3, "least share of agreeing pixels for a window to be accepted", range=(0.0, 1.0), dynamic=True
+    )
+    min_view_share: float = parameter(
+        0.3,
+        "least share of a view's pixels that its camera pose must explain for the view to be accepted",
+        range=(0.0, 1.0),
+        dynamic=True,
+    )
+    min_view_confidence: float = parameter(
+        0.2,
+        "a new view is connected when its median confidence (above 1) is at least this share of the "
+        "known views'",
+        range=(0.0, 1.0),
+        dynamic=True,
+    )
+    retries: int = parameter(
+        1, "other reference views that are tried when a window fails", range=(0, 8), dynamic=True
+    )
+    lost_after: int = parameter(
+        2, "windows failed in a row after which a new submap is started", range=(1, 100), dynamic=True
+    )
+    pixels: int = parameter(
+        2000, "pixels per view that take part in a registration", range=(100, 100000), dynamic=True
+    )
+
+
+@dataclass(frozen=True)
+class PointsConfig:
+    """Which of a view's points are kept."""
+
+    min_confidence: float = parameter(
+        1.0,
+        "least confidence of a point (the network's confidence starts at 1)",
+        range=(1.0, 1e6),
+        dynamic=True,
+    )
+    drop_share: float = parameter(
+        0.1, "this share of a view's pixels, the least confident, is dropped", range=(0.0, 0.95), dynamic=True
+    )
+    edge_ratio: float = parameter(
+        0.1,
+        "a pixel is at a depth edge when its 3 x 3 neighbourhood spans more than this share of its depth",
+        range=(0.001, 10.0),
+        dynamic=True,
+    )
+    max_depth_ratio: float = parameter(
+        6.0,
+        "points farther than this many median depths of their view are dropped",
+        range=(1.0, 1e6),
+        dynamic=True,
+    )
+
+
+@dataclass(frozen=True)
+class ScaleConfig:
+    """Where metres come from."""
+
+    source: str = parameter(
+        "none",
+        "what gives the metric scale: none (map units), odometry, rig (known baseline between "
+        "cameras), depth "
+        "(metric depth images), camera_height (above the floor), or fixed",
+        choices=("none", "odometry", "rig", "depth", "camera_height", "fixed"),
+    )
+    accept_sigma: float = parameter(
+        0.02, "relative standard deviation below which a scale is adopted", range=(0.0001, 1.0), dynamic=True
+    )
+    hysteresis: float = parameter(
+        0.05,
+        "an adopted scale is replaced only when a new estimate differs by more than this share (and by three "
+        "standard deviations)",
+        range=(0.0, 10.0),
+        dynamic=True,
+    )
+    min_baseline: float = parameter(
+        0.3,
+        "odometry gives a scale only after the camera has moved this far, in metres",
+        range=(0.001, 100.0),
+        dynamic=True,
+    )
+    camera_height: float = parameter(
+        1.0, "height of the camera above the floor in metres, for camera_height", range=(0.01, 1000.0)
+    )
+    metres_per_unit: float = parameter(
+        1.0,
+        "for fixed: metres per map unit (one map unit is the median depth of the first window)",
+        range=(1e-6, 1e6),
+    )
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """Recognising places that were seen before."""
+
+    enabled: bool = parameter(True, "look for places that were seen before", dynamic=True)
+    candidates: int = parameter(
+        3, "retrieved keyframes that are put into the window for verification", range=(1, 16), dynamic=True
+    )
+    min_similarity: float = parameter(
+        0.8, "least similarity (cosine) of pooled tokens for a candidate", range=(-1.0, 1.0), dynamic=True
+    )
+    min_separation: int = parameter(
+        24, "keyframes that must lie between a place and its revisit", range=(1, 100000), dynamic=True
+    )
+    min_inlier_share: float = parameter(
+        0.3, "least share of agreeing pixels for a loop to be closed", range=(0.0, 1.0), dynamic=True
+    )
+    background: bool = parameter(True, "optimise the pose graph in a background thread")
+
+
+@dataclass(frozen=True)
+class MapConfig:
+    """What the map keeps, and how much of it."""
+
+    voxel_size: float = parameter(
+        0.0,
+        "edge of a voxel of the fused cloud, in metres (map units while no scale is known); 0: a "
+        "hundredth of "
+        "the median depth of the first window",
+        range=(0.0, 10.0),
+    )
+    points_per_keyframe: int = parameter(
+        10000, "points that a keyframe keeps, at most (a regular pixel grid)", range=(100, 1000000)
+    )
+    max_points: int = parameter(
+        2000000, "points of the fused cloud, at most", range=(1000, 100000000), dynamic=True
+    )
+    memory_mb: float = parameter(
+        2048.0, "memory of the map in MiB, at most; redundant keyframes are dropped first", range=(1.0, 1e6)
+    )
+    keyframes_refused: int = parameter(
+        8,
+        "keyframes per window that are fused again after they moved, at most",
+        range=(1, 10000),
+        dynamic=True,
+    )
+
+
+@dataclass(frozen=True)
+class MapperConfig:
+    """All parameters of the mapper, by section."""
+
+    keyframes: KeyframeConfig = field(default_factory=KeyframeConfig)
+    window: WindowConfig = field(default_factory=WindowConfig)
+    registration: RegistrationConfig = field(default_factory=RegistrationConfig)
+    points: PointsConfig = field(default_factory=PointsConfig)
+    scale: ScaleConfig = field(default_factory=ScaleConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+    map: MapConfig = field(default_factory=MapConfig)
+
+    def __post_init__(self) -> None:
+        window = self.window
+        if window.stride + window.overlap > window.size:
+            raise UserError(
+                f"window.stride {window.stride} + window.overlap {window.overlap} exceed window.size "
+                f"{window.size}; make the window larger or one of the others smaller"
+            )
+
+    @staticmethod
+    def from_flat(values: Mapping[str, Any]) -> MapperConfig:
+        """A configuration from dotted names (`{"window.size": 8}`); what is not named keeps its default.
+
+        Raises UserError for an unknown name, a wrong type, a value out of range or not among the choices.
+        """
+        sections: dict[str, dict[str, Any]] = {section.name: {} for section in fields(MapperConfig)}
+        known = dict(flat_parameters())
+        for name, value in values.items():
+            if name not in known:
+                raise UserError(f"unknown parameter {name!r}; known are {', '.join(sorted(known))}")
+            section, _, key = name.partition(".")
+            sections[section][key] = _checked(name, value, known[name])
+        defaults = MapperConfig()
+        return MapperConfig(**{s: type(getattr(defaults, s))(**v) for s, v in sections.items()})
+
+    def to_flat(self) -> dict[str, Any]:
+        """Every parameter by its dotted name, in the order of declaration."""
+        return {
+            name: getattr(getattr(self, name.split(".")[0]), item.name) for name, item in flat_parameters()
+        }
+
+
+def flat_parameters() -> list[tuple[str, Any]]:
+    """(dotted name, dataclass field) of every parameter; the field has `default` and `metadata`."""
+    defaults = MapperConfig()
+    return [
+        (f"{section.name}.{item.name}", item)
+        for section in fields(defaults)
+        for item in fields(getattr(defaults, section.name))
+        if is_dataclass(getattr(defaults, section.name))
+    ]
+
+
+def _checked(name: str, value: Any, item: Any) -> Any:
+    """The value in the parameter's own type, or a UserError that says what is allowed."""
+    kind = type(item.default)
+    whole = kind is int and isinstance(value, (int, float)) and float(value).is_integer()
+    number = kind is float and isinstance(value, (int, float))
+    if isinstance(value, bool) != (kind is bool) or not (isinstance(value, kind) or whole or number):
+        raise UserError(f"{name} is {value!r}; it must be of type {kind.__name__}")
+    choices, bounds = item.metadata["choices"], item.metadata["range"]
+    if choices and value not in choices:
+        raise UserError(f"{name} is {value!r}; it must be one of {', '.join(choices)}")
+    if bounds and not bounds[0] <= value <= bounds[1]:
+        raise UserError(f"{name} is {value!r}; it must be between {bounds[0]} and {bounds[1]}")
+    return kind(value)

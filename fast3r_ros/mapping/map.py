@@ -1,0 +1,171 @@
+"""The map: keyframes with their points in their own camera frame, and the fused cloud that follows them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fast3r_ros.geometry.sim3 import Sim3
+from fast3r_ros.mapping.config import MapConfig
+from fast3r_ros.mapping.data import Cloud, Float32, Float64, UInt8
+from fast3r_ros.mapping.voxels import CloudUpdate, VoxelCloud
+
+
+@dataclass(frozen=True)
+class KeyframePoints:
+    """A regular grid of a keyframe's pixels; what was dropped by the filters has confidence 0.
+
+    points: (n, 3) float32 in the keyframe's local frame (its camera, in its own unit).  confidence: (n,)
+    float32. colors: (n, 3) uint8.  pixels: (n,) flat pixel numbers at network size.
+    """
+
+    points: Float32
+    confidence: Float32
+    colors: UInt8
+    pixels: NDArray[np.int64]
+
+    @property
+    def nbytes(self) -> int:
+        """Memory in bytes."""
+        return self.points.nbytes + self.confidence.nbytes + self.colors.nbytes + self.pixels.nbytes
+
+
+@dataclass(frozen=True)
+class Keyframe:
+    """A view that is part of the map.
+
+    map_from_local: where its points are; the rigid part is the camera's pose.  covariance: (6, 6) of
+    (position, rotation vector) in `map`.  estimates: how many windows the pose is the mean of.  image: (h,
+    w, 3) uint8 at network size, to encode it again for a loop; points and image are None once the keyframe
+    was culled.
+    """
+
+    id: int
+    stamp_ns: int
+    camera: str
+    submap: int
+    map_from_local: Sim3
+    covariance: Float64
+    estimates: int
+    intrinsics: Float64
+    network_from_image: Float64
+    descriptor: Float32
+    image: UInt8 | None
+    points: KeyframePoints | None
+
+    @property
+    def map_from_camera(self) -> Float64:
+        """(4, 4) rigid pose."""
+        pose = np.eye(4)
+        pose[:3, :3], pose[:3, 3] = self.map_from_local.rotation, self.map_from_local.translation
+        return pose
+
+    @property
+    def nbytes(self) -> int:
+        """Memory in bytes."""
+        points = 0 if self.points is None else self.points.nbytes
+        return points + (0 if self.image is None else self.image.nbytes) + self.descriptor.nbytes + 1000
+
+
+class Map:
+    """Keyframes by id and their fused cloud; `version` counts the changes."""
+
+    def __init__(self, config: MapConfig, voxel_size: float) -> None:
+        self._config = config
+        self.keyframes: dict[int, Keyframe] = {}
+        self.metres = False
+        self.version = 0
+        self._voxels = VoxelCloud(voxel_size)
+        # what of each keyframe is in the cloud: exactly this must be taken out when it moves
+        self._fused: dict[int, Keyframe] = {}
+        self._moved: dict[int, None] = {}  # ids to fuse again, in order
+        self._bytes = 0
+
+    def put(self, keyframes: Iterable[Keyframe]) -> None:
+        """Add keyframes or replace those of the same id; the cloud follows with `fuse`."""
+        for keyframe in keyframes:
+            previous = self.keyframes.get(keyframe.id)
+            self._bytes += keyframe.nbytes - (0 if previous is None else previous.nbytes)
+            self.keyframes[keyframe.id] = keyframe
+            self._moved[keyframe.id] = None
+        self.version += 1
+
+    def fuse(self, ids: Iterable[int]) -> None:
+        """Bring the cloud up to date with these keyframes."""
+        for identity in ids:
+            self._moved.pop(identity, None)
+            new, old = self.keyframes[identity], self._fused.get(identity)
+            if old is not None and old.map_from_local is new.map_from_local and old.points is new.points:
+                continue
+            if old is not None:
+                self._voxels.remove(*_placed(old), self.version)
+            self._fused.pop(identity, None)
+            if new.points is not None:
+                self._voxels.add(*_placed(new), self.version)
+                self._fused[identity] = new
+
+    def fuse_moved(self, most: int | None = None) -> None:
+        """Fuse at most `most` of the keyframes that moved (all if None), those that moved first."""
+        waiting = list(self._moved)
+        self.fuse(waiting if most is None else waiting[:most])
+
+    def move(self, poses: dict[int, Sim3]) -> None:
+        """Replace `map_from_local` of keyframes, after a loop closure for example."""
+        self.put([replace(self.keyframes[i], map_from_local=pose) for i, pose in poses.items()])
+
+    def rescale(self, new_from_old: Sim3, voxel_size: float) -> None:
+        """Move everything by one similarity (scale and gravity become known) and fuse from scratch."""
+        self.keyframes = {i: _transformed(k, new_from_old) for i, k in self.keyframes.items()}
+        self._voxels = VoxelCloud(voxel_size)
+        self._voxels.forget_history(self.version + 1)
+        self._fused.clear()
+        self.version += 1
+        self.fuse(list(self.keyframes))
+
+    def cloud(self) -> Cloud:
+        """The whole fused cloud in `map`."""
+        return self._voxels.cloud()
+
+    def changes(self, since: int) -> CloudUpdate:
+        """What changed in the cloud after version `since`."""
+        return self._voxels.changes(since, self.version)
+
+    def region(self, lower: NDArray[np.floating], upper: NDArray[np.floating]) -> Cloud:
+        """The cloud inside an axis-aligned box from lower (3,) to upper (3,) in `map`."""
+        return self._voxels.region(lower, upper)
+
+    @property
+    def voxel_size(self) -> float:
+        """Edge of a voxel in map units."""
+        return self._voxels.voxel_size
+
+    @property
+    def points(self) -> int:
+        """Number of points of the fused cloud."""
+        return len(self._voxels)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of keyframes and cloud in bytes."""
+        return self._bytes + self._voxels.nbytes
+
+
+def _placed(keyframe: Keyframe) -> tuple[Float32, UInt8, Float32]:
+    """Points in `map`, colours and confidence of the valid pixels."""
+    points = keyframe.points
+    assert points is not None
+    valid = points.confidence > 0
+    return keyframe.map_from_local.apply(points.points[valid]), points.colors[valid], points.confidence[valid]
+
+
+def _transformed(keyframe: Keyframe, new_from_old: Sim3) -> Keyframe:
+    linear = np.zeros((6, 6))
+    linear[:3, :3], linear[3:, 3:] = new_from_old.scale * new_from_old.rotation, new_from_old.rotation
+    return replace(
+        keyframe,
+        map_from_local=new_from_old @ keyframe.map_from_local,
+        covariance=linear @ keyframe.covariance @ linear.T,
+    )

@@ -1,0 +1,151 @@
+"""Fitting a window to the map: the overlap's pixels correspond one to one, so the fit is closed-form."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fast3r_ros.geometry.camera_pose import CameraPoses, pointmap_weights, poses_from_pointmaps
+from fast3r_ros.geometry.sim3 import Sim3
+from fast3r_ros.geometry.similarity import RobustOptions, SimilarityFit, fit_similarity_robust
+from fast3r_ros.mapping.config import RegistrationConfig
+from fast3r_ros.mapping.data import Float32, Float64, Reconstruction
+
+# Errors of a network are alike over patches of about this share of a view's pixels; the covariance grows by
+# it.
+_CORRELATED_SHARE = 1 / 64
+_MOST_CONFIDENT = 50.0  # confidences above count the same, so that no single view decides
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """One view that the window shares with the map, on the keyframe's pixel grid.
+
+    view: its number in the window.  points_map: (N, 3) float32 in `map`, NaN where the keyframe has none.
+    confidence: (N,).  depth: (N,) distance of the points from the keyframe's camera plane, in map units.
+    pixels: (N,) flat pixel numbers in the view.
+    """
+
+    view: int
+    points_map: Float32
+    confidence: Float32
+    depth: Float32
+    pixels: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Registration:
+    """`map_from_window` and how far to trust it; reason is empty when it passed the gates.
+
+    residual: robust standard deviation per axis in map units.  covariance: (7, 7), see `SimilarityFit`.
+    """
+
+    map_from_window: Sim3
+    inlier_share: float
+    residual: float
+    covariance: Float64
+    reason: str
+
+
+def place_views(
+    reconstruction: Reconstruction, intrinsics: Float64 | None, config: RegistrationConfig
+) -> CameraPoses:
+    """Camera poses in the window: each view's local points fitted to its global points.
+
+    intrinsics: (V, 3, 3) at network size if every view has them.  Views below `min_view_share` are not ok.
+    """
+    weights = pointmap_weights(
+        torch.from_numpy(np.minimum(reconstruction.confidence_local, _MOST_CONFIDENT)),
+        torch.from_numpy(np.minimum(reconstruction.confidence_global, _MOST_CONFIDENT)),
+    )
+    pixels = weights[0].numel()
+    options = RobustOptions(
+        max_points=config.pixels,
+        inlier_distance=config.inlier_distance,
+        min_inlier_share=config.min_view_share,
+        points_per_observation=_per_observation(min(pixels, config.pixels)),
+    )
+    return poses_from_pointmaps(
+        reconstruction.points_local, reconstruction.points_global, weights, intrinsics, options
+    )
+
+
+def register(
+    overlaps: Sequence[Overlap],
+    points_window: Float32,
+    confidence: Float32,
+    config: RegistrationConfig,
+    min_inlier_share: float | None = None,
+) -> Registration:
+    """The robust similarity from the window to the map over all shared pixels, and whether it is believed.
+
+    points_window: (V, h, w, 3) in `window`.  confidence: (V, h, w).
+    """
+    least = config.min_inlier_share if min_inlier_share is None else min_inlier_share
+    if not overlaps:
+        return Registration(Sim3.identity(), 0.0, np.inf, np.full((7, 7), np.inf), "no view is in the map")
+    per_view = max(1, config.pixels // 2)
+    parts = [_thin(overlap, per_view) for overlap in overlaps]
+    flat_points = points_window.reshape(len(points_window), -1, 3)
+    flat_confidence = confidence.reshape(len(confidence), -1)
+    source = np.concatenate([flat_points[part.view][part.pixels] for part in parts])
+    source_confidence = np.concatenate([flat_confidence[part.view][part.pixels] for part in parts])
+    target = np.concatenate([part.points_map for part in parts])
+    depth = np.concatenate([part.depth for part in parts])
+    target_confidence = np.concatenate([part.confidence for part in parts])
+    weights = pointmap_weights(
+        torch.from_numpy(np.minimum(source_confidence, _MOST_CONFIDENT)),
+        torch.from_numpy(np.minimum(target_confidence, _MOST_CONFIDENT)),
+    ).numpy()
+    # errors grow with the distance from the camera: nearby points say more about the pose
+    weights = np.where(np.isfinite(target).all(axis=-1), weights / np.maximum(depth, 1e-6) ** 2, 0)
+    options = RobustOptions(
+        max_points=12288,
+        min_inlier_share=0.0,
+        inlier_distance=config.inlier_distance,
+        points_per_observation=_per_observation(len(source) // len(parts)),
+    )
+    fit = fit_similarity_robust(source, target, weights, options)
+    return _judge(fit, source, target, depth, weights > 0, config.inlier_distance, least)
+
+
+def _judge(
+    fit: SimilarityFit,
+    source: Float32,
+    target: Float32,
+    depth: Float32,
+    used: NDArray[np.bool_],
+    inlier_distance: float,
+    least: float,
+) -> Registration:
+    """Count the pixels whose points agree relative to their distance from the camera."""
+    moved = fit.target_from_source.apply(source)
+    error = np.linalg.norm(moved - target, axis=-1)
+    agree = used & (error < inlier_distance * depth)
+    share = float(agree.sum()) / max(int(used.sum()), 1)
+    reason = fit.reason
+    if not reason and share < least:
+        reason = f"only {share:.0%} of the shared pixels agree with the map, {least:.0%} are needed"
+    return Registration(fit.target_from_source, share, fit.residual, fit.covariance, reason)
+
+
+def _thin(overlap: Overlap, most: int) -> Overlap:
+    """An even sample of at most `most` pixels with a point."""
+    present = np.flatnonzero(np.isfinite(overlap.depth) & (overlap.confidence > 0))
+    if len(present) > most:
+        present = present[np.linspace(0, len(present) - 1, most).astype(np.int64)]
+    return Overlap(
+        overlap.view,
+        overlap.points_map[present],
+        overlap.confidence[present],
+        overlap.depth[present],
+        overlap.pixels[present],
+    )
+
+
+def _per_observation(points_per_view: int) -> float:
+    return max(1.0, points_per_view * _CORRELATED_SHARE)

@@ -1,0 +1,77 @@
+"""The sliding window: which keyframes are looked at together, and which of them is view 0."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import numpy as np
+
+from fast3r_ros.mapping.config import WindowConfig
+from fast3r_ros.mapping.data import EncodedView, Frame
+
+
+@dataclass(frozen=True)
+class WindowView:
+    """A view of a window: its keyframe's id (None while it is new), its frame's identity, and its tokens."""
+
+    keyframe_id: int | None
+    stamp_ns: int
+    camera: str
+    encoded: EncodedView
+
+    @staticmethod
+    def of(frame: Frame, encoded: EncodedView) -> WindowView:
+        """A new view."""
+        return WindowView(None, frame.stamp_ns, frame.camera, encoded)
+
+
+class SlidingWindow:
+    """Keeps the tokens of the newest keyframes; those that can be in no later window are released."""
+
+    def __init__(self, config: WindowConfig) -> None:
+        self._config = config
+        self._live: OrderedDict[int, WindowView] = OrderedDict()
+
+    def compose(self, new: list[WindowView], others: list[WindowView]) -> list[WindowView]:
+        """The newest keyframes, then `others` (for a loop), then the new views; at most `size` together."""
+        room = self._config.size - len(new) - len(others)
+        return list(self._live.values())[-room:] + others + new
+
+    def keep(self, views: list[WindowView]) -> list[int]:
+        """Remember new keyframes; returns the ids of those that leave the window for good."""
+        for view in views:
+            assert view.keyframe_id is not None
+            self._live[view.keyframe_id] = view
+        left = []
+        while len(self._live) > self._config.size - 1:
+            left.append(self._live.popitem(last=False)[0])
+        return left
+
+    def clear(self) -> list[int]:
+        """Forget all views (the track was lost); returns their ids."""
+        ids = list(self._live)
+        self._live.clear()
+        return ids
+
+    @property
+    def newest(self) -> WindowView | None:
+        """The newest keyframe, None at the start."""
+        return next(reversed(self._live.values())) if self._live else None
+
+    @property
+    def ids(self) -> list[int]:
+        """Keyframes in the window, oldest first."""
+        return list(self._live)
+
+
+def reference_order(views: list[WindowView]) -> list[int]:
+    """Numbers of the views that could be view 0, best first.
+
+    Views that are in the map come first, and among them those whose tokens resemble the whole window most:
+    view 0 should see what the others see.
+    """
+    descriptors = np.stack([view.encoded.descriptor for view in views])
+    resemblance = (descriptors @ descriptors.T).sum(axis=1)
+    known = np.array([view.keyframe_id is not None for view in views])
+    return [int(i) for i in np.lexsort((-resemblance, ~known))]
