@@ -1,0 +1,38 @@
+"""`fast3r view`: look at a finished map in the browser."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The sub-command's arguments."""
+    parser.add_argument("map", type=Path, help="folder that reconstruct wrote, or a .ply file")
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on; 0.0.0.0 lets others on the network look (default: %(default)s)",
+    )
+    parser.add_argument("--port", type=int, default=8080, help="port to listen on (default: %(default)s)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serve the map until Ctrl-C."""
+    from fast3r_ros.io.results import read_results
+    from fast3r_ros.viewer.web import WebViewer
+
+    results = read_results(arguments.map, with_images=True)
+    viewer = WebViewer(arguments.host, arguments.port)
+    viewer.show(results.cloud, results.cameras, results.images)
+    print(
+        f"{len(results.cloud.points):,} points, {len(results.cameras)} cameras: {viewer.address}", flush=True
+    )
+    try:
+        while True:
+            time.sleep(3600)
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        viewer.stop()

@@ -1,0 +1,1 @@
+"""The web viewer; needs the extra `viewer` (viser)."""
