@@ -1,6 +1,6 @@
 # The two commands:
 #     make demo [SOURCE=video|folder|bag] [MODEL=demo|folder|hub name] [DISTRO=kilted|jazzy]
-#     make test [DISTRO=kilted|jazzy]
+#     make test [DISTRO=kilted|jazzy] [PYTEST="-k name"]
 # Both make what they need first: .venv, pinned dependencies, the colcon build in install/.  A sourced ROS 2
 # distribution (Jazzy or newer) is used instead of the wheels from PyPI.  PYTHON chooses the interpreter.
 #
@@ -11,16 +11,30 @@
 SHELL := /bin/bash
 PYTHON ?= python3
 DISTRO ?=
-SOURCE ?=
+SOURCE ?= synthetic
 MODEL ?= demo
 OUTPUT ?= demo_output
+PYTEST ?=
+export PYTHON DISTRO
 
-setup_for = $(PYTHON) scripts/setup_environment.py --distro '$(DISTRO)' --for $(1)
+SETUP := scripts/run_stoppable.sh $(PYTHON) scripts/setup_environment.py
+WITHOUT_ROS := env -u ROS_DISTRO -u AMENT_PREFIX_PATH -u CMAKE_PREFIX_PATH -u PYTHONPATH -u LD_LIBRARY_PATH
+IN_ROS := scripts/run_stoppable.sh scripts/run_in_ros.sh
 
 .PHONY: demo test setup clean
 
+demo:
+	@$(SETUP) --for demo --distro '$(DISTRO)'
+	@$(IN_ROS) python -m fast3r_ros.ros.demo --source '$(SOURCE)' --model '$(MODEL)' --output '$(OUTPUT)'
+
+# The core's tests run where there is no ROS; those of nodes, packaging and the demo against the colcon install.
+test: setup
+	@$(SETUP) --for core --distro none
+	@$(WITHOUT_ROS) $(SETUP) --for messages --distro jazzy
+	@scripts/run_stoppable.sh scripts/run_tests.sh $(PYTEST)
+
 setup:
-	@$(call setup_for,test)
+	@$(SETUP) --for test --distro '$(DISTRO)'
 
 clean:
 	rm -rf build build-* install install-* log log-* $(OUTPUT)

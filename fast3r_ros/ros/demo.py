@@ -1,0 +1,219 @@
+"""`make demo`: the mapping node and a replay node as processes of their own, watched over DDS.
+
+Checks what was asked for, starts both, shows progress until the source has been played and mapped, saves map,
+trajectory and picture, prints a summary and stops both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import rclpy
+from ament_index_python.packages import get_package_prefix
+from rclpy.client import Client
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.signals import SignalHandlerOptions
+from tqdm import tqdm
+
+from fast3r_ros.errors import UserError
+from fast3r_ros.io.preview import write_preview
+from fast3r_ros.io.sources import Source, open_source
+from fast3r_ros.io.trajectory import write_trajectory
+from fast3r_ros.model.checkpoint import locate
+from fast3r_ros.msg import MappingStatus
+from fast3r_ros.ros.children import Child
+from fast3r_ros.ros.demo_listener import NODE, DemoListener
+from fast3r_ros.ros.demo_summary import numbers, summary, unit
+from fast3r_ros.srv import SaveMap
+
+START_SECONDS = 120.0  # for loading the model
+SILENCE_SECONDS = 30.0  # without any image
+REST_SECONDS = 60.0  # for what is still to be mapped when the source has ended
+READY = (MappingStatus.WAITING, MappingStatus.MAPPING, MappingStatus.LOST)
+
+
+class Demo:
+    """One run: the listener, its executor, and the child processes.  Leaving the `with` block ends them."""
+
+    def __init__(self, model: str, source: Source, source_name: str, output: Path) -> None:
+        self.source = source
+        self.output = output
+        self._stack = ExitStack()
+        self._model, self._source_name = model, source_name
+        self._children: list[Child] = []
+
+    def __enter__(self) -> Demo:
+        rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
+        self._stack.callback(rclpy.shutdown)
+        self.listener = DemoListener()
+        self._executor = SingleThreadedExecutor()
+        self._executor.add_node(self.listener)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _set_signals(signal.SIG_IGN)  # a second Ctrl-C must not leave anything behind
+        for child in self._children:
+            child.ask_to_stop()
+        for child in self._children:
+            child.stop()
+        self._stack.close()
+        _set_signals(signal.default_int_handler)
+
+    def start_mapping(self) -> None:
+        """Start the mapping node and wait until it is ready for images."""
+        parameters: dict[str, str | int] = {
+            "model": self._model,
+            "map_directory": str(self.output),
+            "output.path_length": 1_000_000,
+        }
+        mapping = self._start("mapping_node", parameters)
+        self._spin_until(
+            lambda: self.listener.status is not None and self.listener.status.state in READY,
+            START_SECONDS,
+            f"the mapping node was not ready after {START_SECONDS:.0f} s; see {mapping.log}",
+        )
+
+    def play(self) -> int:
+        """Play the source in real time and show progress; returns the number of images that came."""
+        replay = self._start("replay_node", {"source": self._source_name})
+        self._spin_until(
+            lambda: bool(self.listener.images), SILENCE_SECONDS, "the replay node sends no images"
+        )
+        quiet = not sys.stdout.isatty()
+        with tqdm(total=len(self.source), unit="frame", mininterval=5.0 if quiet else 0.2, ncols=100) as bar:
+            while replay.status is None:
+                self._spin()
+                bar.set_postfix_str(self._progress(), refresh=False)
+                bar.update(len(self.listener.images) - bar.n)
+            bar.update(len(self.listener.images) - bar.n)
+        return len(self.listener.images)
+
+    def finish(self) -> MappingStatus:
+        """Wait until everything is mapped, save the map, and return the last status."""
+        client: Client = self.listener.create_client(SaveMap, f"{NODE}/save_map")
+        answer = client.call_async(SaveMap.Request(name="map.ply"))
+        self._spin_until(answer.done, REST_SECONDS, "the mapping node did not save the map")
+        response = answer.result()
+        if response is None or not response.success:
+            raise UserError(f"no map was saved: {response.message if response else 'no answer'}")
+        deadline = time.monotonic() + 3.0  # the last path and map are sent at a bounded rate
+        while time.monotonic() < deadline:
+            self._spin()
+        status = self.listener.status
+        assert status is not None, "start_mapping has waited for one"
+        return status
+
+    def _start(self, program: str, parameters: dict[str, str | int]) -> Child:
+        path = Path(get_package_prefix("fast3r_ros"), "lib", "fast3r_ros", program)
+        command: list[str | Path] = [path, "--ros-args"]
+        for name, value in parameters.items():
+            command += ["-p", f'{name}:="{value}"' if isinstance(value, str) else f"{name}:={value}"]
+        child = Child(program, command, os.environ, self.output / f"{program}.log")
+        self._children.append(child)
+        return child
+
+    def _spin(self) -> None:
+        self._executor.spin_once(timeout_sec=0.1)
+        mapping = self._children[0]
+        status = self.listener.status
+        if status is not None and status.state == MappingStatus.ERROR:
+            raise UserError(f"the mapping node cannot run: {status.last_error}")
+        for child in self._children:
+            if child.status or (child is mapping and child.status is not None):
+                raise UserError(f"{child.name} stopped: {child.last_line()}")
+
+    def _spin_until(self, done: Callable[[], bool], seconds: float, failure: str) -> None:
+        deadline = time.monotonic() + seconds
+        while not done():
+            if time.monotonic() > deadline:
+                raise UserError(failure)
+            self._spin()
+
+    def _progress(self) -> str:
+        status = self.listener.status
+        return f"{status.windows} windows, {status.map_points:,} points" if status else ""
+
+
+def run(model: str, source_name: str, output: Path) -> None:
+    """Run the demo.  Raises UserError, in one line, for what cannot be used."""
+    source = open_source(source_name)
+    next(iter(source.frames([0])), None)  # an unreadable one says so now
+    locate(model)  # downloads a hub's model, or says why not
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {output}: {error.strerror}") from error
+    use_private_domain()
+    print(f"Playing {source.name}: {len(source)} frames at {source.rate_hz:.1f} Hz, model {model}")
+    print(f"ROS_DOMAIN_ID={os.environ['ROS_DOMAIN_ID']} on this machine only, for rviz2 in another terminal")
+    with Demo(model, source, source_name, output) as demo:
+        demo.start_mapping()
+        sent = demo.play()
+        status = demo.finish()
+    listener = demo.listener
+    write_trajectory(output / "trajectory.txt", listener.trajectory())
+    write_preview(
+        output / "preview.png",
+        cloud=listener.map(),
+        trajectory=listener.trajectory(),
+        views=listener.views(),
+        numbers=numbers(listener, status, sent),
+        truth=listener.truth or None,
+        unit=unit(status),
+    )
+    print()
+    for label, line in {**summary(listener, status, sent), "model": describe(model)}.items():
+        print(f"{label:<12}{line}")
+    print(f"{'written':<12}{output}/map.ply, trajectory.txt, preview.png")
+
+
+def describe(model: str) -> str:
+    """The model's name and, where its folder tells, its measured quality."""
+    config = locate(model).config
+    quality = config.with_name("quality.json") if config else None
+    if quality is None or not quality.is_file():
+        return f"{model}; its quality has not been measured"
+    return f"{model}; {json.loads(quality.read_text())['summary']}"
+
+
+def use_private_domain() -> None:
+    """Keep the demo's topics on this machine and, unless ROS_DOMAIN_ID is set, apart from others' here."""
+    os.environ.setdefault("ROS_DOMAIN_ID", str(1 + os.getpid() % 100))
+    os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
+
+
+def _set_signals(action: Any) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, action)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run from the command line; returns the exit status (2: wrong use, 130: stopped by a signal)."""
+    parser = argparse.ArgumentParser(prog="demo", description="Map a source with the real nodes over DDS.")
+    parser.add_argument("--source", default="synthetic", help="video, image folder or rosbag2")
+    parser.add_argument("--model", default="demo", help="demo, a checkpoint folder or a hub name")
+    parser.add_argument("--output", type=Path, default=Path("demo_output"), help="folder for the results")
+    parsed = parser.parse_args(arguments)
+    _set_signals(signal.default_int_handler)
+    try:
+        run(parsed.model, parsed.source or "synthetic", parsed.output.resolve())
+    except UserError as error:
+        print(f"demo: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

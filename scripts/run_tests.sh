@@ -1,0 +1,25 @@
+#!/bin/bash
+# Every check and test, in an environment that setup_environment.py has made; arguments go to pytest.
+# Goes on after a failure, so that one run shows everything; the exit status tells.
+cd "$(dirname "$0")/.." || exit 2
+core=$PWD/.venv-core/bin
+failed=0
+check() {
+    echo "== $1"
+    shift
+    "$@"
+    local status=$?
+    [ $status -eq 0 ] || [ $status -eq 5 ] || failed=1 # 5: pytest found no test of the given name
+}
+
+check "ruff" "$core/ruff" check .
+check "ruff format" "$core/ruff" format --check --quiet .
+check "documentation" "$core/mkdocs" build --strict --quiet --site-dir build/site
+check "tests of the core, without ROS" env -u PYTHONPATH -u LD_LIBRARY_PATH -u AMENT_PREFIX_PATH \
+    "$core/python" -m pytest --ignore test/ros --ignore test/package "$@"
+
+. scripts/ros_env.sh $DISTRO
+check "mypy" mypy
+check "tests of nodes, packaging and the demo, against the installed package" \
+    pytest -o pythonpath= test/ros test/package "$@"
+exit $failed
