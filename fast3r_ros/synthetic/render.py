@@ -185,7 +185,7 @@ def _in_frustum(
 
 
 def _nearest(planes: _Planes, width: int, height: int) -> tuple[Tensor, Tensor]:
-    """(N, H, W) greatest inverse depth of the rectangles that contain the pixel (0 if none), and its index."""
+    """(N, H, W) greatest inverse depth of the rectangles at each pixel (0 if none), and its index."""
     cameras, count = planes.column.shape[:2]
     device = planes.column.device
     best = torch.zeros((cameras, height, width), device=device)

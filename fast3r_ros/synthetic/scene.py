@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fast3r_ros.synthetic.textures import texture_bank
+from fast3r_ros.synthetic.textures import textures_of
 
 Float64 = NDArray[np.float64]
 
@@ -129,7 +129,7 @@ def is_free(scene: Scene, xy: Float64, margin: float = 0.3) -> NDArray[np.bool_]
     low, high = scene.rooms[:, :2] + margin, scene.rooms[:, 2:] - margin
     inside = ((xy[:, None] >= low) & (xy[:, None] <= high)).all(-1).any(-1)
     if len(scene.obstacles) == 0:
-        return inside
+        return np.asarray(inside)
     offset = xy[:, None] - scene.obstacles[:, :2]
     cosine, sine = np.cos(scene.obstacles[:, 4]), np.sin(scene.obstacles[:, 4])
     along = np.abs(offset[..., 0] * cosine + offset[..., 1] * sine) - scene.obstacles[:, 2]
@@ -316,7 +316,8 @@ def _distance(route: Float64, xy: Float64) -> float:
 
 
 def _paint(rng: np.random.Generator, *kinds: str, scale: float = 1.0) -> _Paint:
-    texture = int(rng.choice(texture_bank().of_kind(*kinds)))
+    choice = textures_of(*kinds)
+    texture = int(choice[rng.integers(len(choice))])
     tile = 0.0 if kinds == ("picture",) else scale * rng.uniform(0.8, 2.4)
     return _Paint(texture, tile, rng.uniform(0.65, 1.15, 3), rng.uniform(0, 0.12))
 
@@ -334,11 +335,18 @@ def _rectangle(
         repeats, offset = np.ones(2), np.zeros(2)
     else:
         repeats, offset = 2 * np.array(half) / paint.tile, rng.uniform(0, 1, 2)
-    shade = light.on(np.cross(u, v))
+    shade = light.on(_cross(u, v))
     look = np.concatenate(
         [[paint.texture], repeats, offset, paint.gain * shade, np.full(3, paint.lift * shade)]
     )
     return _Rectangle(center, u, v, half, look.astype(np.float32))
+
+
+def _cross(u: Float64, v: Float64) -> Float64:
+    """np.cross for two single vectors, without its overhead."""
+    ux, uy, uz = u.tolist()
+    vx, vy, vz = v.tolist()
+    return np.array([uy * vz - uz * vy, uz * vx - ux * vz, ux * vy - uy * vx])
 
 
 def _ring(columns: int, rows: int) -> list[tuple[int, int]]:

@@ -30,9 +30,11 @@ class TextureBank:
     texels: NDArray[np.float32]
     kinds: tuple[str, ...]
 
-    def of_kind(self, *names: str) -> NDArray[np.int64]:
-        """The indices of the textures of these kinds."""
-        return np.flatnonzero(np.isin(np.array(self.kinds), names))
+
+@lru_cache(maxsize=64)
+def textures_of(*kinds: str) -> NDArray[np.int64]:
+    """The indices of the bank's textures of these kinds."""
+    return np.flatnonzero(np.isin(np.array(texture_bank().kinds), kinds))
 
 
 @lru_cache(maxsize=4)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.interpolate import CubicSpline, PchipInterpolator
+from scipy.interpolate import CubicSpline
 from scipy.ndimage import gaussian_filter1d
 
 from fast3r_ros.synthetic.scene import Scene, is_free
@@ -170,11 +170,13 @@ def room_path(scene: Scene, frames: int, seed: int = 0, height: float = 1.3, spe
 
 def _smooth(rng: np.random.Generator, count: int) -> Float64:
     """(count,) values in [-1, 1] that change slowly."""
-    if count < 3:
-        return rng.uniform(-1, 1, count)
     knots = max(3, count // 6 + 2)
-    values = PchipInterpolator(np.linspace(0, 1, knots), rng.uniform(-1, 1, knots))(np.linspace(0, 1, count))
-    return np.asarray(values)
+    values = rng.uniform(-1, 1, knots + 1)
+    at = np.linspace(0, knots - 1, count)
+    left = np.minimum(at.astype(np.int64), knots - 1)
+    share = at - left
+    share = share * share * (3 - 2 * share)  # smoothstep: no kink at the knots
+    return np.asarray((1 - share) * values[left] + share * values[left + 1])
 
 
 def _free_place(scene: Scene, rng: np.random.Generator, margin: float = 0.5) -> Float64:
