@@ -1,0 +1,98 @@
+"""Point cloud metrics: accuracy, completion, normal consistency, chamfer distance, F-score.
+
+The definitions are those of the Fast3R and DUSt3R evaluations: distances to the nearest neighbour in the
+other cloud, without a threshold and without subsampling; lower is better for distances, higher for
+consistency.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+
+from fast3r_ros.geometry.sim3 import Sim3
+from fast3r_ros.geometry.similarity import fit_similarity
+
+Array = NDArray[np.floating]
+
+NORMAL_NEIGHBOURS = 30  # Open3D's default, which the official evaluation uses
+
+
+@dataclass(frozen=True)
+class ReconstructionScores:
+    """Distances in the units of the clouds; shares and consistencies in [0, 1].
+
+    accuracy: predicted point to nearest true point.  completion: true point to nearest predicted point.
+    normal_consistency: |cos| between the normals of nearest neighbours, the mean of both directions (NaN
+    without normals).  chamfer: the mean of accuracy and completion.  f_score: harmonic mean of the shares
+    of predicted and of true points that have a neighbour within the threshold.
+    """
+
+    accuracy: float
+    accuracy_median: float
+    completion: float
+    completion_median: float
+    normal_consistency: float
+    normal_consistency_median: float
+    chamfer: float
+    f_score: float
+
+    def row(self) -> dict[str, float]:
+        """Name -> value, for tables."""
+        return asdict(self)
+
+
+def reconstruction_scores(
+    predicted: Array,
+    true: Array,
+    predicted_normals: Array | None = None,
+    true_normals: Array | None = None,
+    threshold: float = 0.05,
+) -> ReconstructionScores:
+    """Compare two clouds (N, 3) and (M, 3) in one frame, with unit normals of the same shapes if there are
+    any.
+
+    threshold: distance for the F-score, in the units of the clouds.
+    """
+    accuracy, nearest_true = cKDTree(true).query(predicted, workers=-1)
+    completion, nearest_predicted = cKDTree(predicted).query(true, workers=-1)
+    consistency = [np.array([np.nan]), np.array([np.nan])]
+    if predicted_normals is not None and true_normals is not None:
+        consistency = [
+            np.abs(np.sum(predicted_normals * true_normals[nearest_true], axis=1)),
+            np.abs(np.sum(true_normals * predicted_normals[nearest_predicted], axis=1)),
+        ]
+    precision, recall = float(np.mean(accuracy < threshold)), float(np.mean(completion < threshold))
+    return ReconstructionScores(
+        accuracy=float(np.mean(accuracy)),
+        accuracy_median=float(np.median(accuracy)),
+        completion=float(np.mean(completion)),
+        completion_median=float(np.median(completion)),
+        normal_consistency=float(np.mean([values.mean() for values in consistency])),
+        normal_consistency_median=float(np.mean([np.median(values) for values in consistency])),
+        chamfer=float((np.mean(accuracy) + np.mean(completion)) / 2),
+        f_score=2 * precision * recall / max(precision + recall, 1e-12),
+    )
+
+
+def estimate_normals(points: Array, neighbours: int = NORMAL_NEIGHBOURS) -> NDArray[np.float64]:
+    """Unit normals (N, 3), of either sign, from the plane through each point's nearest neighbours."""
+    count = min(neighbours, len(points))
+    _, nearest = cKDTree(points).query(points, k=count, workers=-1)
+    normals = np.empty((len(points), 3))
+    for start in range(0, len(points), 65536):  # bounds the memory of the neighbourhoods
+        patch = np.asarray(points, dtype=np.float64)[nearest[start : start + 65536]]
+        patch = patch - patch.mean(axis=1, keepdims=True)
+        _, vectors = np.linalg.eigh(np.swapaxes(patch, 1, 2) @ patch)
+        normals[start : start + 65536] = vectors[:, :, 0]
+    return normals
+
+
+def align(predicted: Array, true: Array, weights: NDArray[np.floating] | None = None) -> Sim3:
+    """The weighted least-squares `true_from_predicted` of corresponding points (N, 3), before they are
+    compared.
+    """
+    return fit_similarity(predicted, true, weights)
