@@ -1,0 +1,84 @@
+"""sensor_msgs/PointCloud2 with x, y, z, rgb and confidence <-> arrays, without a loop over points."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sensor_msgs.msg import PointCloud2, PointField
+from std_msgs.msg import Header
+
+from fast3r_ros.mapping.data import Cloud, Float32, UInt8
+from fast3r_ros.ros.images import packed
+from fast3r_ros.ros.times import stamp_from_ns
+from fast3r_ros.ros.upstream import POINT_CLOUD2
+
+# rgb is 0x00RRGGBB in the bits of a float32, as PCL and RViz have it
+NAMES = ("x", "y", "z", "rgb", "confidence")
+POINT = np.dtype([("x", "f4"), ("y", "f4"), ("z", "f4"), ("rgb", "u4"), ("confidence", "f4")])
+FIELDS = [
+    PointField(name=name, offset=4 * index, datatype=PointField.FLOAT32, count=1)
+    for index, name in enumerate(NAMES)
+]
+
+
+def pack_points(points: Float32, colors: UInt8, confidence: Float32) -> NDArray[np.void]:
+    """points (N, 3), colors (N, 3) RGB and confidence (N,) as N structured `POINT`s."""
+    packed_points = np.empty(len(points), POINT)
+    as_words = packed_points.view(np.float32).reshape(len(points), 5)
+    as_words[:, :3] = points
+    as_words[:, 4] = confidence
+    red, green, blue = (colors[:, channel].astype(np.uint32) for channel in range(3))
+    packed_points["rgb"] = (red << 16) | (green << 8) | blue
+    return packed_points
+
+
+def cloud_to_message(cloud: Cloud, stamp_ns: int, frame_id: str) -> PointCloud2:
+    """A cloud of N points as an unorganised, dense PointCloud2 of 20 bytes a point."""
+    points = pack_points(cloud.points, cloud.colors, cloud.confidence)
+    header = Header(stamp=stamp_from_ns(stamp_ns), frame_id=frame_id)
+    if POINT_CLOUD2 is not None:
+        message = POINT_CLOUD2.create_cloud(header, FIELDS, points)
+        message.is_dense = True
+        return message
+    return PointCloud2(
+        header=header,
+        height=1,
+        width=len(points),
+        fields=FIELDS,
+        is_bigendian=sys.byteorder == "big",
+        point_step=POINT.itemsize,
+        row_step=POINT.itemsize * len(points),
+        data=packed(points),
+        is_dense=True,
+    )
+
+
+def message_to_cloud(message: PointCloud2) -> Cloud:
+    """The inverse of `cloud_to_message`, for messages with its fields in any order and with any padding.
+
+    Raises ValueError when a field is missing or the data is too short.
+    """
+    offsets = {field.name: field.offset for field in message.fields}
+    missing = [name for name in NAMES if name not in offsets]
+    if missing:
+        raise ValueError(f"the cloud has no field {missing[0]!r}")
+    order = ">" if message.is_bigendian else "<"
+    layout: Any = {
+        "names": NAMES,
+        "formats": [order + "f4"] * 3 + [order + "u4", order + "f4"],
+        "offsets": [offsets[name] for name in NAMES],
+        "itemsize": message.point_step,
+    }
+    dtype = np.dtype(layout)
+    data = np.frombuffer(message.data, np.uint8)
+    rows = [
+        np.frombuffer(data, dtype, message.width, row * message.row_step) for row in range(message.height)
+    ]
+    elements = np.concatenate(rows) if rows else np.empty(0, dtype)
+    rgb = elements["rgb"].astype(np.uint32)
+    colors = np.stack([rgb >> 16, rgb >> 8, rgb], axis=-1).astype(np.uint8)
+    points = np.stack([elements["x"], elements["y"], elements["z"]], axis=-1).astype(np.float32)
+    return Cloud(points, colors, elements["confidence"].astype(np.float32))

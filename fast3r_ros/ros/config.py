@@ -1,0 +1,159 @@
+"""Every parameter of the node that is not the mapper's, once: default, meaning, range.
+
+Same metadata as `fast3r_ros.mapping.config`; `parameters` declares both together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from fast3r_ros.errors import UserError
+from fast3r_ros.mapping.config import MapperConfig, parameter
+
+
+@dataclass(frozen=True)
+class InputConfig:
+    """Images, camera calibration and odometry."""
+
+    transport: str = parameter(
+        "raw",
+        "image transport: raw (<camera>/image) or compressed (<camera>/image/compressed)",
+        choices=("raw", "compressed"),
+    )
+    reliability: str = parameter(
+        "auto",
+        "QoS of the image subscriptions: auto (reliable where every publisher is), reliable or best_effort",
+        choices=("auto", "reliable", "best_effort"),
+    )
+    use_camera_info: bool = parameter(
+        True, "take intrinsics and distortion from camera_info; otherwise intrinsics are estimated"
+    )
+    frame_id: str = parameter("", "camera frame to use instead of the one in the images (one camera only)")
+    jump_back: float = parameter(
+        1.0,
+        "stamps that go back by more than this many seconds restart the window (a looping bag); frames with "
+        "a smaller step back are dropped",
+        range=(0.0, 3600.0),
+        dynamic=True,
+    )
+    timeout: float = parameter(
+        3.0, "seconds without an image after which diagnostics warn", range=(0.1, 3600.0), dynamic=True
+    )
+    odometry: str = parameter(
+        "topic",
+        "metric motion: none, topic (nav_msgs/Odometry on `odometry`) or tf (odom -> base frame)",
+        choices=("none", "topic", "tf"),
+    )
+
+
+@dataclass(frozen=True)
+class FramesConfig:
+    """Names of coordinate frames (REP-105)."""
+
+    map: str = parameter("map", "the map frame")
+    odom: str = parameter("odom", "the odometry frame, for tf_mode map_to_odom and odometry from tf")
+    base: str = parameter("base_link", "the robot's base frame, for tf_mode map_to_odom and odometry from tf")
+    camera: str = parameter(
+        "fast3r_camera",
+        "the estimated camera, child of the map frame in tf_mode camera; _<name> is added in a rig",
+    )
+
+
+@dataclass(frozen=True)
+class OutputConfig:
+    """What is published, and how often."""
+
+    map_rate: float = parameter(
+        1.0, "most messages per second on ~/map_cloud, ~/grid and ~/path", range=(0.01, 30.0), dynamic=True
+    )
+    image_size: str = parameter(
+        "input",
+        "size of ~/confidence, ~/confidence_color and ~/depth: input (the camera image's) or network",
+        choices=("input", "network"),
+        dynamic=True,
+    )
+    max_confidence: float = parameter(
+        10.0, "confidence shown as the warmest colour in ~/confidence_color", range=(1.1, 1e6), dynamic=True
+    )
+    path_length: int = parameter(2000, "newest poses on ~/path, at most", range=(1, 1000000), dynamic=True)
+    status_rate: float = parameter(1.0, "messages per second on ~/status", range=(0.1, 30.0), dynamic=True)
+
+
+@dataclass(frozen=True)
+class TransformConfig:
+    """How transforms are broadcast."""
+
+    rate: float = parameter(
+        20.0, "messages per second for map -> odom in tf_mode map_to_odom", range=(1.0, 200.0), dynamic=True
+    )
+    tolerance: float = parameter(
+        0.1, "seconds that map -> odom is stamped into the future", range=(0.0, 10.0), dynamic=True
+    )
+
+
+@dataclass(frozen=True)
+class GridConfig:
+    """An occupancy grid from the map's points between two heights."""
+
+    enabled: bool = parameter(False, "publish ~/grid", dynamic=True)
+    resolution: float = parameter(0.05, "edge of a cell, in metres", range=(0.001, 10.0), dynamic=True)
+    min_height: float = parameter(
+        0.1, "points below are floor, in metres above the map's origin", range=(-1000.0, 1000.0), dynamic=True
+    )
+    max_height: float = parameter(
+        1.5,
+        "points above are ignored, in metres above the map's origin",
+        range=(-1000.0, 1000.0),
+        dynamic=True,
+    )
+    min_points: int = parameter(3, "points that make a cell occupied", range=(1, 10000), dynamic=True)
+
+
+@dataclass(frozen=True)
+class NodeConfig:
+    """All parameters of the mapping node; `mapper` holds the sections of the mapper."""
+
+    model: str = parameter(
+        "demo", "the network: demo (ships with the package), a checkpoint folder or a hub name"
+    )
+    device: str = parameter(
+        "auto", "where the network runs: auto (a GPU if there is one), cpu, cuda, cuda:1 …"
+    )
+    torch_threads: int = parameter(0, "CPU threads of the network (0: PyTorch's choice)", range=(0, 1024))
+    autostart: bool = parameter(True, "configure and activate at start; false waits for a lifecycle manager")
+    cameras: tuple[str, ...] = parameter(
+        (), "names of the cameras of a rig: <name>/image, <name>/camera_info; empty: image, camera_info"
+    )
+    map_directory: str = parameter("~/.ros/fast3r_maps", "the folder that ~/save_map and ~/load_map may use")
+    tf_mode: str = parameter(
+        "camera",
+        "camera (map -> estimated camera), map_to_odom (map -> odom, needs odom -> base -> camera on TF and "
+        "scale.source other than none), or none",
+        choices=("camera", "map_to_odom", "none"),
+    )
+    publish_view_frames: bool = parameter(
+        False, "broadcast a frame fast3r_view_<i> for every view of the newest window", dynamic=True
+    )
+    input: InputConfig = field(default_factory=InputConfig)
+    frames: FramesConfig = field(default_factory=FramesConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)
+    tf: TransformConfig = field(default_factory=TransformConfig)
+    grid: GridConfig = field(default_factory=GridConfig)
+    mapper: MapperConfig = field(default_factory=MapperConfig)
+
+    def __post_init__(self) -> None:
+        if self.tf_mode == "map_to_odom" and self.mapper.scale.source == "none":
+            raise UserError(
+                "tf_mode map_to_odom needs a map in metres, but scale.source is none; set scale.source to "
+                "odometry, rig, depth, camera_height or fixed"
+            )
+        if self.grid.min_height >= self.grid.max_height:
+            raise UserError(
+                f"grid.min_height {self.grid.min_height} is not below grid.max_height {self.grid.max_height}"
+            )
+        if len(set(self.cameras)) != len(self.cameras):
+            raise UserError(f"cameras {list(self.cameras)} has a name twice")
+        if self.input.frame_id and len(self.cameras) > 1:
+            raise UserError("input.frame_id is for one camera; a rig's frames come from its images")
+        if not self.frames.map or self.frames.map == self.frames.camera:
+            raise UserError(f"frames.map {self.frames.map!r} and frames.camera have to differ and be set")

@@ -1,0 +1,74 @@
+"""Counts and times that ~/status and /diagnostics tell, safe to update from any thread."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+
+CALLBACK_SAMPLES = 2000
+
+
+class Counters:
+    """Frames received and dropped by reason, other problems by reason, and how long image callbacks took.
+
+    A frame counts as received once and as dropped at most once.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._callback_seconds: deque[float] = deque(maxlen=CALLBACK_SAMPLES)
+        self.reset()
+
+    def reset(self) -> None:
+        """Start counting anew; the callback times stay."""
+        with self._lock:
+            self._received = 0
+            self._drops: Counter[str] = Counter()
+            self._problems: Counter[str] = Counter()
+            self._last_error = ""
+
+    def received(self) -> None:
+        """An image message has arrived."""
+        with self._lock:
+            self._received += 1
+
+    def dropped(self, reason: str) -> None:
+        """A frame was left out."""
+        with self._lock:
+            self._drops[reason] += 1
+
+    def problem(self, reason: str) -> None:
+        """Something other than a frame was left out."""
+        with self._lock:
+            self._problems[reason] += 1
+
+    def error(self, text: str) -> None:
+        """Something went wrong that a person should read of."""
+        with self._lock:
+            self._last_error = text
+
+    @contextmanager
+    def timed_callback(self) -> Iterator[None]:
+        """Measure one image callback."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._callback_seconds.append(time.perf_counter() - start)
+
+    def callback_times(self) -> tuple[float, float]:
+        """(99th percentile, maximum) of the newest callbacks, in seconds; zeros before the first."""
+        samples = list(self._callback_seconds)
+        if not samples:
+            return 0.0, 0.0
+        return float(np.percentile(samples, 99)), max(samples)
+
+    def snapshot(self) -> tuple[int, dict[str, int], dict[str, int], str]:
+        """(received, drops, problems, newest error) at one moment."""
+        with self._lock:
+            return self._received, dict(self._drops), dict(self._problems), self._last_error

@@ -1,0 +1,86 @@
+"""sensor_msgs Image and CompressedImage <-> numpy arrays."""
+
+from __future__ import annotations
+
+import array
+import sys
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from sensor_msgs.msg import CompressedImage, Image
+
+from fast3r_ros.io.pixels import decode_compressed, decode_image
+from fast3r_ros.mapping.data import Float32, UInt8
+from fast3r_ros.ros.times import stamp_from_ns
+from fast3r_ros.ros.upstream import CV_BRIDGE, CV_BRIDGE_ENCODINGS
+
+
+def image_to_rgb(message: Image) -> UInt8:
+    """A raw image as (H, W, 3) uint8 RGB, by cv_bridge where it is installed and knows the encoding.
+
+    Raises BadImage.
+    """
+    if CV_BRIDGE is not None and message.encoding in CV_BRIDGE_ENCODINGS:
+        try:
+            return CV_BRIDGE.imgmsg_to_cv2(message, "rgb8")
+        except Exception:  # of many types; ours says what is wrong with the message
+            return _decode(message)
+    return _decode(message)
+
+
+def _decode(message: Image) -> UInt8:
+    return decode_image(
+        message.data,
+        height=message.height,
+        width=message.width,
+        step=message.step,
+        encoding=message.encoding,
+        is_bigendian=bool(message.is_bigendian),
+    )
+
+
+def compressed_to_rgb(message: CompressedImage) -> UInt8:
+    """A JPEG, PNG or other compressed image as (H, W, 3) uint8 RGB.  Raises BadImage."""
+    return decode_compressed(message.data)
+
+
+def rgb_to_image(rgb: UInt8, stamp_ns: int, frame_id: str) -> Image:
+    """(H, W, 3) uint8 RGB as an rgb8 image."""
+    return _image(rgb, "rgb8", stamp_ns, frame_id)
+
+
+def float_to_image(values: Float32, stamp_ns: int, frame_id: str) -> Image:
+    """(H, W) float32 as a 32FC1 image."""
+    return _image(values.astype(np.float32, copy=False), "32FC1", stamp_ns, frame_id)
+
+
+def rgb_to_jpeg(rgb: UInt8, stamp_ns: int, frame_id: str, quality: int = 90) -> CompressedImage:
+    """(H, W, 3) uint8 RGB as a JPEG, with the format string that image_transport writes."""
+    encoded = cv2.imencode(".jpg", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])[
+        1
+    ]
+    message = CompressedImage(format="rgb8; jpeg compressed bgr8")
+    message.header.stamp = stamp_from_ns(stamp_ns)
+    message.header.frame_id = frame_id
+    message.data = packed(encoded)
+    return message
+
+
+def _image(pixels: NDArray[Any], encoding: str, stamp_ns: int, frame_id: str) -> Image:
+    pixels = np.ascontiguousarray(pixels)
+    message = Image(height=pixels.shape[0], width=pixels.shape[1], encoding=encoding)
+    message.header.stamp = stamp_from_ns(stamp_ns)
+    message.header.frame_id = frame_id
+    message.is_bigendian = int(sys.byteorder == "big")
+    message.step = pixels.strides[0]
+    message.data = packed(pixels)
+    return message
+
+
+def packed(elements: NDArray[Any]) -> array.array:
+    """The bytes of an array as array.array, which a uint8[] field takes without checking each byte."""
+    data = array.array("B")
+    data.frombytes(np.frombuffer(np.ascontiguousarray(elements), np.uint8).data)
+    return data

@@ -1,0 +1,254 @@
+"""Everything that comes in: images, calibrations, odometry and transforms, converted off the executor.
+
+Callbacks leave references in the mailbox; one thread takes them out, turns images into frames and hands
+them on.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from geometry_msgs.msg import TransformStamped
+from nav_msgs.msg import Odometry
+from rclpy.callback_groups import CallbackGroup
+from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data
+from sensor_msgs.msg import CameraInfo
+from tf2_msgs.msg import TFMessage
+
+from fast3r_ros.errors import UserError
+from fast3r_ros.io.pixels import BadImage
+from fast3r_ros.mapping.data import Float64, Frame
+from fast3r_ros.ros.cameras import CameraSubscriptions
+from fast3r_ros.ros.config import NodeConfig
+from fast3r_ros.ros.counters import Counters
+from fast3r_ros.ros.intake import CameraFacts, Intake, Refused, TimeWentBack
+from fast3r_ros.ros.mailbox import Mailbox
+from fast3r_ros.ros.poses import BadPose, matrix_from_pose
+from fast3r_ros.ros.times import ns_from_stamp
+from fast3r_ros.ros.transforms import OwnFrames, TransformLookup, TransformMissing
+
+Odometries = Callable[[int, Float64], None]
+
+
+class Inputs:
+    """Subscriptions and the conversion thread.
+
+    on_frame(frame) and on_odometry(stamp_ns, odom_from_base) and on_time_back() run on the conversion thread.
+    config may be replaced at run time.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        config: NodeConfig,
+        counters: Counters,
+        lookup: TransformLookup,
+        own_frames: OwnFrames,
+        group: CallbackGroup,
+        on_frame: Callable[[Frame], None],
+        on_odometry: Odometries,
+        on_time_back: Callable[[], None],
+    ) -> None:
+        self.config = config
+        self._node, self._counters, self._group = node, counters, group
+        self._lookup, self._own_frames = lookup, own_frames
+        self._on_frame, self._on_odometry, self._on_time_back = on_frame, on_odometry, on_time_back
+        self.intakes = {name: Intake(name, config.input.frame_id) for name in config.cameras or ("",)}
+        self.cameras: list[CameraSubscriptions] = []
+        self._others: list[Any] = []
+        self._mailbox = Mailbox()
+        self._stopping = False
+        self._restart = False
+        self.paused = False
+        self.last_image_time: dict[str, float] = {}  # camera -> time.monotonic()
+        self.facts: dict[str, CameraFacts] = {}  # image frame id -> what is known of its camera
+        self._thread = threading.Thread(target=self._run, name="fast3r_conversion", daemon=True)
+        self._thread.start()
+        self._subscribe_transforms()
+
+    # Subscriptions ---------------------------------------------------------------------------------------
+
+    def _subscribe_transforms(self) -> None:
+        static = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+        for topic, qos, handler in (
+            ("/tf", QoSProfile(depth=100), self._take_tf),
+            ("/tf_static", static, self._take_static_tf),
+        ):
+            self._others.append(self._subscribe_small(TFMessage, topic, qos, handler))
+
+    def _subscribe_small(self, kind: Any, topic: str, qos: QoSProfile, handler: Callable[[Any], None]) -> Any:
+        def leave(message: Any) -> None:
+            self._mailbox.put(handler, message)
+
+        return self._node.create_subscription(kind, topic, leave, qos, callback_group=self._group)
+
+    def open(self) -> None:
+        """Subscribe to the cameras and the odometry."""
+        settings = self.config.input
+        self.cameras = [
+            CameraSubscriptions(
+                self._node,
+                name,
+                settings.transport,
+                settings.reliability,
+                self._group,
+                self._image_callback,
+                self._info_callback,
+                self._foreign_callback,
+            )
+            for name in self.intakes
+        ]
+        if settings.odometry == "topic":
+            subscription = self._subscribe_small(
+                Odometry, "odometry", qos_profile_sensor_data, self._take_odometry
+            )
+            self._others.append(subscription)
+
+    def close(self) -> None:
+        """Unsubscribe from cameras and odometry; what waits is dropped."""
+        for camera in self.cameras:
+            camera.destroy()
+        self.cameras = []
+        while len(self._others) > 2:  # the transforms stay
+            self._node.destroy_subscription(self._others.pop())
+        for _ in range(self._mailbox.clear()):
+            self._counters.dropped("not active")
+
+    def adapt(self) -> None:
+        """Let every camera follow its publishers; called about twice a second."""
+        for camera in self.cameras:
+            camera.adapt()
+
+    def restart(self) -> None:
+        """Take sizes, frame ids and stamps anew from the next images."""
+        self._restart = True
+
+    def stop(self) -> None:
+        """Unsubscribe from everything and end the thread."""
+        self.close()
+        while self._others:
+            self._node.destroy_subscription(self._others.pop())
+        self._stopping = True
+        self._mailbox.close()
+        self._thread.join()
+
+    # Executor --------------------------------------------------------------------------------------------
+
+    def _image_callback(self, name: str, message: Any) -> None:
+        with self._counters.timed_callback():
+            self._counters.received()
+            self.last_image_time[name] = time.monotonic()
+            if self.paused:
+                self._counters.dropped("paused")
+            elif self._mailbox.put_image(name, message):
+                self._counters.dropped("too slow: a newer image replaced it")
+
+    def _info_callback(self, name: str, message: CameraInfo) -> None:
+        if self.config.input.use_camera_info:
+            self._mailbox.put(lambda info: self._take_info(name, info), message)
+
+    def _foreign_callback(self, name: str) -> None:
+        self._counters.received()
+        self._counters.dropped("second publisher on the image topic")
+
+    # Conversion thread -----------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._stopping:
+            small, image = self._mailbox.take(timeout=1.0)
+            if self._restart:
+                self._restart = False
+                for intake in self.intakes.values():
+                    intake.restart()
+            for handler, message in small:
+                try:
+                    handler(message)
+                except Exception as error:  # a broken message must not end the thread
+                    self._counters.problem("internal error")
+                    self._report(f"a {type(message).__name__} could not be used: {error!r}")
+            if image is not None:
+                self._take_image(*image)
+
+    def _take_image(self, name: str, message: Any) -> None:
+        """One image to a frame, or to a count of why not."""
+        intake = self.intakes[name]
+        try:
+            frame = intake.frame(message, self.config.input.jump_back)
+        except TimeWentBack as error:
+            self._counters.dropped(error.reason)
+            self._report(f"{error}: a new window starts")
+            self._time_went_back()
+        except (Refused, BadImage) as error:
+            self._counters.dropped(error.reason)
+            self._report(str(error))
+        except Exception as error:
+            self._counters.dropped("internal error")
+            self._report(f"an image could not be used: {error!r}")
+        else:
+            if self.config.input.odometry == "tf":
+                self._odometry_from_tf(frame.stamp_ns)
+            size = (frame.image.shape[1], frame.image.shape[0])
+            self.facts[frame.camera] = CameraFacts(size, intake.calibrated, name)
+            self._on_frame(frame)
+
+    def clock_went_back(self) -> None:
+        """Tell the conversion thread that the clock jumped back."""
+        self._mailbox.put(lambda _: self._time_went_back(), None)
+
+    def _time_went_back(self) -> None:
+        """Forget what belongs to the time before."""
+        self._lookup.clear()
+        for intake in self.intakes.values():
+            intake.restart()
+        self._on_time_back()
+
+    def _take_info(self, name: str, message: CameraInfo) -> None:
+        try:
+            self.intakes[name].calibration(message)
+        except UserError as error:
+            self._counters.problem("unusable camera_info")
+            self._report(str(error))
+
+    def _take_odometry(self, message: Odometry) -> None:
+        try:
+            odom_from_base = matrix_from_pose(message.pose.pose)
+        except BadPose as error:
+            self._counters.problem(f"odometry: {error.reason}")
+            self._report(f"odometry: {error}")
+        else:
+            self._on_odometry(ns_from_stamp(message.header.stamp), odom_from_base)
+
+    def _odometry_from_tf(self, stamp_ns: int) -> None:
+        frames = self.config.frames
+        try:
+            odom_from_base = self._lookup.lookup(frames.odom, frames.base, stamp_ns)
+        except TransformMissing as error:
+            self._counters.problem("no odometry on TF")
+            self._report(str(error))
+        else:
+            self._on_odometry(stamp_ns, odom_from_base)
+
+    def _take_tf(self, message: TFMessage) -> None:
+        for transform in message.transforms:
+            self._insert(transform, static=False)
+
+    def _take_static_tf(self, message: TFMessage) -> None:
+        for transform in message.transforms:
+            self._insert(transform, static=True)
+
+    def _insert(self, transform: TransformStamped, static: bool) -> None:
+        if self._own_frames.is_own(transform):
+            return
+        try:
+            self._lookup.insert(transform, static)
+        except BadPose as error:
+            self._counters.problem(f"transform: {error.reason}")
+            self._report(f"transform {transform.header.frame_id} -> {transform.child_frame_id}: {error}")
+
+    def _report(self, text: str) -> None:
+        self._counters.error(text)
+        self._node.get_logger().warn(text, throttle_duration_sec=5.0)

@@ -1,0 +1,128 @@
+"""What happens to one camera's images before they are frames: checks that need the past, and the calibration.
+
+Pure of rclpy: messages in, `Frame` or `Refused` out.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+
+from fast3r_ros.errors import UserError
+from fast3r_ros.io.rectify import Rectifier
+from fast3r_ros.mapping.data import Frame
+from fast3r_ros.ros.images import compressed_to_rgb, image_to_rgb
+from fast3r_ros.ros.times import NS, ns_from_stamp
+
+
+class Refused(Exception):
+    """A frame that is left out.  reason: the phrase it is counted under; the message says more."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+class TimeWentBack(Refused):
+    """The stamp went back by more than the limit: the recording started over."""
+
+
+@dataclass(frozen=True)
+class CameraFacts:
+    """A camera: (width, height) of its images, whether camera_info describes it, its name in a rig."""
+
+    size: tuple[int, int]
+    calibrated: bool
+    name: str
+
+
+class Intake:
+    """Turns the images of one camera into frames.
+
+    name: of the camera in a rig, "" for the only one.  frame_id: overrides the images' own where it is set.
+    Size and frame id are those of the first good image until `restart`.
+    """
+
+    def __init__(self, name: str, frame_id: str = "") -> None:
+        self.name = name
+        self._frame_id = frame_id
+        self._rectifier: Rectifier | None = None
+        self._calibration: CameraInfo | None = None
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget size, frame id and stamp: the next image may be anything."""
+        self._size: tuple[int, int] | None = None
+        self._camera: str | None = None
+        self._newest_ns: int | None = None
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether intrinsics come from camera_info."""
+        return self._rectifier is not None
+
+    def calibration(self, message: CameraInfo) -> None:
+        """Take in a camera_info.  Raises UserError when it cannot be used; the one before stays then.
+
+        k[0] = 0 means "not calibrated" in ROS and is no error.
+        """
+        if self._calibration is not None and _same_calibration(message, self._calibration):
+            return
+        if message.k[0] == 0.0:
+            return
+        if not message.width or not message.height:
+            raise UserError(f"camera_info says the images have {message.width}x{message.height} pixels")
+        model = message.distortion_model or "plumb_bob"
+        size = (int(message.width), int(message.height))
+        matrix = np.array(message.k, np.float64).reshape(3, 3)
+        self._rectifier = Rectifier(matrix, list(message.d), model, *size)
+        self._calibration = message
+
+    def frame(self, message: Image | CompressedImage, jump_back: float) -> Frame:
+        """One image as a frame, rectified when its camera_info is known.
+
+        jump_back: seconds; see InputConfig.  Raises Refused, TimeWentBack or BadImage.
+        """
+        camera = self._frame_id or message.header.frame_id or self.name or "camera"
+        stamp_ns = ns_from_stamp(message.header.stamp)
+        self._check_source(camera, stamp_ns, jump_back)
+        rgb = compressed_to_rgb(message) if isinstance(message, CompressedImage) else image_to_rgb(message)
+        size = (rgb.shape[1], rgb.shape[0])
+        if self._size not in (None, size):
+            raise Refused("size changed", f"image of {size} after images of {self._size}; ~/reset accepts it")
+        intrinsics = None
+        if self._rectifier is not None:
+            try:
+                rgb = self._rectifier(rgb)
+            except UserError as error:
+                raise Refused("camera_info of another size", str(error)) from error
+            intrinsics = self._rectifier.intrinsics
+        self._size, self._camera, self._newest_ns = size, camera, stamp_ns
+        return Frame(stamp_ns, camera, rgb, intrinsics)
+
+    def _check_source(self, camera: str, stamp_ns: int, jump_back: float) -> None:
+        """Refuse what comes from another camera or another time."""
+        if self._camera not in (None, camera):
+            raise Refused(
+                "frame id changed", f"frame id {camera!r} after {self._camera!r}; ~/reset accepts it"
+            )
+        if self._newest_ns is None or stamp_ns > self._newest_ns:
+            return
+        back = (self._newest_ns - stamp_ns) / NS
+        if back > jump_back:
+            raise TimeWentBack("time went back", f"stamp {back:.3f} s before the one of the last image")
+        if back == 0.0:
+            raise Refused("stamp repeated", "two images with one stamp")
+        raise Refused("stamp went back", f"stamp {back:.3f} s before the one of the last image")
+
+
+def _same_calibration(one: CameraInfo, other: CameraInfo) -> bool:
+    """Whether two messages say the same; NaN is equal to nothing, so that it is checked every time."""
+    if (one.width, one.height, one.distortion_model) != (other.width, other.height, other.distortion_model):
+        return False
+    if not all(math.isclose(a, b, rel_tol=0.0, abs_tol=0.0) for a, b in zip(one.k, other.k, strict=True)):
+        return False
+    return list(one.d) == list(other.d)

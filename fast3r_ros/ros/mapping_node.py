@@ -1,0 +1,377 @@
+"""The node `fast3r_mapping`: images in, one map out.  A lifecycle node that starts itself by default.
+
+Threads: the executor's (callbacks only leave references), conversion (`inputs`), mapping (`mapping_thread`)
+and publishing (`outputs`).
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray
+from rcl_interfaces.msg import SetParametersResult
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
+from rclpy.clock import Clock, ClockType, JumpThreshold
+from rclpy.duration import Duration
+from rclpy.executors import MultiThreadedExecutor
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.parameter import Parameter
+from rclpy.signals import SignalHandlerOptions
+
+from fast3r_ros.errors import UserError
+from fast3r_ros.mapping.data import WindowNetwork, WindowResult
+from fast3r_ros.mapping.mapper import Mapper
+from fast3r_ros.msg import MappingStatus
+from fast3r_ros.ros import parameters
+from fast3r_ros.ros.broadcaster import Broadcaster, tf_publisher
+from fast3r_ros.ros.cameras import CameraSubscriptions
+from fast3r_ros.ros.config import NodeConfig
+from fast3r_ros.ros.counters import Counters
+from fast3r_ros.ros.inputs import Inputs
+from fast3r_ros.ros.mapping_thread import MappingThread
+from fast3r_ros.ros.network import free_gpu_memory, gpu_memory, load_network, resolve_device
+from fast3r_ros.ros.outputs import Outputs
+from fast3r_ros.ros.report import CameraReport, Report, diagnostics_message, status_message
+from fast3r_ros.ros.services import Services
+from fast3r_ros.ros.transforms import OwnFrames, transform_lookup
+
+NODE_NAME = "fast3r_mapping"
+STOP_SECONDS = 2.0  # how long a pass may go on after Ctrl-C
+ADAPT_SECONDS = 0.5
+EXECUTOR_THREADS = 4
+
+NetworkLoader = Callable[[NodeConfig], WindowNetwork]
+
+
+class MappingNode(LifecycleNode):
+    """The lifecycle node.
+
+    configure loads the model, activate subscribes and maps, deactivate pauses, cleanup frees.
+    load_network: turns the configuration into a network.  Raises UserError for unusable parameters.
+    """
+
+    def __init__(self, load_network: NetworkLoader = load_network) -> None:
+        super().__init__(NODE_NAME)
+        parameters.declare(self)
+        self.config = parameters.read(self)
+        self._load_network = load_network
+        self._counters = Counters()
+        self._own_frames = OwnFrames()
+        self._lookup = transform_lookup()
+        self._broadcaster: Broadcaster | None = None
+        self._inputs: Inputs | None = None
+        self._mapping: MappingThread | None = None
+        self._outputs: Outputs | None = None
+        self._state = MappingStatus.UNCONFIGURED
+        self._device = ""
+        self._last_accepted = True
+        self._input_group = MutuallyExclusiveCallbackGroup()
+        self._publish_tf = tf_publisher(self)
+        self._status = self.create_publisher(MappingStatus, "~/status", 10)
+        self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
+        self._service_set = Services(
+            self, lambda: self._mapping, lambda: self.config.map_directory, self._set_paused, self._new_map
+        )
+        self._create_timers()
+        self.add_on_set_parameters_callback(self._check_parameters)
+        self.add_post_set_parameters_callback(self._apply_parameters)
+
+    def _create_timers(self) -> None:
+        """Periodic work by the steady clock, which neither simulation nor a looping bag turns back."""
+        steady = Clock(clock_type=ClockType.STEADY_TIME)
+        group = MutuallyExclusiveCallbackGroup()
+        self._status_timer = self.create_timer(
+            1.0 / self.config.output.status_rate, self._publish_status, group, steady
+        )
+        self._tf_timer = self.create_timer(1.0 / self.config.tf.rate, self._tick_transforms, group, steady)
+        self.create_timer(1.0, self._publish_diagnostics, group, steady)
+        self.create_timer(ADAPT_SECONDS, self._adapt, self._input_group, steady)
+        threshold = JumpThreshold(
+            min_forward=None, min_backward=Duration(nanoseconds=-1), on_clock_change=False
+        )
+        self._jump = self.get_clock().create_jump_callback(threshold, post_callback=self._clock_jumped)
+
+    # Lifecycle -------------------------------------------------------------------------------------------
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Load the network and start the threads."""
+        try:
+            self._set_up()
+        except Exception as error:
+            text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            self._counters.error(text)
+            self.get_logger().error(text)
+            self._tear_down()
+            self._state = MappingStatus.ERROR
+            return TransitionCallbackReturn.FAILURE
+        self._state = MappingStatus.INACTIVE
+        return TransitionCallbackReturn.SUCCESS
+
+    def _set_up(self) -> None:
+        self._counters.reset()
+        config = self.config
+        start = time.monotonic()
+        mapper = Mapper(self._load_network(config), config.mapper)
+        self._device = resolve_device(config.device)
+        self.get_logger().info(
+            f"model {config.model} on {self._device}, loaded in {time.monotonic() - start:.1f} s"
+        )
+        mapping = MappingThread(mapper, self._counters, self.get_logger(), self._on_window, self._on_idle)
+        self._mapping = mapping
+        self._inputs = Inputs(
+            self,
+            config,
+            self._counters,
+            self._lookup,
+            self._own_frames,
+            self._input_group,
+            mapping.add_frame,
+            mapping.add_odometry,
+            self._time_went_back,
+        )
+        self._broadcaster = Broadcaster(
+            self._publish_tf, config, self._own_frames, self._lookup, self._inputs.facts
+        )
+        self._outputs = Outputs(
+            self,
+            config,
+            self._counters,
+            self._broadcaster,
+            self._inputs.facts,
+            lambda: self.get_clock().now().nanoseconds,
+            self._publish_status,
+        )
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Subscribe and map."""
+        self._set_active(True)
+        self._state = MappingStatus.WAITING
+        return TransitionCallbackReturn.SUCCESS
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Unsubscribe; the map stays."""
+        self._set_active(False)
+        self._state = MappingStatus.INACTIVE
+        return TransitionCallbackReturn.SUCCESS
+
+    def _set_active(self, active: bool) -> None:
+        if self._inputs and self._outputs and self._mapping:
+            self._outputs.active = active
+            self._mapping.set_running(active)
+            (self._inputs.open if active else self._inputs.close)()
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """End the threads and free the network and the map."""
+        self._tear_down()
+        self._state = MappingStatus.UNCONFIGURED
+        return TransitionCallbackReturn.SUCCESS
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """As cleanup."""
+        return self.on_cleanup(state)
+
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """As cleanup; the node can be configured again."""
+        return self.on_cleanup(state)
+
+    def _tear_down(self, timeout: float | None = None) -> bool:
+        """End every thread; False when a pass goes on after `timeout` seconds."""
+        ended = True
+        if self._inputs is not None:
+            self._inputs.stop()
+        if self._outputs is not None:
+            self._outputs.active = False
+        if self._mapping is not None:
+            ended = self._mapping.stop(timeout)
+        if self._outputs is not None:
+            self._outputs.stop()
+        self._inputs = self._outputs = self._mapping = self._broadcaster = None
+        gc.collect()
+        free_gpu_memory()
+        return ended
+
+    def autostart(self) -> bool:
+        """Configure and activate; False when the node could not be configured."""
+        if self.trigger_configure() != TransitionCallbackReturn.SUCCESS:
+            return False
+        return self.trigger_activate() == TransitionCallbackReturn.SUCCESS
+
+    def stop(self) -> bool:
+        """End everything before the process ends; False when a pass is still running."""
+        return self._tear_down(STOP_SECONDS)
+
+    # Mapping thread --------------------------------------------------------------------------------------
+
+    def _on_window(self, mapper: Mapper, result: WindowResult) -> None:
+        self._last_accepted = result.accepted
+        if self._outputs is not None:
+            self._outputs.window(mapper, result)
+
+    def _on_idle(self, mapper: Mapper) -> None:
+        if self._outputs is not None:
+            self._outputs.idle(mapper)
+
+    # Changes ---------------------------------------------------------------------------------------------
+
+    def _set_paused(self, paused: bool) -> None:
+        if self._inputs is not None:
+            self._inputs.paused = paused
+
+    def _new_map(self) -> None:
+        """The map was emptied or replaced: everything derived from it starts anew."""
+        self._counters.reset()
+        self._own_frames.forget_others()
+        if self._inputs and self._outputs and self._broadcaster:
+            self._inputs.restart()
+            self._outputs.restart()
+            self._broadcaster.reset()
+
+    def _time_went_back(self) -> None:
+        """On the conversion thread: the window starts anew, the map stays."""
+        if self._mapping is not None:
+            self._mapping.request(lambda mapper: mapper.restart_window())
+
+    def _clock_jumped(self, jump: object) -> None:
+        self.get_logger().warn("the clock went back: a new window starts")
+        if self._inputs is not None:
+            self._inputs.clock_went_back()
+
+    def _check_parameters(self, changes: Sequence[Parameter]) -> SetParametersResult:
+        try:
+            parameters.with_changes(self.config, changes)
+        except UserError as error:
+            return parameters.refused(error)
+        return SetParametersResult(successful=True)
+
+    def _apply_parameters(self, changes: Sequence[Parameter]) -> None:
+        self.config = config = parameters.with_changes(self.config, changes)
+        self._status_timer.timer_period_ns = round(1e9 / config.output.status_rate)
+        self._tf_timer.timer_period_ns = round(1e9 / config.tf.rate)
+        if self._inputs and self._outputs and self._broadcaster and self._mapping:
+            self._inputs.config = self._outputs.config = self._broadcaster.config = config
+            self._mapping.request(lambda mapper: mapper.set_config(config.mapper))
+
+    # Periodic --------------------------------------------------------------------------------------------
+
+    def _adapt(self) -> None:
+        if self._inputs is not None:
+            self._inputs.adapt()
+
+    def _tick_transforms(self) -> None:
+        broadcaster = self._broadcaster
+        if broadcaster is not None and self._outputs is not None and self._outputs.active:
+            broadcaster.tick(self.get_clock().now().nanoseconds)
+
+    def _publish_status(self) -> None:
+        self._status.publish(status_message(self._report(), self.config.frames.map))
+
+    def _publish_diagnostics(self) -> None:
+        self._diagnostics.publish(diagnostics_message(self._report(), self.get_name()))
+
+    def _report(self) -> Report:
+        received, drops, problems, last_error = self._counters.snapshot()
+        p99, longest = self._counters.callback_times()
+        report = Report(
+            stamp_ns=self.get_clock().now().nanoseconds,
+            state=self._state,
+            received=received,
+            drops=drops,
+            problems=problems,
+            last_error=last_error,
+            window_size=self.config.mapper.window.size,
+            callback_p99=p99,
+            callback_max=longest,
+            device=self._device,
+            timeout=self.config.input.timeout,
+        )
+        inputs, mapping, outputs, broadcaster = self._inputs, self._mapping, self._outputs, self._broadcaster
+        if not (inputs and mapping and outputs and broadcaster):
+            return report
+        mapper = mapping.mapper
+        allocated, peak = gpu_memory()
+        return replace(
+            report,
+            stamp_ns=outputs.newest_ns or report.stamp_ns,
+            state=self._current_state(inputs),
+            mapper=mapper.status(),
+            map_version=mapper.map.version,
+            latencies=outputs.latencies,
+            image_age=outputs.image_age,
+            gpu_bytes=allocated,
+            gpu_peak_bytes=peak,
+            cameras=[_camera_report(camera, inputs) for camera in inputs.cameras],
+            parents=dict(broadcaster.parents),
+            waiting_for=broadcaster.waiting_for,
+        )
+
+    def _current_state(self, inputs: Inputs) -> int:
+        if self._state != MappingStatus.WAITING:
+            return self._state
+        if inputs.paused:
+            return MappingStatus.PAUSED
+        if not inputs.facts:
+            return MappingStatus.WAITING
+        return MappingStatus.MAPPING if self._last_accepted else MappingStatus.LOST
+
+
+def _camera_report(camera: CameraSubscriptions, inputs: Inputs) -> CameraReport:
+    last = inputs.last_image_time.get(camera.name)
+    silence = None if last is None else time.monotonic() - last
+    calibrated = inputs.intakes[camera.name].calibrated
+    return CameraReport(camera.topic, camera.publishers, silence, camera.reliable, calibrated)
+
+
+def main(arguments: Sequence[str] | None = None, load_network: NetworkLoader = load_network) -> int:
+    """Run the node until a signal; returns the exit status (2 when it cannot start)."""
+    rclpy.init(
+        args=list(sys.argv if arguments is None else arguments),
+        signal_handler_options=SignalHandlerOptions.NO,
+    )
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    try:
+        node = MappingNode(load_network)
+    except UserError as error:
+        print(f"{NODE_NAME}: {error}", file=sys.stderr)
+        rclpy.shutdown()
+        return 2
+    executor = MultiThreadedExecutor(EXECUTOR_THREADS)
+    executor.add_node(node)
+    status = 0
+
+    def start() -> None:
+        nonlocal status
+        if not node.autostart() and not stop.is_set():
+            status = 2
+            stop.set()
+
+    starting = threading.Thread(target=start, name="fast3r_autostart", daemon=True)
+    spinning = threading.Thread(target=executor.spin, name="fast3r_executor", daemon=True)
+    spinning.start()
+    if node.config.autostart:
+        starting.start()
+    while not stop.wait(0.5) and spinning.is_alive():
+        pass
+    ended = not starting.is_alive() and node.stop()
+    executor.shutdown(timeout_sec=0.5)
+    if not ended:
+        # A pass or a model load cannot be interrupted, and Python would wait for it or crash in it.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    node.destroy_node()
+    rclpy.shutdown()
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

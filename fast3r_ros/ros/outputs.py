@@ -1,0 +1,244 @@
+"""Everything that goes out: images and clouds of each window, and the map, packed on one thread."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from nav_msgs.msg import OccupancyGrid, Odometry, Path
+from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from sensor_msgs.msg import CameraInfo, Image, PointCloud2
+
+from fast3r_ros.mapping.data import Cloud, PoseEstimate, ViewEstimate, WindowResult
+from fast3r_ros.mapping.mapper import Mapper
+from fast3r_ros.msg import WindowEstimate
+from fast3r_ros.ros.broadcaster import Broadcaster
+from fast3r_ros.ros.clouds import cloud_to_message
+from fast3r_ros.ros.config import NodeConfig
+from fast3r_ros.ros.counters import Counters
+from fast3r_ros.ros.grid import occupancy_grid
+from fast3r_ros.ros.images import float_to_image, rgb_to_image
+from fast3r_ros.ros.intake import CameraFacts
+from fast3r_ros.ros.messages import camera_info, input_intrinsics, window_message
+from fast3r_ros.ros.poses import odometry_message, path_message
+from fast3r_ros.ros.times import NS
+from fast3r_ros.ros.view_images import at_input_size, confidence_color, depth_of
+
+WAIT_SECONDS = 0.2
+RELIABLE = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
+LATCHED = QoSProfile(
+    depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL
+)
+TOPICS: dict[str, tuple[Any, QoSProfile]] = {
+    "map_cloud": (PointCloud2, LATCHED),
+    "cloud": (PointCloud2, RELIABLE),
+    "confidence": (Image, RELIABLE),
+    "confidence_color": (Image, RELIABLE),
+    "depth": (Image, RELIABLE),
+    "depth/camera_info": (CameraInfo, RELIABLE),
+    "odometry": (Odometry, RELIABLE),
+    "path": (Path, LATCHED),
+    "window": (WindowEstimate, RELIABLE),
+    "grid": (OccupancyGrid, LATCHED),
+}
+
+
+@dataclass(frozen=True)
+class MapSnapshot:
+    """The map at one version, for the publishing thread."""
+
+    version: int
+    stamp_ns: int
+    cloud: Cloud
+    trajectory: Sequence[PoseEstimate]
+
+
+class Outputs:
+    """Publishers and the publishing thread.
+
+    window(…) and idle(…) are called on the mapping thread and hand work over.  facts: what is known of the
+    camera of a frame id.  after_window() runs on the publishing thread.  config may be replaced at run
+    time.  Nothing is published while `active` is False.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        config: NodeConfig,
+        counters: Counters,
+        broadcaster: Broadcaster,
+        facts: Mapping[str, CameraFacts],
+        now_ns: Callable[[], int],
+        after_window: Callable[[], None],
+    ) -> None:
+        self.config = config
+        self.active = False
+        self.newest_ns = 0  # stamp of the newest window
+        self.image_age = 0.0
+        self.latencies: dict[str, float] = {}
+        self._node, self._counters, self._broadcaster = node, counters, broadcaster
+        self._facts, self._now_ns, self._after_window = facts, now_ns, after_window
+        self._publishers = {
+            name: node.create_publisher(kind, f"~/{name}", qos) for name, (kind, qos) in TOPICS.items()
+        }
+        self._jobs: queue.Queue[Callable[[], None]] = queue.Queue(maxsize=4)
+        self._stopping = False
+        self._newest_sent: dict[str, int] = {}
+        self._pose_ns = 0
+        self._map_sent = -1
+        self._map_time = 0.0
+        self._thread = threading.Thread(target=self._run, name="fast3r_publishing", daemon=True)
+        self._thread.start()
+
+    # Mapping thread --------------------------------------------------------------------------------------
+
+    def window(self, mapper: Mapper, result: WindowResult) -> None:
+        """Hand a window over; waits when the publishing thread is four jobs behind."""
+        metres = mapper.status().metres
+        self._put(lambda: self._publish_window(result, metres))
+        self._offer_map(mapper, result.map_version, result.stamp_ns, at_once=result.loop_closed)
+
+    def idle(self, mapper: Mapper) -> None:
+        """Hand over a newer pose, and the map when somebody waits for it."""
+        pose = mapper.newest_pose()
+        if pose is None:
+            return
+        if pose.stamp_ns > max(self._pose_ns, self.newest_ns):
+            self._pose_ns = pose.stamp_ns
+            self._put(lambda: self._publish_pose(pose))
+        self._offer_map(mapper, mapper.map.version, self.newest_ns, at_once=False)
+
+    def _offer_map(self, mapper: Mapper, version: int, stamp_ns: int, at_once: bool) -> None:
+        if version == self._map_sent or not self.active or not self._somebody("map_cloud", "path", "grid"):
+            return
+        now = time.monotonic()
+        first = self._map_sent < 0
+        if not (first or at_once) and now - self._map_time < 1.0 / self.config.output.map_rate:
+            return
+        self._map_sent, self._map_time = version, now
+        snapshot = MapSnapshot(version, stamp_ns, mapper.map.cloud(), mapper.trajectory())
+        self._put(lambda: self._publish_map(snapshot))
+
+    def _put(self, job: Callable[[], None]) -> None:
+        while not self._stopping:
+            try:
+                return self._jobs.put(job, timeout=0.5)
+            except queue.Full:
+                continue
+
+    def restart(self) -> None:
+        """The map starts anew: what was sent counts no more."""
+        self._newest_sent.clear()
+        self.newest_ns = self._pose_ns = 0
+        self._map_sent = -1
+
+    def stop(self) -> None:
+        """End the thread and withdraw the publishers."""
+        self._stopping = True
+        self._thread.join()
+        for publisher in self._publishers.values():
+            self._node.destroy_publisher(publisher)
+
+    # Publishing thread -----------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._stopping:
+            try:
+                job = self._jobs.get(timeout=WAIT_SECONDS)
+            except queue.Empty:
+                continue
+            try:
+                if self.active:
+                    job()
+            except Exception as error:  # a failed message must not end the thread
+                self._counters.error(f"publishing failed: {error!r}")
+                self._node.get_logger().error(f"publishing failed: {error!r}", throttle_duration_sec=5.0)
+
+    def _somebody(self, *topics: str) -> bool:
+        return any(self._publishers[topic].get_subscription_count() > 0 for topic in topics)
+
+    def _send(self, topic: str, message: Any) -> None:
+        self._publishers[topic].publish(message)
+
+    def _publish_window(self, result: WindowResult, metres: bool) -> None:
+        start = time.perf_counter()
+        self._broadcaster.window(result.views, metres)
+        newest = {view.camera: view for view in result.views}
+        for view in newest.values():
+            self._publish_odometry(view)
+        if result.views:
+            self._publish_cloud(result.views[-1])
+        for view in result.views:
+            if view.stamp_ns > self._newest_sent.get(view.camera, -1):
+                self._publish_images(view)
+        for camera, view in newest.items():
+            self._newest_sent[camera] = max(view.stamp_ns, self._newest_sent.get(camera, -1))
+        self.latencies = {**result.timings, "publish": time.perf_counter() - start}
+        self.newest_ns = result.stamp_ns
+        self.image_age = (self._now_ns() - result.stamp_ns) / NS
+        if self._somebody("window"):
+            map_frame = self.config.frames.map
+            message = window_message(
+                result,
+                map_frame,
+                metres,
+                lambda view: self._facts[view.camera].size,
+                lambda view: not self._facts[view.camera].calibrated,
+            )
+            self._send("window", message)
+        self._after_window()
+
+    def _publish_pose(self, pose: PoseEstimate) -> None:
+        """A pose between windows."""
+        self._broadcaster.pose(pose)
+        self._publish_odometry(pose)
+
+    def _publish_odometry(self, view: ViewEstimate | PoseEstimate) -> None:
+        if self._somebody("odometry"):
+            child = self._broadcaster.camera_frame(view.camera)
+            parent = self.config.frames.map
+            message = odometry_message(view.map_from_camera, view.covariance, parent, child, view.stamp_ns)
+            self._send("odometry", message)
+
+    def _publish_cloud(self, view: ViewEstimate) -> None:
+        if self._somebody("cloud"):
+            chosen = view.valid
+            cloud = Cloud(view.points_camera[chosen], view.image[chosen], view.confidence[chosen])
+            self._send("cloud", cloud_to_message(cloud, view.stamp_ns, view.camera))
+
+    def _publish_images(self, view: ViewEstimate) -> None:
+        """Confidence and depth of one view, at the stamp and frame of its image."""
+        stamp, frame = view.stamp_ns, view.camera
+        size = self._facts[view.camera].size
+        network = self.config.output.image_size == "network"
+
+        def laid(values: Any, outside: float) -> Any:
+            return values if network else at_input_size(values, view.network_from_image, size, outside)
+
+        if self._somebody("confidence", "confidence_color"):
+            confidence = laid(view.confidence, 0.0)
+            self._send("confidence", float_to_image(confidence, stamp, frame))
+            if self._somebody("confidence_color"):
+                rgb = confidence_color(confidence, self.config.output.max_confidence)
+                self._send("confidence_color", rgb_to_image(rgb, stamp, frame))
+        if self._somebody("depth", "depth/camera_info"):
+            depth = laid(depth_of(view.points_camera, view.valid), np.nan)
+            height, width = depth.shape
+            intrinsics = view.intrinsics if network else input_intrinsics(view)
+            self._send("depth", float_to_image(depth, stamp, frame))
+            self._send("depth/camera_info", camera_info(intrinsics, width, height, stamp, frame))
+
+    def _publish_map(self, snapshot: MapSnapshot) -> None:
+        frame, stamp = self.config.frames.map, snapshot.stamp_ns
+        self._send("map_cloud", cloud_to_message(snapshot.cloud, stamp, frame))
+        newest = snapshot.trajectory[-self.config.output.path_length :]
+        stamps = [pose.stamp_ns for pose in newest]
+        self._send("path", path_message(stamps, [pose.map_from_camera for pose in newest], frame, stamp))
+        if self.config.grid.enabled:
+            self._send("grid", occupancy_grid(snapshot.cloud.points, self.config.grid, stamp, frame))

@@ -1,0 +1,134 @@
+"""Poses and transforms of geometry_msgs and nav_msgs <-> 4x4 matrices, quaternions as x y z w."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from geometry_msgs.msg import (
+    Point,
+    Pose,
+    PoseStamped,
+    PoseWithCovariance,
+    Quaternion,
+    Transform,
+    TransformStamped,
+)
+from nav_msgs.msg import Odometry, Path
+from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
+
+from fast3r_ros.mapping.data import Float64
+from fast3r_ros.ros.times import stamp_from_ns
+from fast3r_ros.ros.upstream import TF_TRANSFORMATIONS
+
+UNKNOWN_TWIST = 1e6  # variance of a twist that is not estimated, (m/s)² and (rad/s)²
+
+
+class BadPose(ValueError):
+    """A pose that is no rigid transform.  reason: a short phrase that it is counted under."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+
+
+def quaternion_from_matrix(rotation: Float64) -> NDArray[np.float64]:
+    """(3, 3) rotation -> (4,) unit quaternion x y z w."""
+    if TF_TRANSFORMATIONS is not None:
+        matrix = np.eye(4)
+        matrix[:3, :3] = rotation
+        return np.asarray(TF_TRANSFORMATIONS.quaternion_from_matrix(matrix))
+    return Rotation.from_matrix(rotation).as_quat()
+
+
+def matrix_from(translation: Sequence[float], quaternion: Sequence[float]) -> Float64:
+    """Translation (3,) and quaternion x y z w -> (4, 4).  Raises BadPose."""
+    values = np.array([*translation, *quaternion], np.float64)
+    if not np.isfinite(values).all():
+        raise BadPose("pose not finite", f"{values.tolist()}")
+    length = float(np.linalg.norm(values[3:]))
+    if abs(length - 1.0) > 0.01:
+        raise BadPose("quaternion not of unit length", f"length {length:.4f}")
+    matrix = np.eye(4)
+    matrix[:3, :3] = Rotation.from_quat(values[3:]).as_matrix()
+    matrix[:3, 3] = values[:3]
+    return matrix
+
+
+def matrix_from_pose(pose: Pose) -> Float64:
+    """A pose as (4, 4).  Raises BadPose."""
+    p, q = pose.position, pose.orientation
+    return matrix_from((p.x, p.y, p.z), (q.x, q.y, q.z, q.w))
+
+
+def matrix_from_transform(transform: Transform) -> Float64:
+    """A transform as (4, 4).  Raises BadPose."""
+    p, q = transform.translation, transform.rotation
+    return matrix_from((p.x, p.y, p.z), (q.x, q.y, q.z, q.w))
+
+
+def rigid_inverse(a_from_b: Float64) -> Float64:
+    """(4, 4) rigid `a_from_b` -> `b_from_a`."""
+    inverse = np.eye(4)
+    inverse[:3, :3] = a_from_b[:3, :3].T
+    inverse[:3, 3] = -a_from_b[:3, :3].T @ a_from_b[:3, 3]
+    return inverse
+
+
+def pose_from_matrix(matrix: Float64) -> Pose:
+    """(4, 4) rigid -> Pose."""
+    x, y, z = (float(value) for value in matrix[:3, 3])
+    return Pose(position=Point(x=x, y=y, z=z), orientation=_quaternion(matrix))
+
+
+def transform_from_matrix(matrix: Float64) -> Transform:
+    """(4, 4) rigid -> Transform."""
+    transform = Transform(rotation=_quaternion(matrix))
+    translation = transform.translation
+    translation.x, translation.y, translation.z = (float(value) for value in matrix[:3, 3])
+    return transform
+
+
+def _quaternion(matrix: Float64) -> Quaternion:
+    x, y, z, w = (float(value) for value in quaternion_from_matrix(matrix[:3, :3]))
+    return Quaternion(x=x, y=y, z=z, w=w)
+
+
+def stamped_transform(parent_from_child: Float64, parent: str, child: str, stamp_ns: int) -> TransformStamped:
+    """(4, 4) rigid `parent_from_child` as what /tf carries."""
+    message = TransformStamped(child_frame_id=child, transform=transform_from_matrix(parent_from_child))
+    message.header.frame_id = parent
+    message.header.stamp = stamp_from_ns(stamp_ns)
+    return message
+
+
+def pose_with_covariance(matrix: Float64, covariance: Float64) -> PoseWithCovariance:
+    """(4, 4) pose and (6, 6) covariance of (translation, rotation vector) in the parent frame."""
+    return PoseWithCovariance(
+        pose=pose_from_matrix(matrix), covariance=covariance.astype(np.float64).reshape(36)
+    )
+
+
+def odometry_message(
+    map_from_child: Float64, covariance: Float64, parent: str, child: str, stamp_ns: int
+) -> Odometry:
+    """A pose as nav_msgs/Odometry; its twist is not estimated and says so with a huge variance."""
+    message = Odometry(child_frame_id=child, pose=pose_with_covariance(map_from_child, covariance))
+    message.header.frame_id = parent
+    message.header.stamp = stamp_from_ns(stamp_ns)
+    message.twist.covariance = (np.eye(6) * UNKNOWN_TWIST).reshape(36)
+    return message
+
+
+def path_message(stamps_ns: Sequence[int], poses: Sequence[Float64], frame_id: str, stamp_ns: int) -> Path:
+    """Poses (4, 4) in `frame_id` as a path."""
+    path = Path()
+    path.header.frame_id = frame_id
+    path.header.stamp = stamp_from_ns(stamp_ns)
+    for each_ns, matrix in zip(stamps_ns, poses, strict=True):
+        stamped = PoseStamped(pose=pose_from_matrix(matrix))
+        stamped.header.frame_id = frame_id
+        stamped.header.stamp = stamp_from_ns(each_ns)
+        path.poses.append(stamped)
+    return path

@@ -1,0 +1,187 @@
+"""The node `fast3r_replay`: plays a source of frames as a camera, in real time, and ends after the last frame.
+
+Topics: image (or image/compressed), camera_info when the source knows intrinsics, ground_truth (nav_msgs/Odometry)
+when the source knows poses and `ground_truth` is set, /clock when `publish_clock` is set.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import rclpy
+from nav_msgs.msg import Odometry
+from rcl_interfaces.msg import ParameterDescriptor
+from rclpy.duration import Duration
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.signals import SignalHandlerOptions
+from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+
+from fast3r_ros.errors import UserError
+from fast3r_ros.io.sources import Source, open_source
+from fast3r_ros.mapping.data import Float64, Frame
+from fast3r_ros.ros.images import rgb_to_image, rgb_to_jpeg
+from fast3r_ros.ros.messages import camera_info
+from fast3r_ros.ros.poses import odometry_message
+from fast3r_ros.ros.times import NS
+
+NODE_NAME = "fast3r_replay"
+QUEUE = 30
+PARAMETERS: dict[str, tuple[Any, str]] = {
+    "source": (
+        "synthetic",
+        "a video, an image folder, a rosbag2, or synthetic (a walk through a rendered room)",
+    ),
+    "topic": ("", "the image topic of a rosbag2 that has several"),
+    "rate": (1.0, "speed: 1 is real time, 2 twice as fast"),
+    "loop": (False, "start over at the end, with stamps that go back"),
+    "restamp": (False, "stamp the images with the present time instead of the source's own"),
+    "frame_id": ("", "frame id of the images; empty: the source's own"),
+    "transport": ("raw", "raw or compressed"),
+    "reliable": (True, "offer reliable images; false: best effort, as most camera drivers do"),
+    "ground_truth": (
+        False,
+        "publish the true poses as nav_msgs/Odometry on ground_truth, where they are known",
+    ),
+    "publish_clock": (False, "publish the images' stamps on /clock, for use_sim_time"),
+    "wait_for_subscriber": (30.0, "seconds to wait for a subscriber before the first image; 0: do not wait"),
+}
+
+
+class ReplayNode(Node):
+    """Opens the source and publishes it.  Raises UserError for an unusable source or parameter."""
+
+    def __init__(self) -> None:
+        super().__init__(NODE_NAME)
+        for name, (default, text) in PARAMETERS.items():
+            self.declare_parameter(name, default, ParameterDescriptor(description=text, read_only=True))
+        self._rate = float(self._value("rate"))
+        if not self._rate > 0:
+            raise UserError(f"rate is {self._rate}; it must be above 0")
+        self._compressed = self._value("transport") == "compressed"
+        if self._value("transport") not in ("raw", "compressed"):
+            raise UserError(f"transport is {self._value('transport')!r}; it must be raw or compressed")
+        self.source: Source = open_source(self._value("source"), topic=self._value("topic") or None)
+        reliability = ReliabilityPolicy.RELIABLE if self._value("reliable") else ReliabilityPolicy.BEST_EFFORT
+        qos = QoSProfile(depth=QUEUE, reliability=reliability)
+        base = self.resolve_topic_name("image")
+        kind, topic = (CompressedImage, f"{base}/compressed") if self._compressed else (Image, base)
+        self._images = self.create_publisher(kind, topic, qos)
+        self._infos = self.create_publisher(CameraInfo, "camera_info", qos)
+        self._truth = (
+            self.create_publisher(Odometry, "ground_truth", qos) if self._value("ground_truth") else None
+        )
+        self._clock_publisher = (
+            self.create_publisher(Clock, "/clock", 10) if self._value("publish_clock") else None
+        )
+
+    def _value(self, name: str) -> Any:
+        return self.get_parameter(name).value
+
+    def play(self, stop: threading.Event) -> int:
+        """Publish every frame at its time, until the end or `stop`; returns the number of images published."""
+        self._wait_for_subscriber(stop)
+        count = 0
+        while not stop.is_set():
+            count += self._play_once(stop)
+            if not self._value("loop"):
+                break
+        self._images.wait_for_all_acked(Duration(seconds=5))
+        for skipped in self.source.skipped:
+            self.get_logger().warn(f"left out: {skipped.name}: {skipped.reason}")
+        self.get_logger().info(f"{count} images of {self.source.name} published")
+        return count
+
+    def _wait_for_subscriber(self, stop: threading.Event) -> None:
+        limit = time.monotonic() + float(self._value("wait_for_subscriber"))
+        while self._images.get_subscription_count() == 0 and time.monotonic() < limit:
+            if stop.wait(0.05):
+                return
+        # the subscriber may take a moment more to find out that our images are reliable
+        if self._value("wait_for_subscriber") > 0:
+            stop.wait(1.0)
+
+    def _play_once(self, stop: threading.Event) -> int:
+        """The source once through.  Frames are prepared ahead of their time, late ones go out at once."""
+        start: float | None = None
+        first_ns = count = 0
+        for frame in self.source:
+            messages = self._messages(frame)
+            if start is None:
+                start, first_ns = time.monotonic(), frame.stamp_ns
+            due = start + (frame.stamp_ns - first_ns) / NS / self._rate
+            if stop.wait(max(0.0, due - time.monotonic())):
+                break
+            self._publish(frame, *messages)
+            count += 1
+        return count
+
+    def _messages(self, frame: Frame) -> tuple[Image | CompressedImage, CameraInfo | None]:
+        """The image, and its calibration where it is known."""
+        camera = self._value("frame_id") or frame.camera
+        to_message = rgb_to_jpeg if self._compressed else rgb_to_image
+        image = to_message(frame.image, frame.stamp_ns, camera)
+        if frame.intrinsics is None:
+            return image, None
+        height, width = frame.image.shape[:2]
+        return image, camera_info(frame.intrinsics, width, height, frame.stamp_ns, camera)
+
+    def _publish(self, frame: Frame, image: Image | CompressedImage, info: CameraInfo | None) -> None:
+        stamp = self.get_clock().now().to_msg() if self._value("restamp") else image.header.stamp
+        if self._clock_publisher is not None:
+            self._clock_publisher.publish(Clock(clock=stamp))
+        if info is not None:
+            info.header.stamp = stamp
+            self._infos.publish(info)
+        image.header.stamp = stamp
+        self._images.publish(image)
+        truth = self.source.truth
+        if self._truth is not None and truth is not None and frame.stamp_ns in truth:
+            message = self._truth_message(truth[frame.stamp_ns], image.header.frame_id)
+            message.header.stamp = stamp
+            self._truth.publish(message)
+
+    def _truth_message(self, world_from_camera: Float64, camera: str) -> Odometry:
+        return odometry_message(world_from_camera, np.zeros((6, 6)), "world", camera, 0)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Play the source; exit status 0 at its end, 2 when it cannot be played, 130 after Ctrl-C."""
+    stop = threading.Event()
+    rclpy.init(
+        args=list(sys.argv if arguments is None else arguments),
+        signal_handler_options=SignalHandlerOptions.NO,
+    )
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    try:
+        node = ReplayNode()
+    except UserError as error:
+        print(f"{NODE_NAME}: {error}", file=sys.stderr)
+        rclpy.shutdown()
+        return 2
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    spinning = threading.Thread(target=executor.spin, name="fast3r_executor", daemon=True)
+    spinning.start()
+    try:
+        status = 0 if node.play(stop) and not stop.is_set() else 130
+    except UserError as error:
+        print(f"{NODE_NAME}: {error}", file=sys.stderr)
+        status = 2
+    executor.shutdown(timeout_sec=1.0)
+    node.destroy_node()
+    rclpy.shutdown()
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,205 @@
+"""What the node tells about itself: one snapshot, as ~/status and as /diagnostics."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+
+from fast3r_ros.mapping.data import MapperStatus
+from fast3r_ros.msg import MappingStatus
+from fast3r_ros.ros.messages import counts, latencies
+from fast3r_ros.ros.times import stamp_from_ns
+
+STATE_NAMES = {
+    MappingStatus.UNCONFIGURED: "not configured",
+    MappingStatus.INACTIVE: "configured, not active",
+    MappingStatus.WAITING: "waiting for images",
+    MappingStatus.MAPPING: "mapping",
+    MappingStatus.PAUSED: "paused",
+    MappingStatus.LOST: "lost: the newest windows do not fit the map",
+    MappingStatus.ERROR: "error",
+}
+
+
+@dataclass(frozen=True)
+class CameraReport:
+    """One camera's input: topic, its publishers' names, seconds since the last image (None: never one)."""
+
+    topic: str
+    publishers: Sequence[str]
+    silence: float | None
+    reliable: bool
+    calibrated: bool
+
+
+@dataclass(frozen=True)
+class Report:
+    """The node at one moment.
+
+    drops and problems: reason -> count, without the mapper's own drops.  parents: our frame -> another's parent.
+
+    waiting_for: why no transform is broadcast, "" when one is.  seconds everywhere; callback times as in
+    Counters.callback_times.
+    """
+
+    stamp_ns: int
+    state: int
+    received: int = 0
+    drops: Mapping[str, int] = field(default_factory=dict)
+    problems: Mapping[str, int] = field(default_factory=dict)
+    last_error: str = ""
+    mapper: MapperStatus | None = None
+    map_version: int = 0
+    window_size: int = 0
+    latencies: Mapping[str, float] = field(default_factory=dict)
+    image_age: float = 0.0
+    callback_p99: float = 0.0
+    callback_max: float = 0.0
+    device: str = ""
+    gpu_bytes: int = 0
+    gpu_peak_bytes: int = 0
+    cameras: Sequence[CameraReport] = ()
+    timeout: float = 3.0
+    parents: Mapping[str, str] = field(default_factory=dict)
+    waiting_for: str = ""
+
+
+def status_message(report: Report, map_frame: str) -> MappingStatus:
+    """The report as ~/status."""
+    message = MappingStatus(state=report.state)
+    message.header.stamp = stamp_from_ns(report.stamp_ns)
+    message.header.frame_id = map_frame
+    message.frames_received = report.received
+    drops = Counter(report.drops) + Counter(report.mapper.dropped if report.mapper else {})
+    message.drops = counts(drops)
+    message.frames_dropped = sum(drops.values())
+    message.problems = counts(report.problems)
+    message.window_size = report.window_size
+    message.latencies = latencies(report.latencies)
+    message.image_age = report.image_age
+    message.callback_p99, message.callback_max = report.callback_p99, report.callback_max
+    message.device = report.device
+    message.gpu_bytes, message.gpu_peak_bytes = report.gpu_bytes, report.gpu_peak_bytes
+    message.last_error = report.last_error
+    message.map_version = report.map_version
+    message.scale_sigma = float("nan")
+    if report.mapper is not None:
+        _add_mapper(message, report.mapper)
+    used_or_dropped = message.frames_used + message.frames_dropped
+    message.frames_waiting = max(0, message.frames_received - used_or_dropped)
+    return message
+
+
+def _add_mapper(message: MappingStatus, mapper: MapperStatus) -> None:
+    message.frames_used = mapper.keyframes
+    message.windows, message.windows_rejected = mapper.windows, mapper.windows_rejected
+    message.metres, message.scale_source = mapper.metres, mapper.scale_source
+    message.scale_sigma = float(mapper.scale_sigma)
+    message.map_points, message.map_bytes = mapper.map_points, mapper.map_bytes
+    message.submaps, message.loops_closed = mapper.submaps, mapper.loops_closed
+    if not message.last_error:
+        message.last_error = mapper.last_error
+
+
+def diagnostics_message(report: Report, node_name: str) -> DiagnosticArray:
+    """The report as /diagnostics: sentences that say what to do."""
+    message = DiagnosticArray()
+    message.header.stamp = stamp_from_ns(report.stamp_ns)
+    message.status = [
+        _input_status(report, node_name),
+        _mapping_status(report, node_name),
+        _transform_status(report, node_name),
+    ]
+    return message
+
+
+def _worst(sentences: Sequence[tuple[bytes, str]], good: str) -> tuple[bytes, str]:
+    """The level and the joined sentences of the worst findings."""
+    if not sentences:
+        return DiagnosticStatus.OK, good
+    level = max(sentences)[0]
+    return level, "; ".join(text for each, text in sentences if each == level)
+
+
+def _input_status(report: Report, name: str) -> DiagnosticStatus:
+    found: list[tuple[bytes, str]] = []
+    warn, error = DiagnosticStatus.WARN, DiagnosticStatus.ERROR
+    running = report.state in (MappingStatus.WAITING, MappingStatus.MAPPING, MappingStatus.LOST)
+    for camera in report.cameras if running else ():
+        if not camera.publishers:
+            found.append((error, f"nobody publishes {camera.topic}: start the camera or remap the topic"))
+        elif len(camera.publishers) > 1:
+            names = ", ".join(camera.publishers)
+            found.append(
+                (error, f"{len(camera.publishers)} publishers on {camera.topic} ({names}): stop all but one")
+            )
+        elif camera.silence is None:
+            found.append((warn, f"no image yet on {camera.topic}, published by {camera.publishers[0]}"))
+        elif camera.silence > report.timeout:
+            found.append((warn, f"no image for {camera.silence:.1f} s on {camera.topic}"))
+    dropped = sum(report.drops.values())
+    bad = {reason: count for reason, count in report.drops.items() if reason not in NORMAL_DROPS}
+    if bad:
+        words = ", ".join(f"{reason}: {count}" for reason, count in bad.items())
+        found.append((warn, f"images left out ({words}); last error: {report.last_error}"))
+    if report.problems:
+        words = ", ".join(f"{reason}: {count}" for reason, count in report.problems.items())
+        found.append((warn, f"bad input left out ({words})"))
+    level, text = _worst(found, f"{report.received} images received, {dropped} left out")
+    values: dict[str, object] = {"images received": report.received}
+    values["callback p99 (ms)"] = f"{report.callback_p99 * 1e3:.2f}"
+    values.update({f"dropped: {reason}": count for reason, count in report.drops.items()})
+    values.update({f"problem: {reason}": count for reason, count in report.problems.items()})
+    for camera in report.cameras:
+        reliability = "reliable" if camera.reliable else "best effort"
+        values[camera.topic] = f"{reliability}, {'calibrated' if camera.calibrated else 'not calibrated'}"
+    return _status(f"{name}: input", level, text, values)
+
+
+# drops that are part of normal work, not a fault of the input
+NORMAL_DROPS = frozenset(["too slow: a newer image replaced it", "paused", "not active"])
+
+
+def _mapping_status(report: Report, name: str) -> DiagnosticStatus:
+    level, text = DiagnosticStatus.OK, STATE_NAMES[report.state]
+    mapper = report.mapper
+    values: dict[str, object] = {"state": text, "device": report.device}
+    if report.state == MappingStatus.ERROR:
+        level, text = DiagnosticStatus.ERROR, report.last_error
+    elif report.state == MappingStatus.LOST:
+        level, text = DiagnosticStatus.WARN, f"{text}; go back to a place that was mapped, or call ~/reset"
+    if mapper is not None:
+        values.update(
+            {
+                "windows": mapper.windows,
+                "windows rejected": mapper.windows_rejected,
+                "map points": mapper.map_points,
+                "map MB": f"{mapper.map_bytes / 1e6:.1f}",
+                "scale": f"{mapper.scale_source}, {'metres' if mapper.metres else 'map units'}",
+                "image age (s)": f"{report.image_age:.2f}",
+            }
+        )
+    values.update({f"{stage} (ms)": f"{seconds * 1e3:.1f}" for stage, seconds in report.latencies.items()})
+    return _status(f"{name}: mapping", level, text, values)
+
+
+def _transform_status(report: Report, name: str) -> DiagnosticStatus:
+    found = [
+        (
+            DiagnosticStatus.ERROR,
+            f"{child} already has the parent {parent}: stop that publisher or set tf_mode to none",
+        )
+        for child, parent in report.parents.items()
+    ]
+    if report.waiting_for:
+        found.append((DiagnosticStatus.WARN, report.waiting_for))
+    level, text = _worst(found, "transforms are broadcast")
+    return _status(f"{name}: transforms", level, text, {})
+
+
+def _status(name: str, level: bytes, text: str, values: Mapping[str, object]) -> DiagnosticStatus:
+    pairs = [KeyValue(key=key, value=str(value)) for key, value in values.items()]
+    return DiagnosticStatus(name=name, level=level, message=text, hardware_id="", values=pairs)

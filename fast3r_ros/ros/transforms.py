@@ -1,0 +1,208 @@
+"""Looking up transforms: tf2_ros where it is installed, a small buffer with the same answers otherwise."""
+
+from __future__ import annotations
+
+import bisect
+import threading
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from geometry_msgs.msg import TransformStamped
+from scipy.spatial.transform import Rotation, Slerp
+
+from fast3r_ros.mapping.data import Float64
+from fast3r_ros.ros.poses import matrix_from_transform, rigid_inverse
+from fast3r_ros.ros.times import NS, ns_from_stamp, stamp_from_ns
+from fast3r_ros.ros.upstream import TF2_ROS
+
+KEEP_NS = 10 * NS  # as long as tf2 keeps transforms
+
+
+class TransformMissing(LookupError):
+    """There is no such transform at that time; the message says what is missing."""
+
+
+class TransformLookup(Protocol):
+    """Remembers transforms of /tf and /tf_static and answers questions about them, from any thread."""
+
+    def insert(self, transform: TransformStamped, static: bool) -> None:
+        """Take in one transform.  Raises BadPose when it is not rigid."""
+        ...
+
+    def lookup(self, target: str, source: str, stamp_ns: int | None) -> Float64:
+        """(4, 4) `target_from_source` at a time, None for the newest.  Raises TransformMissing."""
+        ...
+
+    def clear(self) -> None:
+        """Forget everything that is not static (the clock went back)."""
+        ...
+
+
+def transform_lookup() -> TransformLookup:
+    """The tf2 buffer where tf2_ros is installed, ours otherwise."""
+    return Tf2Lookup() if TF2_ROS is not None else OwnLookup()
+
+
+class Tf2Lookup:
+    """TransformLookup by tf2_ros.Buffer."""
+
+    def __init__(self) -> None:
+        self._buffer: Any = TF2_ROS.Buffer()  # type: ignore[union-attr]
+
+    def insert(self, transform: TransformStamped, static: bool) -> None:
+        """See TransformLookup."""
+        matrix_from_transform(transform.transform)
+        set_transform = self._buffer.set_transform_static if static else self._buffer.set_transform
+        set_transform(transform, "fast3r_mapping")
+
+    def lookup(self, target: str, source: str, stamp_ns: int | None) -> Float64:
+        """See TransformLookup."""
+        from rclpy.time import Time
+
+        time = Time.from_msg(stamp_from_ns(stamp_ns or 0))
+        try:
+            found = self._buffer.lookup_transform(target, source, time)
+        except TF2_ROS.TransformException as error:  # type: ignore[union-attr]
+            raise TransformMissing(str(error)) from error
+        return matrix_from_transform(found.transform)
+
+    def clear(self) -> None:
+        """Nothing: tf2's own clear would forget the static transforms, which are published only once."""
+
+
+@dataclass
+class _Edge:
+    """parent_from_child over time; a static edge has one entry, valid always."""
+
+    parent: str
+    static: bool
+    stamps: list[int] = field(default_factory=list)
+    matrices: list[Float64] = field(default_factory=list)
+
+    def insert(self, stamp_ns: int, matrix: Float64) -> None:
+        place = bisect.bisect_left(self.stamps, stamp_ns)
+        if self.static or (place < len(self.stamps) and self.stamps[place] == stamp_ns):
+            self.stamps[place : place + 1], self.matrices[place : place + 1] = [stamp_ns], [matrix]
+        else:
+            self.stamps.insert(place, stamp_ns)
+            self.matrices.insert(place, matrix)
+        old = bisect.bisect_left(self.stamps, self.stamps[-1] - KEEP_NS)
+        del self.stamps[:old], self.matrices[:old]
+
+    def at(self, stamp_ns: int | None, child: str) -> Float64:
+        if self.static or stamp_ns is None:
+            return self.matrices[-1]
+        if not self.stamps[0] <= stamp_ns <= self.stamps[-1]:
+            late = stamp_ns > self.stamps[-1]
+            gap = (stamp_ns - self.stamps[-1] if late else self.stamps[0] - stamp_ns) / NS
+            word = "newest" if late else "oldest"
+            raise TransformMissing(f"the {word} transform {self.parent} -> {child} is {gap:.3f} s off")
+        place = bisect.bisect_left(self.stamps, stamp_ns)
+        if self.stamps[place] == stamp_ns:
+            return self.matrices[place]
+        before, after = self.stamps[place - 1], self.stamps[place]
+        return interpolated(
+            self.matrices[place - 1], self.matrices[place], (stamp_ns - before) / (after - before)
+        )
+
+
+class OwnLookup:
+    """TransformLookup without tf2: the same frames, interpolation and time limit."""
+
+    def __init__(self) -> None:
+        self._edges: dict[str, _Edge] = {}
+        self._lock = threading.Lock()
+
+    def insert(self, transform: TransformStamped, static: bool) -> None:
+        """See TransformLookup."""
+        matrix = matrix_from_transform(transform.transform)
+        child, parent = transform.child_frame_id, transform.header.frame_id
+        with self._lock:
+            edge = self._edges.get(child)
+            if edge is None or edge.parent != parent or edge.static != static:
+                edge = self._edges[child] = _Edge(parent, static)
+            elif static:
+                edge.stamps, edge.matrices = [], []
+            edge.insert(ns_from_stamp(transform.header.stamp), matrix)
+
+    def lookup(self, target: str, source: str, stamp_ns: int | None) -> Float64:
+        """See TransformLookup."""
+        with self._lock:
+            targets = self._chain(target)
+            sources = self._chain(source)
+            common = next((frame for frame in sources if frame in targets), None)
+            if common is None:
+                raise TransformMissing(f"{target} and {source} are not connected on /tf")
+            common_from_target = self._compose(targets[: targets.index(common)], stamp_ns)
+            common_from_source = self._compose(sources[: sources.index(common)], stamp_ns)
+        return rigid_inverse(common_from_target) @ common_from_source
+
+    def _chain(self, frame: str) -> list[str]:
+        """The frame and its ancestors, the root last; a loop of parents ends it."""
+        chain = [frame]
+        while (edge := self._edges.get(chain[-1])) is not None and edge.parent not in chain:
+            chain.append(edge.parent)
+        return chain
+
+    def _compose(self, children: list[str], stamp_ns: int | None) -> Float64:
+        """The product of the edges above `children`: the last one's parent from the first child."""
+        result = np.eye(4)
+        for child in children:
+            result = self._edges[child].at(stamp_ns, child) @ result
+        return result
+
+    def clear(self) -> None:
+        """See TransformLookup."""
+        with self._lock:
+            self._edges = {child: edge for child, edge in self._edges.items() if edge.static}
+
+
+def interpolated(before: Float64, after: Float64, share: float) -> Float64:
+    """The rigid transform at `share` (0 to 1) of the way: linear translation, spherical rotation."""
+    result = np.eye(4)
+    rotations = Rotation.from_matrix(np.stack([before[:3, :3], after[:3, :3]]))
+    result[:3, :3] = Slerp([0.0, 1.0], rotations)(share).as_matrix()
+    result[:3, 3] = (1.0 - share) * before[:3, 3] + share * after[:3, 3]
+    return result
+
+
+class OwnFrames:
+    """Tells our own broadcasts from others' of the same frames: a frame may have one parent only (REP-105).
+
+    Our subscription to /tf hears what we broadcast ourselves; `sent` remembers that, `is_own` recognises it.
+    """
+
+    def __init__(self) -> None:
+        self._sent: dict[str, deque[tuple[int, str]]] = {}
+        self._others: dict[str, str] = {}
+        self._lock = threading.Lock()
+
+    def sent(self, transform: TransformStamped) -> None:
+        """Remember a transform that is about to be broadcast."""
+        with self._lock:
+            history = self._sent.setdefault(transform.child_frame_id, deque(maxlen=500))
+            history.append(_stamp_and_parent(transform))
+
+    def is_own(self, transform: TransformStamped) -> bool:
+        """Whether a transform that came in is one of ours; somebody else's parent is remembered."""
+        with self._lock:
+            own = _stamp_and_parent(transform) in self._sent.get(transform.child_frame_id, ())
+            if not own:
+                self._others[transform.child_frame_id] = transform.header.frame_id
+            return own
+
+    def other_parent(self, child: str) -> str | None:
+        """The parent that somebody else gives a frame, None when nobody does."""
+        with self._lock:
+            return self._others.get(child)
+
+    def forget_others(self) -> None:
+        """Start listening anew, at a reset."""
+        with self._lock:
+            self._others.clear()
+
+
+def _stamp_and_parent(transform: TransformStamped) -> tuple[int, str]:
+    return ns_from_stamp(transform.header.stamp), transform.header.frame_id

@@ -1,0 +1,38 @@
+"""Which of ROS's own Python libraries are installed; small equivalents of ours stand in for the others.
+
+| library | used for | equivalent |
+| --- | --- | --- |
+| cv_bridge | raw images to RGB | `images` |
+| sensor_msgs_py | building PointCloud2 | `clouds` |
+| tf_transformations | quaternions of matrices | `poses` (scipy) |
+| tf2_ros | looking up and broadcasting transforms | `transforms` |
+
+A robot with ROS from its package manager has them all; the plain Python environment has none.  Tests compare
+library and equivalent wherever both exist.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+# what cv_bridge converts to rgb8 as we define it; everything else goes through `images`
+CV_BRIDGE_ENCODINGS = frozenset(
+    ["rgb8", "bgr8", "rgba8", "bgra8", "mono8", "mono16", "yuv422", "yuv422_yuy2"]
+    + [f"bayer_{pattern}8" for pattern in ("rggb", "bggr", "gbrg", "grbg")]
+)
+
+
+def installed(module: str) -> Any | None:
+    """The module, or None where it is not there or does not load (cv_bridge built for another numpy)."""
+    try:
+        return importlib.import_module(module)
+    except Exception:
+        return None
+
+
+_cv_bridge = installed("cv_bridge")
+CV_BRIDGE = _cv_bridge.CvBridge() if _cv_bridge else None
+POINT_CLOUD2 = installed("sensor_msgs_py.point_cloud2")
+TF_TRANSFORMATIONS = installed("tf_transformations")
+TF2_ROS = installed("tf2_ros")
