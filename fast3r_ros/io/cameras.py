@@ -33,10 +33,15 @@ class CameraRecord:
     map_from_camera: Float64
 
 
+def name_of(keyframe_id: int) -> str:
+    """The name of a keyframe's pictures, without suffix."""
+    return f"{keyframe_id:06d}"
+
+
 def record_of(view: ViewEstimate) -> CameraRecord:
     """The record of a view, named after its keyframe."""
     height, width = view.image.shape[:2]
-    name = f"{view.keyframe_id:06d}"
+    name = name_of(view.keyframe_id)
     return CameraRecord(
         name, view.stamp_ns, view.camera, width, height, view.intrinsics, view.map_from_camera
     )

@@ -1,0 +1,248 @@
+"""`fast3r reconstruct SOURCE`: a video, images or a bag in; a map, poses and pictures out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fast3r_ros.errors import UserError
+
+if TYPE_CHECKING:
+    from fast3r_ros.mapping.config import MapperConfig
+    from fast3r_ros.mapping.network import Fast3RNetwork
+    from fast3r_ros.viewer.web import WebViewer
+
+INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
+DENSE_POINTS = 40000  # per keyframe: all pixels of a small network's view
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The sub-command's arguments."""
+    parser.add_argument(
+        "source", help="video, folder or glob of images, .txt list of images, rosbag2, or the word synthetic"
+    )
+    parser.add_argument("--output", type=Path, required=True, help="folder for the results")
+    parser.add_argument(
+        "--model", default="demo", help="demo, a checkpoint folder or a hub name (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--mode",
+        choices=("window", "all"),
+        default="window",
+        help="window: sliding, any length; all: one forward pass over all views (default: %(default)s)",
+    )
+    parser.add_argument("--topic", help="image topic of a bag that has several")
+    parser.add_argument("--rate", type=_positive, help="frames per second to take (default: all)")
+    parser.add_argument("--max-views", type=int, help="take at most this many frames, evenly spread")
+    parser.add_argument("--size", type=int, help="longer side of the images at the network, in pixels")
+    parser.add_argument("--min-confidence", type=float, help="least confidence of a point, 1 or more")
+    parser.add_argument("--voxel-size", type=float, help="voxel edge of the map, in its unit")
+    parser.add_argument(
+        "--scale", default="none", help="none (map units), camera_height=METRES or fixed=METRES_PER_UNIT"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: %(default)s)")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="precision of the network (default: bfloat16 on a GPU, float32 on a CPU)",
+    )
+    parser.add_argument(
+        "--set", metavar="NAME=VALUE", action="append", default=[], help="any parameter of the mapper"
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="keep a complete result; start over after a partial one"
+    )
+    parser.add_argument("--viewer", action="store_true", help="show the growing map in the browser")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Reconstruct; the exit status is 0, or 130 when Ctrl-C left a partial result."""
+    from fast3r_ros.io.offline import Progress, map_source, write_results
+    from fast3r_ros.io.recorder import Recorder
+    from fast3r_ros.io.report import write_report
+    from fast3r_ros.io.sources import choose_indices, open_source
+    from fast3r_ros.mapping.mapper import Mapper
+
+    if arguments.resume and _is_complete(arguments.output):
+        return 0
+    source = open_source(arguments.source, topic=arguments.topic)
+    indices = choose_indices(
+        len(source), source.rate_hz, rate_hz=arguments.rate, max_views=arguments.max_views
+    )
+    config = mapper_config(arguments, len(indices))
+    # until the end, the report says that the result is partial; and a folder that cannot be written shows now
+    write_report(
+        arguments.output / "report.json", {"complete": False, "stopped": "still running", "frames": 0}
+    )
+    recorder, progress = Recorder(arguments.output), Progress()
+    mapper = Mapper(_load_network(arguments, progress.timings), config)
+    settings = {**{name: value for name, value in vars(arguments).items() if name != "command"}}
+    settings["parameters"] = config.to_flat()
+    show = _Show(arguments, len(indices), mapper, recorder)
+    try:
+        map_source(source, indices, mapper, recorder, progress, show)
+    except KeyboardInterrupt:
+        progress.stopped = "interrupted"
+    except UserError as error:
+        progress.stopped = str(error)
+        raise
+    finally:
+        show.close()
+        report = write_results(arguments.output, source, mapper, recorder, progress, settings)
+    _print_summary(arguments.output, report)
+    return INTERRUPTED if progress.stopped else 0
+
+
+def mapper_config(arguments: argparse.Namespace, views: int) -> MapperConfig:
+    """The mapper's parameters for the arguments; `views` is how many frames will come.
+
+    Raises UserError for a parameter that does not exist or a value out of range.
+    """
+    from fast3r_ros.mapping.config import KeyframeConfig, MapperConfig
+
+    # in the background a loop closure would come at another frame in every run
+    values: dict[str, Any] = {"map.points_per_keyframe": DENSE_POINTS, "loop.background": False}
+    values.update(_scale(arguments.scale))
+    if arguments.min_confidence is not None:
+        values["points.min_confidence"] = arguments.min_confidence
+    if arguments.voxel_size is not None:
+        values["map.voxel_size"] = arguments.voxel_size
+    for assignment in arguments.set:
+        name, equals, text = assignment.partition("=")
+        if not equals:
+            raise UserError(f"--set {assignment} is no assignment; give --set window.size=8")
+        values[name] = _value(text)
+    config = MapperConfig.from_flat(values)
+    if arguments.mode == "window":
+        return config
+    # one window over all frames, and every frame a view
+    everything = KeyframeConfig(motion=0.0, max_interval=0.0, sharpness=0.0, contrast=0.0, max_similarity=1.0)
+    size = max(views, 2) + config.window.overlap
+    window = replace(config.window, size=size, stride=size - config.window.overlap)
+    return replace(config, keyframes=everything, window=window)
+
+
+def _scale(text: str) -> dict[str, Any]:
+    """Mapper parameters of `--scale`."""
+    name, _, value = text.partition("=")
+    parameters = {"camera_height": "scale.camera_height", "fixed": "scale.metres_per_unit"}
+    if name == "none" and not value:
+        return {}
+    if name not in parameters or not value:
+        raise UserError(f"--scale {text} is unknown; give none, camera_height=1.2 or fixed=2.5")
+    return {"scale.source": name, parameters[name]: _value(value)}
+
+
+def _value(text: str) -> Any:
+    """A parameter's value as written on a command line: a number, true, false or a word."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"{text} is not greater than 0")
+    return value
+
+
+def _load_network(arguments: argparse.Namespace, timings: Any) -> Fast3RNetwork:
+    """The network on its device; raises UserError when model or device cannot be used."""
+    import torch
+
+    from fast3r_ros.mapping.network import Fast3RNetwork
+    from fast3r_ros.model import Fast3R
+
+    started = time.perf_counter()
+    device = arguments.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"--device {device}: this machine has no usable CUDA GPU; use --device cpu")
+    dtype = arguments.dtype or ("bfloat16" if device.startswith("cuda") else "float32")
+    try:
+        model = Fast3R.from_pretrained(arguments.model, device=device, dtype=getattr(torch, dtype))
+    except RuntimeError as error:
+        raise UserError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from error
+    timings["load"] += time.perf_counter() - started
+    return Fast3RNetwork(model, arguments.size or model.config.image_size)
+
+
+def _is_complete(output: Path) -> bool:
+    """For --resume: says what the folder holds; True when there is nothing left to do."""
+    try:
+        report = json.loads((output / "report.json").read_text(encoding="utf-8"))
+        complete, frames = bool(report["complete"]), int(report["frames"])
+    except (OSError, ValueError, KeyError, TypeError):
+        print(f"nothing to resume in {output}: starting from the first frame", flush=True)
+        return False
+    if complete:
+        print(f"{output} holds a complete result of {frames} frames: nothing to do", flush=True)
+        return True
+    print(
+        f"{output} holds a partial result of {frames} frames; the state between windows is not kept, "
+        "so the run starts over from the first frame",
+        flush=True,
+    )
+    return False
+
+
+class _Show:
+    """The progress bar and, if asked for, the viewer."""
+
+    def __init__(self, arguments: argparse.Namespace, total: int, mapper: Any, recorder: Any):
+        from tqdm import tqdm
+
+        self._mapper, self._recorder = mapper, recorder
+        self._bar = tqdm(total=total, unit="frame", disable=None)
+        self._viewer: WebViewer | None = None
+        if arguments.viewer:
+            from fast3r_ros.viewer.web import WebViewer
+
+            self._viewer = WebViewer()
+            self._bar.write(f"viewer: {self._viewer.address}")
+
+    def __call__(self, result: Any) -> None:
+        """After every frame; result is a window's, or None."""
+        if self._bar.n < self._bar.total:
+            self._bar.update()
+        if result is None:
+            return
+        status = self._mapper.status()
+        self._bar.set_postfix(windows=status.windows, points=status.map_points)
+        if self._viewer is not None:
+            keyframes = self._mapper.map.keyframes
+            images = {f"{i:06d}": k.image for i, k in keyframes.items() if k.image is not None}
+            self._viewer.show(self._mapper.map.cloud(), self._recorder.cameras(keyframes), images)
+
+    def close(self) -> None:
+        """End the bar and the viewer."""
+        self._bar.close()
+        if self._viewer is not None:
+            self._viewer.stop()
+
+
+def _print_summary(output: Path, report: dict[str, Any]) -> None:
+    """A few lines that say what came out."""
+    print(
+        f"{report['frames']} frames, {report['keyframes']} keyframes, {report['windows']} windows, "
+        f"{report['map_points']:,} points ({report['unit']})"
+    )
+    for skipped in report["frames_skipped"][:10]:
+        print(f"skipped {skipped['name']}: {skipped['reason']}")
+    if report["windows_rejected"]:
+        reasons = ", ".join(f"{reason} ({count})" for reason, count in report["windows_rejected"].items())
+        print(f"windows kept out of the map: {reasons}")
+    error = report["trajectory_error"]
+    if error:
+        share = f"{error['share_of_path']:.1%} of the path"
+        print(f"trajectory error: {error['rmse']} m RMSE, {share} of {error['path']} m")
+    if report["stopped"]:
+        print(f"partial result: {report['stopped']}")
+    print(f"results in {output}: start with {output / 'preview.png'}")

@@ -1,0 +1,175 @@
+"""A whole source through the mapper, and everything that comes out as files in one folder."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fast3r_ros.geometry.similarity import fit_similarity
+from fast3r_ros.io.cameras import write_cameras
+from fast3r_ros.io.colmap import write_colmap
+from fast3r_ros.io.glb import write_glb
+from fast3r_ros.io.pcd import write_pcd
+from fast3r_ros.io.ply import write_ply
+from fast3r_ros.io.preview import write_preview
+from fast3r_ros.io.recorder import Recorder
+from fast3r_ros.io.report import peak_memory, versions, write_report
+from fast3r_ros.io.sources import Source
+from fast3r_ros.io.trajectory import write_trajectory
+from fast3r_ros.mapping.data import Float64, PoseEstimate, WindowResult
+from fast3r_ros.mapping.mapper import Mapper
+
+
+@dataclass
+class Progress:
+    """How far a run has come; it is filled while frames flow, so that a broken run can still be reported.
+
+    stopped: why the run ended early, empty when it did not.  timings: seconds per stage.
+    """
+
+    frames: int = 0
+    rejected: Counter[str] = field(default_factory=Counter)
+    timings: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    stopped: str = ""
+
+
+def map_source(
+    source: Source,
+    indices: Sequence[int],
+    mapper: Mapper,
+    recorder: Recorder,
+    progress: Progress,
+    on_window: Callable[[WindowResult | None], None],
+) -> None:
+    """Feed the chosen frames to the mapper until the source ends; nothing is dropped for being too fast.
+
+    on_window: called after every frame, with the window's result when one was processed.
+    """
+    started = time.perf_counter()
+    for frame in source.frames(indices):
+        progress.timings["read"] += time.perf_counter() - started
+        mapper.add_frame(frame)
+        progress.frames += 1
+        result = mapper.process_window() if mapper.window_ready() else None
+        _note(result, recorder, progress)
+        on_window(result)
+        started = time.perf_counter()
+    result = mapper.finish()
+    _note(result, recorder, progress)
+    on_window(result)
+
+
+def _note(result: WindowResult | None, recorder: Recorder, progress: Progress) -> None:
+    if result is None:
+        return
+    for stage, seconds in result.timings.items():
+        progress.timings[stage] += seconds
+    if not result.accepted:
+        progress.rejected[result.reason] += 1
+    started = time.perf_counter()
+    recorder.add(result.views)
+    progress.timings["write"] += time.perf_counter() - started
+
+
+def write_results(
+    directory: Path,
+    source: Source,
+    mapper: Mapper,
+    recorder: Recorder,
+    progress: Progress,
+    settings: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Write every result file and return the report.
+
+    settings: what the run was asked for; it goes into the report.  Raises UserError when a file cannot be
+    written; files that are there by then are whole.
+    """
+    started = time.perf_counter()
+    status = mapper.status()
+    unit = "m" if status.metres else "map units"
+    cloud, trajectory = mapper.map.cloud(), mapper.trajectory()
+    cameras = recorder.cameras(mapper.map.keyframes)
+    write_ply(directory / "map.ply", cloud, comment=f"lengths in {unit}; z up")
+    write_pcd(directory / "map.pcd", cloud)
+    write_trajectory(directory / "trajectory.txt", trajectory)
+    write_cameras(directory / "cameras.json", cameras, unit=unit)
+    write_colmap(directory / "sparse" / "0", cloud, cameras)
+    write_glb(directory / "map.glb", cloud, cameras)
+    error = trajectory_error(trajectory, source.truth)
+    write_preview(
+        directory / "preview.png",
+        cloud=cloud,
+        trajectory=trajectory,
+        views=recorder.samples(mapper.map.keyframes),
+        numbers=_numbers(progress, len(trajectory), status.windows, len(cloud.points), error),
+        truth=source.truth,
+        unit=unit,
+    )
+    progress.timings["write"] += time.perf_counter() - started
+    report = {
+        "complete": not progress.stopped,
+        "stopped": progress.stopped,
+        "source": source.name,
+        "unit": unit,
+        "frames": progress.frames,
+        "frames_skipped": [asdict(skipped) for skipped in source.skipped],
+        "keyframes": len(trajectory),
+        "windows": status.windows,
+        "windows_rejected": dict(progress.rejected),
+        "map_points": len(cloud.points),
+        "trajectory_error": error,
+        "seconds": {name: round(seconds, 3) for name, seconds in progress.timings.items()},
+        "peak_memory_mib": peak_memory(),
+        "mapper": asdict(status),
+        "settings": dict(settings),
+        "versions": versions(),
+    }
+    write_report(directory / "report.json", report)
+    return report
+
+
+def trajectory_error(
+    trajectory: Sequence[PoseEstimate], truth: Mapping[int, Float64] | None
+) -> dict[str, float] | None:
+    """RMSE of the camera positions after one similarity, in the truth's unit and as a share of its path.
+
+    None without truth, or when the positions do not determine a similarity (fewer than three, or on a line).
+    """
+    known = [pose for pose in trajectory if truth and pose.stamp_ns in truth]
+    if not truth or len(known) < 3:
+        return None
+    estimated = np.array([pose.map_from_camera[:3, 3] for pose in known])
+    true = np.array([truth[pose.stamp_ns][:3, 3] for pose in known])
+    try:
+        aligned = fit_similarity(estimated, true).apply(estimated)
+    except ValueError:
+        return None
+    rmse = float(np.sqrt(np.mean(np.sum((aligned - true) ** 2, axis=1))))
+    path = float(np.linalg.norm(np.diff(true, axis=0), axis=1).sum())
+    return {"rmse": round(rmse, 5), "path": round(path, 3), "share_of_path": round(rmse / path, 5)}
+
+
+def _numbers(
+    progress: Progress, keyframes: int, windows: int, points: int, error: dict[str, float] | None
+) -> dict[str, str]:
+    """The main numbers for the picture."""
+    numbers = {
+        "frames": f"{progress.frames:,}",
+        "keyframes": f"{keyframes:,}",
+        "windows": f"{windows:,}",
+        "map points": f"{points:,}",
+    }
+    network = progress.timings["encode"] + progress.timings["network"]
+    if windows:
+        numbers["network per window"] = f"{network / windows:.2f} s"
+    if error:
+        numbers["trajectory error"] = f"{error['share_of_path']:.1%} of the path"
+    if progress.stopped:
+        numbers["partial result"] = "partial"
+    return numbers

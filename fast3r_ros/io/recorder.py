@@ -1,0 +1,70 @@
+"""Keeps of every view what the result files need; its pictures go to disk at once: memory is bounded."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from fast3r_ros.io.cameras import CameraRecord, name_of
+from fast3r_ros.io.view_images import write_view_images
+from fast3r_ros.mapping.data import ViewEstimate
+from fast3r_ros.mapping.map import Keyframe
+
+_MAX_SAMPLES = 24
+FOLDERS = ("images", "depth", "confidence")
+
+
+class Recorder:
+    """Writes the pictures of new views below `directory` and keeps a few views, spread over the whole run."""
+
+    def __init__(self, directory: Path):
+        self._directory = directory
+        self._sizes: dict[int, tuple[int, int]] = {}
+        self._samples: list[ViewEstimate] = []
+        self._every = 1
+        for folder in FOLDERS:  # a shorter run must not leave pictures of an earlier one
+            shutil.rmtree(directory / folder, ignore_errors=True)
+
+    def add(self, views: Iterable[ViewEstimate]) -> None:
+        """Note the views of a window; those that were in an earlier window are known already.
+
+        Raises UserError when a picture cannot be written.
+        """
+        for view in views:
+            if view.keyframe_id in self._sizes:
+                continue
+            write_view_images(self._directory, name_of(view.keyframe_id), view)
+            if len(self._sizes) % self._every == 0:
+                self._samples.append(view)
+            height, width = view.image.shape[:2]
+            self._sizes[view.keyframe_id] = (width, height)
+            if len(self._samples) > _MAX_SAMPLES:
+                self._samples = self._samples[::2]
+                self._every *= 2
+
+    def samples(self, keyframes: dict[int, Keyframe]) -> list[ViewEstimate]:
+        """The kept views with the keyframes' latest poses, in time order."""
+        views = [
+            replace(view, map_from_camera=keyframes[view.keyframe_id].map_from_camera)
+            for view in self._samples
+            if view.keyframe_id in keyframes
+        ]
+        return sorted(views, key=lambda view: view.stamp_ns)
+
+    def cameras(self, keyframes: dict[int, Keyframe]) -> list[CameraRecord]:
+        """The records of all keyframes with their latest poses, in time order."""
+        return [
+            CameraRecord(
+                name=name_of(keyframe.id),
+                stamp_ns=keyframe.stamp_ns,
+                camera=keyframe.camera,
+                width=self._sizes[keyframe.id][0],
+                height=self._sizes[keyframe.id][1],
+                intrinsics=keyframe.intrinsics,
+                map_from_camera=keyframe.map_from_camera,
+            )
+            for keyframe in sorted(keyframes.values(), key=lambda keyframe: keyframe.stamp_ns)
+            if keyframe.id in self._sizes
+        ]
