@@ -108,7 +108,8 @@ def _draw(
         axes.legend(loc="upper right", fontsize=9, framealpha=0.9)
     axes.set_facecolor("#f4f5f7")
     axes.set_aspect("equal", adjustable="datalim")
-    axes.grid(color=LINE, lw=0.6, zorder=0)
+    axes.set_axisbelow(True)
+    axes.grid(color=LINE, lw=0.6)
     axes.tick_params(colors=FAINT, labelsize=9)
     for spine in axes.spines.values():
         spine.set_color(LINE)
@@ -118,7 +119,8 @@ def _splat(points: Float64, colors: UInt8, low: Float64, high: Float64) -> UInt8
     """Points (N, 2) as a picture (rows, columns, 4); later ones cover earlier ones, gaps are transparent."""
     span = high - low
     rows = min(max(round(_COLUMNS * span[1] / span[0]), 1), 4 * _COLUMNS)
-    size = 2 if len(points) > 30000 else 3
+    spacing = np.sqrt(rows * _COLUMNS / max(len(points), 1))
+    size = int(np.clip(round(1.2 * spacing), 2, 6))  # sparse maps need larger dots to look closed
     picture = np.zeros((rows + size, _COLUMNS + size, 4), np.uint8)
     column = ((points[:, 0] - low[0]) / span[0] * (_COLUMNS - 1)).astype(int)
     row = ((high[1] - points[:, 1]) / span[1] * (rows - 1)).astype(int)

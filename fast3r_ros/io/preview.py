@@ -76,7 +76,7 @@ def _draw_views(figure: Figure, cell: SubplotSpec, views: Sequence[ViewEstimate]
     surest = max(float(np.percentile(np.concatenate([view.confidence.ravel() for view in views]), 99)), 1.01)
     depth_style: dict[str, Any] = {"cmap": "turbo_r", "vmin": near, "vmax": far}
     confidence_style: dict[str, Any] = {"cmap": "magma", "norm": LogNorm(1.0, surest, clip=True)}
-    labels = ("input", f"depth, {near:.1f} to {far:.1f} {unit}", f"confidence, 1 to {surest:.1f}")
+    labels = ("input", f"depth\n{near:.1f} to {far:.1f} {unit}", f"confidence\n1 to {surest:.1f}")
     grid = GridSpecFromSubplotSpec(3, _COLUMNS, cell, hspace=0.04, wspace=0.04)
     for column, (view, depth) in enumerate(zip(views, depths, strict=True)):
         rows: tuple[tuple[Any, dict[str, Any]], ...] = (
