@@ -1,0 +1,83 @@
+"""One training sample through network and loss, as one module that DDP and FSDP can wrap."""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from fast3r_ros.model import Fast3R, ViewPrediction, ViewTokens
+from fast3r_ros.model.layers import Attention, Mlp
+from fast3r_ros.training.losses import GroundTruth, confidence_loss
+from fast3r_ros.training.stream import Batch
+
+
+class Objective(nn.Module):
+    """The training loss of a batch; heads and loss look at the chosen views only."""
+
+    def __init__(self, network: Fast3R) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, batch: Batch, chosen: list[int]) -> tuple[Tensor, Tensor]:
+        """The loss, and (2,) mean normalised errors of the global and the local head (without gradient).
+
+        chosen: the views that are looked at; must begin with view 0.
+        """
+        network = self.network
+        features = network.fuse(encode_views(network, batch.images), batch.image_indices)
+        points_global = network.global_head(features, chosen)
+        if network.downstream_head_local is not None:
+            predictions = [
+                ViewPrediction(*pair)
+                for pair in zip(points_global, network.local_head(features, chosen), strict=True)
+            ]
+        else:
+            predictions = [ViewPrediction(points, None) for points in points_global]
+        truth = GroundTruth(
+            batch.points_camera[:, chosen], batch.valid[:, chosen], batch.world_from_camera[:, chosen]
+        )
+        loss = confidence_loss(predictions, truth)
+        local = loss.local_head.error.mean() if loss.local_head else loss.total.new_tensor(float("nan"))
+        return loss.total, torch.stack([loss.global_head.error.mean(), local]).detach()
+
+
+def encode_views(network: Fast3R, images: Tensor) -> list[ViewTokens]:
+    """The tokens of (B, V, 3, H, W) images, all views in one pass through the encoder."""
+    encoded = network.encode(images.transpose(0, 1).flatten(0, 1))
+    return [ViewTokens(tokens, encoded.grid) for tokens in encoded.tokens.chunk(images.shape[1])]
+
+
+def initialise(network: Fast3R, seed: int) -> None:
+    """Start weights for training from nothing, in place.
+
+    Linear layers N(0, 0.02), the last layer of each residual branch smaller by sqrt(2 x depth) (GPT-2);
+    the heads' last layer starts at the point (0, 0, 1) with confidence 2, so that the first steps are not
+    spent on turning points behind the camera to the front.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        modules = list(network.modules())
+        for module in modules:
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02, generator=generator)
+                if module.bias is not None:
+                    module.bias.zero_()
+            elif isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+                nn.init.kaiming_uniform_(module.weight, a=5**0.5, generator=generator)
+                if module.bias is not None:
+                    module.bias.zero_()
+        depth = network.config.encoder.depth + network.config.decoder.depth
+        for module in modules:
+            if isinstance(module, Attention):
+                module.proj.weight.mul_((2 * depth) ** -0.5)
+            elif isinstance(module, Mlp):
+                module.fc2.weight.mul_((2 * depth) ** -0.5)
+        for head in (network.downstream_head, network.downstream_head_local):
+            if head is not None:
+                last = cast(nn.Conv2d, cast(nn.Sequential, head.dpt.head)[4])
+                last.weight.mul_(0.1)
+                assert last.bias is not None
+                last.bias.copy_(torch.tensor([0.0, 0.0, math.log(2), 0.0]))

@@ -1,0 +1,102 @@
+"""One or several training processes: who am I, on which device, and how the module is wrapped and saved."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as distributed
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.nn.parallel import DistributedDataParallel
+
+from fast3r_ros.model import Fast3R
+from fast3r_ros.training.objective import Objective
+
+
+@dataclass(frozen=True)
+class Process:
+    """This process among all: rank of count, and its device."""
+
+    rank: int
+    count: int
+    device: torch.device
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean of a tensor over all processes."""
+        if self.count > 1:
+            distributed.all_reduce(values)
+        return values / self.count
+
+
+def join_processes(device: str = "auto") -> Process:
+    """Join the group that torchrun started (gloo on the CPU, nccl on GPUs), or be the only process."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    count, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    if device == "cuda" and count > 1:
+        device = f"cuda:{os.environ.get('LOCAL_RANK', rank)}"
+        torch.cuda.set_device(device)
+    if count > 1 and not distributed.is_initialized():
+        distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    return Process(rank, count, torch.device(device))
+
+
+def leave_processes() -> None:
+    """End the process group, if there is one."""
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def wrap(objective: Objective, process: Process, kind: str) -> nn.Module:
+    """The objective ready for this process group; kind is ddp or fsdp."""
+    if process.count == 1:
+        return objective
+    if kind == "ddp":
+        return DistributedDataParallel(
+            objective, device_ids=[process.device.index] if process.device.type == "cuda" else None
+        )
+    from torch.distributed.fsdp import fully_shard
+
+    network = objective.network
+    for block in [*network.encoder.enc_blocks, *network.decoder.dec_blocks]:
+        fully_shard(block)
+    for head in (network.downstream_head, network.downstream_head_local):
+        if head is not None:
+            fully_shard(head)
+    fully_shard(objective)
+    return objective
+
+
+def network_of(objective: nn.Module) -> Fast3R:
+    """The network inside a wrapped objective."""
+    inner = objective.module if isinstance(objective, DistributedDataParallel) else objective
+    network = inner.network
+    assert isinstance(network, Fast3R)
+    return network
+
+
+_FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+def full_state(objective: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Network and optimiser state as whole CPU tensors; all processes must call it."""
+    return {
+        "network": get_model_state_dict(network_of(objective), options=_FULL),
+        "optimizer": get_optimizer_state_dict(objective, optimizer, options=_FULL),
+    }
+
+
+def load_full_state(objective: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Put back what `full_state` returned, under any number of processes."""
+    options = StateDictOptions(full_state_dict=True)
+    set_model_state_dict(network_of(objective), state["network"], options=options)
+    set_optimizer_state_dict(objective, optimizer, state["optimizer"], options=options)

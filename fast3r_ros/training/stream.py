@@ -1,0 +1,159 @@
+"""The endless stream of synthetic training samples: a pure function of (seed, step, sample)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fast3r_ros.model import normalize
+from fast3r_ros.model.image_index import TRAINED_ROWS
+from fast3r_ros.synthetic.render import points_camera, render
+from fast3r_ros.synthetic.scene import Scene, corridor_scene, room_scene
+from fast3r_ros.synthetic.sequence import pinhole
+from fast3r_ros.synthetic.trajectories import Motion, look_around, scattered, walk
+from fast3r_ros.training.config import DataConfig, TrainConfig
+
+TRAINING_SCENES = 10_000_000  # training draws scene seeds below, evaluation above
+HELD_OUT = 20_000_000
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B samples of V views with their truth.
+
+    images: (B, V, 3, H, W) float32 in [-1, 1].  points_camera: (B, V, H, W, 3) float32 metres, each view in
+    its own camera.  valid: (B, V, H, W) bool.  world_from_camera: (B, V, 4, 4) float64.  intrinsics:
+    (B, 3, 3) float64.  image_indices: (B, V) int64, 0 for view 0, else distinct rows of the index table.
+    """
+
+    images: Tensor
+    points_camera: Tensor
+    valid: Tensor
+    world_from_camera: Tensor
+    intrinsics: Tensor
+    image_indices: Tensor
+
+
+@dataclass(frozen=True)
+class _Sample:
+    scene: Scene
+    poses: NDArray[np.float64]
+    intrinsics: NDArray[np.float64]
+    indices: NDArray[np.int64]
+    gain: NDArray[np.float64]
+    blank: NDArray[np.int64]  # (V, 4) rows and columns to blank: y0, y1, x0, x1
+
+
+def view_count(config: TrainConfig, step: int) -> int:
+    """How many views the samples of this step have."""
+    rng = np.random.default_rng([config.seed, step, 0])
+    return int(rng.choice(config.stage(step).views))
+
+
+def training_batch(
+    config: TrainConfig, step: int, device: torch.device | str = "cpu", part: int = 0, parts: int = 1
+) -> Batch:
+    """Part `part` of `parts` of one step's batch; the parts are the processes and accumulation passes."""
+    views = view_count(config, step)
+    count = max(config.run.views_per_step // views // parts, 1) * parts
+    motion = config.stage(step).motion
+    samples = []
+    for number in range(part, count, parts):
+        rng = np.random.default_rng([config.seed, step, 1 + number])
+        samples.append(_draw(config.data, rng, int(rng.integers(TRAINING_SCENES)), views, motion))
+    noise_seed = (config.seed * 1_000_003 + step) * 1024 + part
+    return _render(samples, config.data, device, noise_seed)
+
+
+def held_out_batch(
+    data: DataConfig,
+    scenes: range,
+    views: int,
+    motion: float,
+    device: torch.device | str = "cpu",
+) -> Batch:
+    """One sample of a walk for each held-out scene number; the same whatever was trained, and undisturbed."""
+    samples = []
+    for number in scenes:
+        rng = np.random.default_rng([HELD_OUT, number])
+        samples.append(_draw(data, rng, HELD_OUT + 100 + number, views, motion, kind="walk"))
+    return _render(samples, data, device, None)
+
+
+def _draw(
+    data: DataConfig, rng: np.random.Generator, seed: int, views: int, motion: float, kind: str = ""
+) -> _Sample:
+    scene = corridor_scene(seed) if rng.random() < 0.05 else room_scene(seed)
+    moves = Motion(
+        step=(motion * data.step[0], motion * data.step[1]),
+        turn=(np.deg2rad(motion * data.turn[0]), np.deg2rad(motion * data.turn[1])),
+        height=data.camera_height,
+        pitch=np.deg2rad(data.pitch),
+        roll=np.deg2rad(data.roll),
+    )
+    share = rng.random()
+    if kind == "walk" or share < data.walks:
+        poses = walk(scene, rng, views, moves)
+    elif share < data.walks + data.look_arounds:
+        sweep = min(np.deg2rad(2 * data.turn[1]) * views * motion, 2 * np.pi) * rng.uniform(0.2, 1)
+        poses = look_around(scene, rng, views, sweep)
+    else:
+        spread, angle = motion * rng.uniform(*data.spread), motion * np.deg2rad(rng.uniform(*data.angle))
+        poses = scattered(scene, rng, views, spread, angle, moves)
+    if not kind and rng.random() < 0.5:  # any view may be the reference
+        first = int(rng.integers(views))
+        poses[[0, first]] = poses[[first, 0]]
+    fov = np.deg2rad(rng.uniform(*data.horizontal_fov))
+    indices = np.append(0, 1 + rng.permutation(TRAINED_ROWS - 1)[: views - 1])
+    return _Sample(
+        scene=scene,
+        poses=poses,
+        intrinsics=pinhole(data.width, data.height, fov),
+        indices=indices,
+        gain=1 + data.exposure * rng.uniform(-1, 1, views),
+        blank=_blanks(data, rng, views),
+    )
+
+
+def _blanks(data: DataConfig, rng: np.random.Generator, views: int) -> NDArray[np.int64]:
+    """The rectangle of each view that is taken away, empty for most."""
+    size = np.array([data.height, data.width])
+    low = (rng.uniform(0, 0.7, (views, 2)) * size).astype(np.int64)
+    extent = (rng.uniform(0.2, 0.6, (views, 2)) * size).astype(np.int64)
+    extent[rng.random(views) >= data.partial] = 0
+    high = np.minimum(low + extent, size)
+    return np.stack([low[:, 0], high[:, 0], low[:, 1], high[:, 1]], axis=-1)
+
+
+def _render(
+    samples: list[_Sample], data: DataConfig, device: torch.device | str, noise_seed: int | None
+) -> Batch:
+    poses = torch.from_numpy(np.stack([sample.poses for sample in samples])).to(device)
+    intrinsics = torch.from_numpy(np.stack([sample.intrinsics for sample in samples])).to(device)
+    scenes = [sample.scene for sample in samples]
+    result = render(scenes, poses, intrinsics[:, None], data.width, data.height, device)
+    images = normalize(result.images)
+    valid = result.depth > 0
+    if noise_seed is not None:
+        gain = torch.from_numpy(np.stack([sample.gain for sample in samples])).to(images)
+        generator = torch.Generator(device=images.device).manual_seed(noise_seed)
+        noise = torch.randn(images.shape, generator=generator, device=images.device)
+        images = (images + 1) * gain[..., None, None, None] - 1 + 2 * data.noise * noise
+        images = images.clamp(-1, 1)
+        for index, sample in enumerate(samples):
+            for view in np.flatnonzero(sample.blank[:, 1] > sample.blank[:, 0]):
+                y0, y1, x0, x1 = sample.blank[view]
+                images[index, view, :, y0:y1, x0:x1] = 0
+                valid[index, view, y0:y1, x0:x1] = False
+    return Batch(
+        images=images,
+        points_camera=points_camera(result.depth, intrinsics[:, None].float()),
+        valid=valid,
+        world_from_camera=poses,
+        intrinsics=intrinsics,
+        image_indices=torch.from_numpy(np.stack([sample.indices for sample in samples])),
+    )

@@ -1,0 +1,235 @@
+"""The training loop: endless synthetic samples, AdamW, warm-up and cosine; resumes exactly after a kill.
+
+One process, or several started by torchrun (DistributedDataParallel or FSDP2); the global batch of a step is
+the same however many processes share it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from fast3r_ros.model import Fast3R
+from fast3r_ros.training.config import OptimizerConfig, TrainConfig
+from fast3r_ros.training.objective import Objective, initialise
+from fast3r_ros.training.parallel import Process, full_state, load_full_state, wrap
+from fast3r_ros.training.state import Average, load_state, save_state
+from fast3r_ros.training.stream import training_batch, view_count
+from fast3r_ros.training.validation import validate
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Run:
+    """The places that change while training: the wrapped objective, its optimiser, the averaged weights."""
+
+    objective: nn.Module
+    network: Fast3R
+    optimizer: torch.optim.Optimizer
+    average: Average | None
+    step: int = 0
+
+
+def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
+    """Linear warm-up, then cosine to the final rate at `steps`."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    done = min((step - config.warmup_steps) / max(steps - config.warmup_steps, 1), 1.0)
+    swing = 0.5 * (1 + math.cos(math.pi * done))
+    return config.final_learning_rate + (config.learning_rate - config.final_learning_rate) * swing
+
+
+def train(
+    config: TrainConfig, output: Path, process: Process, resume: bool = False, minutes: float = math.inf
+) -> dict[str, float]:
+    """Train until `config.run.steps` or for `minutes`, and export the (averaged) weights to output/model.
+
+    output receives state-*.pt, log.jsonl (one line per logged step), tensorboard/, model/.  Returns the last
+    evaluation.  Raises UserError when a state cannot be read.
+    """
+    run = _start(config, process)
+    if resume:
+        _resume(run, output, process)
+    deadline = time.monotonic() + 60 * minutes
+    log = _Log(output, process.rank == 0)
+    bar = tqdm(total=config.run.steps, initial=run.step, disable=process.rank != 0, mininterval=2)
+    metrics: dict[str, float] = {}
+    while run.step < config.run.steps and time.monotonic() < deadline:
+        report = train_step(run, config, process)
+        bar.update()
+        if run.step % config.run.log_every == 0:
+            bar.set_postfix(loss=f"{report['loss']:.3f}", error=f"{report['error_global']:.3f}")
+            log.write(run.step, report)
+        last = run.step == config.run.steps or time.monotonic() >= deadline
+        if run.step % config.run.checkpoint_every == 0 or last:
+            _save(run, config, output, process)
+        if run.step % config.run.evaluate_every == 0 or last:
+            metrics = _evaluate(run, config, output, process)
+            log.write(run.step, metrics)
+    bar.close()
+    log.close()
+    return metrics
+
+
+def train_step(run: Run, config: TrainConfig, process: Process) -> dict[str, float]:
+    """One optimiser step over the global batch of `run.step`, which it advances; returns what to log."""
+    rate = learning_rate(config.optimizer, run.step, config.run.steps)
+    for group in run.optimizer.param_groups:
+        group["lr"] = rate
+    passes = config.run.accumulation
+    totals = torch.zeros(3, device=process.device)
+    run.objective.train()
+    for number in range(passes):
+        batch = training_batch(
+            config, run.step, process.device, process.rank * passes + number, process.count * passes
+        )
+        chosen = _chosen_views(config, run.step, batch.images.shape[1])
+        last = number == passes - 1
+        with _no_sync(run.objective, wait=not last):
+            with torch.autocast(
+                process.device.type, torch.bfloat16, enabled=config.run.precision == "bfloat16"
+            ):
+                loss, errors = run.objective(batch, chosen)
+            (loss / passes).backward()
+        totals += torch.cat([loss.detach()[None], errors]) / passes
+    norm = nn.utils.clip_grad_norm_(run.objective.parameters(), config.optimizer.clip)
+    run.optimizer.step()
+    run.optimizer.zero_grad(set_to_none=True)
+    run.step += 1
+    if run.average is not None:
+        run.average.update(run.network, run.step)
+    loss_value, error_global, error_local = process.mean(totals).tolist()
+    return {
+        "loss": loss_value,
+        "error_global": error_global,
+        "error_local": error_local,
+        "views": float(view_count(config, run.step - 1)),
+        "learning_rate": rate,
+        "gradient_norm": float(norm),
+    }
+
+
+def _start(config: TrainConfig, process: Process) -> Run:
+    if config.run.initial_weights:
+        network = Fast3R.from_pretrained(config.run.initial_weights)
+    else:
+        network = Fast3R(config.model)
+        initialise(network, config.seed)
+    for name, parameter in network.named_parameters():
+        if "refinenet4.resConfUnit1" in name:  # in the checkpoint layout, but no forward pass uses it
+            parameter.requires_grad_(False)
+    network.set_attention(config.run.attention)
+    network.set_recompute(config.run.recompute)
+    average = Average(network, config.optimizer.ema) if config.optimizer.ema else None
+    objective = wrap(Objective(network).to(process.device), process, config.run.parallel)
+    parameters = [parameter for parameter in objective.parameters() if parameter.requires_grad]
+    decayed = [parameter for parameter in parameters if parameter.ndim > 1]
+    rest = [parameter for parameter in parameters if parameter.ndim <= 1]
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": decayed, "weight_decay": config.optimizer.weight_decay},
+            {"params": rest, "weight_decay": 0.0},
+        ],
+        lr=config.optimizer.learning_rate,
+        betas=config.optimizer.betas,
+        fused=True,
+    )
+    return Run(objective, network, optimizer, average)
+
+
+def _resume(run: Run, output: Path, process: Process) -> None:
+    state = load_state(output)
+    if state is None:
+        _log.info("nothing to resume in %s; starting anew", output)
+        return
+    load_full_state(run.objective, run.optimizer, state)
+    if run.average is not None:
+        run.average.load(state["average"], process.device)
+    run.step = int(state["step"])
+
+
+def _save(run: Run, config: TrainConfig, output: Path, process: Process) -> None:
+    content = full_state(run.objective, run.optimizer)
+    if process.rank == 0:
+        average = None if run.average is None else run.average.state_dict()
+        save_state(output, run.step, {**content, "average": average})
+        export(config, average or content["network"], output / "model")
+
+
+def _evaluate(run: Run, config: TrainConfig, output: Path, process: Process) -> dict[str, float]:
+    """Evaluate the exported weights on one process; the others wait for the next step's communication."""
+    if process.rank != 0:
+        return {}
+    network = Fast3R.from_pretrained(output / "model", device=process.device)
+    return validate(network, config.data, config.run.evaluate_scenes, device=process.device)
+
+
+def export(config: TrainConfig, tensors: dict[str, Tensor], directory: Path) -> None:
+    """Write the weights as a checkpoint directory in the official layout, in float16."""
+    network = Fast3R(config.model)
+    network.load_state_dict({name: tensor.cpu() for name, tensor in tensors.items()})
+    network.half().save_pretrained(directory)
+
+
+def _chosen_views(config: TrainConfig, step: int, views: int) -> list[int]:
+    """The views that heads and loss look at in this step: view 0 and a random choice of the others."""
+    wanted = config.run.head_views or views
+    if wanted >= views:
+        return list(range(views))
+    others = np.random.default_rng([config.seed, step, 2**20]).permutation(np.arange(1, views))
+    return [0, *sorted(others[: wanted - 1].tolist())]
+
+
+def _no_sync(objective: nn.Module, wait: bool) -> AbstractContextManager[None]:
+    """Keep DistributedDataParallel from averaging gradients before the last pass of a step."""
+    if wait and isinstance(objective, DistributedDataParallel):
+        return objective.no_sync()
+    return nullcontext()
+
+
+class _Log:
+    """log.jsonl, and TensorBoard where it is installed."""
+
+    def __init__(self, output: Path, active: bool) -> None:
+        self.file = None
+        self.board: Any = None
+        if not active:
+            return
+        output.mkdir(parents=True, exist_ok=True)
+        self.file = (output / "log.jsonl").open("a", encoding="utf-8")
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            _log.info("tensorboard is not installed; logging to %s only", self.file.name)
+        else:
+            self.board = SummaryWriter(str(output / "tensorboard"))
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """One line per call: the step, the time and the values."""
+        if self.file is None:
+            return
+        self.file.write(json.dumps({"step": step, "time": round(time.time(), 1), **values}) + "\n")
+        self.file.flush()
+        if self.board is not None:
+            for name, value in values.items():
+                self.board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Close the files."""
+        if self.file is not None:
+            self.file.close()
+        if self.board is not None:
+            self.board.close()

@@ -1,0 +1,108 @@
+"""Accuracy on held-out synthetic scenes, for the evaluation during training."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fast3r_ros.geometry.similarity import fit_similarities
+from fast3r_ros.model import Fast3R
+from fast3r_ros.training.config import DataConfig
+from fast3r_ros.training.losses import GroundTruth, points_in_first_view
+from fast3r_ros.training.objective import encode_views
+from fast3r_ros.training.stream import Batch, held_out_batch
+
+SCENES_AT_ONCE = 4
+
+
+@torch.no_grad()
+def validate(
+    network: Fast3R,
+    data: DataConfig,
+    scenes: int = 16,
+    views: int = 8,
+    motion: float = 1.0,
+    device: torch.device | str = "cpu",
+) -> dict[str, float]:
+    """Pose and point accuracy on walks of `views` views through held-out rooms.
+
+    rra_15, rta_15: share of view pairs whose relative rotation and direction of translation are within 15
+    degrees; poses come from fitting each view's local points onto its global points.  global_error,
+    local_error: median distance of the points from the truth after one similarity per scene (global) or view
+    (local), relative to the scene's mean depth.
+    """
+    was_training = network.training
+    network.eval()
+    collected: dict[str, list[Tensor]] = {}
+    for first in range(0, scenes, SCENES_AT_ONCE):
+        numbers = range(first, min(first + SCENES_AT_ONCE, scenes))
+        for name, values in _measure(network, held_out_batch(data, numbers, views, motion, device)).items():
+            collected.setdefault(name, []).append(values.flatten().double().cpu())
+    network.train(was_training)
+    return {name: float(torch.cat(values).mean()) for name, values in collected.items()}
+
+
+def _measure(network: Fast3R, batch: Batch) -> dict[str, Tensor]:
+    features = network.fuse(encode_views(network, batch.images))
+    points = network.global_head(features)
+    predicted = torch.stack([view.points for view in points], 1)
+    confidence = torch.stack([view.confidence for view in points], 1)
+    truth = GroundTruth(batch.points_camera, batch.valid, batch.world_from_camera)
+    wanted = points_in_first_view(truth)
+    depth = batch.points_camera[..., 2].flatten(1).mean(1)
+    results = {"global_error": _median_error(predicted, wanted, confidence, depth, 1)}
+    if network.downstream_head_local is None:
+        return results
+    local = torch.stack([view.points for view in network.local_head(features)], 1)
+    results["local_error"] = _median_error(local, batch.points_camera, torch.ones_like(confidence), depth, 2)
+    rotation, translation = _poses(local, predicted, confidence)
+    first = torch.linalg.inv(batch.world_from_camera[:, :1]) @ batch.world_from_camera
+    turn, direction = _pair_errors(rotation, translation, first[..., :3, :3], first[..., :3, 3])
+    results["rra_15"] = (turn < 15).double()
+    results["rta_15"] = (direction < 15).double()
+    results["rotation_error"] = turn
+    return results
+
+
+def _median_error(
+    predicted: Tensor, truth: Tensor, weights: Tensor, depth: Tensor, dimensions: int
+) -> Tensor:
+    """Median distance after one similarity for each of the leading `dimensions`, relative to the depth."""
+    shape = predicted.shape[:dimensions]
+    source = predicted.reshape(shape.numel(), -1, 3)
+    target = truth.reshape(shape.numel(), -1, 3)
+    fit = fit_similarities(source, target, weights.reshape(shape.numel(), -1))
+    aligned = (
+        fit.scale[:, None, None] * (source.double() @ fit.rotation.transpose(1, 2)) + fit.translation[:, None]
+    )
+    error = (aligned - target).norm(dim=-1).median(dim=1).values
+    return error.reshape(shape[0], -1) / depth[:, None]
+
+
+def _poses(local: Tensor, in_first: Tensor, confidence: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, V, 3, 3) and (B, V, 3) first_from_camera, by fitting local onto global points."""
+    shape = local.shape[:2]
+    fit = fit_similarities(
+        local.reshape(shape.numel(), -1, 3),
+        in_first.reshape(shape.numel(), -1, 3),
+        confidence.reshape(shape.numel(), -1),
+    )
+    return fit.rotation.reshape(*shape, 3, 3), fit.translation.reshape(*shape, 3)
+
+
+def _pair_errors(
+    rotation: Tensor, translation: Tensor, true_rotation: Tensor, true_translation: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(B, pairs) errors in degrees of the relative rotations and of the relative translations' directions."""
+    first, second = torch.triu_indices(rotation.shape[1], rotation.shape[1], offset=1)
+
+    def relative(turn: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
+        back = turn[:, first].transpose(-1, -2)
+        return back @ turn[:, second], (back @ (place[:, second] - place[:, first])[..., None])[..., 0]
+
+    own_turn, own_move = relative(rotation.double(), translation.double())
+    true_turn, true_move = relative(true_rotation, true_translation)
+    trace = (own_turn * true_turn).sum((-1, -2))
+    angle = torch.rad2deg(((trace - 1) / 2).clamp(-1, 1).acos())
+    cosine = torch.nn.functional.cosine_similarity(own_move, true_move, dim=-1)
+    return angle, torch.rad2deg(cosine.clamp(-1, 1).acos())
