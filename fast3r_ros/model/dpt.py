@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fast3r_ros.model.config import HeadConfig
+from fast3r_ros.model.convolution import Conv3x3
 
 
 class ResidualUnit(nn.Module):
@@ -19,8 +20,8 @@ class ResidualUnit(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv1 = Conv3x3(width, width)
+        self.conv2 = Conv3x3(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) to the same shape."""
@@ -54,7 +55,7 @@ class Scratch(nn.Module):
     def __init__(self, dims: Sequence[int], width: int) -> None:
         super().__init__()
         self.layer1_rn, self.layer2_rn, self.layer3_rn, self.layer4_rn = (
-            nn.Conv2d(dim, width, 3, padding=1, bias=False) for dim in dims
+            Conv3x3(dim, width, bias=False) for dim in dims
         )
         self.layer_rn = nn.ModuleList([self.layer1_rn, self.layer2_rn, self.layer3_rn, self.layer4_rn])
         self.refinenet1 = FusionBlock(width)
@@ -81,9 +82,9 @@ class Dpt(nn.Module):
         width, last = config.dpt_feature_dim, config.dpt_last_dim
         self.scratch = Scratch(config.dpt_reassemble_dims, width)
         self.head = nn.Sequential(
-            nn.Conv2d(width, width // 2, 3, padding=1),
+            Conv3x3(width, width // 2),
             nn.Identity(),  # stands for the upsampling, so that the numbers are the checkpoint's
-            nn.Conv2d(width // 2, last, 3, padding=1),
+            Conv3x3(width // 2, last),
             nn.ReLU(inplace=True),
             nn.Conv2d(last, channels, 1),
         )

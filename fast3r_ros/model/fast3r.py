@@ -26,7 +26,7 @@ from fast3r_ros.model.outputs import FusedFeatures, Pointmap, ViewPrediction, Vi
 
 __all__ = ["Fast3R", "FusedFeatures", "Pointmap", "ViewPrediction", "ViewTokens"]
 
-CPU_MEMORY_BUDGET = 128 * 2**20
+CPU_MEMORY_BUDGET = 64 * 2**20
 CUDA_MEMORY_SHARE = 0.25
 
 
@@ -34,7 +34,7 @@ class Fast3R(nn.Module):
     """The network.
 
     memory_budget: bytes that the encoder's and the heads' intermediate results may take; None (the default)
-    means 128 MiB on the CPU and a quarter of the free memory on a GPU.
+    means 64 MiB on the CPU and a quarter of the free memory on a GPU.
     """
 
     def __init__(self, config: Fast3RConfig) -> None:

@@ -1,0 +1,149 @@
+"""Compare this network with the official release on the same machine, in the same interpreter, on the CPU.
+
+    python benchmark/against_release.py --release PATH_TO_A_CHECKOUT_OF_facebookresearch/fast3r
+
+Each implementation lives in a process of its own with the same number of threads and the same weights;
+passes are interleaved A B A B, so that a change of the machine's speed meets both.  Besides this package's
+needs the release wants `einops` and `omegaconf`.  Prints one JSON document with medians, ratios and the
+largest difference of the results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+WORKER = Path(__file__).resolve().parent / "against_release_worker.py"
+
+
+class Worker:
+    """One implementation in a process of its own, which runs a pass whenever it is told to."""
+
+    def __init__(self, arguments: argparse.Namespace, implementation: str, results: Path) -> None:
+        options = {
+            "implementation": implementation,
+            "release": str(arguments.release),
+            "threads": arguments.threads,
+            "views": arguments.views,
+            "size": arguments.size,
+            "attention": arguments.release_attention,
+            "results": str(results),
+        }
+        command = [sys.executable, str(WORKER), json.dumps(options)]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
+        )
+        self._answer()
+
+    def run(self, task: str) -> dict[str, Any]:
+        """Run `full` or `slide` once; returns seconds and peak_bytes above the loaded weights."""
+        assert self.process.stdin is not None
+        print(task, file=self.process.stdin, flush=True)
+        return self._answer()
+
+    def stop(self) -> None:
+        """End the process."""
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+        self.process.wait()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.startswith("{"):
+                answer: dict[str, Any] = json.loads(line)
+                return answer
+        raise SystemExit(f"a worker ended early with status {self.process.wait()}")
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--release", type=Path, required=True, help="checkout of facebookresearch/fast3r")
+    parser.add_argument(
+        "--release-attention", default="flash_attention", help="pytorch_naive or flash_attention"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="measured passes of each kind (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=2, help="threads of each process (default: %(default)s)"
+    )
+    parser.add_argument("--views", type=int, default=8, help="views of the window (default: %(default)s)")
+    parser.add_argument(
+        "--size", type=int, nargs=2, default=(160, 224), metavar=("H", "W"), help="size of a view"
+    )
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        print(json.dumps(_measure(arguments, Path(folder)), indent=2))
+
+
+def _measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    release = Worker(arguments, "release", folder / "release.npz")
+    ours = Worker(arguments, "ours", folder / "ours.npz")
+    first = {"release": release.run("full"), "ours": ours.run("full")}  # also the warm-up
+    ours.run("slide")
+    rounds = []
+    for _ in range(arguments.rounds):
+        rounds.append(
+            {
+                "release_full": release.run("full")["seconds"],
+                "ours_full": ours.run("full")["seconds"],
+                "ours_slide": ours.run("slide")["seconds"],
+            }
+        )
+    release.stop()
+    ours.stop()
+    medians = {key: statistics.median(one[key] for one in rounds) for key in rounds[0]}
+    peaks = {key: value["peak_bytes"] for key, value in first.items()}
+    return {
+        "machine": {"processor": platform.processor() or platform.machine(), "threads": arguments.threads},
+        "setting": {
+            "views": arguments.views,
+            "size_hw": list(arguments.size),
+            "dtype": "float32",
+            "encoder": "768/12/12",
+            "decoder": "768/12/12",
+            "heads": 2,
+            "release_attention": arguments.release_attention,
+            "slide": 2,
+        },
+        "seconds_median": medians,
+        "seconds_all": rounds,
+        "peak_bytes_above_weights": peaks,
+        "full_to_release": medians["ours_full"] / medians["release_full"],
+        "slide_to_release_full": medians["ours_slide"] / medians["release_full"],
+        "slide_to_our_full": medians["ours_slide"] / medians["ours_full"],
+        "peak_to_release": peaks["ours"] / peaks["release"],
+        "difference_to_release": _difference(folder / "ours.npz", folder / "release.npz"),
+        "difference_slide_to_full": _slide_difference(folder / "ours.npz"),
+    }
+
+
+def _difference(ours: Path, theirs: Path) -> float:
+    import numpy as np
+
+    a, b = np.load(ours), np.load(theirs)
+    return max(float(np.max(np.abs(a[key] - b[key]) / (1 + np.abs(b[key])))) for key in b.files)
+
+
+def _slide_difference(ours: Path) -> float:
+    import numpy as np
+
+    result = np.load(ours)
+    pairs = [(key, key.replace("slide_", "")) for key in result.files if key.startswith("slide_")]
+    return max(float(np.abs(result[a] - result[b]).max()) for a, b in pairs)
+
+
+if __name__ == "__main__":
+    main()
