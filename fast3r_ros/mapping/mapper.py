@@ -78,6 +78,23 @@ class Mapper:
         self._timings: dict[str, float] = {}
         self._last_error = ""
 
+    def configure(self, config: MapperConfig) -> None:
+        """Take over parameters that may change at run time (`dynamic`); the others act at the next reset."""
+        self._config = config
+        with self._lock:
+            self._selector.config = config.keyframes
+
+    def restart_window(self) -> None:
+        """Time went back or the camera jumped: the map stays, the next window starts a new submap."""
+        with self._lock:
+            self._selector = KeyframeSelector(self._config.keyframes)
+            self._dropped["time_went_back"] += len(self._pending)
+            self._pending = []
+        self._window = SlidingWindow(self._config.window)
+        self._rejected_in_a_row = 0
+        if self.map.keyframes:
+            self._submap += 1
+
     # ---------------------------------------------------------------- in
 
     def add_frame(self, frame: Frame) -> str:
