@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -31,7 +32,7 @@ from fast3r_ros.ros.poses import BadPose, matrix_from_pose
 from fast3r_ros.ros.times import ns_from_stamp
 from fast3r_ros.ros.transforms import OwnFrames, TransformLookup, TransformMissing
 
-Odometries = Callable[[int, Float64], None]
+ARRIVALS = 1000  # frames whose time of arrival is remembered
 
 
 class Inputs:
@@ -50,7 +51,7 @@ class Inputs:
         own_frames: OwnFrames,
         group: CallbackGroup,
         on_frame: Callable[[Frame], None],
-        on_odometry: Odometries,
+        on_odometry: Callable[[int, Float64], None],
         on_time_back: Callable[[], None],
     ) -> None:
         self.config = config
@@ -65,6 +66,7 @@ class Inputs:
         self._restart = False
         self.paused = False
         self.last_image_time: dict[str, float] = {}  # camera -> time.monotonic()
+        self.arrivals: OrderedDict[int, float] = OrderedDict()  # stamp of a frame -> time.monotonic()
         self.facts: dict[str, CameraFacts] = {}  # image frame id -> what is known of its camera
         self._thread = threading.Thread(target=self._run, name="fast3r_conversion", daemon=True)
         self._thread.start()
@@ -176,6 +178,7 @@ class Inputs:
     def _take_image(self, name: str, message: Any) -> None:
         """One image to a frame, or to a count of why not."""
         intake = self.intakes[name]
+        arrived = self.last_image_time[name]
         try:
             frame = intake.frame(message, self.config.input.jump_back)
         except TimeWentBack as error:
@@ -193,6 +196,9 @@ class Inputs:
                 self._odometry_from_tf(frame.stamp_ns)
             size = (frame.image.shape[1], frame.image.shape[0])
             self.facts[frame.camera] = CameraFacts(size, intake.calibrated, name)
+            self.arrivals[frame.stamp_ns] = arrived
+            if len(self.arrivals) > ARRIVALS:
+                self.arrivals.popitem(last=False)
             self._on_frame(frame)
 
     def clock_went_back(self) -> None:

@@ -146,7 +146,7 @@ class MappingNode(LifecycleNode):
             self._counters,
             self._broadcaster,
             self._inputs.facts,
-            lambda: self.get_clock().now().nanoseconds,
+            self._inputs.arrivals,
             self._publish_status,
         )
 
@@ -257,7 +257,7 @@ class MappingNode(LifecycleNode):
         self._tf_timer.timer_period_ns = round(1e9 / config.tf.rate)
         if self._inputs and self._outputs and self._broadcaster and self._mapping:
             self._inputs.config = self._outputs.config = self._broadcaster.config = config
-            self._mapping.request(lambda mapper: mapper.set_config(config.mapper))
+            self._mapping.request(lambda mapper: mapper.configure(config.mapper))
 
     # Periodic --------------------------------------------------------------------------------------------
 
@@ -330,7 +330,7 @@ def _camera_report(camera: CameraSubscriptions, inputs: Inputs) -> CameraReport:
 
 
 def main(arguments: Sequence[str] | None = None, load_network: NetworkLoader = load_network) -> int:
-    """Run the node until a signal; returns the exit status (2 when it cannot start)."""
+    """Run the node until a signal, then end the process with status 0; or 2 when the node cannot start."""
     rclpy.init(
         args=list(sys.argv if arguments is None else arguments),
         signal_handler_options=SignalHandlerOptions.NO,
@@ -363,14 +363,14 @@ def main(arguments: Sequence[str] | None = None, load_network: NetworkLoader = l
         pass
     ended = not starting.is_alive() and node.stop()
     executor.shutdown(timeout_sec=0.5)
-    if not ended:
-        # A pass or a model load cannot be interrupted, and Python would wait for it or crash in it.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    node.destroy_node()
-    rclpy.shutdown()
-    return status
+    if ended:
+        node.destroy_node()
+        rclpy.shutdown()
+    # Leave at once: a pass or a model load that still runs cannot be interrupted, Python would wait for it or
+    # crash in it; and without one Python still takes a second or more to take PyTorch apart.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ def load_network(config: NodeConfig) -> WindowNetwork:
 
     if config.torch_threads:
         torch.set_num_threads(config.torch_threads)
-    return Fast3RNetwork(Fast3R.from_pretrained(config.model, device=resolve_device(config.device)))
+    model = Fast3R.from_pretrained(config.model, device=resolve_device(config.device))
+    return Fast3RNetwork(model, model.config.image_size)
 
 
 def resolve_device(device: str) -> str:

@@ -27,7 +27,6 @@ from fast3r_ros.ros.images import float_to_image, rgb_to_image
 from fast3r_ros.ros.intake import CameraFacts
 from fast3r_ros.ros.messages import camera_info, input_intrinsics, window_message
 from fast3r_ros.ros.poses import odometry_message, path_message
-from fast3r_ros.ros.times import NS
 from fast3r_ros.ros.view_images import at_input_size, confidence_color, depth_of
 
 WAIT_SECONDS = 0.2
@@ -74,7 +73,7 @@ class Outputs:
         counters: Counters,
         broadcaster: Broadcaster,
         facts: Mapping[str, CameraFacts],
-        now_ns: Callable[[], int],
+        arrivals: Mapping[int, float],
         after_window: Callable[[], None],
     ) -> None:
         self.config = config
@@ -83,7 +82,7 @@ class Outputs:
         self.image_age = 0.0
         self.latencies: dict[str, float] = {}
         self._node, self._counters, self._broadcaster = node, counters, broadcaster
-        self._facts, self._now_ns, self._after_window = facts, now_ns, after_window
+        self._facts, self._arrivals, self._after_window = facts, arrivals, after_window
         self._publishers = {
             name: node.create_publisher(kind, f"~/{name}", qos) for name, (kind, qos) in TOPICS.items()
         }
@@ -181,7 +180,8 @@ class Outputs:
             self._newest_sent[camera] = max(view.stamp_ns, self._newest_sent.get(camera, -1))
         self.latencies = {**result.timings, "publish": time.perf_counter() - start}
         self.newest_ns = result.stamp_ns
-        self.image_age = (self._now_ns() - result.stamp_ns) / NS
+        arrived = self._arrivals.get(result.stamp_ns)
+        self.image_age = time.monotonic() - arrived if arrived else 0.0
         if self._somebody("window"):
             map_frame = self.config.frames.map
             message = window_message(

@@ -1,7 +1,7 @@
-"""The node `fast3r_replay`: plays a source of frames as a camera, in real time, and ends after the last frame.
+"""The node `fast3r_replay`: plays a source of frames as a camera, in real time, and ends after the last.
 
-Topics: image (or image/compressed), camera_info when the source knows intrinsics, ground_truth (nav_msgs/Odometry)
-when the source knows poses and `ground_truth` is set, /clock when `publish_clock` is set.
+Topics: image (or image/compressed), camera_info when the source knows intrinsics, ground_truth
+(nav_msgs/Odometry) when the source knows poses and `ground_truth` is set, /clock when `publish_clock` is set.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ QUEUE = 30
 PARAMETERS: dict[str, tuple[Any, str]] = {
     "source": (
         "synthetic",
-        "a video, an image folder, a rosbag2, or synthetic (a walk through a rendered room)",
+        "a video, an image folder, a rosbag2, or the word synthetic",
     ),
     "topic": ("", "the image topic of a rosbag2 that has several"),
     "rate": (1.0, "speed: 1 is real time, 2 twice as fast"),
@@ -49,7 +49,7 @@ PARAMETERS: dict[str, tuple[Any, str]] = {
     "reliable": (True, "offer reliable images; false: best effort, as most camera drivers do"),
     "ground_truth": (
         False,
-        "publish the true poses as nav_msgs/Odometry on ground_truth, where they are known",
+        "publish the true poses on ground_truth, where they are known",
     ),
     "publish_clock": (False, "publish the images' stamps on /clock, for use_sim_time"),
     "wait_for_subscriber": (30.0, "seconds to wait for a subscriber before the first image; 0: do not wait"),
@@ -87,7 +87,7 @@ class ReplayNode(Node):
         return self.get_parameter(name).value
 
     def play(self, stop: threading.Event) -> int:
-        """Publish every frame at its time, until the end or `stop`; returns the number of images published."""
+        """Publish every frame at its time, until the end or `stop`; returns their number."""
         self._wait_for_subscriber(stop)
         count = 0
         while not stop.is_set():

@@ -39,7 +39,7 @@ class CameraReport:
 class Report:
     """The node at one moment.
 
-    drops and problems: reason -> count, without the mapper's own drops.  parents: our frame -> another's parent.
+    drops and problems: reason -> count, without the mapper's own drops.  parents: our frame -> another's.
 
     waiting_for: why no transform is broadcast, "" when one is.  seconds everywhere; callback times as in
     Counters.callback_times.
