@@ -7,6 +7,7 @@ and the world z up.  Yaw is counter-clockwise from the world's x axis, pitch is 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -121,22 +122,28 @@ def route_path(
     rng = np.random.default_rng([seed, 11])
     corners = scene.route
     knots = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(corners, axis=0), axis=1))])
-    closed = bool(np.allclose(corners[0], corners[-1]))
     fine = np.linspace(0, knots[-1], 4000)
-    # straight through the doors, rounded in the rooms: interpolate monotonically, then smooth by 0.5 m
-    curve = np.stack([np.interp(fine, knots, corners[:, axis]) for axis in (0, 1)], axis=-1)
-    curve = gaussian_filter1d(curve, 0.5 / (knots[-1] / 4000), axis=0, mode="wrap" if closed else "nearest")
+    wrap: Literal["wrap", "nearest"] = "wrap" if np.allclose(corners[0], corners[-1]) else "nearest"
+
+    def smoothed(values: Float64, metres: float) -> Float64:
+        sigma = metres / (knots[-1] / len(fine))
+        return np.asarray(gaussian_filter1d(values, sigma, axis=0, mode=wrap))
+
+    # straight through the doors, rounded in the rooms; the gaze turns more slowly than the way
+    straight = np.stack([np.interp(fine, knots, corners[:, axis]) for axis in (0, 1)], axis=-1)
+    curve = smoothed(straight, 0.5)
+    direction = smoothed(np.gradient(curve, axis=0), 0.9)
     length = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(curve, axis=0), axis=1))])
-    at = (np.linspace(0, laps, frames) * length[-1]) % (length[-1] + 1e-9)
-    at[np.isclose(np.linspace(0, laps, frames) % 1.0, 0) & (np.arange(frames) > 0)] = length[-1]
-    xy = np.stack([np.interp(at, length, curve[:, axis]) for axis in (0, 1)], axis=-1)
-    ahead = np.stack([np.interp((at + 0.3) % length[-1], length, curve[:, axis]) for axis in (0, 1)], axis=-1)
-    course = np.unwrap(np.arctan2(*(ahead - xy).T[::-1]))
-    course = gaussian_filter1d(course, max(frames * 0.6 / (laps * length[-1]), 0.5), mode="nearest")
-    wander = sway * np.sin(
-        np.linspace(0, 2 * np.pi * np.round(laps * length[-1] / 12), frames) + rng.uniform(0, 6)
+    way = np.linspace(0, laps, frames)
+    at = np.where((way > 0) & np.isclose(way % 1.0, 0), 1.0, way % 1.0) * length[-1]
+    xy, heading = (
+        np.stack([np.interp(at, length, values[:, axis]) for axis in (0, 1)], axis=-1)
+        for values in (curve, direction)
     )
-    bob = 0.02 * np.sin(np.linspace(0, 2 * np.pi * np.round(laps * length[-1] / 2), frames))
+    lap = 2 * np.pi * way
+    wander = sway * np.sin(np.round(length[-1] / 12) * lap + rng.uniform(0, 6))
+    bob = 0.02 * np.sin(np.round(length[-1] / 2) * lap)
+    course = np.arctan2(heading[:, 1], heading[:, 0])
     return look(np.concatenate([xy, (height + bob)[:, None]], axis=1), course + wander, 0.3 * bob)
 
 
