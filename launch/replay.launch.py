@@ -1,0 +1,66 @@
+"""Plays a video, an image folder, a rosbag2 or the built-in walk into the mapping node."""
+
+from pathlib import Path
+
+from ament_index_python.packages import get_package_share_directory
+from launch.actions import (
+    DeclareLaunchArgument,
+    IncludeLaunchDescription,
+    LogInfo,
+    OpaqueFunction,
+    RegisterEventHandler,
+)
+from launch.event_handlers import OnProcessExit
+from launch.launch_description_sources import PythonLaunchDescriptionSource
+from launch.substitutions import LaunchConfiguration
+from launch_ros.actions import Node
+
+from launch import LaunchContext, LaunchDescription
+
+SHARE = Path(get_package_share_directory("fast3r_ros"))
+ARGUMENTS = (
+    ("source", "synthetic", "a video, an image folder, a rosbag2, or the word synthetic"),
+    ("topic", "", "the image topic of a rosbag2 that has several"),
+    ("rate", "1.0", "speed: 1 is real time"),
+    ("loop", "false", "start over at the end"),
+    ("namespace", "", "namespace of both nodes"),
+    ("params_file", str(SHARE / "config" / "mapping.yaml"), "parameters of the mapping node"),
+    ("model", "", "demo, a checkpoint folder or a hub name"),
+    ("rviz", "true", "start RViz"),
+    ("log_level", "info", "debug, info, warn, error or fatal"),
+)
+
+
+def generate_launch_description() -> LaunchDescription:
+    declared = [
+        DeclareLaunchArgument(name, default_value=value, description=text) for name, value, text in ARGUMENTS
+    ]
+    passed_on = ("namespace", "params_file", "model", "rviz", "log_level")
+    mapping = IncludeLaunchDescription(
+        PythonLaunchDescriptionSource(str(SHARE / "launch" / "mapping.launch.py")),
+        launch_arguments={name: LaunchConfiguration(name) for name in passed_on}.items(),
+    )
+    return LaunchDescription([*declared, mapping, OpaqueFunction(function=start)])
+
+
+def start(context: LaunchContext) -> list[object]:
+    given = {name: LaunchConfiguration(name).perform(context) for name, _, _ in ARGUMENTS}
+    replay = Node(
+        package="fast3r_ros",
+        executable="replay_node",
+        name="fast3r_replay",
+        namespace=given["namespace"],
+        output="screen",
+        parameters=[
+            {
+                "source": given["source"],
+                "topic": given["topic"],
+                "rate": float(given["rate"]),
+                "loop": given["loop"].lower() == "true",
+            }
+        ],
+    )
+    played = LogInfo(
+        msg="The source has been played.  The map stays up: save it with ~/save_map, end with Ctrl-C."
+    )
+    return [replay, RegisterEventHandler(OnProcessExit(target_action=replay, on_exit=[played]))]
