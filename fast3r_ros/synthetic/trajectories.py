@@ -56,21 +56,24 @@ def look(
 def walk(scene: Scene, rng: np.random.Generator, views: int, motion: Motion | None = None) -> Float64:
     """A smooth walk of `views` poses inside one room, away from walls and furniture.
 
-    The camera looks roughly where it goes, sideways or back, and turns slowly.
+    The camera looks roughly where it goes, sideways or back; it follows the bends of its way, or turns on
+    its own.
     """
     motion = motion or Motion()
     for attempt in range(20):
         shrink = 0.8**attempt  # a path that does not fit is tried again with smaller steps
         step, turn = shrink * rng.uniform(*motion.step), rng.uniform(*motion.turn)
         start = _free_place(scene, rng)
-        course = rng.uniform(-np.pi, np.pi) + np.cumsum(_smooth(rng, views) * turn)
+        bend = turn * (rng.uniform(-1, 1) + 0.4 * _smooth(rng, views))
+        course = rng.uniform(-np.pi, np.pi) + np.cumsum(bend)
         speed = 1 + 0.4 * _smooth(rng, views)
         moves = np.stack([np.cos(course), np.sin(course)], axis=-1) * (speed * step)[:, None]
         xy = start + np.cumsum(moves, axis=0) - moves[0]
         if is_free(scene, xy, margin=0.35).all() or attempt == 19:
             break
     gaze = rng.choice([0, 0, 0, np.pi / 2, -np.pi / 2, np.pi]) + rng.uniform(-0.6, 0.6)
-    yaw = course[0] + gaze + np.cumsum(_smooth(rng, views) * turn)
+    swing = bend if rng.random() < 0.5 else turn * (rng.uniform(-1, 1) + 0.4 * _smooth(rng, views))
+    yaw = course[0] + gaze + np.cumsum(swing)
     height = rng.uniform(*motion.height) + 0.02 * _smooth(rng, views)
     pitch = motion.pitch * (rng.uniform(-0.7, 0.7) + 0.3 * _smooth(rng, views))
     roll = motion.roll * (rng.uniform(-0.7, 0.7) + 0.3 * _smooth(rng, views))

@@ -88,6 +88,8 @@ def _draw(
     data: DataConfig, rng: np.random.Generator, seed: int, views: int, motion: float, kind: str = ""
 ) -> _Sample:
     scene = corridor_scene(seed) if rng.random() < 0.05 else room_scene(seed)
+    if not kind:  # fewer views may lie further apart
+        motion *= rng.uniform(1, max(1.0, 8 / views))
     moves = Motion(
         step=(motion * data.step[0], motion * data.step[1]),
         turn=(np.deg2rad(motion * data.turn[0]), np.deg2rad(motion * data.turn[1])),
