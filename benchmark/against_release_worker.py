@@ -75,11 +75,11 @@ def release_tasks(
 
     model = Release(**config(options["attention"]))
     load(model)
-    views = [
-        {"img": image, "true_shape": torch.tensor([list(image.shape[2:])] * image.shape[0])}
-        for image in images
-    ]
 
+    def views_of(images: list[Tensor]) -> list[dict[str, Tensor]]:
+        return [{"img": image, "true_shape": torch.tensor([image.shape[2:]])} for image in images]
+
+    views = views_of(images)
     small = views_of(SMALL)
 
     def full() -> dict[str, Tensor]:

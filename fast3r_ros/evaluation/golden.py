@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from fast3r_ros.errors import UserError
+from fast3r_ros.evaluation import golden_geometry as geometry
 from fast3r_ros.evaluation import golden_recipes as recipes
 from fast3r_ros.model import Fast3R, Fast3RConfig, normalize, prepare_image
 
@@ -79,6 +80,21 @@ def _find(folder: Path) -> Iterator[tuple[str, Check]]:
         for case in _read(path):
             width, height = case["source_wh"]
             yield f"preprocess/{width}x{height}", partial(check_preprocess, path.parent, case)
+    for path in sorted((folder / "pose").glob("*.json")):
+        case = _read(path)
+        yield f"pose/{path.stem}/focal", _on_cpu(geometry.check_focal, case)
+        for search, name in ((False, "known_focal"), (True, "focal_search")):
+            yield f"pose/{path.stem}/{name}", _on_cpu(geometry.check_pose_from_pointmaps, case, search)
+            yield f"pose/{path.stem}/{name}_pnp", _on_cpu(geometry.check_pose_by_pnp, case, search)
+    for path in sorted((folder / "loss").glob("*.json")):
+        yield f"loss/{path.stem}", _on_cpu(geometry.check_loss, _read(path))
+    for path in sorted((folder / "metric").glob("*.json")):
+        yield f"metric/{path.stem}", _on_cpu(geometry.check_metric, _read(path))
+
+
+def _on_cpu(check: Callable[..., tuple[float, float]], *arguments: Any) -> Check:
+    """A check that does not depend on the network's device."""
+    return lambda device: check(*arguments)
 
 
 def check_names(path: Path, device: str) -> tuple[float, float]:

@@ -11,6 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fast3r_ros.geometry.rigid import inverse, rigid_matrix, transform_points
+from fast3r_ros.geometry.rotation import matrix_from_quaternion
+from fast3r_ros.model.outputs import Pointmap, ViewPrediction
+from fast3r_ros.training.losses import GroundTruth
+
 Array = NDArray[Any]
 
 
@@ -73,20 +78,14 @@ def _waves(height: int, width: int, frequency: Array, phase: Array) -> Array:
 
 def camera_pose(source: np.random.Generator) -> Array:
     """A random world_from_camera, (4, 4) float64."""
-    w, x, y, z = (lambda q: q / np.linalg.norm(q))(source.standard_normal(4))
-    pose = np.eye(4)
-    pose[:3, :3] = [
-        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-    ]
-    pose[:3, 3] = 0.5 * source.standard_normal(3)
-    return pose
+    quaternion = source.standard_normal(4)  # w first
+    return rigid_matrix(matrix_from_quaternion(np.roll(quaternion, -1)), 0.5 * source.standard_normal(3))
 
 
 def posed_view(case: Mapping[str, Any]) -> tuple[Array, Array, Array]:
-    """World points (H, W, 3), points in the camera (H, W, 3) and confidences (H, W) of a pose case,
-    float64.
+    """World points, points in the camera, both (1, H, W, 3), and confidences (1, H, W) of a pose case.
+
+    float32; the pixel centres of this recipe are at integer coordinates.
     """
     source = generator("pose/" + case["name"])
     world_from_camera = camera_pose(source)
@@ -101,35 +100,31 @@ def posed_view(case: Mapping[str, Any]) -> tuple[Array, Array, Array]:
     world[bad] += source.standard_normal((int(bad.sum()), 3))
     local = points + case["noise"] * source.standard_normal(shape)
     local[bad] += source.standard_normal((int(bad.sum()), 3))
-    return world, local, np.where(bad, 0.5, 2.0)
+    world, local, confidence = (
+        array.astype(np.float32)[None] for array in (world, local, np.where(bad, 0.5, 2.0))
+    )
+    return world, local, confidence
 
 
-def loss_views(case: Mapping[str, Any]) -> list[dict[str, Tensor]]:
-    """Predictions and ground truth of a loss case, float32, one dict per view.
-
-    points_world, valid, world_from_camera are the truth; points_global, confidence_global, points_local,
-    confidence_local the prediction.
-    """
+def loss_input(case: Mapping[str, Any]) -> tuple[list[ViewPrediction], GroundTruth]:
+    """Predictions and ground truth of a loss case."""
     source = generator("loss/" + case["name"])
     shape = (case["batch"], case["height"], case["width"])
 
     def points(depth: float) -> Array:
         return source.standard_normal((*shape, 3)) + np.array([0, 0, depth])
 
-    def confidence() -> Array:
-        return 1 + np.exp(0.5 * source.standard_normal(shape))
+    def pointmap(depth: float) -> Pointmap:
+        arrays = (points(depth), 1 + np.exp(0.5 * source.standard_normal(shape)))
+        return Pointmap(*(torch.from_numpy(array.astype(np.float32)) for array in arrays))
 
-    result = []
+    truth, predictions = [], []
     for _ in range(case["views"]):
-        view = {
-            "points_world": points(4),
-            "valid": source.uniform(size=shape) > 0.2,
-            "world_from_camera": np.stack([camera_pose(source) for _ in range(case["batch"])]),
-            "points_global": points(3),
-            "confidence_global": confidence(),
-            "points_local": points(5),
-            "confidence_local": confidence(),
-        }
-        tensors = {key: torch.from_numpy(value) for key, value in view.items()}
-        result.append({key: value if key == "valid" else value.float() for key, value in tensors.items()})
-    return result
+        world, valid = points(4), source.uniform(size=shape) > 0.2
+        poses = np.stack([camera_pose(source) for _ in range(case["batch"])])
+        camera = np.stack([transform_points(inverse(a), b) for a, b in zip(poses, world, strict=True)])
+        truth.append((camera.astype(np.float32), valid, poses))
+        global_points, local_points = pointmap(3), pointmap(5)
+        predictions.append(ViewPrediction(global_points, local_points if case["local"] else None))
+    stacked = (torch.from_numpy(np.stack(part, axis=1)) for part in zip(*truth, strict=True))
+    return predictions, GroundTruth(*stacked)

@@ -3,6 +3,7 @@
 from fast3r_ros.model.config import Fast3RConfig
 from fast3r_ros.model.fast3r import Fast3R, FusedFeatures, Pointmap, ViewPrediction, ViewTokens
 from fast3r_ros.model.preprocess import PreparedImage, normalize, prepare_image
+from fast3r_ros.model.resample import prepare_images
 
 __all__ = [
     "Fast3R",
@@ -14,4 +15,5 @@ __all__ = [
     "ViewTokens",
     "normalize",
     "prepare_image",
+    "prepare_images",
 ]

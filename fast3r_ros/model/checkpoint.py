@@ -7,10 +7,11 @@ name and shape is checked before a tensor reaches a model, so that a model is lo
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,36 @@ def fit(tensors: Mapping[str, Tensor], expected: Mapping[str, torch.Size], sourc
     return named
 
 
+def initialise_from_dust3r(model: nn.Module, path: Path) -> list[str]:
+    """Start training from a DUSt3R file: its encoder, and its first head for the global head where it fits.
+
+    The head is taken only when all of its shapes fit, as officially (DUSt3R's decoder is 768 wide, the
+    released Fast3R's 1024).  Returns the names that were set.  Raises UserError when the encoder does not
+    fit.
+    """
+    tensors = read_tensors(path)
+    expected = shapes_of(model)
+    encoder = {
+        f"encoder.{key}": tensor
+        for key, tensor in tensors.items()
+        if key.startswith(("patch_embed.", "enc_blocks.", "enc_norm."))
+    }
+    wanted = {key: shape for key, shape in expected.items() if key.startswith("encoder.")}
+    chosen = fit(encoder, wanted, str(path))
+    head = {
+        key.replace("downstream_head1.", "downstream_head.", 1): tensor
+        for key, tensor in tensors.items()
+        if key.startswith("downstream_head1.")
+    }
+    wanted = {key: shape for key, shape in expected.items() if key.startswith("downstream_head.")}
+    try:
+        chosen |= fit(head, wanted, str(path))
+    except UserError as error:
+        _log.warning("the global head keeps its random start: %s", error)
+    model.load_state_dict(chosen, strict=False)
+    return sorted(chosen)
+
+
 def write(model: nn.Module, config: Fast3RConfig, directory: Path) -> None:
     """Write config.json and model.safetensors; the heads' second names go to the metadata, as officially."""
     from safetensors.torch import save_file
@@ -213,18 +244,15 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_pickle(path: Path) -> Any:
-    import argparse
-
-    load: Callable[..., Any] = torch.load
-    with torch.serialization.safe_globals([argparse.Namespace]):  # DUSt3R files hold their arguments
-        try:
-            return load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # pickle and zip errors of many kinds; each means the same to the reader
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(
-                f"{path} is damaged, or holds more than tensors and is refused because it could run code: "
-                f"{reason}"
-            ) from error
+    torch.serialization.add_safe_globals([argparse.Namespace])  # DUSt3R files hold their arguments
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle and zip errors of many kinds; each means the same to the reader
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"{path} is damaged, or holds more than tensors and is refused because it could run code: "
+            f"{reason}"
+        ) from error
 
 
 def _prefix(tensors: Mapping[str, Tensor], expected: Mapping[str, torch.Size]) -> str:
