@@ -30,7 +30,7 @@ class KeyframeSelector:
     """Decides per frame whether it becomes a keyframe; remembers one small grey image per camera."""
 
     def __init__(self, config: KeyframeConfig) -> None:
-        self._config = config
+        self.config = config
         self._cameras: dict[str, _CameraState] = {}
 
     def judge(self, frame: Frame) -> tuple[str, float]:
@@ -50,15 +50,15 @@ class KeyframeSelector:
         elapsed = None
         if state.keyframe_stamp_ns is not None:
             elapsed = (frame.stamp_ns - state.keyframe_stamp_ns) * 1e-9
-            if elapsed < self._config.min_interval:
+            if elapsed < self.config.min_interval:
                 return "too_soon", 0.0
         grey = small_grey(frame.image)
         reason = self._quality(grey, state.sharpness)
         if reason:
             return reason, 0.0
         motion = 1.0 if state.keyframe_grey is None else image_motion(state.keyframe_grey, grey)
-        overdue = elapsed is not None and 0.0 < self._config.max_interval <= elapsed
-        if motion < self._config.motion and not overdue:
+        overdue = elapsed is not None and 0.0 < self.config.max_interval <= elapsed
+        if motion < self.config.motion and not overdue:
             return "no_motion", motion
         state.keyframe_grey, state.keyframe_stamp_ns = grey, frame.stamp_ns
         return "", motion
@@ -68,12 +68,12 @@ class KeyframeSelector:
         brightness = float(grey.mean()) / 255.0
         if brightness < 0.02 or brightness > 0.98:
             return "exposure"
-        if float(grey.std()) / 255.0 < self._config.contrast:
+        if float(grey.std()) / 255.0 < self.config.contrast:
             return "featureless"
         sharpness = float(cv2.Laplacian(grey, cv2.CV_32F).var())
         usual = float(np.median(recent)) if len(recent) >= 5 else 0.0
         recent.append(sharpness)
-        return "blurred" if sharpness < self._config.sharpness * usual else ""
+        return "blurred" if sharpness < self.config.sharpness * usual else ""
 
 
 def small_grey(image: UInt8) -> UInt8:

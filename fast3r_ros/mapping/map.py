@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial import cKDTree
 
 from fast3r_ros.geometry.sim3 import Sim3
 from fast3r_ros.mapping.config import MapConfig
 from fast3r_ros.mapping.data import Cloud, Float32, Float64, UInt8
 from fast3r_ros.mapping.voxels import CloudUpdate, VoxelCloud
+
+_CULLED_AT_ONCE = 16  # keyframes per window, so that a window's cost stays flat
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,8 @@ class Keyframe:
     descriptor: Float32
     image: UInt8 | None
     points: KeyframePoints | None
+    depth: float
+    metric_scale: float
 
     @property
     def map_from_camera(self) -> Float64:
@@ -74,7 +79,7 @@ class Map:
     """Keyframes by id and their fused cloud; `version` counts the changes."""
 
     def __init__(self, config: MapConfig, voxel_size: float) -> None:
-        self._config = config
+        self.config = config
         self.keyframes: dict[int, Keyframe] = {}
         self.metres = False
         self.version = 0
@@ -83,6 +88,15 @@ class Map:
         self._fused: dict[int, Keyframe] = {}
         self._moved: dict[int, None] = {}  # ids to fuse again, in order
         self._bytes = 0
+
+    @staticmethod
+    def restored(config: MapConfig, keyframes: Iterable[Keyframe], metres: bool, voxel_size: float) -> Map:
+        """The map of a saved one's keyframes."""
+        result = Map(config, voxel_size)
+        result.metres = metres
+        result.put(keyframes)
+        result.fuse_moved()
+        return result
 
     def put(self, keyframes: Iterable[Keyframe]) -> None:
         """Add keyframes or replace those of the same id; the cloud follows with `fuse`."""
@@ -107,23 +121,59 @@ class Map:
                 self._voxels.add(*_placed(new), self.version)
                 self._fused[identity] = new
 
-    def fuse_moved(self, most: int | None = None) -> None:
-        """Fuse at most `most` of the keyframes that moved (all if None), those that moved first."""
-        waiting = list(self._moved)
+    def fuse_moved(self, most: int | None = None, later: Collection[int] = ()) -> None:
+        """Fuse at most `most` of the keyframes that moved (all if None), those that moved first.
+
+        later: keyframes that are still being estimated and are fused when they leave the window.
+        """
+        waiting = [identity for identity in self._moved if identity not in later]
         self.fuse(waiting if most is None else waiting[:most])
 
     def move(self, poses: dict[int, Sim3]) -> None:
         """Replace `map_from_local` of keyframes, after a loop closure for example."""
         self.put([replace(self.keyframes[i], map_from_local=pose) for i, pose in poses.items()])
 
+    def join(self, submap: int, other: int, other_from_submap: Sim3) -> None:
+        """Move a submap's keyframes to where they belong in another submap, and make them part of it."""
+        mine = [k for k in self.keyframes.values() if k.submap == submap]
+        self.put([replace(_transformed(k, other_from_submap), submap=other) for k in mine])
+
     def rescale(self, new_from_old: Sim3, voxel_size: float) -> None:
-        """Move everything by one similarity (scale and gravity become known) and fuse from scratch."""
+        """Move everything to metres by one similarity, and fuse from scratch."""
+        self.metres = True
         self.keyframes = {i: _transformed(k, new_from_old) for i, k in self.keyframes.items()}
         self._voxels = VoxelCloud(voxel_size)
         self._voxels.forget_history(self.version + 1)
         self._fused.clear()
         self.version += 1
         self.fuse(list(self.keyframes))
+
+    def cull(self, protected: set[int]) -> set[int]:
+        """Drop the most redundant keyframes while the map is over its bounds, a few at a time; returns
+        their ids.
+
+        A culled keyframe keeps its pose but loses points, image and descriptor, and leaves the cloud.
+        Redundant is what another keyframe saw from nearly the same place in nearly the same direction.
+        """
+        culled: set[int] = set()
+        if not self._over_bounds():
+            return culled
+        held = [k for k in self.keyframes.values() if k.points is not None and k.id not in protected]
+        for keyframe in most_redundant(held)[:_CULLED_AT_ONCE]:
+            bare = replace(keyframe, points=None, image=None, descriptor=keyframe.descriptor[:0])
+            self.put([bare])
+            self.fuse([keyframe.id])
+            culled.add(keyframe.id)
+            if not self._over_bounds():
+                break
+        return culled
+
+    def _over_bounds(self) -> bool:
+        """Whether points or memory exceed their bounds; the cloud's arrays grow by half when they are
+        full.
+        """
+        limit = self.config.memory_mb * 2**20
+        return len(self._voxels) > self.config.max_points or self._bytes + 1.5 * self._voxels.nbytes > limit
 
     def cloud(self) -> Cloud:
         """The whole fused cloud in `map`."""
@@ -151,6 +201,28 @@ class Map:
     def nbytes(self) -> int:
         """Memory of keyframes and cloud in bytes."""
         return self._bytes + self._voxels.nbytes
+
+
+def most_redundant(keyframes: Sequence[Keyframe]) -> list[Keyframe]:
+    """Keyframes in the order in which they can be spared: those with the nearest neighbour first.
+
+    Of two neighbours that have only each other, the second comes last.
+    """
+    if len(keyframes) < 2:
+        return list(keyframes)
+    depth = np.array([k.depth * k.map_from_local.scale for k in keyframes])
+    place = np.stack([k.map_from_local.translation for k in keyframes]) / float(np.median(depth))
+    direction = np.stack([k.map_from_local.rotation[:, 2] for k in keyframes])
+    distance, neighbour = cKDTree(np.concatenate([place, direction], axis=1)).query(
+        np.concatenate([place, direction], axis=1), k=2
+    )
+    spared: list[int] = []
+    kept: set[int] = set()
+    for n in np.argsort(distance[:, 1], kind="stable"):
+        if int(n) not in kept:
+            spared.append(int(n))
+            kept.add(int(neighbour[n, 1]))
+    return [keyframes[n] for n in spared + [n for n in range(len(keyframes)) if n not in set(spared)]]
 
 
 def _placed(keyframe: Keyframe) -> tuple[Float32, UInt8, Float32]:

@@ -1,18 +1,17 @@
-"""The mapper: frames in, one consistent map out.  `Mapper.process_window` is the method in one screen."""
+"""The mapper: frames in, one consistent map out.  `Mapper.process_window` is the method on one screen."""
 
 from __future__ import annotations
 
-import threading
 import time
-from collections import Counter
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
 from fast3r_ros.errors import UserError
-from fast3r_ros.geometry.axes import optical_pose_from_body
+from fast3r_ros.geometry.axes import BODY_FROM_OPTICAL
 from fast3r_ros.geometry.rigid import inverse
-from fast3r_ros.geometry.rotation import matrix_from_vector, vector_from_matrix
 from fast3r_ros.geometry.sim3 import Sim3
 from fast3r_ros.mapping.config import MapperConfig
 from fast3r_ros.mapping.data import (
@@ -24,341 +23,395 @@ from fast3r_ros.mapping.data import (
     WindowNetwork,
     WindowResult,
 )
-from fast3r_ros.mapping.keyframes import KeyframeSelector
+from fast3r_ros.mapping.fusion import Fusion, fuse_window
+from fast3r_ros.mapping.gravity import extrinsics, leveling, tilt_only
+from fast3r_ros.mapping.intake import FrameIntake
+from fast3r_ros.mapping.loop_closure import LoopCloser
 from fast3r_ros.mapping.map import Keyframe, Map
-from fast3r_ros.mapping.placement import (
-    RegisteredWindow,
-    estimate_view,
-    median_depth,
-    new_keyframe,
-    overlaps_with_map,
-    refined_keyframe,
-    window_intrinsics,
-)
-from fast3r_ros.mapping.registration import Registration, place_views, register
-from fast3r_ros.mapping.window import SlidingWindow, WindowView, reference_order
+from fast3r_ros.mapping.odometry import OdometryBuffer
+from fast3r_ros.mapping.prediction import extrapolate, follow_odometry, pose_of
+from fast3r_ros.mapping.scale import Scale, adopts, estimate_scale
+from fast3r_ros.mapping.storage import SavedMap, read_map, write_map
+from fast3r_ros.mapping.tracking import SubmapStart, Track, track
+from fast3r_ros.mapping.window import SlidingWindow, WindowView
 
-_UNIT_VOXEL = 0.01  # of the median depth of the first window
-
-
-@dataclass(frozen=True)
-class _Pending:
-    """A keyframe that waits for its window; motion since the one before it, as a share of the image width."""
-
-    frame: Frame
-    motion: float
+_UNIT_VOXEL = 0.01  # default voxel, as a share of the median depth of the first window
+_SCALE_KEYFRAMES = 200  # the newest keyframes tell the scale
+_LOCALIZE_WITH = 8  # retrieved keyframes that a frame is localised against
 
 
 class Mapper:
     """Selects keyframes, looks at windows of them, registers each window to the map and fuses it.
 
-    `add_frame` and `add_odometry` may be called from any thread; everything else from one thread.
+    `add_frame`, `add_odometry` and `newest_pose` may be called from any thread; the rest from one thread.
     """
 
     def __init__(self, network: WindowNetwork, config: MapperConfig | None = None) -> None:
+        self.config = config or MapperConfig()
         self._network = network
-        self._config = config or MapperConfig()
-        self._lock = threading.Lock()  # guards what add_frame and add_odometry touch
+        self._base_from_camera: dict[str, Float64] = {}
+        self._map_from_first_base: Float64 | None = None
+        self._odometry = OdometryBuffer()
+        self._loops = LoopCloser(self.config.loop)
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything and start anew."""
-        with self._lock:
-            self._selector = KeyframeSelector(self._config.keyframes)
-            self._pending: list[_Pending] = []
-            self._received = 0
-            self._dropped: Counter[str] = Counter()
-            self._newest_stamp_ns: dict[str, int] = {}
-        self.map = Map(self._config.map, self._config.map.voxel_size or _UNIT_VOXEL)
-        self._window = SlidingWindow(self._config.window)
-        self._next_id = 0
-        self._submap = 0
+        """Forget everything but the cameras' extrinsics, and start anew."""
+        self._intake = FrameIntake(self.config.keyframes, self._capacity)
+        self._odometry.clear()
+        self._loops.shutdown()
+        self._loops = LoopCloser(self.config.loop)
+        self.map = Map(self.config.map, self.config.map.voxel_size or _UNIT_VOXEL)
+        self._window = SlidingWindow(self.config.window)
+        self._orphans: list[WindowView] = []  # of rejected windows, to start a submap with
+        self._next_id = self._submap = self._submaps = 0
         self._windows = self._rejected = self._rejected_in_a_row = 0
-        self._orphans: list[WindowView] = []
+        self._scale = Scale()
         self._timings: dict[str, float] = {}
         self._last_error = ""
-
-    def configure(self, config: MapperConfig) -> None:
-        """Take over parameters that may change at run time (`dynamic`); the others act at the next reset."""
-        self._config = config
-        with self._lock:
-            self._selector.config = config.keyframes
-
-    def restart_window(self) -> None:
-        """Time went back or the camera jumped: the map stays, the next window starts a new submap."""
-        with self._lock:
-            self._selector = KeyframeSelector(self._config.keyframes)
-            self._dropped["time_went_back"] += len(self._pending)
-            self._pending = []
-        self._window = SlidingWindow(self._config.window)
-        self._rejected_in_a_row = 0
-        if self.map.keyframes:
-            self._submap += 1
 
     # ---------------------------------------------------------------- in
 
     def add_frame(self, frame: Frame) -> str:
-        """Offer a frame: it waits for a window as a keyframe, or is dropped with the returned reason."""
-        with self._lock:
-            self._received += 1
-            reason, motion = self._selector.judge(frame)
-            if reason:
-                self._dropped[reason] += 1
-                return reason
-            self._pending.append(_Pending(frame, motion))
-            if len(self._pending) > self._config.window.size - self._config.window.overlap:
-                self._pending = _thin_out(self._pending)
-                self._dropped["overload"] += 1
-        return ""
+        """Offer a frame: it waits for a window as a keyframe (""), or is dropped for the returned reason."""
+        return self._intake.offer(frame)
 
     def add_odometry(self, stamp_ns: int, odom_from_base: Float64) -> None:
-        """A pose of the robot's base in its odometry frame, (4, 4) metres."""
+        """A pose (4, 4) of the robot's base in its odometry frame, metres.  UserError if it is no pose."""
+        self._odometry.add(stamp_ns, odom_from_base)
 
-    def window_ready(self) -> bool:
-        """Whether enough keyframes wait: `stride` of them, and `overlap` more for the first window."""
-        needed = self._config.window.stride
-        if self._window.newest is None:
-            needed += self._config.window.overlap
-        return len(self._pending) >= needed
+    def set_extrinsics(self, camera: str, base_from_camera: Float64) -> None:
+        """Where a camera (optical frame) sits on the robot, (4, 4) metres; by default it looks ahead."""
+        self._base_from_camera[camera] = np.asarray(base_from_camera, np.float64)
+
+    def set_first_pose(self, map_from_base: Float64) -> None:
+        """Attitude (the rotation of a (4, 4)) of the robot at the start, which gives gravity and heading."""
+        self._map_from_first_base = np.asarray(map_from_base, np.float64)
+
+    def set_config(self, config: MapperConfig) -> None:
+        """Change parameters that are marked dynamic, from the next frame and window on."""
+        self.config = config
+        self._intake.set_config(config.keyframes, self._capacity)
+        self._loops.config = config.loop
+        self.map.config = config.map
 
     # ---------------------------------------------------------------- the method
 
+    def window_ready(self) -> bool:
+        """Whether enough keyframes wait: `stride` of them, and `overlap` more to start a submap."""
+        needed = self.config.window.stride
+        if not self._window.ids:
+            needed += max(0, self.config.window.overlap - len(self._orphans))
+        return self._intake.waiting >= needed
+
     def process_window(self) -> WindowResult:
-        """Encode the waiting keyframes, reconstruct a window with them, register it to the map, fuse it."""
+        """Look at the waiting keyframes together with known ones; register, fuse, close loops, find the
+        scale.
+        """
         clock = _Clock()
-        new = self._encode(self._take_pending())
+        self._loops.apply(self.map, wait=False)
+        new = self._encode_waiting()
+        retrieved = self._retrieve(new)
+        views = self._window.compose(new, retrieved)
         clock.lap("encode")
-        views = self._window.compose(new, [])
         if not new or len(views) < 2:
-            return self._rejection(new, views, "fewer than two usable views", clock)
-        window = self._reconstruct_and_register(views, clock)
-        if window.registration.reason:
-            return self._rejection(new, views, window.registration.reason, clock, window.registration)
-        estimates = self._fuse(window)
+            return self._reject(new, None, "fewer than two usable views", clock)
+        known = {view.keyframe_id for view in retrieved if view.keyframe_id is not None}
+        start = self._submap_start(new[0])
+        tracked = track(self._network, views, known, self.map.keyframes, start, self.config, clock.lap)
+        if tracked.reason:
+            return self._reject(new, tracked, tracked.reason, clock)
+        fusion = self._fuse(tracked)
         clock.lap("fuse")
-        self._windows += 1
-        self._rejected_in_a_row = 0
-        self._timings = clock.laps
-        return self._result(views, window.registration, "", tuple(estimates), clock)
+        loop_closed = self._close_loop(tracked)
+        clock.lap("loop")
+        rescaled = self._find_scale()
+        clock.lap("scale")
+        return self._accept(tracked, fusion, loop_closed, rescaled, clock)
 
     def finish(self) -> WindowResult | None:
-        """The last, partial window at the end of a source; None if no keyframe waits."""
-        result = self.process_window() if self._pending else None
+        """The last, partial window of a source and all work that was put off; None if no keyframe waits."""
+        result = self.process_window() if self._intake.waiting else None
+        self._loops.apply(self.map)
         self.map.fuse_moved()
         return result
 
-    def _take_pending(self) -> list[_Pending]:
-        with self._lock:
-            pending, self._pending = self._pending, []
-        return sorted(pending, key=lambda item: item.frame.stamp_ns)
+    # ---------------------------------------------------------------- its steps
 
-    def _encode(self, pending: list[_Pending]) -> list[WindowView]:
+    @property
+    def _capacity(self) -> int:
+        """Keyframes that may wait: as many as fit into one window beside the overlap."""
+        return self.config.window.size - self.config.window.overlap
+
+    def _encode_waiting(self) -> list[WindowView]:
         """Tokens of the waiting frames; an unusable frame is dropped and counted, never fatal."""
-        views: list[WindowView] = []
-        newest = self._window.newest
-        for item in pending:
+        views = [] if self._window.ids else list(self._orphans)
+        for frame in self._intake.take():
             try:
-                encoded = self._network.encode(item.frame)
+                view = WindowView.of(frame, self._network.encode(frame))
             except UserError as error:
-                self._drop("unusable", str(error))
+                self._last_error = str(error)
+                self._intake.drop("unusable")
                 continue
-            size = None if newest is None else newest.encoded.image.shape
-            if size is not None and encoded.image.shape != size:
-                self._drop(
-                    "size", f"a frame of {item.frame.camera!r} has {encoded.image.shape}, not {size} pixels"
-                )
-                continue
-            newest = WindowView.of(item.frame, encoded)
-            views.append(newest)
-        return views
-
-    def _drop(self, reason: str, error: str = "") -> None:
-        with self._lock:
-            self._dropped[reason] += 1
-        if error:
-            self._last_error = error
-
-    def _reconstruct_and_register(self, views: list[WindowView], clock: _Clock) -> RegisteredWindow:
-        """Reconstruct with the best view 0; when the gates refuse the fit, with the next best."""
-        best: RegisteredWindow | None = None
-        for reference in reference_order(views)[: 1 + self._config.registration.retries]:
-            ordered = [views[reference]] + [view for i, view in enumerate(views) if i != reference]
-            reconstruction = self._network.reconstruct([view.encoded for view in ordered])
-            clock.lap("network")
-            intrinsics, known = window_intrinsics(ordered, reconstruction)
-            poses = place_views(reconstruction, intrinsics if known else None, self._config.registration)
-            window = RegisteredWindow(ordered, reconstruction, poses, intrinsics, _nothing())
-            registration = self._start(window) if self._window.newest is None else self._register(window)
-            clock.lap("register")
-            window = replace(window, registration=registration)
-            if best is None or registration.inlier_share > best.registration.inlier_share:
-                best = window
-            if not registration.reason:
-                return window
-        assert best is not None
-        return best
-
-    def _register(self, window: RegisteredWindow) -> Registration:
-        """`map_from_window` from the pixels of the views that are in the map already."""
-        overlaps = overlaps_with_map(window.views, self.map.keyframes)
-        overlaps = [overlap for overlap in overlaps if window.poses.ok[overlap.view]]
-        reconstruction = window.reconstruction
-        registration = register(
-            overlaps,
-            reconstruction.points_global,
-            reconstruction.confidence_global,
-            self._config.registration,
-        )
-        if not registration.reason and not self._connected(window).any():
-            return replace(registration, reason="no new view is connected to the map")
-        return registration
-
-    def _connected(self, window: RegisteredWindow) -> np.ndarray:
-        """Which new views may go into the map, (V,): placed, and not far less confident than the known
-        ones.
-        """
-        confidence = np.median(window.reconstruction.confidence_global, axis=(1, 2)) - 1.0
-        known = np.array([view.keyframe_id is not None for view in window.views])
-        usual = float(np.median(confidence[known])) if known.any() else float(confidence.max())
-        enough = confidence >= self._config.registration.min_view_confidence * usual
-        return np.asarray(window.poses.ok & enough & ~known)
-
-    def _start(self, window: RegisteredWindow) -> Registration:
-        """`map_from_window` of a submap's first window: its oldest view is level and where the track was
-        lost.
-        """
-        usable = [i for i in np.argsort([v.stamp_ns for v in window.views]) if window.poses.ok[i]]
-        if len(usable) < 2:
-            return replace(_nothing(), reason="fewer than two views of the first window could be placed")
-        first = int(usable[0])
-        lost = self.newest_pose()
-        map_from_camera = lost.map_from_camera if lost else optical_pose_from_body(np.eye(4))
-        unit = [estimate_view(window, int(i), -1, self._config.points) for i in usable]
-        scale = self._usual_depth() / median_depth(unit)
-        window_from_camera = window.poses.window_from_camera[first]
-        place = Sim3(scale, np.eye(3), np.zeros(3)) @ Sim3.from_rigid(inverse(window_from_camera))
-        share = float(np.mean(window.poses.inlier_share[usable]))
-        return Registration(Sim3.from_rigid(map_from_camera) @ place, share, 0.0, np.zeros((7, 7)), "")
-
-    def _usual_depth(self) -> float:
-        """Median depth of the newest keyframes in map units; 1 for an empty map, which defines the unit."""
-        depths = [
-            float(np.nanmedian(k.points.points[:, 2])) * k.map_from_local.scale
-            for k in list(self.map.keyframes.values())[-8:]
-            if k.points is not None
-        ]
-        return float(np.median(depths)) if depths else 1.0
-
-    def _fuse(self, window: RegisteredWindow) -> list[ViewEstimate]:
-        """Put the new views into the map and average the poses of the known ones; estimates in time order."""
-        fresh = self._connected(window)
-        known = [self.map.keyframes[v.keyframe_id] for v in window.views if v.keyframe_id is not None]
-        base = min((k.covariance for k in known), key=np.trace, default=np.zeros((6, 6)))
-        estimates, changed, live = [], [], []
-        for number in np.argsort([view.stamp_ns for view in window.views], kind="stable"):
-            view = window.views[number]
-            if view.keyframe_id is None and not fresh[number]:
-                self._drop("not_connected")
-            if not window.poses.ok[number] or (view.keyframe_id is None and not fresh[number]):
-                continue
-            identity = self._next_id if view.keyframe_id is None else view.keyframe_id
-            estimate = estimate_view(window, int(number), identity, self._config.points)
-            if view.keyframe_id is None:
-                self._next_id += 1
-                view = replace(view, keyframe_id=identity)
-                keyframe = new_keyframe(
-                    estimate, view, self._submap, base, self._config.map.points_per_keyframe
-                )
-                live.append(view)
+            reason = self._unfit(view, views[-1] if views else self._window.newest)
+            if reason:
+                self._intake.drop(reason)
             else:
-                keyframe = refined_keyframe(self.map.keyframes[identity], estimate)
-            changed.append(keyframe)
-            estimates.append(
-                replace(estimate, map_from_camera=keyframe.map_from_camera, covariance=keyframe.covariance)
-            )
-        self.map.put(changed)
-        left = self._window.keep(live)
-        self.map.fuse([view.keyframe_id for view in live if view.keyframe_id is not None] + left)
-        return estimates
+                views.append(view)
+        return views[-self.config.window.size :]
 
-    def _rejection(
-        self,
-        new: list[WindowView],
-        views: list[WindowView],
-        reason: str,
-        clock: _Clock,
-        registration: Registration | None = None,
+    def _unfit(self, view: WindowView, before: WindowView | None) -> str:
+        """Why an encoded view cannot follow the one before it, or an empty string."""
+        if before is None:
+            return ""
+        if view.encoded.image.shape != before.encoded.image.shape:
+            height, width = view.encoded.image.shape[:2]
+            self._last_error = f"a frame of {view.camera!r} has {width} x {height} pixels, unlike the others"
+            return "size"
+        alike = float(view.encoded.descriptor @ before.encoded.descriptor)
+        same_camera = view.camera == before.camera
+        return "redundant" if same_camera and alike > self.config.keyframes.max_similarity else ""
+
+    def _retrieve(self, new: Sequence[WindowView]) -> list[WindowView]:
+        """Known keyframes that may show the place of the newest view, encoded again from their images."""
+        if not new:
+            return []
+        room = self.config.window.size - len(new) - (self.config.window.overlap if self._window.ids else 0)
+        live = [self.map.keyframes[i] for i in self._window.ids]
+        found = self._loops.candidates(new[-1].encoded.descriptor, live, self._submap, self.map, room)
+        views = [self._view_of(self.map.keyframes[i]) for i in found]
+        return [view for view in views if view.encoded.image.shape == new[-1].encoded.image.shape]
+
+    def _view_of(self, keyframe: Keyframe) -> WindowView:
+        assert keyframe.image is not None
+        frame = Frame(keyframe.stamp_ns, keyframe.camera, keyframe.image, keyframe.intrinsics)
+        return WindowView(keyframe.id, keyframe.stamp_ns, keyframe.camera, self._network.encode(frame))
+
+    def _submap_start(self, first: WindowView) -> SubmapStart:
+        """Where the track was lost, as deep as was usual there; for an empty map the level origin."""
+        recent = list(self.map.keyframes.values())[-8:]
+        if recent:
+            depth = float(np.median([k.depth * k.map_from_local.scale for k in recent]))
+            return SubmapStart(recent[-1].map_from_camera, depth)
+        odom_from_base = self._odometry.at(first.stamp_ns)
+        pose = np.eye(4)
+        if self._map_from_first_base is not None:
+            pose[:3, :3] = self._map_from_first_base[:3, :3]
+        elif odom_from_base is not None:
+            pose[:3, :3] = tilt_only(odom_from_base)
+        known = first.camera in self._base_from_camera
+        base_from_camera = extrinsics(self._base_from_camera, first.camera) if known else BODY_FROM_OPTICAL
+        pose[:3, :3] = pose[:3, :3] @ base_from_camera[:3, :3]
+        return SubmapStart(pose, 1.0)
+
+    def _fuse(self, tracked: Track) -> Fusion:
+        """Put the window into the map: new keyframes, better poses of live ones, and their points."""
+        if tracked.relocalized:
+            self._leave_track()
+            assert tracked.loop_keyframe is not None
+            self._submap = self.map.keyframes[tracked.loop_keyframe].submap
+        elif not self._window.ids and self.map.keyframes:
+            self._submaps += 1
+            self._submap = self._submaps
+        fusion = fuse_window(
+            tracked, self.map.keyframes, self._window.ids, self._next_id, self._submap, self.config
+        )
+        self._next_id += len(fusion.views)
+        self._intake.drop("not_connected", fusion.left_out)
+        self.map.put(fusion.keyframes)
+        fresh = [view.keyframe_id for view in fusion.views if view.keyframe_id is not None]
+        for identity in fresh:
+            self._loops.index.add(identity, self.map.keyframes[identity].descriptor)
+        settled = self._window.keep(list(fusion.views))
+        self._loops.settle(settled, self.map.keyframes)
+        self.map.fuse([*settled, *fresh])
+        self.map.fuse_moved(self.config.map.keyframes_refused, later=self._window.ids)
+        self._loops.index.remove(self.map.cull(set(self._window.ids)))
+        return fusion
+
+    def _close_loop(self, tracked: Track) -> bool:
+        """Tie the window to the retrieved keyframes that it agrees with; join submaps; start to optimise."""
+        if tracked.loop is None or tracked.loop_keyframe is None:
+            return False
+        newest, old = self._window.ids[-1], self.map.keyframes[tracked.loop_keyframe]
+        correction = tracked.loop.map_from_window @ tracked.window.registration.map_from_window.inverse()
+        if old.submap != self._submap:
+            self.map.join(self._submap, old.submap, correction)
+            self._loops.discard()
+            self._submap, correction = old.submap, Sim3.identity()
+        self._loops.close(old.id, newest, correction, self.map.keyframes, robust=not tracked.relocalized)
+        if not tracked.relocalized:
+            self._loops.optimize(self.map, self._window.ids)
+        return not tracked.relocalized
+
+    def _find_scale(self) -> Sim3:
+        """Make the map metric when its scale becomes known or proves wrong; returns the change."""
+        newest = list(self.map.keyframes.values())[-_SCALE_KEYFRAMES:]
+        recent = sorted((k for k in newest if k.submap == self._submap), key=lambda k: k.stamp_ns)
+        scale = estimate_scale(self.config.scale, recent, self._odometry, self._base_from_camera)
+        if not self.map.metres or np.isfinite(scale.sigma):
+            self._scale = scale
+        if not adopts(self.config.scale, scale, self.map.metres):
+            return Sim3.identity()
+        level = leveling(recent, self._odometry, self._base_from_camera)
+        change = Sim3(scale.metres_per_unit, level, np.zeros(3))
+        self._loops.discard()
+        voxel_size = self.config.map.voxel_size or self.map.voxel_size * scale.metres_per_unit
+        self.map.rescale(change, voxel_size)
+        return change
+
+    def _leave_track(self) -> None:
+        """The views in the window are not continued: their poses are final."""
+        self._loops.settle(self._window.clear(), self.map.keyframes)
+        self._loops.cut()
+
+    def _accept(
+        self, tracked: Track, fusion: Fusion, loop_closed: bool, rescaled: Sim3, clock: _Clock
     ) -> WindowResult:
-        """Leave the map as it is; after some rejections in a row start a new submap with what was seen
-        since.
+        self._windows += 1
+        self._rejected_in_a_row = 0
+        self._intake.drop("rejected", len(self._orphans) if self._window.ids else 0)
+        self._orphans = []
+        self._timings = clock.laps
+        keyframes = self.map.keyframes
+        views = tuple(_up_to_date(e, keyframes[e.keyframe_id], rescaled.scale) for e in fusion.estimates)
+        return self._result(tracked, "", views, loop_closed, rescaled, clock)
+
+    def _reject(
+        self, new: Sequence[WindowView], tracked: Track | None, reason: str, clock: _Clock
+    ) -> WindowResult:
+        """Leave the map as it is; after some rejections in a row the track is lost and a submap will
+        start.
         """
         self._rejected += 1
         self._rejected_in_a_row += 1
         self._last_error = reason
         self._timings = clock.laps
-        return self._result(views, registration or _nothing(), reason, (), clock)
+        seen = [*self._orphans, *new] if self._window.ids else list(new)
+        self._orphans = seen[-self._capacity :]
+        self._intake.drop("rejected", len(seen) - len(self._orphans))
+        if self._rejected_in_a_row >= self.config.registration.lost_after:
+            self._leave_track()
+        return self._result(tracked, reason, (), False, Sim3.identity(), clock)
 
     def _result(
         self,
-        views: list[WindowView],
-        registration: Registration,
+        tracked: Track | None,
         reason: str,
-        estimates: tuple[ViewEstimate, ...],
+        views: tuple[ViewEstimate, ...],
+        loop_closed: bool,
+        rescaled: Sim3,
         clock: _Clock,
     ) -> WindowResult:
+        seen = () if tracked is None else tracked.window.views
+        registration = None if tracked is None else tracked.window.registration
         return WindowResult(
-            stamp_ns=max((view.stamp_ns for view in views), default=0),
+            stamp_ns=max((view.stamp_ns for view in seen), default=0),
             accepted=not reason,
             reason=reason,
-            views=estimates,
-            map_from_window=registration.map_from_window,
-            residual=registration.residual,
-            inlier_share=registration.inlier_share,
+            views=views,
+            map_from_window=rescaled @ registration.map_from_window if registration else Sim3.identity(),
+            residual=registration.residual * rescaled.scale if registration else float("inf"),
+            inlier_share=registration.inlier_share if registration else 0.0,
             submap=self._submap,
             map_version=self.map.version,
-            loop_closed=False,
-            timings=clock.laps,
+            loop_closed=loop_closed,
+            timings=dict(clock.laps),
         )
 
     # ---------------------------------------------------------------- out
 
     def trajectory(self) -> list[PoseEstimate]:
         """Every keyframe with its latest pose, in time order."""
-        keyframes = sorted(self.map.keyframes.values(), key=lambda k: k.stamp_ns)
-        return [_pose_of(keyframe) for keyframe in keyframes]
+        return [pose_of(k) for k in sorted(self.map.keyframes.values(), key=lambda k: k.stamp_ns)]
 
     def newest_pose(self) -> PoseEstimate | None:
-        """The newest keyframe's pose; of a newer waiting frame, extrapolated with constant velocity."""
+        """The pose of the newest keyframe; if a newer one waits, its pose by odometry or constant
+        velocity.
+        """
         recent = [self.map.keyframes[i] for i in self._window.ids[-2:]]
         if not recent:
             return None
-        last = _pose_of(recent[-1])
-        with self._lock:
-            stamp_ns = self._pending[-1].frame.stamp_ns if self._pending else last.stamp_ns
-        if stamp_ns <= last.stamp_ns or len(recent) < 2 or recent[0].camera != recent[1].camera:
-            return last
-        return _extrapolated(_pose_of(recent[0]), last, stamp_ns)
+        last, waiting = recent[-1], self._intake.newest
+        if waiting is None or waiting.stamp_ns <= last.stamp_ns:
+            return pose_of(last)
+        before, after = self._odometry.at(last.stamp_ns), self._odometry.at(waiting.stamp_ns)
+        if self.map.metres and before is not None and after is not None:
+            from_last = extrinsics(self._base_from_camera, last.camera)
+            to_newest = extrinsics(self._base_from_camera, waiting.camera)
+            step = inverse(before @ from_last) @ after @ to_newest
+            return follow_odometry(pose_of(last), step, waiting.stamp_ns)
+        if len(recent) < 2 or recent[0].camera != recent[1].camera:
+            return pose_of(last)
+        return extrapolate(pose_of(recent[0]), pose_of(last), waiting.stamp_ns)
+
+    def localize(self, frame: Frame) -> PoseEstimate | None:
+        """The pose of one frame in the map, which is not changed; None when it is not recognised."""
+        view = WindowView.of(frame, self._network.encode(frame))
+        found = self._loops.index.search(view.encoded.descriptor, _LOCALIZE_WITH, set(), -1.0)
+        if not found:
+            return None
+        views = [*(self._view_of(self.map.keyframes[i]) for i in found), view]
+        start = self._submap_start(view)
+        keyframes = self.map.keyframes
+        tracked = track(self._network, views, set(found), keyframes, start, self.config, lambda _: None)
+        if tracked.reason or not tracked.relocalized:
+            return None
+        fusion = fuse_window(tracked, keyframes, (), self._next_id, self._submap, self.config)
+        return pose_of(fusion.keyframes[0])
 
     def status(self) -> MapperStatus:
         """Counts since the start or the last reset."""
-        with self._lock:
-            received, dropped = self._received, dict(self._dropped)
+        received, dropped = self._intake.counts()
         return MapperStatus(
             received=received,
             keyframes=self._next_id,
             dropped=dropped,
             windows=self._windows,
             windows_rejected=self._rejected,
-            submaps=self._submap + 1,
-            loops_closed=0,
+            submaps=len({k.submap for k in list(self.map.keyframes.values())}),
+            loops_closed=self._loops.closed,
             map_points=self.map.points,
             map_bytes=self.map.nbytes,
-            scale_source=self._config.scale.source,
+            scale_source=self.config.scale.source,
             metres=self.map.metres,
-            scale_sigma=float("nan"),
+            scale_sigma=self._scale.sigma,
             timings=self._timings,
             last_error=self._last_error,
         )
+
+    # ---------------------------------------------------------------- keeping
+
+    def restart_window(self) -> None:
+        """Time or place jumped: forget waiting frames and stamps; a submap starts, and joins when
+        recognised.
+        """
+        self._intake.restart(self.config.keyframes, self._capacity)
+        self._odometry.clear()
+        self._orphans = []
+        self._leave_track()
+
+    def save_map(self, directory: Path) -> None:
+        """Save the map into a directory.  Raises UserError when that is not possible."""
+        self._loops.apply(self.map)
+        keyframes = tuple(self.map.keyframes.values())
+        edges = tuple(self._loops.all_edges(self.map.keyframes, self._window.ids))
+        write_map(Path(directory), SavedMap(keyframes, edges, self.map.metres, self.map.voxel_size))
+
+    def load_map(self, directory: Path) -> None:
+        """Replace the map by a saved one; the next windows join it when a place is recognised.
+
+        Raises UserError, and keeps the present map, when the directory holds no usable map.
+        """
+        saved = read_map(Path(directory))
+        self.reset()
+        self.map = Map.restored(self.config.map, saved.keyframes, saved.metres, saved.voxel_size)
+        self._loops.edges = list(saved.edges)
+        for keyframe in saved.keyframes:
+            if keyframe.points is not None:
+                self._loops.index.add(keyframe.id, keyframe.descriptor)
+        self._next_id = max((k.id for k in saved.keyframes), default=-1) + 1
+        self._submap = self._submaps = max((k.submap for k in saved.keyframes), default=0)
 
 
 class _Clock:
@@ -374,38 +427,11 @@ class _Clock:
         self._last = now
 
 
-def _nothing() -> Registration:
-    return Registration(Sim3.identity(), 0.0, float("inf"), np.zeros((7, 7)), "")
-
-
-def _thin_out(pending: list[_Pending]) -> list[_Pending]:
-    """Without the keyframe, not the newest, that moved least since its predecessor; its motion is passed
-    on.
-    """
-    least = min(range(len(pending) - 1), key=lambda i: pending[i].motion)
-    after = pending[least + 1]
-    rest = pending[:least] + pending[least + 1 :]
-    rest[least] = replace(after, motion=after.motion + pending[least].motion)
-    return rest
-
-
-def _pose_of(keyframe: Keyframe) -> PoseEstimate:
-    return PoseEstimate(
-        keyframe.stamp_ns, keyframe.camera, keyframe.map_from_camera, keyframe.covariance, extrapolated=False
+def _up_to_date(estimate: ViewEstimate, keyframe: Keyframe, scale: float) -> ViewEstimate:
+    """An estimate with the pose that its keyframe has after loop closure and a change of scale."""
+    return replace(
+        estimate,
+        map_from_camera=keyframe.map_from_camera,
+        covariance=keyframe.covariance,
+        points_camera=estimate.points_camera if scale == 1.0 else estimate.points_camera * np.float32(scale),
     )
-
-
-def _extrapolated(before: PoseEstimate, last: PoseEstimate, stamp_ns: int) -> PoseEstimate:
-    """Constant velocity beyond `last`, for at most as long again as between the two; uncertainty grows
-    with it.
-    """
-    span = last.stamp_ns - before.stamp_ns
-    share = min(1.0, (stamp_ns - last.stamp_ns) / span)
-    step = inverse(before.map_from_camera) @ last.map_from_camera
-    pose = last.map_from_camera.copy()
-    pose[:3, :3] = pose[:3, :3] @ matrix_from_vector(share * vector_from_matrix(step[:3, :3]))
-    pose[:3, 3] += share * (last.map_from_camera[:3, 3] - before.map_from_camera[:3, 3])
-    moved = np.zeros(6)
-    moved[:3] = share * np.linalg.norm(step[:3, 3])
-    moved[3:] = share * np.linalg.norm(vector_from_matrix(step[:3, :3]))
-    return PoseEstimate(stamp_ns, last.camera, pose, last.covariance + np.diag(moved**2), extrapolated=True)

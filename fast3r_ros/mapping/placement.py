@@ -96,8 +96,13 @@ def estimate_view(
     )
 
 
-def new_keyframe(estimate: ViewEstimate, view: WindowView, submap: int, base: Float64, most: int) -> Keyframe:
-    """A keyframe from a view's estimate; base (6, 6) is the covariance of the map it is attached to."""
+def new_keyframe(
+    estimate: ViewEstimate, view: WindowView, submap: int, base: Float64, most: int, metric_scale: float
+) -> Keyframe:
+    """A keyframe from a view's estimate; base (6, 6) is the covariance of the map it is attached to.
+
+    most: points it keeps at most.  metric_scale: metres per map unit as this view alone tells, or NaN.
+    """
     height, width = estimate.valid.shape
     stride = grid_stride(height, width, most)
     rows, columns = np.arange(stride // 2, height, stride), np.arange(stride // 2, width, stride)
@@ -122,6 +127,8 @@ def new_keyframe(estimate: ViewEstimate, view: WindowView, submap: int, base: Fl
         descriptor=view.encoded.descriptor,
         image=estimate.image,
         points=points,
+        depth=median_depth([estimate]),
+        metric_scale=metric_scale,
     )
 
 

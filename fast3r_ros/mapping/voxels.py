@@ -51,7 +51,7 @@ class VoxelCloud:
     def _allocate(self, keys: Int64, sums: Int64, versions: Int64, room: int = 0) -> None:
         """Fresh arrays holding the given rows, with room for at least `room` more."""
         self._rows = len(keys)
-        capacity = max(4096, 2 * self._rows, self._rows + room)
+        capacity = max(4096, int(1.5 * self._rows), self._rows + room)
         self._keys = np.zeros(capacity, np.int64)
         self._sums = np.zeros((capacity, 8), np.int64)
         self._versions = np.zeros(capacity, np.int64)

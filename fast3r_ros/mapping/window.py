@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from fast3r_ros.mapping.config import WindowConfig
-from fast3r_ros.mapping.data import EncodedView, Frame
+from fast3r_ros.mapping.data import EncodedView, Float32, Frame
 
 
 @dataclass(frozen=True)
 class WindowView:
-    """A view of a window: its keyframe's id (None while it is new), its frame's identity, and its tokens."""
+    """A view of a window: its keyframe's id (None while it is new), its frame's identity, and its tokens.
+
+    depth: the frame's metric depth image, see `Frame`; None once the view is a keyframe.
+    """
 
     keyframe_id: int | None
     stamp_ns: int
     camera: str
     encoded: EncodedView
+    depth: Float32 | None = None
 
     @staticmethod
     def of(frame: Frame, encoded: EncodedView) -> WindowView:
         """A new view."""
-        return WindowView(None, frame.stamp_ns, frame.camera, encoded)
+        return WindowView(None, frame.stamp_ns, frame.camera, encoded, frame.depth)
 
 
 class SlidingWindow:
@@ -36,13 +41,14 @@ class SlidingWindow:
     def compose(self, new: list[WindowView], others: list[WindowView]) -> list[WindowView]:
         """The newest keyframes, then `others` (for a loop), then the new views; at most `size` together."""
         room = self._config.size - len(new) - len(others)
-        return list(self._live.values())[-room:] + others + new
+        live = list(self._live.values())
+        return live[max(0, len(live) - room) :] + others + new
 
     def keep(self, views: list[WindowView]) -> list[int]:
         """Remember new keyframes; returns the ids of those that leave the window for good."""
         for view in views:
             assert view.keyframe_id is not None
-            self._live[view.keyframe_id] = view
+            self._live[view.keyframe_id] = replace(view, depth=None)
         left = []
         while len(self._live) > self._config.size - 1:
             left.append(self._live.popitem(last=False)[0])
@@ -65,7 +71,7 @@ class SlidingWindow:
         return list(self._live)
 
 
-def reference_order(views: list[WindowView]) -> list[int]:
+def reference_order(views: Sequence[WindowView]) -> list[int]:
     """Numbers of the views that could be view 0, best first.
 
     Views that are in the map come first, and among them those whose tokens resemble the whole window most:

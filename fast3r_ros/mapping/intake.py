@@ -1,0 +1,105 @@
+"""The entrance of the mapper: frames from any thread become waiting keyframes or are dropped with a
+reason.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from dataclasses import dataclass, replace
+
+from fast3r_ros.mapping.config import KeyframeConfig
+from fast3r_ros.mapping.data import Frame
+from fast3r_ros.mapping.keyframes import KeyframeSelector
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A keyframe that waits for its window; motion since the one before it, as a share of the image width."""
+
+    frame: Frame
+    motion: float
+
+
+class FrameIntake:
+    """Selects keyframes and holds at most `capacity` of them; every drop is counted.  Thread-safe."""
+
+    def __init__(self, config: KeyframeConfig, capacity: int) -> None:
+        self._lock = threading.Lock()
+        self._selector = KeyframeSelector(config)
+        self._capacity = capacity
+        self._waiting: list[Waiting] = []
+        self._received = 0
+        self._dropped: Counter[str] = Counter()
+
+    def offer(self, frame: Frame) -> str:
+        """Keep a frame as a waiting keyframe, or return the reason why it was dropped.
+
+        When too many wait, the one that moved least since its predecessor goes, never the newest: what
+        remains still covers the way.
+        """
+        with self._lock:
+            self._received += 1
+            reason, motion = self._selector.judge(frame)
+            if reason:
+                self._dropped[reason] += 1
+                return reason
+            self._waiting.append(Waiting(frame, motion))
+            if len(self._waiting) > self._capacity:
+                self._waiting = without_least_motion(self._waiting)
+                self._dropped["overload"] += 1
+            return ""
+
+    def take(self) -> list[Frame]:
+        """The waiting keyframes in time order; none waits afterwards."""
+        with self._lock:
+            waiting, self._waiting = self._waiting, []
+        return sorted((item.frame for item in waiting), key=lambda frame: frame.stamp_ns)
+
+    def drop(self, reason: str, count: int = 1) -> None:
+        """Count keyframes that were dropped after they were taken."""
+        with self._lock:
+            self._dropped[reason] += count
+
+    def restart(self, config: KeyframeConfig, capacity: int) -> None:
+        """Forget the waiting keyframes and the stamps seen (counted as `restart`), with new parameters."""
+        with self._lock:
+            self._dropped["restart"] += len(self._waiting)
+            self._waiting = []
+            self._selector = KeyframeSelector(config)
+            self._capacity = capacity
+
+    def set_config(self, config: KeyframeConfig, capacity: int) -> None:
+        """Judge the next frames by other parameters; what is known of the cameras stays."""
+        with self._lock:
+            self._selector.config = config
+            self._capacity = capacity
+
+    @property
+    def waiting(self) -> int:
+        """Number of keyframes that wait."""
+        return len(self._waiting)
+
+    @property
+    def newest(self) -> Frame | None:
+        """The newest waiting keyframe."""
+        with self._lock:
+            return self._waiting[-1].frame if self._waiting else None
+
+    def counts(self) -> tuple[int, dict[str, int]]:
+        """(frames received, dropped by reason)."""
+        with self._lock:
+            return self._received, {reason: n for reason, n in self._dropped.items() if n}
+
+
+def without_least_motion(waiting: list[Waiting]) -> list[Waiting]:
+    """Without the keyframe, not the newest, that moved least since its predecessor; its motion is passed
+    on.
+    """
+    least = min(range(len(waiting) - 1), key=lambda i: waiting[i].motion)
+    after = waiting[least + 1]
+    return [
+        *waiting[:least],
+        replace(after, motion=after.motion + waiting[least].motion),
+        *waiting[least + 2 :],
+    ]

@@ -1,0 +1,166 @@
+"""Recognising places by pooled tokens, and moving the map so that revisits agree.
+
+Verification needs no other network: retrieved keyframes are put into the window, where all-to-all attention
+matches them, and the registration's gates decide.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+
+from fast3r_ros.geometry.sim3 import Sim3
+from fast3r_ros.mapping.config import LoopConfig
+from fast3r_ros.mapping.data import Float32
+from fast3r_ros.mapping.map import Keyframe, Map
+from fast3r_ros.mapping.pose_graph import Edge, optimize
+
+# (rotation in radians, translation / depth, log scale) of what one window says about two keyframes
+_TRACK_SIGMA = (0.002, 0.003, 0.002)
+_LOOP_SIGMA = (0.003, 0.005, 0.003)
+_SPANS = (1, 2, 4, 8)  # a keyframe is linked to those so many places before it
+
+
+class PlaceIndex:
+    """Descriptors of all keyframes, searched by cosine similarity."""
+
+    def __init__(self) -> None:
+        self._ids: list[int] = []
+        self._rows: Float32 = np.zeros((64, 0), np.float32)
+
+    def add(self, identity: int, descriptor: Float32) -> None:
+        """Remember a keyframe's descriptor, (D,) of unit norm."""
+        count = len(self._ids)
+        if self._rows.shape[1] != len(descriptor):
+            self._rows = np.zeros((64, len(descriptor)), np.float32)
+        if count == len(self._rows):
+            self._rows = np.concatenate([self._rows, np.zeros_like(self._rows)])
+        self._rows[count] = descriptor
+        self._ids.append(identity)
+
+    def remove(self, identities: set[int]) -> None:
+        """Forget keyframes."""
+        keep = [n for n, identity in enumerate(self._ids) if identity not in identities]
+        self._rows[: len(keep)] = self._rows[keep]
+        self._ids = [self._ids[n] for n in keep]
+
+    def search(self, descriptor: Float32, count: int, excluded: set[int], least: float) -> list[int]:
+        """At most `count` keyframes at least as similar as `least`, the most similar first."""
+        if not self._ids or len(descriptor) != self._rows.shape[1]:
+            return []
+        similarity = self._rows[: len(self._ids)] @ descriptor
+        order = np.argsort(-similarity)[: count + len(excluded)]
+        found = [self._ids[n] for n in order if similarity[n] >= least]
+        return [identity for identity in found if identity not in excluded][:count]
+
+
+class LoopCloser:
+    """Finds candidates, collects the pose graph's edges, and optimises it in the background."""
+
+    def __init__(self, config: LoopConfig) -> None:
+        self.config = config
+        self.index = PlaceIndex()
+        self.edges: list[Edge] = []
+        self.closed = 0
+        self._settled: deque[int] = deque(maxlen=max(_SPANS))
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pose_graph")
+        self._running: Future[dict[int, Sim3]] | None = None
+        self._before: dict[int, Sim3] = {}
+
+    def candidates(
+        self, descriptor: Float32, live: Sequence[Keyframe], submap: int, map_: Map, most: int
+    ) -> list[int]:
+        """Keyframes that may show the same place as the newest view, best first.
+
+        The newest `min_separation` keyframes of the own submap are no candidates: they are the way just come.
+        A candidate must resemble the view more than the median keyframe of the present window does.
+        """
+        if not self.config.enabled or most <= 0:
+            return []
+        excluded = {k.id for k in live}
+        own = [k.id for k in reversed(map_.keyframes.values()) if k.submap == submap]
+        excluded.update(own[: self.config.min_separation + len(live)])
+        similar = [float(k.descriptor @ descriptor) for k in live]
+        least = max(self.config.min_similarity, float(np.median(similar)) if similar else -1.0)
+        return self.index.search(descriptor, min(most, self.config.candidates), excluded, least)
+
+    def settle(self, ids: Iterable[int], keyframes: dict[int, Keyframe]) -> None:
+        """Link keyframes whose poses no later window changes to those before them."""
+        for identity in ids:
+            self.edges += _links(identity, self._settled, keyframes)
+            self._settled.append(identity)
+
+    def cut(self) -> None:
+        """The track was lost: what comes next is not linked to what was before."""
+        self._settled.clear()
+
+    def close(
+        self, old: int, new: int, correction: Sim3, keyframes: dict[int, Keyframe], robust: bool = True
+    ) -> None:
+        """Add the edge of a loop; correction maps where keyframe `new` is now to where `old` says it
+        should be.
+        """
+        measured = keyframes[old].map_from_local.inverse() @ correction @ keyframes[new].map_from_local
+        self.edges.append(Edge(old, new, measured, keyframes[old].depth, _LOOP_SIGMA, robust))
+        self.closed += robust
+
+    def all_edges(self, keyframes: dict[int, Keyframe], live: Sequence[int]) -> list[Edge]:
+        """All edges; those of keyframes that are still in the window are taken as they are now."""
+        edges = list(self.edges)
+        recent = deque(self._settled, maxlen=max(_SPANS))
+        for identity in live:
+            edges += _links(identity, recent, keyframes)
+            recent.append(identity)
+        return edges
+
+    def optimize(self, map_: Map, live: Sequence[int]) -> None:
+        """Start to optimise all keyframes; the map follows with `apply`.  Does nothing while one is
+        running.
+        """
+        if self._running is not None:
+            return
+        edges = self.all_edges(map_.keyframes, live)
+        self._before = {k.id: k.map_from_local for k in map_.keyframes.values()}
+        self._running = self._pool.submit(optimize, self._before, edges)
+        if not self.config.background:
+            self.apply(map_)
+
+    def apply(self, map_: Map, wait: bool = True) -> bool:
+        """Move the map's keyframes if an optimisation has ended (or wait for it); whether they moved.
+
+        Keyframes that came since move with the newest one that took part.
+        """
+        if self._running is None or not (wait or self._running.done()):
+            return False
+        after, before = self._running.result(), self._before
+        self._running = None
+        correction = {i: after[i] @ pose.inverse() for i, pose in before.items()}
+        newest = correction[max(correction)]
+        map_.move({i: correction.get(i, newest) @ k.map_from_local for i, k in map_.keyframes.items()})
+        return True
+
+    def discard(self) -> None:
+        """Forget an optimisation that is running: the map was rescaled meanwhile."""
+        if self._running is not None:
+            self._running.cancel()
+            self._running = None
+
+    def shutdown(self) -> None:
+        """End the background thread."""
+        self.discard()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _links(identity: int, before: deque[int], keyframes: dict[int, Keyframe]) -> list[Edge]:
+    """Edges from earlier keyframes of the same submap, as they are now in the map."""
+    edges = []
+    for span in _SPANS:
+        if span > len(before):
+            break
+        earlier = keyframes[before[-span]]
+        measured = earlier.map_from_local.inverse() @ keyframes[identity].map_from_local
+        edges.append(Edge(earlier.id, identity, measured, earlier.depth, _TRACK_SIGMA, robust=False))
+    return edges

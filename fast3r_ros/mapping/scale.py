@@ -1,0 +1,172 @@
+"""Where metres come from: every source gives ratios metres / map unit, which are averaged robustly.
+
+All functions are pure: they look at the newest keyframes each time, so a map that was rescaled or moved by
+a loop closure needs no bookkeeping here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fast3r_ros.geometry.rigid import inverse
+from fast3r_ros.mapping.config import ScaleConfig
+from fast3r_ros.mapping.data import Float32, Float64, ViewEstimate
+from fast3r_ros.mapping.gravity import extrinsics
+from fast3r_ros.mapping.map import Keyframe
+from fast3r_ros.mapping.odometry import OdometryBuffer
+
+_FEWEST = {"odometry": 5, "rig": 4, "depth": 2, "camera_height": 2}  # measurements before a scale is believed
+_SIMULTANEOUS_NS = 5_000_000  # images of a rig that are this close were taken together
+_LAYERS = 60  # horizontal layers among which the floor is looked for
+
+
+@dataclass(frozen=True)
+class Scale:
+    """metres_per_unit and its relative standard deviation; infinite while nothing is known."""
+
+    metres_per_unit: float = 1.0
+    sigma: float = float("inf")
+
+
+def estimate_scale(
+    config: ScaleConfig,
+    keyframes: Sequence[Keyframe],
+    odometry: OdometryBuffer,
+    base_from_camera: Mapping[str, Float64],
+) -> Scale:
+    """The scale that the configured source gives for the newest keyframes (of one submap, in time order)."""
+    if config.source == "none":
+        return Scale()
+    if config.source == "fixed":
+        return Scale(config.metres_per_unit, 0.0)
+    if config.source == "odometry":
+        logs = odometry_ratios(keyframes, odometry, base_from_camera, config.min_baseline)
+    elif config.source == "rig":
+        logs = rig_ratios(keyframes, base_from_camera)
+    else:
+        known = [(k.metric_scale, k.map_from_local.scale) for k in keyframes if np.isfinite(k.metric_scale)]
+        logs = np.array([np.log(metric / unit) for metric, unit in known])
+    if len(logs) < _FEWEST[config.source]:
+        return Scale()
+    mean, sigma = robust_mean(logs)
+    return Scale(float(np.exp(mean)), sigma)
+
+
+def adopts(config: ScaleConfig, scale: Scale, metres: bool) -> bool:
+    """Whether the map should be rescaled: once it is metric, only for a change beyond the hysteresis."""
+    if scale.sigma > config.accept_sigma:
+        return False
+    change = abs(np.log(scale.metres_per_unit))
+    return not metres or bool(change > max(np.log1p(config.hysteresis), 3.0 * scale.sigma))
+
+
+def odometry_ratios(
+    keyframes: Sequence[Keyframe],
+    odometry: OdometryBuffer,
+    base_from_camera: Mapping[str, Float64],
+    min_baseline: float,
+) -> Float64:
+    """Log ratios of the camera's way in odometry to that in the map, one per `min_baseline` metres.
+
+    Ways, not positions, are compared: odometry drifts, but over a short way its length is right, unless the
+    wheels slip, and then the ratio is an outlier.  A robot that stands makes no way and gives no ratio.
+    """
+    ratios = []
+    start: tuple[Float64, Keyframe] | None = None
+    for keyframe in keyframes:
+        odom_from_base = odometry.at(keyframe.stamp_ns)
+        if odom_from_base is None:
+            start = None
+            continue
+        place = (odom_from_base @ extrinsics(base_from_camera, keyframe.camera))[:3, 3]
+        if start is None or start[1].camera != keyframe.camera:
+            start = place, keyframe
+            continue
+        way = float(np.linalg.norm(place - start[0]))
+        if way < min_baseline:
+            continue
+        in_map = np.linalg.norm(keyframe.map_from_local.translation - start[1].map_from_local.translation)
+        ratios.append(np.log(way / max(float(in_map), 1e-9)))
+        start = place, keyframe
+    return np.array(ratios)
+
+
+def rig_ratios(keyframes: Sequence[Keyframe], base_from_camera: Mapping[str, Float64]) -> Float64:
+    """Log ratios of the known to the estimated distance between cameras whose images were taken together."""
+    ratios = []
+    for i, first in enumerate(keyframes):
+        for second in keyframes[i + 1 :]:
+            if second.stamp_ns - first.stamp_ns > _SIMULTANEOUS_NS:
+                break
+            cameras = first.camera, second.camera
+            if cameras[0] == cameras[1] or not all(camera in base_from_camera for camera in cameras):
+                continue
+            known = (inverse(base_from_camera[cameras[0]]) @ base_from_camera[cameras[1]])[:3, 3]
+            estimated = (inverse(first.map_from_camera) @ second.map_from_camera)[:3, 3]
+            along = float(estimated @ known) / max(float(known @ known), 1e-12)
+            if along > 1e-6:
+                ratios.append(-np.log(along))
+    return np.array(ratios)
+
+
+def metric_scale_from_depth(estimate: ViewEstimate, depth: Float32 | None) -> float:
+    """Metres per unit of the view's points from a metric depth image (H, W) in the frame's pixels; NaN if
+    none.
+
+    Works for a dense image and for a few ranges (the rest 0 or NaN).
+    """
+    if depth is None:
+        return float("nan")
+    rows, columns = np.nonzero(np.isfinite(depth) & (depth > 0))
+    if len(rows) > 20000:
+        chosen = np.linspace(0, len(rows) - 1, 20000).astype(np.int64)
+        rows, columns = rows[chosen], columns[chosen]
+    pixels = np.stack([columns + 0.5, rows + 0.5, np.ones(len(rows))]).T @ estimate.network_from_image.T
+    x, y = np.floor(pixels[:, 0]).astype(np.int64), np.floor(pixels[:, 1]).astype(np.int64)
+    height, width = estimate.valid.shape
+    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    x, y, metres = x[inside], y[inside], depth[rows, columns][inside]
+    usable = estimate.valid[y, x]
+    if not usable.any():
+        return float("nan")
+    ratio = np.log(metres[usable]) - np.log(estimate.points_camera[y, x, 2][usable])
+    return float(np.exp(robust_mean(ratio)[0]))
+
+
+def metric_scale_from_height(estimate: ViewEstimate, camera_height: float) -> float:
+    """Metres per unit of the view's points from the camera's height above the floor; NaN if no floor is seen.
+
+    The floor is the lowest horizontal layer below the camera that holds about as many points as the fullest
+    one.
+    """
+    points = estimate.points_camera[estimate.valid] @ estimate.map_from_camera[:3, :3].T
+    below = -points[:, 2][points[:, 2] < 0]
+    if len(below) < 100:
+        return float("nan")
+    top = float(np.quantile(below, 0.99))
+    counts, edges = np.histogram(below, _LAYERS, (0.0, 1.1 * top))
+    smooth = np.convolve(counts, [1, 1, 1], "same")
+    lower = np.arange(_LAYERS) >= _LAYERS // 4
+    full = np.flatnonzero(lower & (smooth >= 0.4 * smooth[lower].max()))
+    if not len(full) or smooth[full[-1]] < 0.03 * len(points):
+        return float("nan")
+    layer = full[-1]
+    while layer > 0 and smooth[layer - 1] > smooth[layer]:
+        layer -= 1
+    middle, width = 0.5 * (edges[layer] + edges[layer + 1]), edges[1] - edges[0]
+    near = below[np.abs(below - middle) < 1.5 * width]
+    return camera_height / float(np.median(near)) if len(near) else float("nan")
+
+
+def robust_mean(values: Float64) -> tuple[float, float]:
+    """Mean and its standard deviation by Tukey's biweight from the median, for less than half of outliers."""
+    mean = float(np.median(values))
+    for _ in range(10):
+        spread = max(1.4826 * float(np.median(np.abs(values - mean))), 1e-6)
+        weight = np.clip(1 - ((values - mean) / (4.0 * spread)) ** 2, 0, None) ** 2
+        mean = float((weight * values).sum() / weight.sum())
+    inliers = float(weight.sum() ** 2 / (weight**2).sum())
+    return mean, spread / max(np.sqrt(inliers), 1.0)

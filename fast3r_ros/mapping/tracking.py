@@ -1,0 +1,167 @@
+"""From a list of views to a registered window: reconstruct, place the views, fit to the map, retry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fast3r_ros.geometry.rigid import inverse
+from fast3r_ros.geometry.sim3 import Sim3
+from fast3r_ros.mapping.config import MapperConfig
+from fast3r_ros.mapping.data import Float64, WindowNetwork
+from fast3r_ros.mapping.map import Keyframe
+from fast3r_ros.mapping.placement import (
+    RegisteredWindow,
+    estimate_view,
+    median_depth,
+    overlaps_with_map,
+    window_intrinsics,
+)
+from fast3r_ros.mapping.registration import Registration, place_views, register
+from fast3r_ros.mapping.window import WindowView, reference_order
+
+Lap = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class SubmapStart:
+    """Where a submap begins: the pose (4, 4) of its oldest view and the median depth of its first window."""
+
+    map_from_camera: Float64
+    depth: float
+
+
+@dataclass(frozen=True)
+class Track:
+    """A window and how it hangs together with the map.
+
+    loop: the fit to the retrieved keyframes, if it passed its gates.  loop_keyframe: the best of these, or
+    None. relocalized: the window is registered to the retrieved keyframes only, not to the way just come.
+    connected: (V,) which new views may go into the map.
+    """
+
+    window: RegisteredWindow
+    loop: Registration | None
+    loop_keyframe: int | None
+    relocalized: bool
+    connected: NDArray[np.bool_]
+
+    @property
+    def reason(self) -> str:
+        """Why the window is refused, empty if it is not."""
+        return self.window.registration.reason
+
+
+def track(
+    network: WindowNetwork,
+    views: Sequence[WindowView],
+    retrieved: set[int],
+    keyframes: dict[int, Keyframe],
+    start: SubmapStart,
+    config: MapperConfig,
+    lap: Lap,
+) -> Track:
+    """Reconstruct with the best view 0, and with the next best as long as the gates refuse the fit.
+
+    retrieved: ids of the views that were put in to close a loop.  start: used when no view is in the map.
+    """
+    best: Track | None = None
+    for reference in _references(views, retrieved)[: 1 + config.registration.retries]:
+        ordered = [views[reference]] + [view for i, view in enumerate(views) if i != reference]
+        reconstruction = network.reconstruct([view.encoded for view in ordered])
+        lap("network")
+        intrinsics, given = window_intrinsics(ordered, reconstruction)
+        poses = place_views(reconstruction, intrinsics if given else None, config.registration)
+        window = RegisteredWindow(ordered, reconstruction, poses, intrinsics, _NOWHERE)
+        result = _register(window, retrieved, keyframes, start, config)
+        lap("register")
+        if best is None or (best.reason and not result.reason):
+            best = result
+        if not result.reason:
+            break
+    assert best is not None
+    return best
+
+
+def _references(views: Sequence[WindowView], retrieved: set[int]) -> list[int]:
+    """View numbers to try as view 0: the best of the way just come, the best of the retrieved, then the
+    others.
+    """
+    order = reference_order(views)
+    own = [i for i in order if views[i].keyframe_id not in retrieved]
+    other = [i for i in order if views[i].keyframe_id in retrieved]
+    return own[:1] + other[:1] + own[1:] + other[1:]
+
+
+def _register(
+    window: RegisteredWindow,
+    retrieved: set[int],
+    keyframes: dict[int, Keyframe],
+    start: SubmapStart,
+    config: MapperConfig,
+) -> Track:
+    """Fit the window to the way just come; failing that, to the retrieved keyframes; failing that, start
+    anew.
+    """
+    overlaps = [o for o in overlaps_with_map(window.views, keyframes) if window.poses.ok[o.view]]
+    loops = [o for o in overlaps if window.views[o.view].keyframe_id in retrieved]
+    own = [o for o in overlaps if window.views[o.view].keyframe_id not in retrieved]
+    points, confidence = window.reconstruction.points_global, window.reconstruction.confidence_global
+    loop, loop_keyframe = None, None
+    if loops:
+        least = config.loop.min_inlier_share
+        loop = register(loops, points, confidence, config.registration, least)
+        loop = None if loop.reason else loop
+        # the most confident of them carries the edge of the pose graph
+        best = max(loops, key=lambda o: float(confidence[o.view].mean()))
+        loop_keyframe = window.views[best.view].keyframe_id
+    tracked = any(v.keyframe_id is not None and v.keyframe_id not in retrieved for v in window.views)
+    registration = register(own, points, confidence, config.registration) if tracked else _NOWHERE
+    relocalized = loop is not None and bool(registration.reason)
+    if relocalized and loop is not None:
+        registration = loop
+    elif not tracked:
+        registration = _start(window, retrieved, start, config)
+    window = replace(window, registration=registration)
+    connected = _connected(window, config)
+    if not registration.reason and not connected.any():
+        registration = replace(registration, reason="no new view is connected to the map")
+        window = replace(window, registration=registration)
+    return Track(window, loop, loop_keyframe if loop else None, relocalized, connected)
+
+
+def _connected(window: RegisteredWindow, config: MapperConfig) -> NDArray[np.bool_]:
+    """New views that could be placed and are not far less confident than the known ones (or than each
+    other).
+    """
+    confidence = np.median(window.reconstruction.confidence_global[:, ::2, ::2], axis=(1, 2)) - 1.0
+    known = np.array([view.keyframe_id is not None for view in window.views])
+    usual = float(np.median(confidence[known])) if known.any() else float(confidence.max())
+    enough = confidence >= config.registration.min_view_confidence * usual
+    return np.asarray(window.poses.ok & enough & ~known)
+
+
+def _start(
+    window: RegisteredWindow, retrieved: set[int], start: SubmapStart, config: MapperConfig
+) -> Registration:
+    """`map_from_window` of a submap's first window: its oldest view and its depth are as `start` says."""
+    order = np.argsort([view.stamp_ns for view in window.views], kind="stable")
+    fresh = _connected(window, config)
+    usable = [int(i) for i in order if fresh[i]]
+    if len(usable) < 2:
+        return replace(_NOWHERE, reason="fewer than two views of the first window could be placed")
+    unit = [estimate_view(window, i, -1, config.points) for i in usable]
+    scale = start.depth / median_depth(unit)
+    camera_from_window = inverse(window.poses.window_from_camera[usable[0]])
+    place = Sim3(scale, np.eye(3), np.zeros(3)) @ Sim3.from_rigid(camera_from_window)
+    share = float(np.mean(window.poses.inlier_share[usable]))
+    fit = Registration(Sim3.from_rigid(start.map_from_camera) @ place, share, 0.0, np.zeros((7, 7)), "")
+    return fit
+
+
+_NOWHERE = Registration(
+    Sim3.identity(), 0.0, float("inf"), np.zeros((7, 7)), "the window shares no view with the map"
+)
