@@ -1,0 +1,170 @@
+"""`fast3r evaluate`: a model's accuracy on scenes with ground truth, as tables and pictures."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fast3r_ros.errors import UserError
+
+if TYPE_CHECKING:
+    from fast3r_ros.evaluation.datasets import PosedSequence
+    from fast3r_ros.model import Fast3R
+
+TABLES = ("pose", "reconstruction", "depth", "trajectory", "mapper")
+SYNTHETIC = "synthetic"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The sub-command's arguments."""
+    parser.add_argument(
+        "--dataset",
+        default=SYNTHETIC,
+        help="synthetic, 7scenes, nrgbd, dtu, tum, scannet or co3d (default: %(default)s)",
+    )
+    parser.add_argument("--data-root", type=Path, help="folder of the dataset; not needed for synthetic")
+    parser.add_argument("--split", default="full", choices=("full", "easy"), help="of the synthetic scenes")
+    parser.add_argument("--scenes", type=int, help="at most so many scenes (default: 50 synthetic, else all)")
+    parser.add_argument(
+        "--model", default="demo", help="demo, a checkpoint folder or a hub name (default: %(default)s)"
+    )
+    parser.add_argument("--output", type=Path, help="folder for results.json, results.md and pictures")
+    parser.add_argument(
+        "--tables", nargs="+", choices=TABLES, default=list(TABLES), help="what to measure (default: all)"
+    )
+    parser.add_argument("--views", nargs="+", type=int, default=[8], help="views per pass; several: ablation")
+    parser.add_argument(
+        "--heads",
+        nargs="+",
+        choices=("local", "global"),
+        default=["local"],
+        help="local: local points placed by their fit to the global ones; global: global points and PnP",
+    )
+    parser.add_argument(
+        "--indices",
+        nargs="+",
+        choices=("spread", "drawn", "counted"),
+        default=["spread"],
+        help="image indices: spread over the trained range, drawn at random, counted from 0",
+    )
+    parser.add_argument("--max-gap", type=int, help="largest number of frames between chosen views")
+    parser.add_argument("--cloud-points", type=int, default=20_000, help="points per cloud; 0: all, slow")
+    parser.add_argument("--walks", type=int, default=3, help="synthetic walks for the mapper")
+    parser.add_argument("--walk-frames", type=int, default=200, help="frames per sequence for the mapper")
+    parser.add_argument("--size", type=int, help="longer side at the network in pixels (default: model's)")
+    parser.add_argument("--seed", type=int, default=0, help="of drawn image indices")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: %(default)s)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure, print the tables as Markdown, and write them when --output is given."""
+    from fast3r_ros.evaluation import tables
+
+    _check(arguments)
+    sequences, walks = _sequences(arguments)
+    model = _load(arguments)
+    size = arguments.size or model.config.image_size
+    report: dict[str, Any] = {
+        "dataset": arguments.dataset,
+        "model": str(arguments.model),
+        "settings": {
+            "split": arguments.split if arguments.dataset == SYNTHETIC else "",
+            "size": size,
+            "device": str(next(model.parameters()).device),
+            "seed": arguments.seed,
+            "cloud_points": arguments.cloud_points,
+        },
+        "tables": _offline(arguments, sequences, model, size) | _mapped(arguments, walks, model, size),
+    }
+    print(tables.markdown(report))
+    if arguments.output:
+        for path in tables.write(report, arguments.output):
+            print(path)
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    for name in ("views", "scenes", "max_gap", "walks", "walk_frames", "size"):
+        value = getattr(arguments, name)
+        smallest = min(value) if isinstance(value, list) else value
+        if smallest is not None and smallest < 1:
+            raise UserError(f"--{name.replace('_', '-')} is {smallest}, it must be 1 or more")
+    if arguments.dataset != SYNTHETIC and arguments.data_root is None:
+        raise UserError(f"--data-root is missing; give the folder of the {arguments.dataset} dataset")
+
+
+def _sequences(arguments: argparse.Namespace) -> tuple[list[PosedSequence], list[PosedSequence]]:
+    """Sequences for one forward pass, and sequences for the mapper."""
+    from fast3r_ros.evaluation.datasets import PosedSequence, open_dataset, synthetic
+
+    if arguments.dataset == SYNTHETIC:
+        scenes = arguments.scenes or 50
+        return (
+            synthetic.short_walks(arguments.split, scenes, max(arguments.views)),
+            synthetic.long_walks(arguments.split, min(arguments.walks, scenes), arguments.walk_frames),
+        )
+    sequences = open_dataset(arguments.dataset, arguments.data_root)[: arguments.scenes]
+    walks = [PosedSequence(item.name, item.frames[: arguments.walk_frames]) for item in sequences]
+    return sequences, walks
+
+
+def _load(arguments: argparse.Namespace) -> Fast3R:
+    import torch
+
+    from fast3r_ros.model import Fast3R
+
+    device = arguments.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"--device {device}: this machine has no usable CUDA GPU; use --device cpu")
+    return Fast3R.from_pretrained(arguments.model, device=device)
+
+
+def _offline(
+    arguments: argparse.Namespace, sequences: list[PosedSequence], model: Fast3R, size: int
+) -> dict[str, Any]:
+    from functools import partial
+
+    from tqdm import tqdm
+
+    from fast3r_ros.evaluation import offline, runner
+
+    chosen = [table for table in arguments.tables if table in runner.OFFLINE_TABLES]
+    if not chosen:
+        return {}
+    grid = runner.settings(arguments.views, arguments.heads, arguments.indices)
+    with tqdm(total=len(sequences), unit="scene", desc="one pass", disable=None) as bar:
+        rows = runner.run_offline(
+            sequences,
+            partial(offline.predictor, model, seed=arguments.seed),
+            grid,
+            chosen,
+            size,
+            max_gap=arguments.max_gap,
+            max_points=arguments.cloud_points,
+            on_scene=bar.update,
+        )
+    return {
+        table: {"mean": runner.average(rows[table], runner.SETTING), "scenes": rows[table]}
+        for table in chosen
+    }
+
+
+def _mapped(
+    arguments: argparse.Namespace, walks: list[PosedSequence], model: Fast3R, size: int
+) -> dict[str, Any]:
+    if "mapper" not in arguments.tables:
+        return {}
+    from tqdm import tqdm
+
+    from fast3r_ros.evaluation.mapped import score_mapper
+    from fast3r_ros.evaluation.runner import average
+    from fast3r_ros.mapping.network import Fast3RNetwork
+
+    network = Fast3RNetwork(model, size)
+    total = sum(len(walk.frames) for walk in walks)
+    with tqdm(total=total, unit="frame", desc="mapper", disable=None) as bar:
+        rows = [{"scene": walk.name, **score_mapper(walk, network, on_frame=bar.update)} for walk in walks]
+    return {"mapper": {"mean": average(rows, ()), "scenes": rows}}

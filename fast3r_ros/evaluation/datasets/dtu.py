@@ -1,0 +1,78 @@
+"""DTU in the layout of MVSNet: ROOT/<scan>/{images/NNNNNNNN.jpg, cams/NNNNNNNN_cam.txt, depths/,
+binary_masks/}.
+
+Camera files hold `extrinsic` (world to camera) and `intrinsic` for the image's pixels; lengths are
+millimetres. depths/NNNNNNNN.{npy, pfm} and binary_masks/NNNNNNNN.png, which blanks the depth outside of the
+object, are optional.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from fast3r_ros.errors import UserError
+from fast3r_ros.evaluation.datasets.posed import PosedFrame, PosedSequence, depth_reader, image_reader
+from fast3r_ros.geometry.intrinsics import shift_pixel_centres
+from fast3r_ros.geometry.rigid import inverse
+from fast3r_ros.mapping.data import Float32, Float64
+
+METRES = 1e-3
+IMAGE_NS = 1_000_000_000  # the images have no time; the order is that of the positions
+
+
+def sequences(root: Path) -> list[PosedSequence]:
+    """One sequence per scan."""
+    return [
+        PosedSequence(
+            scan.name, tuple(_frame(scan, path) for path in sorted((scan / "cams").glob("*_cam.txt")))
+        )
+        for scan in sorted(root.iterdir())
+        if (scan / "cams").is_dir() and (scan / "images").is_dir()
+    ]
+
+
+def _frame(scan: Path, camera: Path) -> PosedFrame:
+    name = camera.name.removesuffix("_cam.txt")
+    camera_from_world, intrinsics = _read_camera(camera)
+    world_from_camera = inverse(camera_from_world)
+    world_from_camera[:3, 3] *= METRES
+    images = [scan / "images" / f"{name}{suffix}" for suffix in (".jpg", ".png")]
+    image = next((path for path in images if path.is_file()), None)
+    if image is None:
+        raise UserError(f"{camera} has no image; expected {images[0]}")
+    depths = [scan / "depths" / f"{name}{suffix}" for suffix in (".npy", ".pfm")]
+    depth = next((path for path in depths if path.is_file()), None)
+    mask = scan / "binary_masks" / f"{name}.png"
+    return PosedFrame(
+        stamp_ns=int(name) * IMAGE_NS,
+        world_from_camera=world_from_camera,
+        intrinsics=shift_pixel_centres(intrinsics, 0.5),
+        read_image=image_reader(image),
+        read_depth=None if depth is None else _masked(depth_reader(depth, METRES), mask),
+    )
+
+
+def _read_camera(path: Path) -> tuple[Float64, Float64]:
+    words = path.read_text().split()
+    try:
+        extrinsic, intrinsic = words.index("extrinsic") + 1, words.index("intrinsic") + 1
+        camera_from_world = np.array(words[extrinsic : extrinsic + 16], dtype=np.float64).reshape(4, 4)
+        return camera_from_world, np.array(words[intrinsic : intrinsic + 9], dtype=np.float64).reshape(3, 3)
+    except ValueError as error:
+        raise UserError(f"{path} is no MVSNet camera file: {error}") from error
+
+
+def _masked(read: Callable[[], Float32], mask: Path) -> Callable[[], Float32]:
+    def masked() -> Float32:
+        depth = read()
+        picture = cv2.imread(str(mask), cv2.IMREAD_GRAYSCALE)
+        if picture is None:
+            return depth
+        inside = cv2.resize(picture, depth.shape[::-1], interpolation=cv2.INTER_NEAREST) > 127
+        return np.where(inside, depth, np.float32(0))
+
+    return masked

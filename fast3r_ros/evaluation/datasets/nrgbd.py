@@ -1,0 +1,67 @@
+"""Neural RGB-D (NRGBD): ROOT/<scene>/{images/imgN.png, depth/depthN.png, poses.txt, focal.txt}.
+
+Depth is in millimetres; poses.txt has four lines per frame, camera-to-world with OpenGL axes (x right, y
+up, z back), `nan` where a frame has none; the principal point is the image's centre.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from fast3r_ros.errors import UserError
+from fast3r_ros.evaluation.datasets.posed import (
+    PosedFrame,
+    PosedSequence,
+    depth_reader,
+    image_reader,
+    is_pose,
+    read_matrix,
+)
+from fast3r_ros.geometry.intrinsics import centred_intrinsics
+
+OPENGL_FROM_OPTICAL = np.diag([1.0, -1.0, -1.0, 1.0])
+FRAME_NS = 33_333_333
+
+
+def sequences(root: Path) -> list[PosedSequence]:
+    """One sequence per scene folder."""
+    return [
+        PosedSequence(scene.name, _frames(scene))
+        for scene in sorted(root.iterdir())
+        if (scene / "poses.txt").is_file() and (scene / "images").is_dir()
+    ]
+
+
+def _frames(scene: Path) -> tuple[PosedFrame, ...]:
+    images = sorted((scene / "images").glob("img*.png"), key=_number)
+    poses = np.genfromtxt(scene / "poses.txt").reshape(-1, 4, 4)
+    focal = float(read_matrix(scene / "focal.txt", 1, 1)[0, 0])
+    if not images:
+        raise UserError(f"{scene / 'images'} holds no img*.png")
+    picture = cv2.imread(str(images[0]))
+    if picture is None:
+        raise UserError(f"cannot read the image {images[0]}")
+    intrinsics = centred_intrinsics(focal, *picture.shape[:2])
+    frames = []
+    for image in images:
+        number = _number(image)
+        if number >= len(poses) or not is_pose(poses[number]):
+            continue
+        depth = scene / "depth" / f"depth{number}.png"
+        frames.append(
+            PosedFrame(
+                stamp_ns=number * FRAME_NS,
+                world_from_camera=poses[number] @ OPENGL_FROM_OPTICAL,
+                intrinsics=intrinsics,
+                read_image=image_reader(image),
+                read_depth=depth_reader(depth, 1e-3) if depth.is_file() else None,
+            )
+        )
+    return tuple(frames)
+
+
+def _number(path: Path) -> int:
+    return int("".join(filter(str.isdigit, path.stem)))

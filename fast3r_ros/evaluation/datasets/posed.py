@@ -1,0 +1,86 @@
+"""What every dataset gives: frames with pose and intrinsics, read from disk when they are needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from fast3r_ros.errors import UserError
+from fast3r_ros.mapping.data import Float32, Float64, UInt8
+
+
+@dataclass(frozen=True)
+class PosedFrame:
+    """One image with its truth.
+
+    world_from_camera: (4, 4) float64, x right, y down, z forward, metres.  intrinsics: (3, 3) for the image's
+    pixels, pixel centres at integer + 0.5.  read_image: (H, W, 3) uint8 RGB.  read_depth: (H', W') float32
+    z in metres over the same field of view, 0 where unknown; None when the dataset has none.
+    """
+
+    stamp_ns: int
+    world_from_camera: Float64
+    intrinsics: Float64
+    read_image: Callable[[], UInt8]
+    read_depth: Callable[[], Float32] | None = None
+
+
+@dataclass(frozen=True)
+class PosedSequence:
+    """A camera's way through one scene, in order of time.  name: unique in its dataset, for tables."""
+
+    name: str
+    frames: tuple[PosedFrame, ...]
+
+
+def image_reader(path: Path) -> Callable[[], UInt8]:
+    """Reads an image file as RGB; raises UserError when it cannot."""
+
+    def read() -> UInt8:
+        image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+        if image is None:
+            raise UserError(f"cannot read the image {path}")
+        return cv2.cvtColor(image, cv2.COLOR_BGR2RGB).astype(np.uint8, copy=False)
+
+    return read
+
+
+def depth_reader(path: Path, metres_per_unit: float, largest: float = np.inf) -> Callable[[], Float32]:
+    """Reads a depth file (16-bit PNG, PFM, EXR or .npy) as metres; raises UserError when it cannot.
+
+    Values above `largest` (in the file's units) count as unknown, as 65535 does in 7-Scenes.
+    """
+
+    def read() -> Float32:
+        try:
+            depth = np.load(path) if path.suffix == ".npy" else cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot read the depth file {path}: {error}") from error
+        if depth is None or depth.ndim != 2:
+            raise UserError(f"{path} is no depth map of one channel")
+        depth = depth.astype(np.float32)
+        return np.where(np.isfinite(depth) & (depth > 0) & (depth <= largest), depth * metres_per_unit, 0)
+
+    return read
+
+
+def read_matrix(path: Path, rows: int, columns: int) -> Float64:
+    """A text file of numbers as a matrix; raises UserError when it holds another number of them."""
+    try:
+        values = np.loadtxt(path, dtype=np.float64).ravel()
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {rows}x{columns} numbers from {path}: {error}") from error
+    if values.size != rows * columns:
+        raise UserError(f"{path} holds {values.size} numbers, expected {rows}x{columns}")
+    return values.reshape(rows, columns)
+
+
+def is_pose(matrix: NDArray[np.floating]) -> bool:
+    """Whether a (4, 4) matrix is finite and its rotation is one, as far as text files keep it."""
+    rotation = matrix[:3, :3]
+    return bool(np.isfinite(matrix).all() and np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-2))

@@ -1,0 +1,92 @@
+"""TUM RGB-D: ROOT/<sequence>/{rgb.txt, depth.txt, groundtruth.txt, rgb/, depth/}, or ROOT is one sequence.
+
+The text files list stamps in seconds and file names, or poses as stamp tx ty tz qx qy qz qw (world from
+camera). Depth PNGs hold 5000 units per metre.  Images are paired with the nearest depth and pose within 20
+ms.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fast3r_ros.errors import UserError
+from fast3r_ros.evaluation.datasets.posed import PosedFrame, PosedSequence, depth_reader, image_reader
+from fast3r_ros.geometry.intrinsics import intrinsics_matrix
+from fast3r_ros.geometry.rigid import rigid_matrix
+from fast3r_ros.geometry.rotation import matrix_from_quaternion
+from fast3r_ros.mapping.data import Float64
+
+MAX_DIFFERENCE_S = 0.02
+METRES = 1 / 5000
+# focal x, y and principal point x, y as published, for pixel centres at integers
+CAMERAS = {
+    "freiburg1": (517.3, 516.5, 318.6, 255.3),
+    "freiburg2": (520.9, 521.0, 325.1, 249.7),
+    "freiburg3": (535.4, 539.2, 320.1, 247.6),
+}
+DEFAULT_CAMERA = (525.0, 525.0, 319.5, 239.5)
+
+
+def sequences(root: Path) -> list[PosedSequence]:
+    """All folders with a groundtruth.txt, `root` itself included."""
+    folders = [root, *sorted(path for path in root.iterdir() if path.is_dir())]
+    return [
+        PosedSequence(folder.name, _frames(folder))
+        for folder in folders
+        if all((folder / name).is_file() for name in ("rgb.txt", "groundtruth.txt"))
+    ]
+
+
+def _frames(folder: Path) -> tuple[PosedFrame, ...]:
+    images = _read_list(folder / "rgb.txt")
+    depths = _read_list(folder / "depth.txt") if (folder / "depth.txt").is_file() else []
+    depth_stamps = np.array([stamp for stamp, _ in depths])
+    stamps, poses = _read_poses(folder / "groundtruth.txt")
+    focal_x, focal_y, x, y = next(
+        (camera for name, camera in CAMERAS.items() if name in folder.name), DEFAULT_CAMERA
+    )
+    intrinsics = intrinsics_matrix((focal_x, focal_y), (x + 0.5, y + 0.5))
+    frames = []
+    for stamp, name in images:
+        pose, depth = _nearest(stamps, stamp), _nearest(depth_stamps, stamp)
+        if pose is None:
+            continue
+        frames.append(
+            PosedFrame(
+                stamp_ns=round(stamp * 1e9),
+                world_from_camera=poses[pose],
+                intrinsics=intrinsics,
+                read_image=image_reader(folder / name),
+                read_depth=None if depth is None else depth_reader(folder / depths[depth][1], METRES),
+            )
+        )
+    return tuple(frames)
+
+
+def _nearest(stamps: NDArray[np.float64], stamp: float) -> int | None:
+    """Index of the nearest stamp if it is near enough."""
+    if not len(stamps):
+        return None
+    index = int(np.argmin(np.abs(stamps - stamp)))
+    return index if abs(stamps[index] - stamp) <= MAX_DIFFERENCE_S else None
+
+
+def _read_list(path: Path) -> list[tuple[float, str]]:
+    lines = [line.split() for line in path.read_text().splitlines() if line.strip() and line[0] != "#"]
+    try:
+        return [(float(stamp), name) for stamp, name in lines]
+    except ValueError as error:
+        raise UserError(f"{path} is no list of stamps and file names: {error}") from error
+
+
+def _read_poses(path: Path) -> tuple[NDArray[np.float64], Float64]:
+    try:
+        rows = np.loadtxt(path, dtype=np.float64, ndmin=2)
+    except ValueError as error:
+        raise UserError(f"{path} is no TUM trajectory: {error}") from error
+    if rows.shape[1] != 8:
+        raise UserError(f"{path} has {rows.shape[1]} numbers per line, expected stamp tx ty tz qx qy qz qw")
+    return rows[:, 0], rigid_matrix(matrix_from_quaternion(rows[:, 4:]), rows[:, 1:4])

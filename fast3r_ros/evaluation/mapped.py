@@ -1,0 +1,56 @@
+"""The sliding-window mapper over a sequence with truth, scored by its trajectory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from fast3r_ros.errors import UserError
+from fast3r_ros.evaluation.datasets.posed import PosedSequence
+from fast3r_ros.evaluation.trajectory_metrics import stamped_trajectory_scores
+from fast3r_ros.mapping.config import MapperConfig
+from fast3r_ros.mapping.data import Frame, WindowNetwork
+from fast3r_ros.mapping.mapper import Mapper
+
+CAMERA = "camera_optical_frame"
+
+
+def score_mapper(
+    sequence: PosedSequence,
+    network: WindowNetwork,
+    config: MapperConfig | None = None,
+    on_frame: Callable[[], None] = lambda: None,
+) -> dict[str, float]:
+    """ATE and RPE of the keyframes' final poses after one similarity, and how the mapping went.
+
+    Every frame is offered and every window is waited for, so nothing is dropped for being late.  tracked:
+    share of the sequence's time between the first and the last keyframe.  rejected: share of windows kept
+    out of the map.  Errors are infinite when there is no trajectory.
+    """
+    mapper = Mapper(network, config)
+    windows, rejected = 0, 0
+    for frame in sequence.frames:
+        mapper.add_frame(Frame(frame.stamp_ns, CAMERA, frame.read_image(), frame.intrinsics))
+        if mapper.window_ready():
+            windows, rejected = windows + 1, rejected + (not mapper.process_window().accepted)
+        on_frame()
+    mapper.finish()
+    trajectory = mapper.trajectory()
+    scores: dict[str, float] = {"keyframes": len(trajectory), "windows": windows}
+    scores["rejected"] = rejected / windows if windows else np.nan
+    if len(trajectory) < 3:
+        return {**scores, "ate": np.inf, "ate_percent": np.inf, "tracked": 0.0}
+    stamps = np.array([pose.stamp_ns for pose in trajectory], dtype=np.int64)
+    true_stamps = np.array([frame.stamp_ns for frame in sequence.frames], dtype=np.int64)
+    scores["tracked"] = float((stamps[-1] - stamps[0]) / max(true_stamps[-1] - true_stamps[0], 1))
+    try:
+        row = stamped_trajectory_scores(
+            stamps,
+            np.stack([pose.map_from_camera for pose in trajectory]),
+            true_stamps,
+            np.stack([frame.world_from_camera for frame in sequence.frames]),
+        ).row()
+    except UserError:
+        row = {"ate": np.inf, "ate_percent": np.inf}
+    return {**scores, **row}

@@ -1,0 +1,181 @@
+"""One forward pass over the views of a scene, placed, aligned to the truth and scored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fast3r_ros.errors import UserError
+from fast3r_ros.evaluation.depth_metrics import depth_scores
+from fast3r_ros.evaluation.pose_metrics import pair_errors, pose_scores
+from fast3r_ros.evaluation.reconstruction_metrics import align, estimate_normals, reconstruction_scores
+from fast3r_ros.evaluation.trajectory_metrics import trajectory_scores
+from fast3r_ros.evaluation.views import Views
+from fast3r_ros.geometry.camera_pose import (
+    CameraPoses,
+    pointmap_weights,
+    poses_by_pnp,
+    poses_from_pointmaps,
+)
+from fast3r_ros.geometry.focal import estimate_focal
+from fast3r_ros.geometry.rigid import inverse, transform_points
+from fast3r_ros.geometry.similarity import RobustOptions
+from fast3r_ros.mapping.data import Float32, Reconstruction, UInt8
+from fast3r_ros.model import Fast3R, normalize
+from fast3r_ros.model.image_index import counted_indices, drawn_indices, spread_indices
+
+# Only the most confident 15 % of each view's pixels decide the alignment to the truth, as in the official
+# code.
+ALIGNMENT_PERCENTILE = 85
+INDEX_STRATEGIES = ("spread", "drawn", "counted")
+HEADS = ("local", "global")
+# An untrained or failing network shall still get poses, and be scored for them.
+ANY_POSE = RobustOptions(min_inlier_share=0.0)
+
+Predict = Callable[[UInt8], Reconstruction]
+Scores = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class PlacedViews:
+    """A prediction in the `window` frame.
+
+    points: (V, h, w, 3) float32 in `window`, NaN for a view without a pose.  depth: (V, h, w) z in the
+    view's own camera, in any scale.  confidence: (V, h, w) of these points.
+    """
+
+    points: Float32
+    depth: Float32
+    confidence: Float32
+    poses: CameraPoses
+
+
+def predictor(model: Fast3R, indices: str = "spread", seed: int = 0) -> Predict:
+    """The network as a function of (V, h, w, 3) uint8 images.
+
+    indices: image indices spread evenly over the trained range, drawn at random, or counted from 0.
+    """
+    device = next(model.parameters()).device
+
+    @torch.inference_mode()
+    def predict(images: UInt8) -> Reconstruction:
+        views = len(images)
+        rows = {
+            "spread": lambda: spread_indices(1, views),
+            "drawn": lambda: drawn_indices(1, views, seed),
+            "counted": lambda: counted_indices(1, views),
+        }[indices]()
+        result = model([normalize(image, device)[None] for image in images], rows)
+        world = _stack([view.global_points.points for view in result])
+        confidence = _stack([view.global_points.confidence for view in result])
+        if result[0].local_points is None:
+            return Reconstruction(world, confidence, np.full_like(world, np.nan), np.ones_like(confidence))
+        local = [view.local_points for view in result if view.local_points is not None]
+        return Reconstruction(
+            world, confidence, _stack([v.points for v in local]), _stack([v.confidence for v in local])
+        )
+
+    return predict
+
+
+def place(prediction: Reconstruction, head: str) -> PlacedViews:
+    """Poses and points of all views in `window`.
+
+    head "local": local points, placed by their fit to the global ones.  "global": the global points as they
+    are, and PnP poses with the focal length that view 0 gives, which is the official way without a local
+    head.
+    """
+    if head == "global":
+        return _place_global(prediction)
+    if not np.isfinite(prediction.points_local).any():
+        raise UserError("the network has no local head; evaluate it with --heads global")
+    weights = pointmap_weights(
+        torch.from_numpy(prediction.confidence_local), torch.from_numpy(prediction.confidence_global)
+    )
+    poses = poses_from_pointmaps(prediction.points_local, prediction.points_global, weights, options=ANY_POSE)
+    points = np.stack(
+        [
+            transform_points(pose, (scale * local).astype(np.float32))
+            for pose, scale, local in zip(
+                poses.window_from_camera, poses.scale, prediction.points_local, strict=True
+            )
+        ]
+    )
+    return PlacedViews(points, prediction.points_local[..., 2], prediction.confidence_local, poses)
+
+
+def _place_global(prediction: Reconstruction) -> PlacedViews:
+    points, confidence = prediction.points_global, prediction.confidence_global
+    focal = estimate_focal(points[:1], confidence[:1], min_inlier_share=0.0).focal[0]
+    height, width = confidence.shape[1:]
+    # without any focal length, 60 degrees, as the official code does
+    fallback = max(height, width) / (2 * np.tan(np.deg2rad(30)))
+    poses = poses_by_pnp(points, confidence, float(focal) if np.isfinite(focal) else fallback)
+    depth = [
+        transform_points(inverse(pose), view)[..., 2]
+        for pose, view in zip(poses.window_from_camera, points, strict=True)
+    ]
+    return PlacedViews(points, np.stack(depth).astype(np.float32), confidence, poses)
+
+
+def score_poses(placed: PlacedViews, truth: Views) -> Scores:
+    """RRA, RTA, mAA(30), and the share of views that got a pose."""
+    scores = pose_scores(pair_errors(placed.poses.window_from_camera, truth.world_from_camera))
+    return {**scores, "placed": float(placed.poses.ok.mean())}
+
+
+def score_trajectory(placed: PlacedViews, truth: Views) -> Scores:
+    """ATE and RPE of the views in their order; infinite when they cannot be aligned."""
+    try:
+        return trajectory_scores(placed.poses.window_from_camera, truth.world_from_camera).row()
+    except UserError:
+        return {"ate": np.inf, "ate_percent": np.inf}
+
+
+def score_depth(placed: PlacedViews, truth: Views) -> Scores:
+    """AbsRel and delta<1.25 with one scale per view, the mean over the views."""
+    assert truth.depth is not None
+    rows = [depth_scores(*pair) for pair in zip(placed.depth, truth.depth, strict=True)]
+    return {name: float(np.nanmean([row[name] for row in rows])) for name in rows[0]}
+
+
+def score_points(placed: PlacedViews, truth: Views, max_points: int = 20_000) -> Scores:
+    """Accuracy, completion, normal consistency, chamfer, F-score (at 5 % of the mean depth), and point error.
+
+    The prediction is moved by one similarity, fitted to its most confident pixels.  point_error: median
+    distance of a pixel's point from the true one, relative to the mean depth.  max_points: clouds are
+    sampled down to so many points (fixed seed), which makes distances slightly larger; 0 keeps all, as the
+    official code does.
+    """
+    assert truth.depth is not None
+    true_points = truth.points_world()
+    valid = truth.valid & np.isfinite(placed.points).all(axis=-1)
+    threshold = np.quantile(placed.confidence, ALIGNMENT_PERCENTILE / 100, axis=(1, 2), keepdims=True)
+    chosen = valid & (placed.confidence >= threshold)
+    mean_depth = float(truth.depth[truth.valid].mean())
+    try:
+        true_from_window = align(placed.points[chosen], true_points[chosen])
+    except ValueError:
+        return {"point_error": np.inf}
+    moved, wanted = true_from_window.apply(placed.points[valid]), true_points[valid]
+    error = np.linalg.norm(moved - wanted, axis=1)
+    predicted, true = _sample(moved, max_points), _sample(true_points[truth.valid], max_points)
+    scores = reconstruction_scores(
+        predicted, true, estimate_normals(predicted), estimate_normals(true), 0.05 * mean_depth
+    )
+    return {"point_error": float(np.median(error)) / mean_depth, **scores.row()}
+
+
+def _sample(points: NDArray[np.floating], count: int) -> NDArray[np.floating]:
+    if not count or len(points) <= count:
+        return points
+    return points[np.random.default_rng(0).choice(len(points), count, replace=False)]
+
+
+def _stack(views: list[torch.Tensor]) -> Float32:
+    """V tensors (1, h, w, ...) -> (V, h, w, ...) float32."""
+    return torch.cat(views).float().cpu().numpy()

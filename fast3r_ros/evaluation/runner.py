@@ -1,0 +1,114 @@
+"""Runs settings over the scenes of a dataset and averages their scores."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fast3r_ros.errors import UserError
+from fast3r_ros.evaluation import offline
+from fast3r_ros.evaluation.datasets.posed import PosedSequence
+from fast3r_ros.evaluation.views import Views, read_views, spread_views
+
+Row = dict[str, Any]
+OFFLINE_TABLES = ("pose", "reconstruction", "depth", "trajectory")
+SETTING = ("views", "head", "indices")  # columns that tell rows of the offline tables apart
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way to run the network.  views: in one forward pass.  head, indices: see `offline`."""
+
+    views: int
+    head: str
+    indices: str
+
+
+def settings(views: Iterable[int], heads: Iterable[str], indices: Iterable[str]) -> list[Setting]:
+    """Every combination, the grid of the paper's ablations."""
+    return [Setting(*values) for values in itertools.product(sorted(views), heads, indices)]
+
+
+def run_offline(
+    sequences: Sequence[PosedSequence],
+    predict_with: Callable[[str], offline.Predict],
+    grid: Sequence[Setting],
+    tables: Sequence[str],
+    long_side: int,
+    *,
+    max_gap: int | None = None,
+    max_points: int = 20_000,
+    on_scene: Callable[[], None] = lambda: None,
+) -> dict[str, list[Row]]:
+    """Rows of every table, one per scene and setting.
+
+    predict_with: the network for an index strategy.  long_side: pixels at the network.  max_gap: largest
+    distance between chosen frames.  max_points: see `offline.score_points`.  Raises UserError when a
+    sequence cannot be read or has too few frames.
+    """
+    rows: dict[str, list[Row]] = {table: [] for table in tables}
+    for sequence in sequences:
+        for (views, indices), group in _by_prediction(grid):
+            truth = read_views(spread_views(sequence, views, max_gap), long_side)
+            prediction = predict_with(indices)(truth.images)
+            for setting in group:
+                placed = offline.place(prediction, setting.head)
+                label = {"scene": sequence.name, "views": views, "head": setting.head, "indices": indices}
+                for table in tables:
+                    scores = _score(table, placed, truth, max_points)
+                    if scores is not None:
+                        rows[table].append({**label, **scores})
+        on_scene()
+    return rows
+
+
+def average(rows: Sequence[Row], by: Sequence[str]) -> list[Row]:
+    """Means over the scenes of rows that agree in the columns `by`, in the order of their first appearance.
+
+    Scenes whose score is not finite count in `failed` and in no mean of that score.
+    """
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[name] for name in by), []).append(row)
+    return [dict(zip(by, key, strict=True)) | _mean(group, by) for key, group in groups.items()]
+
+
+def _mean(rows: Sequence[Row], by: Sequence[str]) -> Row:
+    names = dict.fromkeys(name for row in rows for name in row if name != "scene" and name not in by)
+    values = {name: np.array([row.get(name, np.nan) for row in rows], dtype=np.float64) for name in names}
+    broken = np.any([np.isinf(column) for column in values.values()], axis=0)
+    means = {
+        name: float(column[np.isfinite(column)].mean()) if np.isfinite(column).any() else float("nan")
+        for name, column in values.items()
+    }
+    return {"scenes": len(rows), "failed": int(broken.sum()), **means}
+
+
+def _by_prediction(grid: Sequence[Setting]) -> Iterator[tuple[tuple[int, str], list[Setting]]]:
+    """Settings that share one forward pass."""
+    groups: dict[tuple[int, str], list[Setting]] = {}
+    for setting in grid:
+        groups.setdefault((setting.views, setting.indices), []).append(setting)
+    yield from groups.items()
+
+
+def _score(
+    table: str, placed: offline.PlacedViews, truth: Views, max_points: int
+) -> Mapping[str, float] | None:
+    """None for a table that needs depth where there is none, or more views than there are."""
+    views = len(truth.images)
+    if table == "pose":
+        return offline.score_poses(placed, truth) if views > 1 else None
+    if table == "trajectory":
+        return offline.score_trajectory(placed, truth) if views > 2 else None
+    if truth.depth is None or not truth.valid.any():
+        return None
+    if table == "depth":
+        return offline.score_depth(placed, truth)
+    if table == "reconstruction":
+        return offline.score_points(placed, truth, max_points)
+    raise UserError(f"no table is called {table!r}; known are {', '.join(OFFLINE_TABLES)}")
