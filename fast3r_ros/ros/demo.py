@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -70,10 +70,10 @@ class Demo:
 
     def start_mapping(self) -> None:
         """Start the mapping node and wait until it is ready for images."""
-        parameters: dict[str, str | int] = {
-            "model": self._model,
-            "map_directory": str(self.output),
-            "output.path_length": 1_000_000,
+        parameters = {
+            "model": quoted(self._model),
+            "map_directory": quoted(str(self.output)),
+            "output.path_length": "1000000",
         }
         mapping = self._start("mapping_node", parameters)
         self._spin_until(
@@ -84,7 +84,9 @@ class Demo:
 
     def play(self) -> int:
         """Play the source in real time and show progress; returns the number of images that came."""
-        replay = self._start("replay_node", {"source": self._source_name})
+        # Stamps of now, as a camera driver gives them, make latencies meaningful.
+        options = {"source": quoted(self._source_name), "restamp": "true", "ground_truth": "true"}
+        replay = self._start("replay_node", options)
         self._spin_until(
             lambda: bool(self.listener.images), SILENCE_SECONDS, "the replay node sends no images"
         )
@@ -112,11 +114,11 @@ class Demo:
         assert status is not None, "start_mapping has waited for one"
         return status
 
-    def _start(self, program: str, parameters: dict[str, str | int]) -> Child:
+    def _start(self, program: str, parameters: Mapping[str, str]) -> Child:
         path = Path(get_package_prefix("fast3r_ros"), "lib", "fast3r_ros", program)
         command: list[str | Path] = [path, "--ros-args"]
         for name, value in parameters.items():
-            command += ["-p", f'{name}:="{value}"' if isinstance(value, str) else f"{name}:={value}"]
+            command += ["-p", f"{name}:={value}"]
         child = Child(program, command, os.environ, self.output / f"{program}.log")
         self._children.append(child)
         return child
@@ -189,6 +191,11 @@ def use_private_domain() -> None:
     """Keep the demo's topics on this machine and, unless ROS_DOMAIN_ID is set, apart from others' here."""
     os.environ.setdefault("ROS_DOMAIN_ID", str(1 + os.getpid() % 100))
     os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
+
+
+def quoted(text: str) -> str:
+    """Text as the YAML string that a parameter on the command line is, so that 007 stays a name."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _set_signals(action: Any) -> None:

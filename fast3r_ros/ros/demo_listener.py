@@ -8,8 +8,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-from geometry_msgs.msg import PoseStamped
-from nav_msgs.msg import Path
+from nav_msgs.msg import Odometry, Path
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image, PointCloud2
@@ -64,7 +63,7 @@ class DemoListener(Node):
         self._depth: dict[int, Float32] = {}
         subscriptions: tuple[tuple[Any, str, Any, QoSProfile], ...] = (
             (Image, "image", self._on_image, RELIABLE_FEW),
-            (PoseStamped, "truth", self._on_truth, RELIABLE),
+            (Odometry, "ground_truth", self._on_truth, RELIABLE),
             (MappingStatus, f"{NODE}/status", self._on_status, RELIABLE_FEW),
             (WindowEstimate, f"{NODE}/window", self.windows.append, RELIABLE),
             (Path, f"{NODE}/path", self._on_path, LATCHED),
@@ -136,8 +135,8 @@ class DemoListener(Node):
             unused = next((s for s in self._small if s not in self._confidence), stamp)
             del self._small[unused]
 
-    def _on_truth(self, message: PoseStamped) -> None:
-        self.truth[ns_from_stamp(message.header.stamp)] = matrix_from_pose(message.pose)
+    def _on_truth(self, message: Odometry) -> None:
+        self.truth[ns_from_stamp(message.header.stamp)] = matrix_from_pose(message.pose.pose)
 
     def _on_status(self, message: MappingStatus) -> None:
         self.status = message

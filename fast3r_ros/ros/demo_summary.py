@@ -63,7 +63,7 @@ def summary(listener: DemoListener, status: MappingStatus, sent: int) -> dict[st
     lines = {
         "frames": f"{sent} played, {status.frames_received} received, {status.frames_used} used"
         + (f"; left out: {drops}" if drops else ""),
-        "windows": f"{status.windows} of at most {status.window_size} views, {status.windows_rejected} rejected",
+        "windows": f"{status.windows} (up to {status.window_size} views), {status.windows_rejected} rejected",
         "map": f"{status.map_points:,} points in {unit(status)}, {status.map_bytes / 1e6:.0f} MB",
         "published": ", ".join(
             f"{listener.at_input(topic)}/{len(listener.published[topic])} {name}"

@@ -1,0 +1,112 @@
+"""What the package says about itself in several places must agree."""
+
+import ast
+import configparser
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+import fast3r_ros
+
+ROOT = Path(__file__).resolve().parents[2]
+UNPINNED = {"numpy": "build.txt"}  # pinned in core.txt
+
+
+def setup_cfg():
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    return config
+
+
+def entry_points(group):
+    lines = setup_cfg()["options.entry_points"][group].strip().splitlines()
+    return dict(tuple(part.strip() for part in line.split("=")) for line in lines)
+
+
+def requirements(name):
+    lines = (ROOT / "requirements" / f"{name}.txt").read_text().splitlines()
+    return [Requirement(line) for line in lines if line and not line.startswith("#")]
+
+
+def defined_functions(module):
+    path = ROOT / (module.replace(".", "/") + ".py")
+    if not path.is_file():
+        path = ROOT / module.replace(".", "/") / "__init__.py"
+    return {node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)}
+
+
+def test_versions_agree():
+    package = ElementTree.parse(ROOT / "package.xml").getroot()
+    assert package.findtext("version") == fast3r_ros.__version__
+    assert package.get("format") == "3"
+
+
+@pytest.mark.parametrize("group", ["console_scripts", "fast3r_ros.programs"])
+def test_every_program_exists(group):
+    for name, target in entry_points(group).items():
+        module, function = target.split(":")
+        assert function in defined_functions(module), f"{name} = {target}"
+
+
+def test_programs_are_written_from_the_one_list(tmp_path):
+    script = ROOT / "scripts" / "write_programs.py"
+    subprocess.run([sys.executable, script, ROOT / "setup.cfg", tmp_path], check=True)
+    assert {path.name for path in tmp_path.iterdir()} == set(entry_points("fast3r_ros.programs"))
+    for path in tmp_path.iterdir():
+        assert path.stat().st_mode & 0o111 == 0o111
+        assert path.read_text().startswith(f"#!{sys.executable}\n")
+
+
+def test_every_requirement_is_pinned():
+    for path in (ROOT / "requirements").glob("*.txt"):
+        for requirement in requirements(path.stem):
+            pinned = [specifier.operator for specifier in requirement.specifier] == ["=="]
+            assert pinned or UNPINNED.get(requirement.name) == path.name, f"{path.name}: {requirement}"
+
+
+@pytest.mark.parametrize(
+    ("extra", "file"), [(None, "core"), ("train", "train"), ("viewer", "viewer"), ("ros", "ros-kilted")]
+)
+def test_pins_lie_in_the_ranges_that_pip_install_allows(extra, file):
+    config = setup_cfg()
+    section = config["options.extras_require"][extra] if extra else config["options"]["install_requires"]
+    lines = [line for line in section.strip().splitlines() if line and not line.startswith("#")]
+    ranges = {Requirement(line).name.lower(): Requirement(line).specifier for line in lines}
+    pins = {}
+    for requirement in requirements(file):
+        pins.setdefault(requirement.name.lower(), []).append(next(iter(requirement.specifier)).version)
+    assert ranges.keys() <= pins.keys()
+    if extra != "ros":  # ros-kilted.txt also holds what builds messages
+        assert ranges.keys() == pins.keys()
+    for name, allowed in ranges.items():
+        assert all(allowed.contains(version) for version in pins[name]), name
+
+
+def test_what_the_nodes_import_is_declared_to_rosdep():
+    package = ElementTree.parse(ROOT / "package.xml").getroot()
+    declared = {element.text for element in package if element.tag.endswith("depend")}
+    ours = {"rclpy", "cv_bridge", "sensor_msgs_py", "tf_transformations", "tf2_ros"}
+    for path in [*(ROOT / "fast3r_ros" / "ros").glob("*.py"), *(ROOT / "launch").glob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            roots = {module.split(".")[0] for module in modules}
+            ours |= {r for r in roots if re.search(r"_msgs$|_srvs$|_interfaces$|^launch|^ament_index", r)}
+    assert ours <= declared
+
+
+@pytest.mark.parametrize(
+    "folder", ["model", "geometry", "mapping", "synthetic", "io", "training", "evaluation", "cli"]
+)
+def test_the_core_imports_no_ros(folder):
+    forbidden = re.compile(r"rclpy|.*_msgs$|fast3r_ros\.(ros|msg|srv)\b")
+    for path in (ROOT / "fast3r_ros" / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not [m for m in modules if forbidden.match(m)], path

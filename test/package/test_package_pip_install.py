@@ -1,0 +1,83 @@
+"""`pip install .` gives the ROS-free core and the `fast3r` command, where there is no ROS."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PYTHON = ROOT / ".venv-core" / "bin" / "python"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Runs Python code with the package installed into a folder of its own, away from the sources."""
+    assert PYTHON.exists(), "make it with: scripts/setup_environment.py --for core --distro none"
+    target = tmp_path_factory.mktemp("installed")
+    environ = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "LANG")}
+    command = [PYTHON, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
+    sources = tmp_path_factory.mktemp("sources") / "fast3r_ros"
+    files = subprocess.run(
+        [
+            "git",
+            "ls-files",
+            "-co",
+            "--exclude-standard",
+            "fast3r_ros",
+            "setup.py",
+            "setup.cfg",
+            "pyproject.toml",
+        ]
+        + ["README.md", "LICENSE"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    for name in files:  # a build writes beside the sources; the repository stays clean
+        (sources / name).parent.mkdir(parents=True, exist_ok=True)
+        (sources / name).write_bytes((ROOT / name).read_bytes())
+    subprocess.run([*command, "--target", target, sources], env=environ, check=True, cwd=sources)
+    environ["PYTHONPATH"] = str(target)
+
+    def run_code(*arguments):
+        return subprocess.run(
+            [PYTHON, *arguments], env=environ, cwd=target, capture_output=True, text=True, check=False
+        )
+
+    run_code.target = target
+    return run_code
+
+
+def test_the_command_is_installed_and_helps_quickly(run):
+    result = run(run.target / "bin" / "fast3r", "--help")
+    assert result.returncode == 0, result.stderr
+    assert "reconstruct" in result.stdout
+
+
+def test_importing_the_package_imports_neither_torch_nor_ros(run):
+    code = "import sys, fast3r_ros; print(fast3r_ros.__file__); print({'torch', 'rclpy', 'cv2'} & set(sys.modules))"
+    result = run("-c", code)
+    file, modules = result.stdout.splitlines()
+    assert file.startswith(str(run.target))
+    assert modules == "set()"
+
+
+def test_there_is_no_ros_and_the_core_imports(run):
+    code = """
+import importlib, importlib.util, pkgutil, fast3r_ros
+assert importlib.util.find_spec("rclpy") is None and importlib.util.find_spec("std_msgs") is None
+for module in pkgutil.walk_packages(fast3r_ros.__path__, "fast3r_ros."):
+    if not module.name.startswith("fast3r_ros.ros") and not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+        print(module.name)
+"""
+    result = run("-c", code)
+    assert result.returncode == 0, result.stderr
+    assert "fast3r_ros.mapping.mapper" in result.stdout
+
+
+def test_package_data_is_installed(run):
+    assert (run.target / "fast3r_ros" / "py.typed").is_file()
+    assert (run.target / "fast3r_ros" / "weights" / "demo" / "config.json").is_file()
