@@ -18,6 +18,8 @@ from fast3r_ros.errors import UserError
 COMMANDS = (
     ("reconstruct", "fast3r_ros.cli.reconstruct", "map a video, an image folder or a rosbag2"),
     ("view", "fast3r_ros.cli.view", "look at a map in the browser"),
+    ("convert", "fast3r_ros.cli.convert", "write a result in another format"),
+    ("info", "fast3r_ros.cli.info", "say what a checkpoint, a map, a bag or a video holds"),
     ("golden", "fast3r_ros.cli.golden", "check the network against a folder of golden cases"),
     ("benchmark", "fast3r_ros.cli.benchmark", "measure and print one JSON document"),
     ("evaluate", "fast3r_ros.cli.evaluate", "measure a model's accuracy against ground truth"),

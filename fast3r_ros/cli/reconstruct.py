@@ -60,12 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Reconstruct; the exit status is 0, or 130 when Ctrl-C left a partial result."""
-    from fast3r_ros.io.offline import Progress, map_source, write_results
-    from fast3r_ros.io.recorder import Recorder
-    from fast3r_ros.io.report import write_report
+    """Reconstruct; the exit status is 0, 1 for an empty map, or 130 when Ctrl-C left a partial result."""
     from fast3r_ros.io.sources import choose_indices, open_source
-    from fast3r_ros.mapping.mapper import Mapper
 
     if arguments.resume and _is_complete(arguments.output):
         return 0
@@ -74,12 +70,15 @@ def run(arguments: argparse.Namespace) -> int:
         len(source), source.rate_hz, rate_hz=arguments.rate, max_views=arguments.max_views
     )
     config = mapper_config(arguments, len(indices))
-    # until the end, the report says that the result is partial; and a folder that cannot be written shows now
-    write_report(
-        arguments.output / "report.json", {"complete": False, "stopped": "still running", "frames": 0}
-    )
-    recorder, progress = Recorder(arguments.output), Progress()
+    # only now, so that wrong use is told without waiting for PyTorch
+    from fast3r_ros.io.offline import Progress, begin_results, map_source, write_results
+    from fast3r_ros.io.recorder import Recorder
+    from fast3r_ros.mapping.mapper import Mapper
+
+    progress = Progress()
     mapper = Mapper(_load_network(arguments, progress.timings), config)
+    begin_results(arguments.output)
+    recorder = Recorder(arguments.output)
     settings = {**{name: value for name, value in vars(arguments).items() if name != "command"}}
     settings["parameters"] = config.to_flat()
     show = _Show(arguments, len(indices), mapper, recorder)
@@ -94,7 +93,9 @@ def run(arguments: argparse.Namespace) -> int:
         show.close()
         report = write_results(arguments.output, source, mapper, recorder, progress, settings)
     _print_summary(arguments.output, report)
-    return INTERRUPTED if progress.stopped else 0
+    if progress.stopped:
+        return INTERRUPTED
+    return 0 if report["map_points"] else 1
 
 
 def mapper_config(arguments: argparse.Namespace, views: int) -> MapperConfig:
@@ -243,6 +244,8 @@ def _print_summary(output: Path, report: dict[str, Any]) -> None:
     if error:
         share = f"{error['share_of_path']:.1%} of the path"
         print(f"trajectory error: {error['rmse']} m RMSE, {share} of {error['path']} m")
+    if not report["map_points"]:
+        print("the map is empty: no window of this source could be reconstructed with this model")
     if report["stopped"]:
         print(f"partial result: {report['stopped']}")
     print(f"results in {output}: start with {output / 'preview.png'}")

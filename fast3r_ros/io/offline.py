@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,7 @@ import numpy as np
 from fast3r_ros.geometry.similarity import fit_similarity
 from fast3r_ros.io.cameras import write_cameras
 from fast3r_ros.io.colmap import write_colmap
+from fast3r_ros.io.files import writable
 from fast3r_ros.io.glb import write_glb
 from fast3r_ros.io.pcd import write_pcd
 from fast3r_ros.io.ply import write_ply
@@ -24,6 +26,37 @@ from fast3r_ros.io.sources import Source
 from fast3r_ros.io.trajectory import write_trajectory
 from fast3r_ros.mapping.data import Float64, PoseEstimate, WindowResult
 from fast3r_ros.mapping.mapper import Mapper
+
+RESULTS = (
+    "map.ply",
+    "map.pcd",
+    "map.glb",
+    "trajectory.txt",
+    "cameras.json",
+    "preview.png",
+    "report.json",
+    "sparse",
+    "images",
+    "depth",
+    "confidence",
+)
+
+
+def begin_results(directory: Path) -> None:
+    """Make the folder, remove an earlier run's results, and leave a report that says `complete: false`.
+
+    So a run that is killed does not look finished.  Raises UserError when the folder cannot be written.
+    """
+    with writable(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        for name in RESULTS:
+            path = directory / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+    unfinished = {"complete": False, "stopped": "still running, or killed", "frames": 0}
+    write_report(directory / "report.json", unfinished)
 
 
 @dataclass
@@ -100,7 +133,8 @@ def write_results(
     write_trajectory(directory / "trajectory.txt", trajectory)
     write_cameras(directory / "cameras.json", cameras, unit=unit)
     write_colmap(directory / "sparse" / "0", cloud, cameras)
-    write_glb(directory / "map.glb", cloud, cameras)
+    if cameras:  # an empty scene is no glTF file
+        write_glb(directory / "map.glb", cloud, cameras)
     error = trajectory_error(trajectory, source.truth)
     write_preview(
         directory / "preview.png",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,6 @@ from fast3r_ros.mapping.data import ViewEstimate
 from fast3r_ros.mapping.map import Keyframe
 
 _MAX_SAMPLES = 24
-FOLDERS = ("images", "depth", "confidence")
 
 
 class Recorder:
@@ -24,8 +22,6 @@ class Recorder:
         self._sizes: dict[int, tuple[int, int]] = {}
         self._samples: list[ViewEstimate] = []
         self._every = 1
-        for folder in FOLDERS:  # a shorter run must not leave pictures of an earlier one
-            shutil.rmtree(directory / folder, ignore_errors=True)
 
     def add(self, views: Iterable[ViewEstimate]) -> None:
         """Note the views of a window; those that were in an earlier window are known already.

@@ -25,6 +25,15 @@ COMPRESSED_IMAGE = "sensor_msgs/msg/CompressedImage"
 CAMERA_INFO = "sensor_msgs/msg/CameraInfo"
 
 
+def bag_topics(path: Path) -> list[str]:
+    """What a bag holds: `TOPIC (TYPE, N messages)`.  Raises UserError when it cannot be read."""
+    with _open(path) as reader:
+        return [
+            f"{connection.topic} ({connection.msgtype}, {connection.msgcount} messages)"
+            for connection in sorted(reader.connections, key=lambda connection: connection.topic)
+        ]
+
+
 class RosBag:
     """The images of one topic of a bag, in recorded order, rectified when the bag has their CameraInfo.
 
@@ -35,8 +44,8 @@ class RosBag:
         self.name = str(path)
         self.skipped: list[SkippedFrame] = []
         self.truth: Mapping[int, Float64] | None = None
-        self._file = _readable_path(path)
-        with self._open() as reader:
+        self._path = path
+        with _open(path) as reader:
             self._topic = topic or _only_image_topic(reader, self.name)
             connections = [c for c in reader.connections if c.topic == self._topic]
             if not any(c.msgtype in (IMAGE, COMPRESSED_IMAGE) for c in connections):
@@ -68,7 +77,7 @@ class RosBag:
         """
         wanted = set(indices)
         read = 0
-        with self._open() as reader:
+        with _open(self._path) as reader:
             connections = [c for c in reader.connections if c.topic == self._topic]
             messages = enumerate(reader.messages(connections))
             while True:
@@ -91,14 +100,6 @@ class RosBag:
         if wanted and not read:
             reason = self.skipped[-1].reason if self.skipped else "it has no messages"
             raise UserError(f"no image of {self._topic} in {self.name} can be read: {reason}")
-
-    def _open(self) -> AnyReader:
-        try:
-            return _OpenedReader([self._file], default_typestore=get_typestore(Stores.ROS2_HUMBLE))
-        except PermissionError:
-            raise
-        except Exception as error:
-            raise UserError(f"{self.name} is not a bag that can be read: {_reason(error)}") from error
 
     def _frame(self, message: Any, time_ns: int) -> Frame:
         if hasattr(message, "format"):
@@ -143,6 +144,16 @@ class RosBag:
             except UserError:
                 return None  # an uncalibrated driver publishes zeros; the focal length is then estimated
         return None
+
+
+def _open(path: Path) -> AnyReader:
+    file = _readable_path(path)
+    try:
+        return _OpenedReader([file], default_typestore=get_typestore(Stores.ROS2_HUMBLE))
+    except PermissionError:
+        raise
+    except Exception as error:
+        raise UserError(f"{path} is not a bag that can be read: {_reason(error)}") from error
 
 
 class _OpenedReader(AnyReader):

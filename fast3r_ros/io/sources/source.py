@@ -62,7 +62,7 @@ def open_source(text: str | Path, *, topic: str | None = None, rate_hz: float | 
     if text == "synthetic" or text.startswith("synthetic:"):
         from fast3r_ros.io.sources.synthetic import SyntheticSource
 
-        return SyntheticSource(text.partition(":")[2])
+        return SyntheticSource.demo(text.partition(":")[2])
     if not path.exists():
         if any(character in text for character in "*?["):
             from fast3r_ros.io.sources.images import ImageFiles

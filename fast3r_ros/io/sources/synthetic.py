@@ -7,26 +7,32 @@ from collections.abc import Iterator, Mapping, Sequence
 from fast3r_ros.errors import UserError
 from fast3r_ros.io.sources.source import SkippedFrame
 from fast3r_ros.mapping.data import Float64, Frame
-from fast3r_ros.synthetic.sequence import demo_sequence
+from fast3r_ros.synthetic.sequence import SyntheticSequence, demo_sequence
 
 
 class SyntheticSource:
-    """The sequence that `make demo` maps; `seconds` shortens or lengthens it.  See `Source`."""
+    """Frames of a synthetic sequence, rendered when they are asked for.  See `Source`."""
 
-    def __init__(self, seconds: str = ""):
-        try:
-            self._sequence = demo_sequence(float(seconds)) if seconds else demo_sequence()
-        except ValueError as error:
-            raise UserError(f"synthetic:{seconds} is no length in seconds; give synthetic:12") from error
-        if not len(self._sequence):
-            raise UserError(f"synthetic:{seconds} has no frames; give more seconds")
+    def __init__(self, sequence: SyntheticSequence):
+        self._sequence = sequence
         self.name = "synthetic"
-        self.rate_hz = self._sequence.rate
+        self.rate_hz = sequence.rate
         self.skipped: list[SkippedFrame] = []
         self.truth: Mapping[int, Float64] | None = {
-            self._sequence.stamp_ns(index): world_from_camera
-            for index, world_from_camera in enumerate(self._sequence.world_from_camera)
+            sequence.stamp_ns(index): world_from_camera
+            for index, world_from_camera in enumerate(sequence.world_from_camera)
         }
+
+    @classmethod
+    def demo(cls, seconds: str = "") -> SyntheticSource:
+        """The walk that `make demo` maps; `seconds` shortens it.  Raises UserError for no such length."""
+        try:
+            sequence = demo_sequence(float(seconds)) if seconds else demo_sequence()
+        except ValueError as error:
+            raise UserError(f"synthetic:{seconds} is no length in seconds; give synthetic:12") from error
+        if len(sequence) < 2:
+            raise UserError(f"synthetic:{seconds} is too short; give a second or more")
+        return cls(sequence)
 
     def __len__(self) -> int:
         """Number of frames."""

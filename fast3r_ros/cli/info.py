@@ -1,0 +1,108 @@
+"""`fast3r info`: what a checkpoint, a result, a bag, a video or a folder of images holds."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from fast3r_ros.errors import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The sub-command's arguments."""
+    parser.add_argument(
+        "what", help="demo or a checkpoint folder, a folder of results or a .ply, or any source of frames"
+    )
+    parser.add_argument("--topic", help="image topic of a bag that has several")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print `name: value` lines, or JSON."""
+    facts = describe(arguments.what, arguments.topic)
+    if arguments.json:
+        print(json.dumps(facts, indent=2))
+        return 0
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        text = ", ".join(map(str, value)) if isinstance(value, list) else value
+        print(f"{name:<{width}}  {text}")
+    return 0
+
+
+def describe(what: str, topic: str | None = None) -> dict[str, Any]:
+    """The facts of whatever `what` names.  Raises UserError when it is nothing that can be read."""
+    path = Path(what)
+    if what == "demo" or (path / "config.json").is_file():
+        return _describe_checkpoint(what)
+    if path.suffix.lower() == ".ply" or (path / "map.ply").is_file():
+        return _describe_results(path)
+    return _describe_source(what, topic)
+
+
+def _describe_checkpoint(name: str) -> dict[str, Any]:
+    import torch
+
+    from fast3r_ros.model import Fast3R
+    from fast3r_ros.model.checkpoint import locate, read_config
+
+    files = locate(name)
+    config = read_config(files)
+    with torch.device("meta"):
+        model = Fast3R(config)
+    encoder, decoder = config.encoder, config.decoder
+    return {
+        "kind": "checkpoint",
+        "parameters": sum(tensor.numel() for tensor in model.parameters()),
+        "megabytes on disk": round(sum(file.stat().st_size for file in files.weights) / 1e6, 1),
+        "image size": config.image_size,
+        "encoder": f"{encoder.depth} blocks of width {encoder.embed_dim}",
+        "fusion": f"{decoder.depth} blocks of width {decoder.embed_dim}",
+        "local head": config.head.with_local_head,
+    }
+
+
+def _describe_results(path: Path) -> dict[str, Any]:
+    import numpy as np
+
+    from fast3r_ros.io.results import read_results
+
+    results = read_results(path)
+    facts: dict[str, Any] = {"kind": "map", "points": len(results.cloud.points), "unit": results.unit}
+    if len(results.cloud.points):
+        low, high = results.cloud.points.min(0), results.cloud.points.max(0)
+        facts["extent x y z"] = [round(float(side), 3) for side in high - low]
+        facts["median confidence"] = round(float(np.median(results.cloud.confidence)), 2)
+    facts["cameras"] = len(results.cameras)
+    report = path / "report.json"
+    if report.is_file():
+        content = json.loads(report.read_text(encoding="utf-8"))
+        facts["complete"] = content["complete"]
+        facts["source"] = content.get("source", "unknown")
+    return facts
+
+
+def _describe_source(what: str, topic: str | None) -> dict[str, Any]:
+    from fast3r_ros.io.sources import open_source
+    from fast3r_ros.io.sources.rosbag import bag_topics
+    from fast3r_ros.io.sources.source import is_bag
+
+    facts: dict[str, Any] = {"kind": "source"}
+    if is_bag(Path(what)):
+        facts = {"kind": "bag", "topics": bag_topics(Path(what))}
+    try:
+        source = open_source(what, topic=topic)
+    except UserError as error:
+        if facts["kind"] == "bag":  # its topics are known all the same
+            return {**facts, "images": str(error)}
+        raise
+    frame = next(iter(source.frames([0])))
+    height, width = frame.image.shape[:2]
+    facts["frames"] = len(source)
+    facts["frames per second"] = round(source.rate_hz, 2)
+    facts["image size"] = f"{width} x {height}"
+    facts["camera"] = frame.camera
+    facts["intrinsics"] = "known" if frame.intrinsics is not None else "unknown"
+    return facts

@@ -1,0 +1,180 @@
+"""`fast3r reconstruct` as people call it: in its own process, on real files, and with what goes wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import pytest
+from evo.tools import file_interface
+
+from fast3r_ros.cli import main
+from fast3r_ros.io.results import read_results
+
+# random weights never pass the gates; what is tested here is the command, not the map
+NO_GATES = ("--set", "registration.min_view_share=0", "--set", "registration.min_inlier_share=0")
+FILES = {"map.ply", "map.pcd", "map.glb", "trajectory.txt", "cameras.json", "preview.png", "report.json"}
+
+
+def reconstruct(*arguments: object) -> int:
+    """The command in this process, which saves the start of another; the status that it would end with."""
+    return main(["reconstruct", *map(str, arguments)])
+
+
+@pytest.mark.parametrize("mode", ["window", "all"])
+def test_every_file_is_written(tmp_path, small_model, video, mode):
+    output = tmp_path / "out"
+    assert reconstruct(video, "--model", small_model, "--output", output, "--mode", mode, *NO_GATES) == 0
+    assert {path.name for path in output.iterdir() if path.is_file()} == FILES
+    report = json.loads((output / "report.json").read_text())
+    assert report["complete"]
+    assert report["frames"] == 30
+    results = read_results(output, with_images=True)
+    assert len(results.cloud.points) == report["map_points"] > 0
+    assert len(results.cameras) == len(results.images) == report["keyframes"]
+    if mode == "all":
+        assert report["keyframes"] == 30, "one pass over all views, none left out"
+        assert report["windows"] == 1
+    trajectory = file_interface.read_tum_trajectory_file(output / "trajectory.txt")
+    assert trajectory.num_poses == report["keyframes"]
+    for folder in ("images", "depth", "confidence"):
+        assert len(list((output / folder).glob("*.png"))) == report["keyframes"]
+    assert cv2.imread(str(output / "preview.png")).shape[1] == 1600
+
+
+def test_rate_and_maximum_of_views(tmp_path, small_model, video):
+    common = (video, "--model", small_model, "--mode", "all", *NO_GATES)
+    reconstruct(*common, "--output", tmp_path / "a", "--rate", 2)
+    reconstruct(*common, "--output", tmp_path / "b", "--rate", 5, "--max-views", 4)
+    frames = [json.loads((tmp_path / name / "report.json").read_text())["frames"] for name in "ab"]
+    assert frames == [6, 4]
+
+
+def wrong_uses(folder: Path, model: Path, video: Path) -> dict[str, tuple[list[object], str]]:
+    """What people get wrong -> the arguments and words that the one line must have."""
+    (folder / "empty").mkdir()
+    (folder / "text.mp4").write_text("a text\n" * 100)
+    (folder / "a_file").write_text("")
+    good = ["--model", model, "--output", folder / "out"]
+    return {
+        "no source": ([folder / "missing.mp4", *good], "missing.mp4"),
+        "empty folder": ([folder / "empty", *good], "no images in"),
+        "text as video": ([folder / "text.mp4", *good], "not a video"),
+        "no model": ([video, "--model", folder / "nowhere", "--output", folder / "out"], "nowhere"),
+        "unknown parameter": ([video, *good, "--set", "window.sise=8"], "window.sise"),
+        "parameter out of range": ([video, *good, "--set", "window.size=100000"], "window.size"),
+        "no assignment": ([video, *good, "--set", "window.size"], "no assignment"),
+        "unknown scale": ([video, *good, "--scale", "inches=3"], "inches"),
+        "no such GPU": ([video, *good, "--device", "cuda:9"], "cuda:9"),
+        "output is a file": ([video, "--model", model, "--output", folder / "a_file"], "cannot write"),
+        "output below a file": (
+            [video, "--model", model, "--output", folder / "a_file" / "x"],
+            "cannot write",
+        ),
+    }
+
+
+WRONG = """no source, empty folder, text as video, no model, unknown parameter, parameter out of range,
+no assignment, unknown scale, no such GPU, output is a file, output below a file"""
+
+
+@pytest.mark.parametrize("case", WRONG.replace("\n", " ").split(", "))
+def test_wrong_use_is_one_clear_line_and_status_2(tmp_path, small_model, video, case, capfd):
+    arguments, words = wrong_uses(tmp_path, small_model, video)[case]
+    assert reconstruct(*arguments) == 2
+    lines = capfd.readouterr().err.strip().splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("fast3r reconstruct: ")
+    assert words in lines[0]
+
+
+def test_a_process_ends_with_the_status_and_no_traceback(fast3r, tmp_path):
+    done = fast3r("reconstruct", tmp_path / "missing.mp4", "--output", tmp_path / "out")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_broken_image_is_skipped_counted_and_named(tmp_path, small_model, video, capsys):
+    images = tmp_path / "images"
+    images.mkdir()
+    capture = cv2.VideoCapture(str(video))
+    for index in range(8):
+        cv2.imwrite(str(images / f"{index}.jpg"), capture.read()[1])
+    (images / "3.jpg").write_bytes((images / "3.jpg").read_bytes()[:400])
+    output = tmp_path / "out"
+    assert reconstruct(images, "--model", small_model, "--output", output, *NO_GATES) == 0
+    assert "3.jpg" in capsys.readouterr().out
+    report = json.loads((output / "report.json").read_text())
+    assert report["frames"] == 7
+    assert [Path(skipped["name"]).name for skipped in report["frames_skipped"]] == ["3.jpg"]
+
+
+def test_ctrl_c_keeps_a_partial_result_and_resume_says_that_it_restarts(
+    tmp_path, fast3r, child_environment, small_model, video
+):
+    output = tmp_path / "out"
+    frame = tmp_path / "frame.png"
+    cv2.imwrite(str(frame), cv2.VideoCapture(str(video)).read()[1])
+    (tmp_path / "long.txt").write_text("\n".join([frame.name] * 3000))
+    everything = ("--set", "keyframes.motion=0", "--set", "keyframes.max_similarity=1", *NO_GATES)
+    arguments = [
+        "reconstruct",
+        tmp_path / "long.txt",
+        "--model",
+        small_model,
+        "--output",
+        output,
+        *everything,
+    ]
+    command = [sys.executable, "-m", "fast3r_ros", *map(str, arguments)]
+    process = subprocess.Popen(command, env=child_environment, stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + 60
+    while len(list(output.glob("images/*.png"))) < 8:
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    report = json.loads((output / "report.json").read_text())
+    assert not report["complete"]
+    assert report["stopped"] == "interrupted"
+    assert 0 < report["frames"] < 3000
+    assert len(read_results(output).cameras) == report["keyframes"] > 0
+    arguments[1] = video
+    again = fast3r(*arguments, "--resume")
+    assert again.returncode == 0, again.stderr
+    assert "starts over from the first frame" in again.stdout
+    once_more = fast3r(*arguments, "--resume")
+    assert "complete result" in once_more.stdout
+    assert json.loads((output / "report.json").read_text())["frames"] == 30
+
+
+def test_full_disk_is_one_line_and_the_result_is_marked_partial(
+    tmp_path, child_environment, small_model, video
+):
+    if shutil.which("unshare") is None:
+        pytest.skip("no unshare on this system: a small disk cannot be mounted")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = f"mount -t tmpfs -o size=120k none {disk}"
+    if subprocess.run(["unshare", "-rm", "sh", "-c", mount], capture_output=True).returncode:
+        pytest.skip("mounting in a user namespace is not allowed here: a small disk cannot be mounted")
+    command = (
+        f"{mount} && {sys.executable} -m fast3r_ros reconstruct {video} --model {small_model} "
+        f"--output {disk}/out {' '.join(NO_GATES)}; status=$?; cat {disk}/out/report.json; exit $status"
+    )
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", command], env=child_environment, capture_output=True, text=True
+    )
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "disk is full" in done.stderr
+    assert json.loads(done.stdout)["complete"] is False
