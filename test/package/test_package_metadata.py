@@ -100,9 +100,10 @@ def test_what_the_nodes_import_is_declared_to_rosdep():
     assert ours <= declared
 
 
-@pytest.mark.parametrize(
-    "folder", ["model", "geometry", "mapping", "synthetic", "io", "training", "evaluation", "cli"]
-)
+CORE = ["model", "geometry", "mapping", "synthetic", "io", "training", "evaluation", "cli"]
+
+
+@pytest.mark.parametrize("folder", CORE)
 def test_the_core_imports_no_ros(folder):
     forbidden = re.compile(r"rclpy|.*_msgs$|fast3r_ros\.(ros|msg|srv)\b")
     for path in (ROOT / "fast3r_ros" / folder).rglob("*.py"):

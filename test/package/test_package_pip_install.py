@@ -8,6 +8,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = ROOT / ".venv-core" / "bin" / "python"
+SOURCES = ["fast3r_ros", "setup.py", "setup.cfg", "pyproject.toml", "README.md", "LICENSE"]
 
 
 @pytest.fixture(scope="module")
@@ -19,17 +20,7 @@ def run(tmp_path_factory):
     command = [PYTHON, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
     sources = tmp_path_factory.mktemp("sources") / "fast3r_ros"
     files = subprocess.run(
-        [
-            "git",
-            "ls-files",
-            "-co",
-            "--exclude-standard",
-            "fast3r_ros",
-            "setup.py",
-            "setup.cfg",
-            "pyproject.toml",
-        ]
-        + ["README.md", "LICENSE"],
+        ["git", "ls-files", "-co", "--exclude-standard", *SOURCES],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -57,7 +48,9 @@ def test_the_command_is_installed_and_helps_quickly(run):
 
 
 def test_importing_the_package_imports_neither_torch_nor_ros(run):
-    code = "import sys, fast3r_ros; print(fast3r_ros.__file__); print({'torch', 'rclpy', 'cv2'} & set(sys.modules))"
+    code = (
+        "import sys, fast3r_ros as f; print(f.__file__); print({'torch', 'rclpy', 'cv2'} & set(sys.modules))"
+    )
     result = run("-c", code)
     file, modules = result.stdout.splitlines()
     assert file.startswith(str(run.target))

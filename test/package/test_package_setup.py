@@ -15,14 +15,8 @@ SCRIPT = ROOT / "scripts" / "setup_environment.py"
 def run_setup(*arguments, **variables):
     environ = {name: value for name, value in os.environ.items() if name in ("HOME", "LANG", "PATH")}
     environ.update(variables)
-    return subprocess.run(
-        [sys.executable, SCRIPT, *arguments],
-        env=environ,
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-    )
+    command = [sys.executable, SCRIPT, *arguments]
+    return subprocess.run(command, env=environ, capture_output=True, text=True, check=False, cwd=ROOT)
 
 
 def assert_one_line(result, *parts):
