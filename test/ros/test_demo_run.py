@@ -1,0 +1,136 @@
+"""`make demo` from end to end, with real processes: what it leaves, what it says, how it stops."""
+
+import os
+import signal
+import subprocess
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from fast3r_ros.io.ply import read_ply
+from fast3r_ros.io.trajectory import read_trajectory
+
+ROOT = Path(__file__).resolve().parents[2]
+MARK = "FAST3R_TEST_RUN"
+
+
+class Demo:
+    """One `make demo` in a process group of its own, as a terminal starts it."""
+
+    def __init__(self, *variables, make="demo"):
+        self.mark = uuid.uuid4().hex
+        environ = {**os.environ, MARK: self.mark, "OMP_NUM_THREADS": "2"}
+        environ.pop("MAKEFLAGS", None)
+        self.process = subprocess.Popen(
+            ["make", make, *variables],
+            cwd=ROOT,
+            env=environ,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def press_ctrl_c(self):
+        """What a terminal does; returns the seconds until everything has ended, and the output."""
+        start = time.monotonic()
+        os.killpg(self.process.pid, signal.SIGINT)
+        output, _ = self.process.communicate(timeout=30)
+        while self.alive() and time.monotonic() - start < 30:
+            time.sleep(0.05)
+        return time.monotonic() - start, output
+
+    def alive(self):
+        """Command lines of the processes that this run started and that still live."""
+        found = []
+        for environ in Path("/proc").glob("[0-9]*/environ"):
+            try:
+                if f"{MARK}={self.mark}".encode() in environ.read_bytes():
+                    found.append((environ.parent / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+            except OSError:
+                continue  # it has ended, or is not ours
+        return found
+
+
+def test_the_demo_ends_by_itself_and_leaves_map_trajectory_and_picture(tmp_path):
+    demo = Demo("SOURCE=synthetic:8", f"OUTPUT={tmp_path}")
+    output, _ = demo.process.communicate(timeout=240)
+    assert demo.process.returncode == 0, output
+    assert not demo.alive()
+    lines = dict(line.split(maxsplit=1) for line in output.splitlines() if line[:1].islower())
+    assert {
+        "frames",
+        "windows",
+        "map",
+        "published",
+        "trajectory",
+        "latency",
+        "model",
+        "written",
+    } <= lines.keys()
+    assert lines["frames"].startswith("80 played, 80 received")
+    assert int(lines["windows"].split()[0]) >= 1
+    assert "RMSE" in lines["trajectory"]
+    for part in lines["published"].split(" at ")[0].split(", "):
+        good, total = part.split()[0].split("/")
+        assert good == total != "0", lines["published"]
+    assert len(read_ply(tmp_path / "map.ply").points) == int(lines["map"].split()[0].replace(",", ""))
+    assert len(read_trajectory(tmp_path / "trajectory.txt")) >= 3
+    assert Image.open(tmp_path / "preview.png").width == 1600
+
+
+@pytest.mark.parametrize("seconds", [0.05, 0.5, 2.0, 5.0, 8.0, 12.0, 16.0])
+def test_ctrl_c_stops_everything_within_three_seconds(seconds, tmp_path):
+    demo = Demo(f"OUTPUT={tmp_path}")
+    time.sleep(seconds)
+    assert demo.process.poll() is None
+    taken, output = demo.press_ctrl_c()
+    assert not demo.alive()
+    assert taken < 3.0
+    assert "Traceback" not in output
+    assert demo.process.returncode != 0
+
+
+def test_killing_the_demo_leaves_no_node_behind(tmp_path):
+    environ = {**os.environ, MARK: uuid.uuid4().hex}
+    command = ["python", "-m", "fast3r_ros.ros.demo", "--output", tmp_path]
+    process = subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL)
+    log = tmp_path / "mapping_node.log"
+    deadline = time.monotonic() + 60
+    while not log.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(1.0)
+    process.kill()
+    process.wait()
+    watched = Demo.__new__(Demo)
+    watched.mark = environ[MARK]
+    deadline = time.monotonic() + 3
+    while watched.alive() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not watched.alive()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (("--source", "/no/such/file.mp4"), "/no/such/file.mp4"),
+        (("--source", "{tmp}/text.mp4"), "text.mp4"),
+        (("--source", "{tmp}/empty"), "empty"),
+        (("--model", "no-such-model"), "no-such-model"),
+        (("--model", "{tmp}/empty"), "empty"),
+        (("--output", "/proc/nowhere"), "/proc/nowhere"),
+    ],
+)
+def test_wrong_use_gets_one_line(arguments, part, tmp_path):
+    (tmp_path / "text.mp4").write_text("this is no video\n")
+    (tmp_path / "empty").mkdir()
+    arguments = [argument.format(tmp=tmp_path) for argument in arguments]
+    command = ["python", "-m", "fast3r_ros.ros.demo", "--output", str(tmp_path / "out"), *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert result.returncode == 2
+    assert part in result.stderr
+    assert len(result.stderr.splitlines()) == 1, result.stderr
+    assert result.stdout == ""
