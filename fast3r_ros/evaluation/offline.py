@@ -140,7 +140,10 @@ def score_depth(placed: PlacedViews, truth: Views) -> Scores:
     """AbsRel and delta<1.25 with one scale per view, the mean over the views."""
     assert truth.depth is not None
     rows = [depth_scores(*pair) for pair in zip(placed.depth, truth.depth, strict=True)]
-    return {name: float(np.nanmean([row[name] for row in rows])) for name in rows[0]}
+    scored = [row for row in rows if row["valid"] > 0]
+    if not scored:
+        return {"AbsRel": np.inf, "valid": 0.0}
+    return {name: float(np.mean([row[name] for row in scored])) for name in scored[0]}
 
 
 def score_points(placed: PlacedViews, truth: Views, max_points: int = 20_000) -> Scores:

@@ -1,0 +1,223 @@
+"""The evaluation: perfect answers score perfectly, wrong ones do not, and the command prints and writes it
+all.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fast3r_ros.cli import main
+from fast3r_ros.errors import UserError
+from fast3r_ros.evaluation import offline, tables
+from fast3r_ros.evaluation.datasets import synthetic
+from fast3r_ros.evaluation.datasets.posed import PosedFrame, PosedSequence
+from fast3r_ros.evaluation.mapped import score_mapper
+from fast3r_ros.evaluation.runner import OFFLINE_TABLES, SETTING, average, run_offline, settings
+from fast3r_ros.evaluation.views import Views, read_views
+from fast3r_ros.geometry.intrinsics import pixel_rays
+from fast3r_ros.geometry.rigid import inverse, transform_points
+from fast3r_ros.mapping.data import Reconstruction, UInt8
+from fast3r_ros.model import Fast3R, Fast3RConfig
+from fast3r_ros.synthetic.network_double import Disturbance, TrueNetwork
+from fast3r_ros.synthetic.sequence import demo_sequence
+
+SIZE = 112
+TINY = {
+    "encoder_args": {"embed_dim": 24, "depth": 1, "num_heads": 2, "img_size": SIZE},
+    "decoder_args": {"embed_dim": 24, "enc_embed_dim": 24, "depth": 10, "num_heads": 2},
+    "head_args": {
+        "with_local_head": True,
+        "dpt_reassemble_dims": [8, 8, 8, 8],
+        "dpt_feature_dim": 8,
+        "dpt_last_dim": 8,
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def walks() -> list:
+    return synthetic.short_walks("easy", 2, 6)
+
+
+@pytest.fixture(scope="module")
+def random_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("model")
+    Fast3R(Fast3RConfig.from_dict(TINY, "test")).eval().save_pretrained(folder)
+    return folder
+
+
+def true_answer(views: Views, scale: float = 0.37) -> Reconstruction:
+    """What a perfect network says, in its own scale."""
+    height, width = views.images.shape[1:3]
+    assert views.depth is not None
+    local = np.stack(
+        [
+            scale * pixel_rays(matrix, height, width) * depth[..., None]
+            for matrix, depth in zip(views.intrinsics, views.depth, strict=True)
+        ]
+    )
+    first_from_world = inverse(views.world_from_camera[0])
+    world = views.points_world().astype(np.float64)
+    points = scale * np.stack([transform_points(first_from_world, view) for view in world])
+    confidence = np.full(views.images.shape[:3], 5.0, np.float32)
+    own_scale = np.linspace(0.5, 2, len(local))[:, None, None, None]
+    return Reconstruction(
+        points.astype(np.float32), confidence, (own_scale * local).astype(np.float32), confidence
+    )
+
+
+@pytest.mark.parametrize("head", offline.HEADS)
+def test_a_perfect_network_scores_perfectly(walks: list, head: str) -> None:
+    views = read_views(walks[0].frames, SIZE)
+    placed = offline.place(true_answer(views), head)
+    poses = offline.score_poses(placed, views)
+    assert poses["RRA@5"] == poses["RTA@5"] == poses["placed"] == 1.0
+    assert poses["mAA(30)"] > 0.96
+    assert offline.score_trajectory(placed, views)["ate_percent"] < 0.5
+    depth = offline.score_depth(placed, views)
+    assert depth["AbsRel"] < 0.005
+    assert depth["delta<1.25"] > 0.999
+    points = offline.score_points(placed, views, max_points=0)
+    assert points["point_error"] < 1e-3
+    assert points["accuracy"] < 1e-2
+    assert points["normal_consistency"] > 0.9
+    assert points["f_score"] > 0.999
+
+
+def test_errors_show_in_the_tables_where_they_belong(walks: list) -> None:
+    views = read_views(walks[0].frames, SIZE)
+    answer = true_answer(views)
+    rng = np.random.default_rng(0)
+    noisy = answer.points_local * rng.normal(1, 0.1, (*answer.points_local.shape[:3], 1)).astype(np.float32)
+    placed = offline.place(replace(answer, points_local=noisy), "local")
+    assert 0.07 < offline.score_depth(placed, views)["AbsRel"] < 0.09  # mean of |N(0, 0.1)|
+    assert offline.score_poses(placed, views)["RRA@5"] == 1.0
+    assert offline.score_points(placed, views)["point_error"] > 0.03
+
+    swapped = replace(answer, points_global=np.roll(answer.points_global, 1, axis=0))
+    assert offline.score_poses(offline.place(swapped, "local"), views)["RRA@5"] < 0.9
+
+
+def test_only_the_confident_pixels_align(walks: list) -> None:
+    """Half of the pixels are far off and say so; the point error of the alignment does not follow them."""
+    views = read_views(walks[0].frames, SIZE)
+    answer = true_answer(views)
+    points, confidence = answer.points_global.copy(), answer.confidence_global.copy()
+    points[:, :, ::3] += 2.0
+    confidence[:, :, ::3] = 1.0
+    placed = offline.place(replace(answer, points_global=points, confidence_global=confidence), "global")
+    assert offline.score_points(placed, views)["point_error"] < 1e-3
+
+
+def test_a_network_without_a_local_head_is_told_how_to_be_evaluated(walks: list) -> None:
+    answer = true_answer(read_views(walks[0].frames, SIZE))
+    without = replace(answer, points_local=np.full_like(answer.points_local, np.nan))
+    assert offline.place(without, "global").poses.ok.all()
+    with pytest.raises(UserError, match="--heads global"):
+        offline.place(without, "local")
+
+
+def test_untrained_weights_score_near_chance(walks: list, random_model: Path) -> None:
+    model = Fast3R.from_pretrained(random_model)
+    rows = run_offline(
+        walks,
+        lambda indices: offline.predictor(model, indices),
+        settings([6], ["local"], ["spread"]),
+        ["pose"],
+        SIZE,
+    )
+    assert average(rows["pose"], SETTING)[0]["RRA@15"] < 0.3
+
+
+def test_the_grid_runs_every_setting_on_every_scene(walks: list) -> None:
+    calls = []
+
+    def predict_with(indices: str) -> offline.Predict:
+        def predict(images: UInt8) -> Reconstruction:
+            calls.append((indices, len(images)))
+            return true_answer(read_views(walks[0].frames[: len(images)], SIZE))
+
+        return predict
+
+    grid = settings([4, 2], offline.HEADS, offline.INDEX_STRATEGIES)
+    assert len(grid) == 12
+    rows = run_offline(walks, predict_with, grid, ["depth"], SIZE)
+    assert len(calls) == 2 * 2 * 3  # one pass serves both heads
+    mean = average(rows["depth"], SETTING)
+    assert [row["views"] for row in mean] == [2] * 6 + [4] * 6
+    assert all(row["scenes"] == 2 for row in mean)
+
+
+def test_failures_are_counted_and_not_averaged() -> None:
+    rows = [{"scene": "a", "views": 2, "ate": 1.0}, {"scene": "b", "views": 2, "ate": np.inf}]
+    assert average(rows, ["views"]) == [{"views": 2, "scenes": 2, "failed": 1, "ate": 1.0}]
+
+
+def test_published_rows_are_named_as_published() -> None:
+    report = {
+        "dataset": "co3d",
+        "model": "m",
+        "settings": {},
+        "tables": {"pose": {"mean": [{"views": 10, "RRA@15": 0.5}], "scenes": []}},
+    }
+    page = tables.markdown(report)
+    assert re.search(r"\| measured \| 10 \| 50\.0 \|", page)
+    assert re.search(r"\| published: Fast3R ViT-L 512 .* \| – \| 99\.7 \|", page)
+
+
+def test_the_mapper_is_scored_by_its_trajectory() -> None:
+    walk = demo_sequence(seconds=4.0, width=112, height=80)
+    frames = tuple(
+        PosedFrame(frame.stamp_ns, pose, walk.intrinsics, partial(np.asarray, frame.image))
+        for frame, pose in zip(walk, walk.world_from_camera, strict=True)
+    )
+    network = TrueNetwork(walk, Disturbance(), seed=0)
+    scores = score_mapper(PosedSequence("demo", frames), network)
+    assert scores["windows"] > 0
+    assert scores["ate_percent"] < 3
+    assert scores["tracked"] > 0.6
+
+
+def test_the_command_prints_and_writes_everything(
+    random_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--scenes", "2", "--views", "2", "4", "--heads", "local", "global"]
+    arguments += ["--tables", *OFFLINE_TABLES, "--cloud-points", "2000", "--device", "cpu"]
+    assert (
+        main(["evaluate", "--model", str(random_model), "--output", str(tmp_path / "out"), *arguments]) == 0
+    )
+    page = capsys.readouterr().out
+    for table in OFFLINE_TABLES:
+        assert f"## {table}" in page
+    report = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert len(report["tables"]["pose"]["mean"]) == 4
+    assert len(report["tables"]["pose"]["scenes"]) == 8
+    assert (tmp_path / "out" / "results.md").read_text() in page
+    assert {path.name for path in (tmp_path / "out").glob("*.png")} == {"pose.png", "reconstruction.png"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--dataset", "tum"], "--data-root is missing"),
+        (["--dataset", "kitti", "--data-root", "."], "'kitti'"),
+        (["--views", "0"], "--views is 0"),
+        (["--device", "cuda:99", "--scenes", "1"], "cuda:99"),
+    ],
+)
+def test_wrong_use_gets_one_line(
+    random_model: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", "--model", str(random_model), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
