@@ -25,6 +25,7 @@ class DataConfig:
     full motion.  walks, look_arounds: shares of samples that are walks and turns on the spot; the rest are
     unordered views.  exposure: largest change of brightness per view; noise: standard deviation per pixel,
     both relative to white.  partial: share of views of which a rectangle is blanked and left out of the loss.
+    samples: how many different samples there are; 0 means no end.
     """
 
     width: int = 224
@@ -42,6 +43,7 @@ class DataConfig:
     exposure: float = 0.1
     noise: float = 0.01
     partial: float = 0.0
+    samples: int = 0
 
 
 @dataclass(frozen=True)

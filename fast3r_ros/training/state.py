@@ -45,7 +45,7 @@ def load_state(directory: Path, device: torch.device | str = "cpu") -> dict[str,
 
 
 class Average:
-    """Exponential moving average of a module's floating-point state, in float32."""
+    """Exponential moving average of a module's state, in float32.  tensors: by their names in the module."""
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay
@@ -59,10 +59,6 @@ class Average:
         own = [self.tensors[name] for name in names]
         torch._foreach_lerp_(own, [tensor.detach().float() for tensor in current], 1 - decay)
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """The averaged tensors by their names in the module."""
-        return self.tensors
-
     def load(self, tensors: dict[str, Tensor], device: torch.device) -> None:
-        """Continue from the tensors that `state_dict` returned."""
+        """Continue from the `tensors` of an earlier average."""
         self.tensors = {name: tensor.to(device) for name, tensor in tensors.items()}

@@ -46,6 +46,7 @@ class _Sample:
     indices: NDArray[np.int64]
     gain: NDArray[np.float64]
     blank: NDArray[np.int64]  # (V, 4) rows and columns to blank: y0, y1, x0, x1
+    noise_seed: int
 
 
 def view_count(config: TrainConfig, step: int) -> int:
@@ -63,10 +64,10 @@ def training_batch(
     motion = config.stage(step).motion
     samples = []
     for number in range(part, count, parts):
-        rng = np.random.default_rng([config.seed, step, 1 + number])
+        place = (0, 1 + number % config.data.samples) if config.data.samples else (step, 1 + number)
+        rng = np.random.default_rng([config.seed, *place])
         samples.append(_draw(config.data, rng, int(rng.integers(TRAINING_SCENES)), views, motion))
-    noise_seed = (config.seed * 1_000_003 + step) * 1024 + part
-    return _render(samples, config.data, device, noise_seed)
+    return _render(samples, config.data, device, disturbed=True)
 
 
 def held_out_batch(
@@ -81,7 +82,7 @@ def held_out_batch(
     for number in scenes:
         rng = np.random.default_rng([HELD_OUT, number])
         samples.append(_draw(data, rng, HELD_OUT + 100 + number, views, motion, kind="walk"))
-    return _render(samples, data, device, None)
+    return _render(samples, data, device, disturbed=False)
 
 
 def _draw(
@@ -118,6 +119,7 @@ def _draw(
         indices=indices,
         gain=1 + data.exposure * rng.uniform(-1, 1, views),
         blank=_blanks(data, rng, views),
+        noise_seed=int(rng.integers(2**62)),
     )
 
 
@@ -131,26 +133,16 @@ def _blanks(data: DataConfig, rng: np.random.Generator, views: int) -> NDArray[n
     return np.stack([low[:, 0], high[:, 0], low[:, 1], high[:, 1]], axis=-1)
 
 
-def _render(
-    samples: list[_Sample], data: DataConfig, device: torch.device | str, noise_seed: int | None
-) -> Batch:
+def _render(samples: list[_Sample], data: DataConfig, device: torch.device | str, disturbed: bool) -> Batch:
     poses = torch.from_numpy(np.stack([sample.poses for sample in samples])).to(device)
     intrinsics = torch.from_numpy(np.stack([sample.intrinsics for sample in samples])).to(device)
     scenes = [sample.scene for sample in samples]
     result = render(scenes, poses, intrinsics[:, None], data.width, data.height, device)
     images = normalize(result.images)
     valid = result.depth > 0
-    if noise_seed is not None:
-        gain = torch.from_numpy(np.stack([sample.gain for sample in samples])).to(images)
-        generator = torch.Generator(device=images.device).manual_seed(noise_seed)
-        noise = torch.randn(images.shape, generator=generator, device=images.device)
-        images = (images + 1) * gain[..., None, None, None] - 1 + 2 * data.noise * noise
-        images = images.clamp(-1, 1)
+    if disturbed:
         for index, sample in enumerate(samples):
-            for view in np.flatnonzero(sample.blank[:, 1] > sample.blank[:, 0]):
-                y0, y1, x0, x1 = sample.blank[view]
-                images[index, view, :, y0:y1, x0:x1] = 0
-                valid[index, view, y0:y1, x0:x1] = False
+            _disturb(sample, data, images[index], valid[index])
     return Batch(
         images=images,
         points_camera=points_camera(result.depth, intrinsics[:, None].float()),
@@ -159,3 +151,14 @@ def _render(
         intrinsics=intrinsics,
         image_indices=torch.from_numpy(np.stack([sample.indices for sample in samples])),
     )
+
+
+def _disturb(sample: _Sample, data: DataConfig, images: Tensor, valid: Tensor) -> None:
+    """Change exposure, add noise and blank rectangles of one sample's images (V, 3, H, W), in place."""
+    generator = torch.Generator(device=images.device).manual_seed(sample.noise_seed)
+    noise = torch.randn(images.shape, generator=generator, device=images.device)
+    gain = torch.from_numpy(sample.gain).to(images)[:, None, None, None]
+    images.copy_(((images + 1) * gain - 1 + 2 * data.noise * noise).clamp(-1, 1))
+    for view, (y0, y1, x0, x1) in enumerate(sample.blank.tolist()):
+        images[view, :, y0:y1, x0:x1] = 0
+        valid[view, y0:y1, x0:x1] = False

@@ -63,10 +63,10 @@ def train(
     run = _start(config, process)
     if resume:
         _resume(run, output, process)
-    deadline = time.monotonic() + 60 * minutes
     log = _Log(output, process.rank == 0)
     bar = tqdm(total=config.run.steps, initial=run.step, disable=process.rank != 0, mininterval=2)
     metrics: dict[str, float] = {}
+    deadline = time.monotonic() + 60 * minutes
     while run.step < config.run.steps and time.monotonic() < deadline:
         report = train_step(run, config, process)
         bar.update()
@@ -77,7 +77,7 @@ def train(
         if run.step % config.run.checkpoint_every == 0 or last:
             _save(run, config, output, process)
         if run.step % config.run.evaluate_every == 0 or last:
-            metrics = _evaluate(run, config, output, process)
+            metrics = _evaluate(run, config, process)
             log.write(run.step, metrics)
     bar.close()
     log.close()
@@ -164,16 +164,19 @@ def _resume(run: Run, output: Path, process: Process) -> None:
 def _save(run: Run, config: TrainConfig, output: Path, process: Process) -> None:
     content = full_state(run.objective, run.optimizer)
     if process.rank == 0:
-        average = None if run.average is None else run.average.state_dict()
+        average = None if run.average is None else run.average.tensors
         save_state(output, run.step, {**content, "average": average})
         export(config, average or content["network"], output / "model")
 
 
-def _evaluate(run: Run, config: TrainConfig, output: Path, process: Process) -> dict[str, float]:
-    """Evaluate the exported weights on one process; the others wait for the next step's communication."""
+def _evaluate(run: Run, config: TrainConfig, process: Process) -> dict[str, float]:
+    """Evaluate the weights that would be exported; one process does, the others wait for it later."""
+    tensors = full_state(run.objective, run.optimizer)["network"]
     if process.rank != 0:
         return {}
-    network = Fast3R.from_pretrained(output / "model", device=process.device)
+    network = Fast3R(config.model)
+    network.load_state_dict(tensors if run.average is None else run.average.tensors)
+    network.to(process.device)
     return validate(network, config.data, config.run.evaluate_scenes, device=process.device)
 
 

@@ -47,15 +47,22 @@ def _measure(network: Fast3R, batch: Batch) -> dict[str, Tensor]:
     points = network.global_head(features)
     predicted = torch.stack([view.points for view in points], 1)
     confidence = torch.stack([view.confidence for view in points], 1)
+    local = None
+    if network.downstream_head_local is not None:
+        local = torch.stack([view.points for view in network.local_head(features)], 1)
+    return accuracy(predicted, confidence, local, batch)
+
+
+def accuracy(in_first: Tensor, confidence: Tensor, local: Tensor | None, batch: Batch) -> dict[str, Tensor]:
+    """The measures of `validate`, not yet averaged, of predictions (B, V, H, W, 3) and (B, V, H, W)."""
     truth = GroundTruth(batch.points_camera, batch.valid, batch.world_from_camera)
     wanted = points_in_first_view(truth)
     depth = batch.points_camera[..., 2].flatten(1).mean(1)
-    results = {"global_error": _median_error(predicted, wanted, confidence, depth, 1)}
-    if network.downstream_head_local is None:
+    results = {"global_error": _median_error(in_first, wanted, confidence, depth, 1)}
+    if local is None:
         return results
-    local = torch.stack([view.points for view in network.local_head(features)], 1)
     results["local_error"] = _median_error(local, batch.points_camera, torch.ones_like(confidence), depth, 2)
-    rotation, translation = _poses(local, predicted, confidence)
+    rotation, translation = _poses(local, in_first, confidence)
     first = torch.linalg.inv(batch.world_from_camera[:, :1]) @ batch.world_from_camera
     turn, direction = _pair_errors(rotation, translation, first[..., :3, :3], first[..., :3, 3])
     results["rra_15"] = (turn < 15).double()

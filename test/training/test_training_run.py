@@ -1,0 +1,261 @@
+"""The trainer: it learns, it survives being killed, and several processes equal one."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from fast3r_ros.errors import UserError
+from fast3r_ros.model import Fast3R
+from fast3r_ros.training.config import TrainConfig, config_from_dict, read_config
+from fast3r_ros.training.losses import GroundTruth, points_in_first_view
+from fast3r_ros.training.parallel import join_processes
+from fast3r_ros.training.stream import held_out_batch, training_batch, view_count
+from fast3r_ros.training.trainer import learning_rate, train
+from fast3r_ros.training.validation import accuracy, validate
+
+REPOSITORY = Path(__file__).parents[2]
+TINY = {
+    "seed": 3,
+    "model": {
+        "encoder_args": {"embed_dim": 48, "depth": 2, "num_heads": 2, "img_size": 64},
+        "decoder_args": {"embed_dim": 48, "enc_embed_dim": 48, "depth": 10, "num_heads": 2},
+        "head_args": {
+            "with_local_head": True,
+            "dpt_reassemble_dims": [16, 16, 16, 16],
+            "dpt_feature_dim": 16,
+            "dpt_last_dim": 16,
+        },
+    },
+    "data": {"width": 64, "height": 48, "noise": 0.02, "exposure": 0.1},
+    "curriculum": [{"from_step": 0, "views": [2]}, {"from_step": 2, "views": [2, 3]}],
+    "optimizer": {"learning_rate": 0.001, "warmup_steps": 4, "ema": 0.9},
+    "run": {
+        "steps": 8,
+        "views_per_step": 12,
+        "precision": "float32",
+        "log_every": 1,
+        "checkpoint_every": 3,
+        "evaluate_every": 100,
+        "evaluate_scenes": 2,
+    },
+}
+
+
+def tiny(**sections: dict) -> TrainConfig:
+    """The tiny configuration with some values of its sections replaced."""
+    content = {name: dict(value) if isinstance(value, dict) else value for name, value in TINY.items()}
+    for name, values in sections.items():
+        content[name] = {**content[name], **values} if isinstance(values, dict) else values
+    return config_from_dict(content, "the test's configuration")
+
+
+def start(config: Path, output: Path, *options: str, **environment: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "fast3r_ros", "train", "--config", str(config), "--output", str(output)]
+    return subprocess.Popen(
+        [*command, "--device", "cpu", *options],
+        cwd=REPOSITORY,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen) -> str:
+    text, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, text
+    return text
+
+
+def losses(output: Path) -> dict[int, list[float]]:
+    """Every loss that was logged for each step, in order."""
+    found: dict[int, list[float]] = {}
+    for line in (output / "log.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        if "loss" in row:
+            found.setdefault(row["step"], []).append(row["loss"])
+    return found
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The tiny configuration's file and the folder of a run that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    finish(start(folder / "tiny.yaml", folder / "run"))
+    return folder / "tiny.yaml", folder / "run"
+
+
+def test_two_hundred_steps_on_one_scene_bring_the_loss_down_fivefold(tmp_path: Path) -> None:
+    config = tiny(
+        data={"samples": 1, "noise": 0.0, "exposure": 0.0},
+        curriculum=[{"views": [2]}],
+        run={"steps": 200, "views_per_step": 2, "checkpoint_every": 200, "log_every": 1},
+        optimizer={"learning_rate": 0.002, "warmup_steps": 20, "ema": 0.0},
+    )
+    train(config, tmp_path, join_processes("cpu"))
+    curve = losses(tmp_path)
+    assert curve[200][0] < curve[1][0] / 5
+
+
+def test_a_killed_run_resumes_on_the_same_curve(unbroken: tuple[Path, Path], tmp_path: Path) -> None:
+    config, reference = unbroken
+    process = start(config, tmp_path)
+    log = tmp_path / "log.jsonl"
+    deadline = time.monotonic() + 120
+    while not (log.exists() and len(log.read_text().splitlines()) >= 5):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (tmp_path / "state-00000008.pt").exists(), "the run was over before it was killed"
+    finish(start(config, tmp_path, "--resume"))
+    wanted, got = losses(reference), losses(tmp_path)
+    assert set(got) == set(wanted) == set(range(1, 9))
+    for step, values in got.items():
+        for value in values:  # steps after the last state are run twice
+            assert value == pytest.approx(wanted[step][0], abs=1e-4), f"step {step}"
+    ours, theirs = (Fast3R.from_pretrained(folder / "model") for folder in (tmp_path, reference))
+    for (name, own), other in zip(ours.state_dict().items(), theirs.state_dict().values(), strict=True):
+        torch.testing.assert_close(own, other, atol=1e-3, rtol=1e-3, msg=name)
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_processes_train_as_one_with_the_same_global_batch(
+    unbroken: tuple[Path, Path], tmp_path: Path, parallel: str
+) -> None:
+    _, reference = unbroken
+    content = {**TINY, "run": {**TINY["run"], "parallel": parallel}}
+    if parallel == "fsdp":
+        content["optimizer"] = {**TINY["optimizer"], "ema": 0.0}
+    config = tmp_path / "tiny.yaml"
+    config.write_text(yaml.safe_dump(content))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    processes = [start(config, tmp_path / "run", RANK=str(rank), **group) for rank in range(2)]
+    for process in processes:
+        finish(process)
+    wanted, got = losses(reference), losses(tmp_path / "run")
+    assert set(got) == set(wanted)
+    for step, values in got.items():
+        assert values[0] == pytest.approx(wanted[step][0], abs=1e-4), f"step {step}"
+
+
+def test_accumulation_equals_one_large_pass(unbroken: tuple[Path, Path], tmp_path: Path) -> None:
+    wanted = losses(unbroken[1])
+    train(tiny(run={"accumulation": 2, "steps": 8, "recompute": True}), tmp_path, join_processes("cpu"))
+    got = losses(tmp_path)
+    for step in (1, 4, 8):
+        assert got[step][0] == pytest.approx(wanted[step][0], abs=1e-4), f"step {step}"
+
+
+def test_a_run_ends_in_time_with_weights_and_a_state(tmp_path: Path) -> None:
+    metrics = train(tiny(), tmp_path, join_processes("cpu"), minutes=1e-6)
+    assert set(metrics) >= {"rra_15", "rta_15", "global_error", "local_error"}
+    assert (tmp_path / "state-00000001.pt").exists()
+    assert Fast3R.from_pretrained(tmp_path / "model").config == tiny().model
+
+
+def test_batches_are_a_function_of_seed_and_step() -> None:
+    config = tiny()
+    first, again, other = training_batch(config, 5), training_batch(config, 5), training_batch(config, 6)
+    for name in ("images", "points_camera", "valid", "world_from_camera", "image_indices"):
+        assert torch.equal(getattr(first, name), getattr(again, name)), name
+    assert first.images.shape != other.images.shape or not torch.equal(first.images, other.images)
+    views = view_count(config, 5)
+    assert first.images.shape == (12 // views, views, 3, 48, 64)
+    assert (first.image_indices[:, 0] == 0).all()
+    assert (first.image_indices[:, 1:] > 0).all()
+
+
+def test_parts_of_a_batch_are_the_batch() -> None:
+    config = tiny(data={"noise": 0.0})
+    whole = training_batch(config, 4)
+    parts = [training_batch(config, 4, part=part, parts=2) for part in range(2)]
+    assert torch.equal(torch.stack([part.images for part in parts], 1).flatten(0, 1), whole.images)
+
+
+def test_partial_views_are_blank_and_left_out() -> None:
+    batch = training_batch(tiny(data={"partial": 1.0, "noise": 0.0, "exposure": 0.0}), 0)
+    missing = ~batch.valid
+    assert 0.02 < missing.float().mean() < 0.5
+    assert (batch.images.movedim(2, -1)[missing] == 0).all()
+
+
+def test_held_out_scenes_do_not_depend_on_training() -> None:
+    data = tiny().data
+    first = held_out_batch(data, range(2), 3, 1.0)
+    assert torch.equal(
+        first.images, held_out_batch(dataclasses.replace(data, noise=0.5), range(2), 3, 1.0).images
+    )
+    assert torch.equal(first.images[1:], held_out_batch(data, range(1, 2), 3, 1.0).images)
+
+
+def test_untrained_weights_fail_the_validation() -> None:
+    torch.manual_seed(0)
+    result = validate(Fast3R(tiny().model), tiny().data, scenes=4, views=4, motion=2.0)
+    assert result["rra_15"] < 0.7
+    assert result["rta_15"] < 0.2
+    assert result["global_error"] > 0.2
+
+
+def test_the_truth_passes_the_validation_whatever_its_scales() -> None:
+    batch = held_out_batch(tiny().data, range(2), 4, 1.0)
+    truth = GroundTruth(batch.points_camera, batch.valid, batch.world_from_camera)
+    scale = torch.tensor([0.5, 1.0, 2.0, 3.0])[None, :, None, None, None]
+    in_first, local = 0.3 * points_in_first_view(truth), scale * batch.points_camera
+    result = accuracy(in_first, torch.ones_like(batch.points_camera[..., 0]), local, batch)
+    assert result["rra_15"].all()
+    assert result["rta_15"].all()
+    assert result["rotation_error"].max() < 0.1
+    assert result["global_error"].max() < 1e-4
+    assert result["local_error"].max() < 1e-4
+
+
+def test_learning_rate_warms_up_and_decays() -> None:
+    options = tiny(optimizer={"warmup_steps": 10, "final_learning_rate": 1e-5}).optimizer
+    rates = [learning_rate(options, step, 100) for step in range(101)]
+    assert rates[0] == pytest.approx(1e-4)
+    assert max(rates) == rates[9] == pytest.approx(1e-3)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[100] == pytest.approx(1e-5)
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "words"),
+    [
+        ("run", {"stepz": 5}, "run.stepz is not known"),
+        ("run", {"steps": "many"}, "run.steps is 'many'"),
+        ("run", {"precision": "float8"}, "precision must be float32 or bfloat16"),
+        ("run", {"views_per_step": 2}, "views_per_step is 2"),
+        ("data", {"width": 100}, "multiples of 16"),
+        ("optimizer", {"betas": 0.9}, "optimizer.betas"),
+        ("model", {"decoder_args": {"width": 3}}, "decoder_args"),
+    ],
+)
+def test_wrong_configurations_are_named(section: str, values: dict, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        tiny(**{section: values})
+
+
+@pytest.mark.parametrize(
+    "path", sorted((REPOSITORY / "config" / "train").glob("*.yaml")), ids=lambda p: p.stem
+)
+def test_shipped_configurations_can_be_read(path: Path) -> None:
+    config = read_config(path)
+    assert config.run.steps > 0
