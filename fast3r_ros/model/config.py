@@ -8,6 +8,7 @@ and dropped.
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from fast3r_ros.errors import UserError
+
+_log = logging.getLogger(__name__)
 
 PATCH_EMBEDDINGS = ("PatchEmbedDust3R", "ManyAR_PatchEmbed")
 
@@ -154,9 +157,7 @@ def _read_group(group: type, content: Any, source: str) -> Any:
     known = {item.name: item for item in fields(group)}
     unknown = sorted(set(content) - set(known) - _WITHOUT_EFFECT[group])
     if unknown:
-        raise UserError(
-            f"{source} has unknown keys {', '.join(unknown)}; known are {', '.join(sorted(known))}"
-        )
+        _log.warning("%s: the keys %s are not known and have no effect", source, ", ".join(unknown))
     values = {}
     for name, item in known.items():
         if name in content:
