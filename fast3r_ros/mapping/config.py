@@ -154,7 +154,7 @@ class ScaleConfig:
         0.02, "relative standard deviation below which a scale is adopted", range=(0.0001, 1.0), dynamic=True
     )
     hysteresis: float = parameter(
-        0.05,
+        0.02,
         "an adopted scale is replaced only when a new estimate differs by more than this share (and by three "
         "standard deviations)",
         range=(0.0, 10.0),

@@ -18,7 +18,7 @@ from fast3r_ros.mapping.gravity import extrinsics
 from fast3r_ros.mapping.map import Keyframe
 from fast3r_ros.mapping.odometry import OdometryBuffer
 
-_FEWEST = {"odometry": 5, "rig": 4, "depth": 2, "camera_height": 2}  # measurements before a scale is believed
+_FEWEST = {"odometry": 8, "rig": 4, "depth": 2, "camera_height": 2}  # measurements before a scale is believed
 _SIMULTANEOUS_NS = 5_000_000  # images of a rig that are this close were taken together
 _LAYERS = 60  # horizontal layers among which the floor is looked for
 

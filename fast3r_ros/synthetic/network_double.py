@@ -8,7 +8,7 @@ out as nonsense.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -71,11 +71,20 @@ class TrueNetwork:
         """sequences: the cameras that frames may come from, with distinct names."""
         several = [sequences] if isinstance(sequences, SyntheticSequence) else list(sequences)
         self.disturbance = disturbance or Disturbance()
-        self._index = {(s.camera, s.stamp_ns(i)): (s, i) for s in several for i in range(len(s))}
+        self._index: dict[tuple[str, int], tuple[SyntheticSequence, int]] = {}
+        for sequence in several:
+            self.add(sequence)
+        self._depths: dict[tuple[str, int], Float32] = {}
         self._rng = np.random.default_rng([seed, 5])
         features = np.random.default_rng(7)
         self._frequencies = features.normal(size=(6, _DESCRIPTOR_SIZE))
         self._phases = features.uniform(0, 2 * np.pi, _DESCRIPTOR_SIZE)
+
+    def add(self, sequence: SyntheticSequence) -> None:
+        """Know another sequence; frames are looked up by camera name and stamp."""
+        self._index.update(
+            {(sequence.camera, sequence.stamp_ns(i)): (sequence, i) for i in range(len(sequence))}
+        )
 
     def encode(self, frame: Frame) -> EncodedView:
         """Look up the truth.  Raises UserError for a frame that is not of the sequences or of another
@@ -90,8 +99,7 @@ class TrueNetwork:
                 f"{sequence.width} x {sequence.height}; give the frames as they come"
             )
         pose = sequence.world_from_camera[index]
-        depth = frame.depth if frame.depth is not None else _depth(sequence, index)
-        truth = _Truth(depth, pose, sequence.intrinsics)
+        truth = _Truth(self._depth(frame, sequence, index), pose, sequence.intrinsics)
         return EncodedView(frame.image, np.eye(3), frame.intrinsics, self._descriptor(pose), truth)
 
     def reconstruct(self, views: Sequence[EncodedView]) -> Reconstruction:
@@ -118,6 +126,13 @@ class TrueNetwork:
             points_global[i] = placed.apply(points_global[i])
             points_local[i] *= np.float32(np.exp(self._rng.normal(0, 0.3)))
         return Reconstruction(points_global, confidence_global, points_local, confidence_local)
+
+    def _depth(self, frame: Frame, sequence: SyntheticSequence, index: int) -> Float32:
+        """The exact depth, rendered at most once per frame of a sequence."""
+        key = (frame.camera, frame.stamp_ns)
+        if key not in self._depths:
+            self._depths[key] = frame.depth if frame.depth is not None else _rendered_depth(sequence, index)
+        return self._depths[key]
 
     def _descriptor(self, world_from_camera: Float64) -> Float32:
         """Random Fourier features: the cosine of two descriptors falls like a Gaussian of the pose
@@ -177,12 +192,7 @@ class TrueNetwork:
         return Reconstruction(points(), confidence(), points(), confidence())
 
 
-def without_noise(disturbance: Disturbance) -> Disturbance:
-    """The same without depth errors and outliers."""
-    return replace(disturbance, depth_noise=0.0, outliers=0.0)
-
-
-def _depth(sequence: SyntheticSequence, index: int) -> Float32:
+def _rendered_depth(sequence: SyntheticSequence, index: int) -> Float32:
     """The exact depth of one frame, (h, w) metres, 0 where nothing is hit."""
     pose = torch.from_numpy(sequence.world_from_camera[index : index + 1])
     seen = render(

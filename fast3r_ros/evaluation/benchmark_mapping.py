@@ -1,0 +1,393 @@
+"""`benchmark mapping`: what the mapper promises, measured against the synthetic truth.
+
+Every scenario is a function that returns numbers; `run` puts them into one JSON-able dictionary.  The tests
+call the same scenarios, smaller, and hold the promises to them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fast3r_ros.geometry.axes import BODY_FROM_OPTICAL, body_pose_from_optical
+from fast3r_ros.geometry.rigid import inverse, rigid_matrix
+from fast3r_ros.geometry.rotation import angle_between, matrix_from_vector
+from fast3r_ros.geometry.sim3 import Sim3
+from fast3r_ros.geometry.similarity import fit_similarity
+from fast3r_ros.mapping.config import MapperConfig
+from fast3r_ros.mapping.data import Frame, WindowResult
+from fast3r_ros.mapping.mapper import Mapper
+from fast3r_ros.synthetic.network_double import Disturbance, TrueNetwork
+from fast3r_ros.synthetic.sequence import SyntheticSequence, loop_sequence
+
+Float64 = NDArray[np.float64]
+SMALL = (64, 48)  # pixels; the stand-in network needs no more for the accuracy of poses
+SECOND_NS = 1_000_000_000
+
+
+@dataclass
+class Run:
+    """A mapper that has seen frames of sequences, and what its windows said."""
+
+    mapper: Mapper
+    network: TrueNetwork
+    sequences: Sequence[SyntheticSequence]
+    results: list[WindowResult]
+
+    def feed(self, frames: Iterable[Frame], finish: bool = True) -> Run:
+        """Offer frames one by one and process windows as they become ready."""
+        for frame in frames:
+            self.mapper.add_frame(frame)
+            if self.mapper.window_ready():
+                self.results.append(self.mapper.process_window())
+        last = self.mapper.finish() if finish else None
+        self.results += [] if last is None else [last]
+        return self
+
+    def positions(self) -> tuple[Float64, Float64]:
+        """Estimated and true camera positions of the keyframes, both (N, 3), in time order."""
+        truth = true_poses(self.sequences)
+        poses = self.mapper.trajectory()
+        estimated = np.array([pose.map_from_camera[:3, 3] for pose in poses])
+        return estimated, np.array([truth[pose.camera, pose.stamp_ns][:3, 3] for pose in poses])
+
+    def world_from_map(self) -> Sim3:
+        """The similarity that fits the trajectory to the truth best."""
+        return fit_similarity(*self.positions())
+
+    def scores(self) -> dict[str, float]:
+        """Trajectory RMSE after one similarity, in metres and percent of the path, and the drift of the
+        scale.
+        """
+        estimated, true = self.positions()
+        error = np.linalg.norm(fit_similarity(estimated, true).apply(estimated) - true, axis=1)
+        rmse = float(np.sqrt((error**2).mean()))
+        path = float(np.linalg.norm(np.diff(true, axis=0), axis=1).sum())
+        part = max(4, len(true) // 8)
+        first, last = (
+            fit_similarity(estimated[ends], true[ends]).scale for ends in (slice(part), slice(-part, None))
+        )
+        return {
+            "rmse": rmse,
+            "rmse_percent": 100 * rmse / path,
+            "scale_drift_percent": 100 * abs(float(np.log(last / first))),
+            "path": path,
+            "keyframes": len(true),
+            "windows": len(self.results),
+            "rejected": sum(not result.accepted for result in self.results),
+            "loops": self.mapper.status().loops_closed,
+        }
+
+
+def start(
+    sequences: SyntheticSequence | Sequence[SyntheticSequence],
+    disturbance: Disturbance | None = None,
+    seed: int = 0,
+    **parameters: Any,
+) -> Run:
+    """A fresh mapper on a stand-in network; parameters by dotted name with `__` for the dot."""
+    several = [sequences] if isinstance(sequences, SyntheticSequence) else list(sequences)
+    network = TrueNetwork(several, disturbance, seed)
+    flat = {name.replace("__", "."): value for name, value in parameters.items()}
+    return Run(
+        Mapper(network, MapperConfig.from_flat({"loop.background": False, **flat})), network, several, []
+    )
+
+
+def true_poses(sequences: Sequence[SyntheticSequence]) -> dict[tuple[str, int], Float64]:
+    """`world_from_camera` by camera and stamp."""
+    return {(s.camera, s.stamp_ns(i)): s.world_from_camera[i] for s in sequences for i in range(len(s))}
+
+
+@lru_cache(maxsize=4)
+def the_loop(
+    frames: int = 600, size: tuple[int, int] = SMALL, seed: int = 0
+) -> tuple[SyntheticSequence, list[Frame]]:
+    """A walk of about 60 m through ten rooms back to its start, rendered once."""
+    sequence = loop_sequence(frames=frames, width=size[0], height=size[1], seed=seed)
+    return sequence, list(sequence)
+
+
+# ---------------------------------------------------------------- scenarios
+
+
+def loop_accuracy(loop: bool, seed: int = 0, size: tuple[int, int] = SMALL) -> dict[str, float]:
+    """600 frames over a 60 m loop: 1 % depth error, half of it smooth, 5 % outliers, unknown scale per
+    window.
+    """
+    sequence, frames = the_loop(size=size, seed=seed)
+    return start(sequence, seed=seed, loop__enabled=loop).feed(frames).scores()
+
+
+def many_outliers(frames: int = 200) -> dict[str, float]:
+    """30 % outlier pixels that are as confident as the others."""
+    sequence, all_frames = the_loop()
+    disturbance = Disturbance(outliers=0.3, wrong_confidence=True)
+    return start(sequence, disturbance).feed(all_frames[:frames]).scores()
+
+
+def pure_noise(frames: int = 120) -> dict[str, Any]:
+    """One window of nonsense in the middle: it must be refused and leave the map bit for bit as it was."""
+    sequence, all_frames = the_loop()
+    run = start(sequence).feed(all_frames[:frames], finish=False)
+    run.mapper.map.fuse_moved()
+    before = _fingerprint(run.mapper)
+    good = run.network.disturbance
+    run.network.disturbance = replace(good, pure_noise=True)
+    rest = iter(all_frames[frames:])
+    count = len(run.results)
+    while len(run.results) == count:
+        run.feed([next(rest)], finish=False)
+    refused = not run.results[-1].accepted
+    unchanged = _fingerprint(run.mapper) == before
+    run.network.disturbance = good
+    run.feed(list(rest)[:100])
+    return {"refused": refused, "unchanged": unchanged, "reason": run.results[count].reason, **run.scores()}
+
+
+def disorder(seed: int = 0, frames: int = 400) -> dict[str, float]:
+    """Half of the frames missing, some twice, some late, and a pause of 60 s in the middle."""
+    rng = np.random.default_rng(seed)
+    sequence, all_frames = the_loop()
+    half = frames // 2
+    late = replace(
+        sequence, world_from_camera=sequence.world_from_camera[half:], start_ns=_later(sequence, half, 60)
+    )
+    first = replace(sequence, world_from_camera=sequence.world_from_camera[:half])
+    shifted = [replace(f, stamp_ns=late.stamp_ns(i)) for i, f in enumerate(all_frames[half:frames])]
+    kept = [frame for frame in all_frames[:half] + shifted if rng.random() < 0.5]
+    doubled = [frame for frame in kept for _ in range(1 + int(rng.random() < 0.2))]
+    for i in rng.choice(len(doubled) - 1, len(doubled) // 10, replace=False):
+        doubled[i], doubled[i + 1] = doubled[i + 1], doubled[i]
+    return start([first, late]).feed(doubled).scores()
+
+
+def odometry_scale(
+    noise: float = 0.01, slipping: float = 0.0, seed: int = 0, frames: int = 300
+) -> dict[str, Any]:
+    """The scale from odometry whose increments are noisy and, for a share of the way, too long (slipping
+    wheels).
+    """
+    sequence, all_frames = the_loop()
+    run = start(sequence, scale__source="odometry")
+    for stamp_ns, odom_from_base in _odometry(sequence, noise, slipping, seed, frames):
+        run.mapper.add_odometry(stamp_ns, odom_from_base)
+    run.feed(all_frames[:frames])
+    return _scale_report(run)
+
+
+def standing_robot(seconds: int = 120) -> dict[str, Any]:
+    """A robot that stands, with odometry that trembles by a millimetre: there is no scale to be had."""
+    sequence, all_frames = the_loop()
+    still = replace(
+        sequence, world_from_camera=np.repeat(sequence.world_from_camera[:1], seconds, axis=0), rate=1.0
+    )
+    run = start(still, scale__source="odometry", keyframes__max_interval=1.0, keyframes__max_similarity=1.0)
+    rng = np.random.default_rng(0)
+    for i in range(seconds):
+        pose = np.eye(4)
+        pose[:3, 3] = rng.normal(0, 0.001, 3)
+        run.mapper.add_odometry(still.stamp_ns(i), pose)
+    run.feed(replace(all_frames[0], stamp_ns=still.stamp_ns(i)) for i in range(seconds))
+    status = run.mapper.status()
+    return {"metres": status.metres, "keyframes": status.keyframes, "windows": status.windows}
+
+
+def rig_scale(baseline: float = 0.3, frames: int = 200) -> dict[str, Any]:
+    """The scale from two cameras side by side whose images are taken together."""
+    left, left_frames = the_loop()
+    offset = np.eye(4)
+    offset[0, 3] = baseline  # to the right, in the optical frame
+    poses = (left.world_from_camera @ offset)[:frames]
+    right = replace(left, world_from_camera=poses, camera="right_optical_frame")
+    run = start([left, right], scale__source="rig", window__stride=8)
+    run.mapper.set_extrinsics(left.camera, BODY_FROM_OPTICAL)
+    run.mapper.set_extrinsics(right.camera, BODY_FROM_OPTICAL @ offset)
+    run.feed(frame for i in range(0, frames, 2) for frame in (left_frames[i], right[i]))
+    return _scale_report(run)
+
+
+def other_scale(source: str, frames: int = 120) -> dict[str, Any]:
+    """The scale from metric depth images, the camera's height, or a fixed factor."""
+    sequence, all_frames = the_loop()
+    height = float(sequence.world_from_camera[:frames, 2, 3].mean())
+    return _scale_report(
+        start(sequence, scale__source=source, scale__camera_height=height).feed(all_frames[:frames])
+    )
+
+
+def lost_track() -> dict[str, Any]:
+    """10 s without features while the camera moves on, then the way back to the start."""
+    sequence, frames = the_loop()
+    blank = [replace(frame, image=np.full_like(frame.image, 128)) for frame in frames[150:250]]
+    run = start(sequence)
+    run.feed([*frames[:150], *blank, *frames[250:450]], finish=False)
+    lost = run.mapper.status()
+    again = replace(sequence, start_ns=_later(sequence, len(sequence), 0.1))
+    run.network.add(again)
+    run.sequences = [sequence, again]
+    lap = [replace(frame, stamp_ns=again.stamp_ns(i)) for i, frame in enumerate(frames[:100])]
+    run.feed([*frames[450:], *lap])
+    return {
+        "submaps_when_lost": lost.submaps,
+        "submaps_at_the_end": run.mapper.status().submaps,
+        **run.scores(),
+    }
+
+
+def localization(places: int = 20, seed: int = 3, frames: int = 300) -> dict[str, Any]:
+    """Single frames from random places near the mapped way, localised in the map."""
+    sequence, all_frames = the_loop()
+    rng = np.random.default_rng(seed)
+    chosen = rng.integers(0, frames, places)
+    offset = rigid_matrix(
+        matrix_from_vector(np.stack([0 * chosen, rng.uniform(-0.35, 0.35, places), 0 * chosen], 1)),
+        rng.uniform(-0.25, 0.25, (places, 3)) * [1, 0.3, 1],
+    )
+    poses = sequence.world_from_camera[chosen] @ offset
+    queries = replace(sequence, world_from_camera=poses, start_ns=_later(sequence, 0, 10_000))
+    run = start([sequence, queries]).feed(all_frames[:frames])
+    return localized(run.mapper, queries, run.world_from_map())
+
+
+def localized(mapper: Mapper, queries: SyntheticSequence, world_from_map: Sim3) -> dict[str, Any]:
+    """How many frames of `queries` are localised within 5 cm and 2 degrees, and the errors of those found."""
+    position, angle = [], []
+    for query, truth in zip(queries, queries.world_from_camera, strict=True):
+        found = mapper.localize(query)
+        if found is None:
+            continue
+        estimate = world_from_map.move_camera(found.map_from_camera)
+        position.append(float(np.linalg.norm(estimate[:3, 3] - truth[:3, 3])))
+        angle.append(float(np.rad2deg(angle_between(estimate[:3, :3], truth[:3, :3]))))
+    good = sum(p < 0.05 and a < 2.0 for p, a in zip(position, angle, strict=True))
+    worst = {"worst_position": max(position, default=np.nan), "worst_angle": max(angle, default=np.nan)}
+    return {"places": len(queries), "good": good, "found": len(position), **worst}
+
+
+def long_run(windows: int = 1000, memory_mb: float = 200.0, background: bool = True) -> dict[str, Any]:
+    """Lap after lap: what a window costs outside of the network early and late, and the memory of the map."""
+    sequence, frames = the_loop(size=(56, 40))
+    frames, lap = frames[::5], 0
+    run = start(sequence, map__memory_mb=memory_mb, loop__background=background)
+    most = 0
+    while len(run.results) < windows:
+        again = replace(
+            sequence,
+            world_from_camera=sequence.world_from_camera[::5],
+            start_ns=_later(sequence, 0, 100.0 * lap),
+            rate=sequence.rate / 5,
+        )
+        run.network.add(again)
+        for i, frame in enumerate(frames):
+            run.feed([replace(frame, stamp_ns=again.stamp_ns(i))], finish=False)
+            most = max(most, run.mapper.map.nbytes)
+        lap += 1
+    cost = np.array([sum(v for k, v in r.timings.items() if k != "network") for r in run.results])
+    early, late = cost[windows // 20 : 3 * windows // 20], cost[9 * windows // 10 : windows]
+    return {
+        "windows": len(cost),
+        "early_ms": 1e3 * float(np.median(early)),
+        "late_ms": 1e3 * float(np.median(late)),
+        "ratio": float(np.median(late) / np.median(early)),
+        "largest_map_mb": most / 2**20,
+        "memory_mb": memory_mb,
+        "rejected": sum(not result.accepted for result in run.results),
+    }
+
+
+def window_cost(windows: int = 12, size: tuple[int, int] = (224, 160)) -> dict[str, float]:
+    """Milliseconds per stage of a window of 16 views, and of everything but the network."""
+    sequence, frames = the_loop(size=size, frames=600)
+    run = start(sequence)
+    for frame in frames:
+        run.feed([frame], finish=False)
+        if len(run.results) >= windows:
+            break
+    full = run.results[4:]
+    stages = {name for result in full for name in result.timings}
+    cost = {f"{name}_ms": 1e3 * float(np.median([r.timings.get(name, 0.0) for r in full])) for name in stages}
+    outside = [sum(v for k, v in r.timings.items() if k not in ("network", "encode")) for r in full]
+    return {**cost, "registration_and_fusion_ms": 1e3 * float(np.median(outside))}
+
+
+SCENARIOS: dict[str, Callable[[], dict[str, Any]]] = {
+    "loop_without_closure": lambda: loop_accuracy(False),
+    "loop_with_closure": lambda: loop_accuracy(True),
+    "many_outliers": many_outliers,
+    "pure_noise": pure_noise,
+    "disorder": disorder,
+    "odometry_scale": odometry_scale,
+    "odometry_scale_slipping": lambda: odometry_scale(slipping=1 / 3),
+    "standing_robot": standing_robot,
+    "rig_scale": rig_scale,
+    "depth_scale": lambda: other_scale("depth"),
+    "camera_height_scale": lambda: other_scale("camera_height"),
+    "lost_track": lost_track,
+    "localization": localization,
+    "window_cost": window_cost,
+    "long_run": long_run,
+}
+
+
+def run(names: Sequence[str] = ()) -> dict[str, Any]:
+    """All scenarios, or the named ones, as one JSON-able dictionary."""
+    return {name: scenario() for name, scenario in SCENARIOS.items() if not names or name in names}
+
+
+# ---------------------------------------------------------------- parts of scenarios
+
+
+def _fingerprint(mapper: Mapper) -> tuple[bytes, ...]:
+    """Everything that the map is, as bytes."""
+    cloud = mapper.map.cloud()
+    poses = b"".join(
+        pose.map_from_camera.tobytes() + pose.covariance.tobytes() for pose in mapper.trajectory()
+    )
+    points = b"".join(
+        k.points.points.tobytes() for k in mapper.map.keyframes.values() if k.points is not None
+    )
+    parts = (cloud.points, cloud.colors, cloud.confidence)
+    return (poses, points, str(mapper.map.version).encode(), *(part.tobytes() for part in parts))
+
+
+def _later(sequence: SyntheticSequence, frame: int, seconds: float) -> int:
+    return sequence.stamp_ns(frame) + round(seconds * SECOND_NS)
+
+
+def _odometry(
+    sequence: SyntheticSequence, noise: float, slipping: float, seed: int, frames: int
+) -> list[tuple[int, Float64]]:
+    """Poses of the base (the body frame at the camera) with noisy increments, in an odometry frame of its
+    own.
+    """
+    rng = np.random.default_rng(seed)
+    base = body_pose_from_optical(sequence.world_from_camera[:frames])
+    pose = np.eye(4)
+    pose[:3, :3] = base[0, :3, :3]  # odometry knows gravity
+    poses = [(sequence.stamp_ns(0), pose)]
+    # wheels slip in stretches of 5 s
+    slips = rng.permutation(np.arange((frames + 49) // 50) < round(slipping * ((frames + 49) // 50)))
+    for i in range(1, len(base)):
+        step = inverse(base[i - 1]) @ base[i]
+        step[:3, 3] *= 1 + rng.normal(0, noise) + (rng.uniform(0.2, 1.0) if slips[i // 50] else 0.0)
+        pose = pose @ step
+        poses.append((sequence.stamp_ns(i), pose))
+    return poses
+
+
+def _scale_report(run: Run) -> dict[str, Any]:
+    """Whether the map is metric and how far its scale is from the truth's."""
+    status = run.mapper.status()
+    error = 100 * abs(np.log(run.world_from_map().scale))
+    return {
+        "metres": status.metres,
+        "scale_error_percent": float(error),
+        "sigma": status.scale_sigma,
+        **run.scores(),
+    }
