@@ -24,8 +24,12 @@ PATCH_EMBEDDINGS = ("PatchEmbedDust3R", "ManyAR_PatchEmbed")
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """The image encoder.  img_size: default long side of an image in pixels; it has no effect on the
-    weights.
+    """The image encoder.
+
+    img_size: default long side of an image in pixels; it has no effect on the weights.
+    absolute_positions is our addition and written only where true: a fixed table of row and column is added
+    to the patch tokens.  Rotary positions are relative; a pretrained encoder has learnt to tell where a patch
+    is in the image, a small one trained from nothing does not.
     """
 
     embed_dim: int = 1024
@@ -37,6 +41,7 @@ class EncoderConfig:
     pos_embed: str = "RoPE100"
     patch_embed_cls: str = "PatchEmbedDust3R"
     encoder_type: str = "croco"
+    absolute_positions: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,7 @@ _WITHOUT_EFFECT = {
     DecoderConfig: {"attn_implementation", "drop", "attn_drop"},
     HeadConfig: {"skip_load_pretrained_head"},
 }
-_WRITTEN_IF_CHANGED = {"dpt_reassemble_dims", "dpt_feature_dim", "dpt_last_dim"}
+_WRITTEN_IF_CHANGED = {"absolute_positions", "dpt_reassemble_dims", "dpt_feature_dim", "dpt_last_dim"}
 
 
 @dataclass(frozen=True)

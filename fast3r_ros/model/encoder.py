@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from fast3r_ros.model.config import EncoderConfig
@@ -28,6 +29,7 @@ class Encoder(nn.Module):
         self.patch = config.patch_size
         self.head_dim = config.embed_dim // config.num_heads
         self.rope_base = float(config.pos_embed.removeprefix("RoPE"))
+        self.absolute_positions = config.absolute_positions
         self.recompute = False
         self.patch_embed = PatchEmbed(config.embed_dim, config.patch_size)
         self.enc_blocks = nn.ModuleList(
@@ -40,7 +42,21 @@ class Encoder(nn.Module):
         """(B, 3, H, W) in [-1, 1] to tokens (B, h*w, C)."""
         grid = (images.shape[2] // self.patch, images.shape[3] // self.patch)
         tokens = self.patch_embed(images)
+        if self.absolute_positions:
+            tokens = tokens + position_table(grid, tokens.shape[-1], self.rope_base).to(tokens)
         rotation = rope_tables(grid, self.head_dim, self.rope_base, tokens)
         for block in self.enc_blocks:
             tokens = run_block(block, tokens, rotation, None, self.recompute)
         return self.enc_norm(tokens)
+
+
+def position_table(grid: tuple[int, int], width: int, base: float) -> Tensor:
+    """(h*w, C) fixed table: sines and cosines of the patch row in the first half, of the column in the rest.
+
+    Within a half, frequency k is base^(-k / (C / 4)), as in ViTs without learnt positions.
+    """
+    quarter = width // 4
+    frequencies = base ** (-torch.arange(quarter, dtype=torch.float32) / quarter)
+    rows, columns = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
+    angles = torch.stack([rows, columns], dim=-1).reshape(-1, 2, 1) * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(1)

@@ -53,16 +53,16 @@ def encode_views(network: Fast3R, images: Tensor) -> list[ViewTokens]:
 def initialise(network: Fast3R, seed: int) -> None:
     """Start weights for training from nothing, in place.
 
-    Linear layers N(0, 0.02), the last layer of each residual branch smaller by sqrt(2 x depth) (GPT-2);
-    the heads' last layer starts at the point (0, 0, 1) with confidence 2, so that the first steps are not
-    spent on turning points behind the camera to the front.
+    Linear layers as Glorot and Bengio (2010), the last layer of each residual branch smaller by
+    sqrt(2 x depth) (GPT-2); the heads' last layer starts at the point (0, 0, 1) with confidence 2, so that
+    the first steps are not spent on turning points behind the camera to the front.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         modules = list(network.modules())
         for module in modules:
             if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02, generator=generator)
+                nn.init.xavier_uniform_(module.weight, generator=generator)
                 if module.bias is not None:
                     module.bias.zero_()
             elif isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
