@@ -43,7 +43,8 @@ _LOCALIZE_WITH = 8  # retrieved keyframes that a frame is localised against
 class Mapper:
     """Selects keyframes, looks at windows of them, registers each window to the map and fuses it.
 
-    `add_frame`, `add_odometry` and `newest_pose` may be called from any thread; the rest from one thread.
+    `add_frame`, `add_odometry`, `newest_pose` and `frame_counts` may be called from any thread, the rest from
+    one only.
     """
 
     def __init__(self, network: WindowNetwork, config: MapperConfig | None = None) -> None:
@@ -344,6 +345,10 @@ class Mapper:
         if len(recent) < 2 or recent[0].camera != recent[1].camera:
             return pose_of(last)
         return extrapolate(pose_of(recent[0]), pose_of(last), waiting.stamp_ns)
+
+    def frame_counts(self) -> tuple[int, dict[str, int]]:
+        """(frames received, dropped by reason) up to this moment, also while a window is in work."""
+        return self._intake.counts()
 
     def localize(self, frame: Frame) -> PoseEstimate | None:
         """The pose of one frame in the map, which is not changed; None when it is not recognised."""
