@@ -6,11 +6,12 @@ them on.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from geometry_msgs.msg import TransformStamped
 from nav_msgs.msg import Odometry
@@ -35,11 +36,26 @@ from fast3r_ros.ros.transforms import OwnFrames, TransformLookup, TransformMissi
 ARRIVALS = 1000  # frames whose time of arrival is remembered
 
 
+class FrameSink(Protocol):
+    """Where frames, metric poses and the cameras' places go; called on the conversion thread."""
+
+    def add_frame(self, frame: Frame) -> None:
+        """A new frame."""
+        ...
+
+    def add_odometry(self, stamp_ns: int, odom_from_base: Float64) -> None:
+        """A pose (4, 4) of the robot's base in its odometry frame, metres."""
+        ...
+
+    def set_extrinsics(self, camera: str, base_from_camera: Float64) -> None:
+        """Where a camera sits on the robot, (4, 4) metres."""
+        ...
+
+
 class Inputs:
     """Subscriptions and the conversion thread.
 
-    on_frame(frame) and on_odometry(stamp_ns, odom_from_base) and on_time_back() run on the conversion thread.
-    config may be replaced at run time.
+    on_time_back() runs on the conversion thread.  config may be replaced at run time.
     """
 
     def __init__(
@@ -50,14 +66,13 @@ class Inputs:
         lookup: TransformLookup,
         own_frames: OwnFrames,
         group: CallbackGroup,
-        on_frame: Callable[[Frame], None],
-        on_odometry: Callable[[int, Float64], None],
+        sink: FrameSink,
         on_time_back: Callable[[], None],
     ) -> None:
         self.config = config
         self._node, self._counters, self._group = node, counters, group
         self._lookup, self._own_frames = lookup, own_frames
-        self._on_frame, self._on_odometry, self._on_time_back = on_frame, on_odometry, on_time_back
+        self._sink, self._on_time_back = sink, on_time_back
         self.intakes = {name: Intake(name, config.input.frame_id) for name in config.cameras or ("",)}
         self.cameras: list[CameraSubscriptions] = []
         self._others: list[Any] = []
@@ -67,6 +82,7 @@ class Inputs:
         self.paused = False
         self.last_image_time: dict[str, float] = {}  # camera -> time.monotonic()
         self.arrivals: OrderedDict[int, float] = OrderedDict()  # stamp of a frame -> time.monotonic()
+        self._placed: set[str] = set()  # cameras whose place on the robot is known
         self.facts: dict[str, CameraFacts] = {}  # image frame id -> what is known of its camera
         self._thread = threading.Thread(target=self._run, name="fast3r_conversion", daemon=True)
         self._thread.start()
@@ -199,7 +215,8 @@ class Inputs:
             self.arrivals[frame.stamp_ns] = arrived
             if len(self.arrivals) > ARRIVALS:
                 self.arrivals.popitem(last=False)
-            self._on_frame(frame)
+            self._find_extrinsics(frame.camera)
+            self._sink.add_frame(frame)
 
     def clock_went_back(self) -> None:
         """Tell the conversion thread that the clock jumped back."""
@@ -226,7 +243,7 @@ class Inputs:
             self._counters.problem(f"odometry: {error.reason}")
             self._report(f"odometry: {error}")
         else:
-            self._on_odometry(ns_from_stamp(message.header.stamp), odom_from_base)
+            self._sink.add_odometry(ns_from_stamp(message.header.stamp), odom_from_base)
 
     def _odometry_from_tf(self, stamp_ns: int) -> None:
         frames = self.config.frames
@@ -236,7 +253,16 @@ class Inputs:
             self._counters.problem("no odometry on TF")
             self._report(str(error))
         else:
-            self._on_odometry(stamp_ns, odom_from_base)
+            self._sink.add_odometry(stamp_ns, odom_from_base)
+
+    def _find_extrinsics(self, camera: str) -> None:
+        """Look up where the camera sits on the robot, until TF says so."""
+        if camera in self._placed:
+            return
+        with contextlib.suppress(TransformMissing):
+            base_from_camera = self._lookup.lookup(self.config.frames.base, camera, None)
+            self._placed.add(camera)
+            self._sink.set_extrinsics(camera, base_from_camera)
 
     def _take_tf(self, message: TFMessage) -> None:
         for transform in message.transforms:

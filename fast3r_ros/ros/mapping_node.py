@@ -18,13 +18,14 @@ from dataclasses import replace
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from rcl_interfaces.msg import SetParametersResult
-from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
+from rclpy.callback_groups import CallbackGroup, MutuallyExclusiveCallbackGroup
 from rclpy.clock import Clock, ClockType, JumpThreshold
 from rclpy.duration import Duration
 from rclpy.executors import MultiThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rclpy.signals import SignalHandlerOptions
+from rclpy.timer import Timer
 
 from fast3r_ros.errors import UserError
 from fast3r_ros.mapping.data import WindowNetwork, WindowResult
@@ -88,12 +89,14 @@ class MappingNode(LifecycleNode):
         """Periodic work by the steady clock, which neither simulation nor a looping bag turns back."""
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         group = MutuallyExclusiveCallbackGroup()
-        self._status_timer = self.create_timer(
-            1.0 / self.config.output.status_rate, self._publish_status, group, steady
-        )
-        self._tf_timer = self.create_timer(1.0 / self.config.tf.rate, self._tick_transforms, group, steady)
-        self.create_timer(1.0, self._publish_diagnostics, group, steady)
-        self.create_timer(ADAPT_SECONDS, self._adapt, self._input_group, steady)
+
+        def every(seconds: float, action: Callable[[], None], group: CallbackGroup) -> Timer:
+            return self.create_timer(seconds, lambda: self._guarded(action), group, steady)
+
+        self._status_timer = every(1.0 / self.config.output.status_rate, self._publish_status, group)
+        self._tf_timer = every(1.0 / self.config.tf.rate, self._tick_transforms, group)
+        every(1.0, self._publish_diagnostics, group)
+        every(ADAPT_SECONDS, self._adapt, self._input_group)
         threshold = JumpThreshold(
             min_forward=None, min_backward=Duration(nanoseconds=-1), on_clock_change=False
         )
@@ -133,8 +136,7 @@ class MappingNode(LifecycleNode):
             self._lookup,
             self._own_frames,
             self._input_group,
-            mapping.add_frame,
-            mapping.add_odometry,
+            mapping,
             self._time_went_back,
         )
         self._broadcaster = Broadcaster(
@@ -257,7 +259,15 @@ class MappingNode(LifecycleNode):
         self._tf_timer.timer_period_ns = round(1e9 / config.tf.rate)
         if self._inputs and self._outputs and self._broadcaster and self._mapping:
             self._inputs.config = self._outputs.config = self._broadcaster.config = config
-            self._mapping.request(lambda mapper: mapper.configure(config.mapper))
+            self._mapping.request(lambda mapper: mapper.set_config(config.mapper))
+
+    def _guarded(self, action: Callable[[], None]) -> None:
+        """Run periodic work; an exception would end the executor and with it the node."""
+        try:
+            action()
+        except Exception as error:
+            self._counters.error(f"internal error: {error!r}")
+            self.get_logger().error(f"internal error: {error!r}", throttle_duration_sec=5.0)
 
     # Periodic --------------------------------------------------------------------------------------------
 
@@ -295,14 +305,14 @@ class MappingNode(LifecycleNode):
         inputs, mapping, outputs, broadcaster = self._inputs, self._mapping, self._outputs, self._broadcaster
         if not (inputs and mapping and outputs and broadcaster):
             return report
-        mapper = mapping.mapper
+        mapper_status = replace(mapping.status, dropped=mapping.mapper.frame_counts()[1])
         allocated, peak = gpu_memory()
         return replace(
             report,
             stamp_ns=outputs.newest_ns or report.stamp_ns,
             state=self._current_state(inputs),
-            mapper=mapper.status(),
-            map_version=mapper.map.version,
+            mapper=mapper_status,
+            map_version=mapping.mapper.map.version,
             latencies=outputs.latencies,
             image_age=outputs.image_age,
             gpu_bytes=allocated,
@@ -359,8 +369,10 @@ def main(arguments: Sequence[str] | None = None, load_network: NetworkLoader = l
     spinning.start()
     if node.config.autostart:
         starting.start()
-    while not stop.wait(0.5) and spinning.is_alive():
-        pass
+    while not stop.wait(0.5):
+        if not spinning.is_alive():  # its traceback has been printed
+            status = 1
+            break
     ended = not starting.is_alive() and node.stop()
     executor.shutdown(timeout_sec=0.5)
     if ended:

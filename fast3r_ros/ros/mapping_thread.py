@@ -36,6 +36,7 @@ class MappingThread:
         self.mapper = mapper
         self._counters, self._logger = counters, logger
         self._on_window, self._on_idle = on_window, on_idle
+        self.status = mapper.status()  # as of the newest window
         self._wake = threading.Condition()
         self._requests: deque[tuple[Callable[[Mapper], Any], Future[Any]]] = deque()
         self._running = False
@@ -52,6 +53,10 @@ class MappingThread:
     def add_odometry(self, stamp_ns: int, odom_from_base: Float64) -> None:
         """Hand a metric pose on to the mapper."""
         self.mapper.add_odometry(stamp_ns, odom_from_base)
+
+    def set_extrinsics(self, camera: str, base_from_camera: Float64) -> None:
+        """Tell the mapper where a camera sits on the robot."""
+        self.request(lambda mapper: mapper.set_extrinsics(camera, base_from_camera))
 
     def set_running(self, running: bool) -> None:
         """Whether windows are processed; requests are always answered."""
@@ -97,6 +102,7 @@ class MappingThread:
                 self._requests.clear()
             for function, future in requests:
                 self._answer(function, future)
+            self.status = self.mapper.status()
             if self._running and self.mapper.window_ready() and not self._stopping:
                 self._process_window(self.mapper.process_window)
             elif not self._stopping:

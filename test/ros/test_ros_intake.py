@@ -1,0 +1,154 @@
+"""From messages of one camera to frames; bad ones are refused with a countable reason."""
+
+import array
+from collections import Counter
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy", reason="ROS is not installed here")
+
+from ros_encoders import known_picture
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+
+from fast3r_ros.errors import UserError
+from fast3r_ros.io.pixels import ENCODINGS, BadImage
+from fast3r_ros.ros.images import rgb_to_image, rgb_to_jpeg
+from fast3r_ros.ros.intake import Intake, Refused, TimeWentBack
+from fast3r_ros.ros.mailbox import Mailbox
+
+NS = 1_000_000_000
+K = [50.0, 0.0, 31.5, 0.0, 50.0, 23.5, 0.0, 0.0, 1.0]
+
+
+def image(stamp_s: float, size: tuple[int, int] = (64, 48), frame: str = "camera") -> Image:
+    return rgb_to_image(known_picture(size[1], size[0]), round(stamp_s * NS), frame)
+
+
+def info(**changes) -> CameraInfo:
+    values = {"width": 64, "height": 48, "k": K, "d": [0.0] * 5, "distortion_model": "plumb_bob"}
+    return CameraInfo(**{**values, **changes})
+
+
+def reason_of(intake: Intake, message: Image | CompressedImage) -> str:
+    with pytest.raises((Refused, BadImage)) as caught:
+        intake.frame(message, jump_back=1.0)
+    return caught.value.reason
+
+
+def test_a_frame_has_the_stamp_the_frame_id_and_the_picture() -> None:
+    frame = Intake("").frame(image(3.5), 1.0)
+    assert (frame.stamp_ns, frame.camera, frame.intrinsics) == (3_500_000_000, "camera", None)
+    assert np.array_equal(frame.image, known_picture())
+    assert Intake("", "other").frame(image(3.5), 1.0).camera == "other"
+    assert Intake("front").frame(image(3.5, frame=""), 1.0).camera == "front"
+
+
+def test_intrinsics_come_with_our_pixel_centres() -> None:
+    intake = Intake("")
+    intake.calibration(info())
+    intrinsics = intake.frame(image(1.0), 1.0).intrinsics
+    assert intrinsics is not None
+    # ROS has the centre of the upper left pixel at (0, 0), we at (0.5, 0.5)
+    assert np.allclose(intrinsics, [[50, 0, 32], [0, 50, 24], [0, 0, 1]])
+
+
+def test_distortion_is_taken_out() -> None:
+    intake = Intake("")
+    intake.calibration(info(d=[-0.3, 0.1, 0.0, 0.0, 0.0]))
+    frame = intake.frame(image(1.0), 1.0)
+    assert not np.array_equal(frame.image, known_picture())
+    assert frame.intrinsics is not None
+    assert frame.intrinsics[0, 0] != 50.0
+
+
+def test_unusable_calibrations_are_refused_and_the_one_before_stays() -> None:
+    intake = Intake("")
+    intake.calibration(info())
+    for bad in (
+        info(k=[float("nan"), *K[1:]]),
+        info(k=[-50.0, *K[1:]]),
+        info(d=[float("nan")] * 5),
+        info(width=0),
+        info(distortion_model="wobbly", d=[0.1] * 5),
+    ):
+        with pytest.raises(UserError):
+            intake.calibration(bad)
+    assert intake.calibrated
+    assert intake.frame(image(1.0), 1.0).intrinsics[0, 0] == 50.0
+    uncalibrated = Intake("")
+    uncalibrated.calibration(info(k=[0.0] * 9))  # "not calibrated" in ROS
+    assert not uncalibrated.calibrated
+
+
+def test_a_calibration_of_another_size_is_told() -> None:
+    intake = Intake("")
+    intake.calibration(info(width=640, height=480))
+    assert reason_of(intake, image(1.0)) == "camera_info of another size"
+
+
+def test_changes_in_mid_stream_are_refused_until_restart() -> None:
+    intake = Intake("")
+    intake.frame(image(1.0), 1.0)
+    assert reason_of(intake, image(2.0, size=(32, 48))) == "size changed"
+    assert reason_of(intake, image(2.0, frame="other")) == "frame id changed"
+    assert reason_of(intake, image(1.0)) == "stamp repeated"
+    assert reason_of(intake, image(0.5)) == "stamp went back"
+    intake.frame(image(2.0), 1.0)
+    with pytest.raises(TimeWentBack):
+        intake.frame(image(0.2), 1.0)
+    intake.restart()
+    assert intake.frame(image(0.2, size=(32, 48), frame="other"), 1.0).camera == "other"
+
+
+def random_messages(count: int, seed: int):
+    """Images of random content, most of them broken in some way, a few of them whole."""
+    rng = np.random.default_rng(seed)
+    names = [*ENCODINGS, "", "rgb9", "32FC1", "\u00e4"]
+    jpeg = rgb_to_jpeg(known_picture(16, 16), 0, "camera").data.tobytes()
+    for index in range(count):
+        stamp = int(rng.integers(0, 2**31)) if index % 3 else index
+        data = rng.integers(0, 256, int(rng.integers(0, 400)), np.uint8).tobytes()
+        if index % 4 == 0:
+            message = CompressedImage(format=str(names[index % len(names)]))
+            start = int(rng.integers(0, len(jpeg)))
+            message.data = array.array("B", jpeg[:start] + data)
+        else:
+            height, width, step = (int(v) for v in rng.integers(0, rng.choice([4, 40, 2**32]), 3))
+            message = Image(height=height, width=width, step=step, encoding=names[index % len(names)])
+            message.is_bigendian = int(rng.integers(0, 256))
+            message.data = array.array("B", data)
+        message.header.stamp.sec = stamp
+        message.header.frame_id = "camera"
+        yield message
+
+
+def test_a_hundred_thousand_random_messages_do_no_harm() -> None:
+    intake = Intake("")
+    intake.frame(image(5.0), 1.0)
+    reasons: Counter[str] = Counter()
+    for message in random_messages(100_000, seed=1):
+        try:
+            frame = intake.frame(message, jump_back=1e12)
+        except (Refused, BadImage) as error:
+            reasons[error.reason] += 1
+        else:
+            reasons["accepted"] += 1
+            assert frame.image.shape == (48, 64, 3)
+    assert sum(reasons.values()) == 100_000
+    assert reasons["accepted"] == 0  # none has the size of the first image
+    assert {"truncated data", "empty image", "unknown encoding", "undecodable image"} <= set(reasons)
+    assert np.array_equal(intake.frame(image(6.0), 1.0).image, known_picture())
+
+
+def test_the_mailbox_keeps_the_newest_image_of_each_camera() -> None:
+    box = Mailbox()
+    assert [box.put_image("a", 1), box.put_image("b", 2), box.put_image("a", 3)] == [False, False, True]
+    box.put(print, "small")
+    small, image_of = box.take(0.0)
+    assert small == [(print, "small")]
+    assert image_of == ("b", 2)  # a's newer image went to the end of the line
+    assert box.take(0.0) == ([], ("a", 3))
+    assert box.take(0.0) == ([], None)
+    box.put_image("a", 4)
+    assert box.clear() == 1

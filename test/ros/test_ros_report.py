@@ -1,0 +1,148 @@
+"""Status, diagnostics, the occupancy grid, and images of results: pure functions of what the node knows."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy", reason="ROS is not installed here")
+
+from diagnostic_msgs.msg import DiagnosticStatus
+from fast3r_ros.msg import MappingStatus
+
+from fast3r_ros.mapping.data import MapperStatus
+from fast3r_ros.ros.config import GridConfig
+from fast3r_ros.ros.counters import Counters
+from fast3r_ros.ros.grid import FREE, OCCUPIED, UNKNOWN, occupancy_grid
+from fast3r_ros.ros.messages import camera_info
+from fast3r_ros.ros.report import CameraReport, Report, diagnostics_message, status_message
+from fast3r_ros.ros.view_images import at_input_size, confidence_color, depth_of
+
+
+def mapper_status(**changes) -> MapperStatus:
+    values = {
+        "received": 10,
+        "keyframes": 4,
+        "dropped": {"no_motion": 3},
+        "windows": 2,
+        "windows_rejected": 1,
+        "submaps": 1,
+        "loops_closed": 0,
+        "map_points": 1000,
+        "map_bytes": 2000,
+        "scale_source": "odometry",
+        "metres": True,
+        "scale_sigma": 0.01,
+        "timings": {},
+        "last_error": "",
+    }
+    return MapperStatus(**{**values, **changes})
+
+
+def camera(**changes) -> CameraReport:
+    values = {
+        "topic": "/image",
+        "publishers": ["/driver"],
+        "silence": 0.1,
+        "reliable": True,
+        "calibrated": True,
+    }
+    return CameraReport(**{**values, **changes})
+
+
+def test_status_accounts_for_every_frame() -> None:
+    report = Report(1, MappingStatus.MAPPING, received=12, drops={"wrong step": 2}, mapper=mapper_status())
+    message = status_message(report, "map")
+    assert (message.frames_received, message.frames_used, message.frames_dropped) == (12, 4, 5)
+    assert message.frames_waiting == 3
+    assert {drop.reason: drop.count for drop in message.drops} == {"no_motion": 3, "wrong step": 2}
+    assert message.metres
+    assert message.header.frame_id == "map"
+
+
+@pytest.mark.parametrize(
+    ("changes", "place", "level", "words"),
+    [
+        ({}, 0, DiagnosticStatus.OK, "images received"),
+        ({"cameras": [camera(publishers=[])]}, 0, DiagnosticStatus.ERROR, "nobody publishes /image"),
+        ({"cameras": [camera(publishers=["/a", "/b"])]}, 0, DiagnosticStatus.ERROR, "/a, /b"),
+        ({"cameras": [camera(silence=3.2)]}, 0, DiagnosticStatus.WARN, "no image for 3.2 s on /image"),
+        ({"cameras": [camera(silence=None)]}, 0, DiagnosticStatus.WARN, "no image yet on /image"),
+        ({"drops": {"wrong step": 3}}, 0, DiagnosticStatus.WARN, "wrong step: 3"),
+        ({"drops": {"paused": 3}}, 0, DiagnosticStatus.OK, "3 left out"),
+        ({"problems": {"unusable camera_info": 2}}, 0, DiagnosticStatus.WARN, "unusable camera_info: 2"),
+        ({"state": MappingStatus.LOST}, 1, DiagnosticStatus.WARN, "~/reset"),
+        ({"state": MappingStatus.ERROR, "last_error": "no model"}, 1, DiagnosticStatus.ERROR, "no model"),
+        ({"parents": {"odom": "world"}}, 2, DiagnosticStatus.ERROR, "odom already has the parent world"),
+        ({"waiting_for": "no transform"}, 2, DiagnosticStatus.WARN, "no transform"),
+    ],
+)
+def test_diagnostics_say_what_to_do(changes: dict, place: int, level: bytes, words: str) -> None:
+    report = Report(**{"stamp_ns": 1, "state": MappingStatus.MAPPING, "cameras": [camera()], **changes})
+    status = diagnostics_message(report, "fast3r_mapping").status[place]
+    assert status.level == level
+    assert words in status.message
+
+
+def test_counters_add_up() -> None:
+    counters = Counters()
+    for _ in range(200):
+        with counters.timed_callback():
+            counters.received()
+    counters.dropped("a")
+    counters.problem("b")
+    counters.error("c")
+    assert counters.snapshot() == (200, {"a": 1}, {"b": 1}, "c")
+    p99, longest = counters.callback_times()
+    assert 0 < p99 <= longest < 1
+    counters.reset()
+    assert counters.snapshot() == (0, {}, {}, "")
+
+
+def test_grid_knows_walls_floor_and_the_unseen() -> None:
+    wall = np.array([[1.02, 0.02, z] for z in (0.2, 0.5, 1.0)])
+    floor = np.array([[0.02, 0.02, 0.0], [0.32, 0.02, 0.05]])
+    ceiling = np.array([[0.62, 0.02, 2.4]])
+    points = np.vstack([wall, floor, ceiling, [[np.nan] * 3]]).astype(np.float32)
+    grid = occupancy_grid(points, GridConfig(resolution=0.1), 7, "map")
+    cells = np.array(grid.data).reshape(grid.info.height, grid.info.width)
+    assert cells.shape == (1, 11)
+    assert cells[0, 10] == OCCUPIED
+    assert cells[0, 0] == cells[0, 3] == FREE
+    assert cells[0, 6] == UNKNOWN  # only the ceiling was seen there
+    assert grid.info.origin.position.x == pytest.approx(0.0)
+    assert (grid.header.frame_id, grid.info.resolution) == ("map", pytest.approx(0.1))
+    assert len(occupancy_grid(np.empty((0, 3), np.float32), GridConfig(), 7, "map").data) == 0
+    far = np.array([[0, 0, 0], [1e6, 1e6, 0]], np.float32)
+    with pytest.raises(ValueError, match=r"grid\.resolution"):
+        occupancy_grid(far, GridConfig(), 7, "map")
+
+
+def test_results_lie_over_the_camera_image() -> None:
+    """A network of 4x2 pixels that saw the middle of a 20x8 image at a quarter of its size."""
+    network_from_image = np.array([[0.25, 0, -0.5], [0, 0.25, 0], [0, 0, 1.0]])
+    values = np.arange(8.0, dtype=np.float32).reshape(2, 4)
+    laid = at_input_size(values, network_from_image, (20, 8), np.nan)
+    assert laid.shape == (8, 20)
+    assert np.isnan(laid[:, :2]).all()
+    assert np.isnan(laid[:, 18:]).all()
+    assert np.array_equal(laid[:, 2:18], np.repeat(np.repeat(values, 4, axis=0), 4, axis=1))
+
+
+def test_depth_and_colours() -> None:
+    points = np.zeros((2, 2, 3), np.float32)
+    points[..., 2] = [[1, 2], [-1, 4]]
+    depth = depth_of(points, np.array([[True, False], [True, True]]))
+    assert depth[0, 0] == 1
+    assert depth[1, 1] == 4
+    assert np.isnan(depth[0, 1])
+    assert np.isnan(depth[1, 0])
+    rgb = confidence_color(np.array([[0.0, 1.0, 10.0]], np.float32), 10.0)
+    assert rgb[0, 0].tolist() == [0, 0, 0]
+    assert rgb[0, 2, 0] > rgb[0, 2, 2]  # warm
+    assert rgb[0, 1, 2] >= rgb[0, 1, 0]  # cold
+
+
+def test_camera_info_has_ros_pixel_centres() -> None:
+    info = camera_info(np.array([[50.0, 0, 32], [0, 50, 24], [0, 0, 1]]), 64, 48, 5, "camera")
+    assert list(info.k) == [50, 0, 31.5, 0, 50, 23.5, 0, 0, 1]
+    assert list(info.p) == [50, 0, 31.5, 0, 0, 50, 23.5, 0, 0, 0, 1, 0]
+    assert (info.width, info.height, info.distortion_model) == (64, 48, "plumb_bob")
