@@ -23,7 +23,7 @@ from fast3r_ros.geometry.camera_pose import (
 )
 from fast3r_ros.geometry.focal import estimate_focal
 from fast3r_ros.geometry.rigid import inverse, transform_points
-from fast3r_ros.geometry.similarity import RobustOptions
+from fast3r_ros.geometry.robust_similarity import RobustOptions
 from fast3r_ros.mapping.data import Float32, Reconstruction, UInt8
 from fast3r_ros.model import Fast3R, normalize
 from fast3r_ros.model.image_index import counted_indices, drawn_indices, spread_indices

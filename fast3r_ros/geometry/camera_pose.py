@@ -18,8 +18,8 @@ from torch import Tensor
 
 from fast3r_ros.geometry.intrinsics import centred_intrinsics
 from fast3r_ros.geometry.rigid import inverse, rigid_matrix
+from fast3r_ros.geometry.robust_similarity import RobustOptions, fit_similarities_robust, sample_indices
 from fast3r_ros.geometry.rotation import matrix_from_vector
-from fast3r_ros.geometry.similarity import RobustOptions, fit_shuffled_similarities_robust, sample_indices
 
 Float64 = NDArray[np.float64]
 
@@ -79,7 +79,7 @@ def poses_from_pointmaps(
     if intrinsics is not None:
         source = _rays(intrinsics, chosen, width) * source[..., 2:]
     sampled = torch.as_tensor(weights, device=local.device).reshape(views, -1).index_select(1, chosen)
-    batch = fit_shuffled_similarities_robust(source, target, sampled, options)
+    batch = fit_similarities_robust(source, target, sampled, options)
     ok = np.array(batch.ok, dtype=bool)
     fit = batch.similarity
     poses = rigid_matrix(fit.rotation.cpu().numpy(), fit.translation.cpu().numpy())

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fast3r_ros.geometry.similarity import sample_indices
+from fast3r_ros.geometry.robust_similarity import sample_indices
 
 MAX_PIXELS = 12288
 WEISZFELD_STEPS = 15

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from fast3r_ros.geometry.camera_pose import CameraPoses, pointmap_weights, poses_from_pointmaps
+from fast3r_ros.geometry.robust_similarity import RobustOptions, SimilarityFit, fit_similarity_robust
 from fast3r_ros.geometry.sim3 import Sim3
-from fast3r_ros.geometry.similarity import RobustOptions, SimilarityFit, fit_similarity_robust
 from fast3r_ros.mapping.config import RegistrationConfig
 from fast3r_ros.mapping.data import Float32, Float64, Reconstruction
 

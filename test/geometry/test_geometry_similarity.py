@@ -8,9 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fast3r_ros.geometry.robust_similarity import RobustOptions, fit_similarity_robust
 from fast3r_ros.geometry.rotation import angle_between, matrix_from_vector, vector_from_matrix
 from fast3r_ros.geometry.sim3 import Sim3
-from fast3r_ros.geometry.similarity import RobustOptions, fit_similarity, fit_similarity_robust
+from fast3r_ros.geometry.similarity import fit_similarity
 
 coordinates = st.floats(-3, 3)
 similarities = st.builds(
