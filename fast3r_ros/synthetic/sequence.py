@@ -80,7 +80,7 @@ def demo_sequence(
 ) -> SyntheticSequence:
     """The short walk through one furnished room that `make demo` maps; not one of the training scenes."""
     scene = room_scene(DEMO_SEED, size=(5.5, 4.5, 2.6))
-    path = room_path(scene, round(seconds * rate), seed=1, speed=0.5 / rate)
+    path = room_path(scene, round(seconds * rate), seed=1, speed=0.3 / rate)
     intrinsics = pinhole(width, height, np.deg2rad(70))
     return SyntheticSequence(scene, path, intrinsics, width, height, rate, with_depth=with_depth)
 
