@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from fast3r_ros.evaluation.golden_recipes import loss_input
 from fast3r_ros.geometry.rigid import inverse, transform_points
-from fast3r_ros.geometry.rotation import matrix_from_quaternion, matrix_from_vector
+from fast3r_ros.geometry.rotation import matrix_from_vector
 from fast3r_ros.model.outputs import Pointmap, ViewPrediction
 from fast3r_ros.training.losses import ConfidenceLoss, GroundTruth, confidence_loss
 
@@ -44,29 +44,6 @@ def ground_truth(points_world: list, valid: list, world_from_camera: list) -> Gr
         torch.from_numpy(np.stack(valid, 1)),
         torch.from_numpy(np.stack(world_from_camera, 1)),
     )
-
-
-def golden(case: dict) -> tuple[list[ViewPrediction], GroundTruth]:
-    rng = np.random.Generator(np.random.PCG64(zlib.crc32(f"loss/{case['name']}".encode())))
-    shape = case["batch"], case["height"], case["width"]
-    points, valid, poses, predictions = [], [], [], []
-    for _ in range(case["views"]):
-        points.append(rng.standard_normal((*shape, 3)) + np.array([0, 0, 4]))
-        valid.append(rng.uniform(size=shape) > 0.2)
-        matrices = np.tile(np.eye(4), (case["batch"], 1, 1))
-        for matrix in matrices:
-            quaternion = rng.standard_normal(4)
-            matrix[:3, :3] = matrix_from_quaternion(np.roll(quaternion, -1))
-            matrix[:3, 3] = 0.5 * rng.standard_normal(3)
-        poses.append(matrices)
-        global_points = rng.standard_normal((*shape, 3)) + np.array([0, 0, 3])
-        global_confidence = 1 + np.exp(0.5 * rng.standard_normal(shape))
-        local_points = rng.standard_normal((*shape, 3)) + np.array([0, 0, 5])
-        local_confidence = 1 + np.exp(0.5 * rng.standard_normal(shape))
-        predictions.append(
-            prediction([global_points, global_confidence, local_points, local_confidence], case["local"])
-        )
-    return predictions, ground_truth(points, valid, poses)
 
 
 def golden_more(case: dict) -> tuple[list[ViewPrediction], GroundTruth]:
@@ -106,7 +83,7 @@ def assert_details(loss: ConfidenceLoss, details: dict) -> None:
 @pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
 def test_golden_cases(path: Path) -> None:
     case = json.loads(path.read_text())
-    loss = confidence_loss(*golden(case), case["alpha"])
+    loss = confidence_loss(*loss_input(case), case["alpha"])
     assert loss.total.item() == pytest.approx(case["loss"], abs=1e-5)
     assert_details(loss, case["details"])
 
