@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,15 +12,13 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from small_model import small_config, small_model
 from torch import Tensor
 
 from fast3r_ros.errors import UserError
 from fast3r_ros.model import Fast3R, checkpoint
 from fast3r_ros.model.checkpoint import aliases, initialise_from_dust3r
 from fast3r_ros.model.layers import Attention
-
-sys.path.insert(0, str(Path(__file__).parent))
-from small_model import small_config, small_model
 
 State = dict[str, Tensor]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_model import small_config
 
 from fast3r_ros.errors import UserError
 from fast3r_ros.model import Fast3RConfig
 from fast3r_ros.model.config import HeadConfig
-
-sys.path.insert(0, str(Path(__file__).parent))
-from small_model import small_config
 
 # as the released checkpoint's file is known
 RELEASED: dict[str, dict[str, Any]] = {

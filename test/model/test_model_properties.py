@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_model import random_views, small_model
 
 from fast3r_ros.errors import UserError
 from fast3r_ros.model import ViewPrediction
-
-sys.path.insert(0, str(Path(__file__).parent))
-from small_model import random_views, small_model
 
 MODEL = small_model()
 SIZE = (32, 48)

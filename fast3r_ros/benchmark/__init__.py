@@ -1,0 +1,1 @@
+"""What `fast3r benchmark` measures, one module per benchmark."""

@@ -1,0 +1,126 @@
+"""Timing, peak memory and a description of the machine, alike for every benchmark."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+import fast3r_ros
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Wall time of several runs of one stage in seconds, and the memory above what was there before.
+
+    peak_bytes: the most that one run needed: of the GPU's allocator, or of the process's resident memory on
+    the CPU; None where the system does not tell.
+    """
+
+    median_s: float
+    fastest_s: float
+    slowest_s: float
+    runs: int
+    peak_bytes: int | None
+
+    def content(self) -> dict[str, Any]:
+        """The measurement as the content of a JSON object."""
+        return asdict(self)
+
+
+def measure(
+    stage: Callable[[], Result], device: torch.device, runs: int = 5, warmup: int = 1
+) -> tuple[Result, Measurement]:
+    """Run a stage `warmup` times unmeasured, then `runs` times; returns the last result too."""
+    for _ in range(warmup):
+        stage()
+    times, peaks = [], []
+    for _ in range(max(runs, 1)):
+        _synchronize(device)
+        before = _start_peak(device)
+        start = time.perf_counter()
+        result = stage()
+        _synchronize(device)
+        times.append(time.perf_counter() - start)
+        after = _peak(device)
+        peaks.append(None if before is None or after is None else max(after - before, 0))
+    known = [peak for peak in peaks if peak is not None]
+    return result, Measurement(
+        statistics.median(times), min(times), max(times), len(times), max(known) if known else None
+    )
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What was measured on: names, counts and versions, no host name."""
+    content = {
+        "device": device.type,
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "fast3r_ros": fast3r_ros.__version__,
+    }
+    if device.type == "cuda":
+        content["gpu"] = torch.cuda.get_device_name(device)
+        content["cuda"] = torch.version.cuda
+    return content
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _start_peak(device: torch.device) -> int | None:
+    """Forget the peak so far; returns the memory in use."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    _return_free_memory()
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+        return _resident("VmRSS")
+    except OSError:
+        return None
+
+
+def _return_free_memory() -> None:
+    """Give memory that was freed back to the system, so that using it again is counted (glibc only)."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+def _peak(device: torch.device) -> int | None:
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _resident("VmHWM")
+
+
+def _resident(field: str) -> int | None:
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    values = [int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":")]
+    return values[0] if values else None

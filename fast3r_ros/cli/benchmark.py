@@ -1,0 +1,29 @@
+"""`fast3r benchmark NAME`: measure and print one JSON document.
+
+One module per benchmark in `fast3r_ros/benchmark/`, each with `add_arguments(parser)` and `run(arguments)`,
+which returns the document.  A module imports optional packages only in `run`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+
+# name, module, one line of help
+BENCHMARKS = (("network", "fast3r_ros.benchmark.network", "the network's stages by views, size and dtype"),)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The benchmarks and their arguments."""
+    benchmarks = parser.add_subparsers(dest="benchmark", metavar="NAME", required=True)
+    for name, module, text in BENCHMARKS:
+        benchmark = benchmarks.add_parser(name, help=text, description=text)
+        importlib.import_module(module).add_arguments(benchmark)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run one benchmark and print its document."""
+    module = next(module for name, module, _ in BENCHMARKS if name == arguments.benchmark)
+    print(json.dumps(importlib.import_module(module).run(arguments), indent=2))
+    return 0

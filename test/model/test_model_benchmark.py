@@ -1,0 +1,55 @@
+"""The network benchmark: its document, and that memory is measured."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from fast3r_ros.benchmark.measure import measure
+from fast3r_ros.cli import main
+from fast3r_ros.model import Fast3R
+
+
+@pytest.fixture
+def model_directory(tmp_path_factory: pytest.TempPathFactory, small_network: Fast3R) -> str:
+    directory = tmp_path_factory.mktemp("model")
+    small_network.save_pretrained(directory)
+    return str(directory)
+
+
+def test_document_has_every_stage_of_every_combination(
+    model_directory: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--views", "1", "3", "--size", "64x48", "--dtype", "float32", "bfloat16", "--runs", "2"]
+    assert main(["benchmark", "network", "--model", model_directory, *options]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["machine"]["torch"] == torch.__version__
+    assert [(result["dtype"], result["views"]) for result in document["results"]] == [
+        ("float32", 1),
+        ("float32", 3),
+        ("bfloat16", 1),
+        ("bfloat16", 3),
+    ]
+    for result in document["results"]:
+        assert list(result["stages"]) == ["encode", "fuse", "heads", "pose"]
+        for stage in result["stages"].values():
+            assert 0 < stage["fastest_s"] <= stage["median_s"] <= stage["slowest_s"]
+            assert stage["runs"] == 2
+        medians = [stage["median_s"] for stage in result["stages"].values()]
+        assert result["total_median_s"] == pytest.approx(sum(medians))
+
+
+def test_peak_memory_of_a_stage_is_found() -> None:
+    size = 64 * 2**20
+    _, measurement = measure(lambda: np.ones(size, dtype=np.uint8).sum(), torch.device("cpu"), runs=2)
+    if measurement.peak_bytes is None:
+        pytest.skip("this system does not tell a process's peak memory")
+    assert 0.9 * size < measurement.peak_bytes < 2 * size
+
+
+def test_a_size_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["benchmark", "network", "--size", "512"]) == 2
+    assert "'512', expected WIDTHxHEIGHT" in capsys.readouterr().err
