@@ -80,7 +80,8 @@ class RunConfig:
     V views.  accumulation: backward passes per step.  head_views: views per sample that heads and loss look
     at, drawn at random, always with view 0; 0 means all.  precision: float32 or bfloat16 (autocast).
     recompute: gradient checkpointing.  parallel: ddp or fsdp when started by torchrun.  attention: see
-    `Fast3R.set_attention`.  *_every: steps between logs, checkpoints and evaluations.
+    `Fast3R.set_attention`.  initial_weights: a model to start from, see `Fast3R.from_pretrained`;
+    initial_dust3r: a DUSt3R file to take the encoder and the global head from, as the authors did.  *_every: steps between logs, checkpoints and evaluations.
     """
 
     steps: int = 174_000
@@ -96,6 +97,7 @@ class RunConfig:
     evaluate_every: int = 1000
     evaluate_scenes: int = 16
     initial_weights: str = ""
+    initial_dust3r: str = ""
 
 
 @dataclass(frozen=True)
@@ -182,6 +184,7 @@ def _check(config: TrainConfig, source: str) -> None:
         (config.curriculum[0].from_step == 0, "the first stage of the curriculum must start from_step 0"),
         (run.precision in ("float32", "bfloat16"), "run.precision must be float32 or bfloat16"),
         (run.parallel in ("ddp", "fsdp"), "run.parallel must be ddp or fsdp"),
+        (run.parallel == "ddp" or not config.optimizer.ema, "optimizer.ema must be 0 for run.parallel fsdp"),
         (run.steps > 0 and run.accumulation > 0, "run.steps and run.accumulation must be positive"),
     ]
     for stage in config.curriculum:

@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from fast3r_ros.model import Fast3R
+from fast3r_ros.model.checkpoint import initialise_from_dust3r
 from fast3r_ros.training.config import OptimizerConfig, TrainConfig
 from fast3r_ros.training.objective import Objective, initialise
 from fast3r_ros.training.parallel import Process, full_state, load_full_state, wrap
@@ -128,6 +129,8 @@ def _start(config: TrainConfig, process: Process) -> Run:
     else:
         network = Fast3R(config.model)
         initialise(network, config.seed)
+        if config.run.initial_dust3r:
+            initialise_from_dust3r(network, Path(config.run.initial_dust3r))
     for name, parameter in network.named_parameters():
         if "refinenet4.resConfUnit1" in name:  # in the checkpoint layout, but no forward pass uses it
             parameter.requires_grad_(False)
