@@ -13,9 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import rclpy
 from ament_index_python.packages import get_package_prefix
@@ -38,35 +36,59 @@ from fast3r_ros.srv import SaveMap
 START_SECONDS = 120.0  # for loading the model
 SILENCE_SECONDS = 30.0  # without any image
 REST_SECONDS = 60.0  # for what is still to be mapped when the source has ended
+STOPPED = 130  # exit status after a stop signal, as shells count it
 READY = (MappingStatus.WAITING, MappingStatus.MAPPING, MappingStatus.LOST)
 
 
-class Demo:
-    """One run: the listener, its executor, and the child processes.  Leaving the `with` block ends them."""
+class StopSignal:
+    """Handles Ctrl-C and SIGTERM: at once, or later while `deferred`, when there are processes to stop.
 
-    def __init__(self, model: str, source: Source, source_name: str, output: Path) -> None:
+    An exception out of a signal handler can land in any library's clean-up, which then prints a traceback.
+    """
+
+    def __init__(self) -> None:
+        self.deferred = False
+        self.came = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, *_: object) -> None:
+        self.came = True
+        if not self.deferred:
+            os.write(2, b"\nstopped\n")
+            os._exit(STOPPED)
+
+
+class Demo:
+    """One run: the listener, its executor, and the child processes.  Leaving the `with` block ends them.
+
+    Raises KeyboardInterrupt after a stop signal.
+    """
+
+    def __init__(self, model: str, source: Source, source_name: str, output: Path, stop: StopSignal) -> None:
         self.source = source
         self.output = output
-        self._stack = ExitStack()
+        self._stop = stop
         self._model, self._source_name = model, source_name
         self._children: list[Child] = []
 
     def __enter__(self) -> Demo:
+        self._stop.deferred = True
         rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
-        self._stack.callback(rclpy.shutdown)
         self.listener = DemoListener()
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self.listener)
         return self
 
     def __exit__(self, *_: object) -> None:
-        _set_signals(signal.SIG_IGN)  # a second Ctrl-C must not leave anything behind
         for child in self._children:
             child.ask_to_stop()
         for child in self._children:
             child.stop()
-        self._stack.close()
-        _set_signals(signal.default_int_handler)
+        rclpy.shutdown()
+        self._stop.deferred = False
+        if self._stop.came:
+            raise KeyboardInterrupt
 
     def start_mapping(self) -> None:
         """Start the mapping node and wait until it is ready for images."""
@@ -125,6 +147,8 @@ class Demo:
 
     def _spin(self) -> None:
         self._executor.spin_once(timeout_sec=0.1)
+        if self._stop.came:
+            raise KeyboardInterrupt
         mapping = self._children[0]
         status = self.listener.status
         if status is not None and status.state == MappingStatus.ERROR:
@@ -145,8 +169,8 @@ class Demo:
         return f"{status.windows} windows, {status.map_points:,} points" if status else ""
 
 
-def run(model: str, source_name: str, output: Path) -> None:
-    """Run the demo.  Raises UserError, in one line, for what cannot be used."""
+def run(model: str, source_name: str, output: Path, stop: StopSignal) -> None:
+    """Run the demo.  Raises UserError, for what cannot be used, and KeyboardInterrupt when stopped."""
     source = open_source(source_name)
     next(iter(source.frames([0])), None)  # an unreadable one says so now
     locate(model)  # downloads a hub's model, or says why not
@@ -157,7 +181,7 @@ def run(model: str, source_name: str, output: Path) -> None:
     use_private_domain()
     print(f"Playing {source.name}: {len(source)} frames at {source.rate_hz:.1f} Hz, model {model}")
     print(f"ROS_DOMAIN_ID={os.environ['ROS_DOMAIN_ID']} on this machine only, for rviz2 in another terminal")
-    with Demo(model, source, source_name, output) as demo:
+    with Demo(model, source, source_name, output, stop) as demo:
         demo.start_mapping()
         sent = demo.play()
         status = demo.finish()
@@ -198,11 +222,6 @@ def quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def _set_signals(action: Any) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, action)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line; returns the exit status (2: wrong use, 130: stopped by a signal)."""
     parser = argparse.ArgumentParser(prog="demo", description="Map a source with the real nodes over DDS.")
@@ -210,15 +229,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", default="demo", help="demo, a checkpoint folder or a hub name")
     parser.add_argument("--output", type=Path, default=Path("demo_output"), help="folder for the results")
     parsed = parser.parse_args(arguments)
-    _set_signals(signal.default_int_handler)
+    stop = StopSignal()
     try:
-        run(parsed.model, parsed.source or "synthetic", parsed.output.resolve())
+        run(parsed.model, parsed.source or "synthetic", parsed.output.resolve(), stop)
     except UserError as error:
         print(f"demo: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
-        return 130
+        return STOPPED
     return 0
 
 
