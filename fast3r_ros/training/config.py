@@ -81,7 +81,8 @@ class RunConfig:
     at, drawn at random, always with view 0; 0 means all.  precision: float32 or bfloat16 (autocast).
     recompute: gradient checkpointing.  parallel: ddp or fsdp when started by torchrun.  attention: see
     `Fast3R.set_attention`.  initial_weights: a model to start from, see `Fast3R.from_pretrained`;
-    initial_dust3r: a DUSt3R file to take the encoder and the global head from, as the authors did.  *_every: steps between logs, checkpoints and evaluations.
+    initial_dust3r: a DUSt3R file to take the encoder and the global head from, as the authors did.
+    *_every: steps between logs, checkpoints and evaluations.
     """
 
     steps: int = 174_000
