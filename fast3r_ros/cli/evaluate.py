@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,15 +56,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=int, help="longer side at the network in pixels (default: model's)")
     parser.add_argument("--seed", type=int, default=0, help="of drawn image indices")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: %(default)s)")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="precision of the network (default: bfloat16 on a GPU, float32 on a CPU)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, print the tables as Markdown, and write them when --output is given."""
+    _check(arguments)
+    from fast3r_ros.cli.loading import load_model
     from fast3r_ros.evaluation import tables
 
-    _check(arguments)
     sequences, walks = _sequences(arguments)
-    model = _load(arguments)
+    model = load_model(arguments.model, arguments.device, arguments.dtype)
     size = arguments.size or model.config.image_size
     report: dict[str, Any] = {
         "dataset": arguments.dataset,
@@ -90,6 +97,8 @@ def _check(arguments: argparse.Namespace) -> None:
         smallest = min(value) if isinstance(value, list) else value
         if smallest is not None and smallest < 1:
             raise UserError(f"--{name.replace('_', '-')} is {smallest}, it must be 1 or more")
+    if importlib.util.find_spec("evo") is None:
+        raise UserError("evaluation needs the package evo; install fast3r_ros with its extra `train`")
     if arguments.dataset != SYNTHETIC and arguments.data_root is None:
         raise UserError(f"--data-root is missing; give the folder of the {arguments.dataset} dataset")
 
@@ -107,19 +116,6 @@ def _sequences(arguments: argparse.Namespace) -> tuple[list[PosedSequence], list
     sequences = open_dataset(arguments.dataset, arguments.data_root)[: arguments.scenes]
     walks = [PosedSequence(item.name, item.frames[: arguments.walk_frames]) for item in sequences]
     return sequences, walks
-
-
-def _load(arguments: argparse.Namespace) -> Fast3R:
-    import torch
-
-    from fast3r_ros.model import Fast3R
-
-    device = arguments.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"--device {device}: this machine has no usable CUDA GPU; use --device cpu")
-    return Fast3R.from_pretrained(arguments.model, device=device)
 
 
 def _offline(

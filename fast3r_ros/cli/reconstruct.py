@@ -155,22 +155,11 @@ def _positive(text: str) -> float:
 
 def _load_network(arguments: argparse.Namespace, timings: Any) -> Fast3RNetwork:
     """The network on its device; raises UserError when model or device cannot be used."""
-    import torch
-
+    from fast3r_ros.cli.loading import load_model
     from fast3r_ros.mapping.network import Fast3RNetwork
-    from fast3r_ros.model import Fast3R
 
     started = time.perf_counter()
-    device = arguments.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"--device {device}: this machine has no usable CUDA GPU; use --device cpu")
-    dtype = arguments.dtype or ("bfloat16" if device.startswith("cuda") else "float32")
-    try:
-        model = Fast3R.from_pretrained(arguments.model, device=device, dtype=getattr(torch, dtype))
-    except RuntimeError as error:
-        raise UserError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from error
+    model = load_model(arguments.model, arguments.device, arguments.dtype)
     timings["load"] += time.perf_counter() - started
     return Fast3RNetwork(model, arguments.size or model.config.image_size)
 
