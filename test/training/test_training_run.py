@@ -245,7 +245,7 @@ def test_learning_rate_warms_up_and_decays() -> None:
         ("run", {"views_per_step": 2}, "views_per_step is 2"),
         ("data", {"width": 100}, "multiples of 16"),
         ("optimizer", {"betas": 0.9}, "optimizer.betas"),
-        ("model", {"decoder_args": {"embed_dim": 48}}, "enc_embed_dim is 1024, expected 48"),
+        ("model", {"decoder_args": {}}, "enc_embed_dim is 1024, expected 48"),
     ],
 )
 def test_wrong_configurations_are_named(section: str, values: dict, words: str) -> None:
