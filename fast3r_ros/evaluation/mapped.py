@@ -10,7 +10,7 @@ from fast3r_ros.errors import UserError
 from fast3r_ros.evaluation.datasets.posed import PosedSequence
 from fast3r_ros.evaluation.trajectory_metrics import stamped_trajectory_scores
 from fast3r_ros.mapping.config import MapperConfig
-from fast3r_ros.mapping.data import Frame, WindowNetwork
+from fast3r_ros.mapping.data import Frame, WindowNetwork, WindowResult
 from fast3r_ros.mapping.mapper import Mapper
 
 CAMERA = "camera_optical_frame"
@@ -29,16 +29,17 @@ def score_mapper(
     out of the map.  Errors are infinite when there is no trajectory.
     """
     mapper = Mapper(network, config)
-    windows, rejected = 0, 0
+    results: list[WindowResult] = []
     for frame in sequence.frames:
         mapper.add_frame(Frame(frame.stamp_ns, CAMERA, frame.read_image(), frame.intrinsics))
         if mapper.window_ready():
-            windows, rejected = windows + 1, rejected + (not mapper.process_window().accepted)
+            results.append(mapper.process_window())
         on_frame()
-    mapper.finish()
+    last = mapper.finish()
+    results += [last] if last is not None else []
     trajectory = mapper.trajectory()
-    scores: dict[str, float] = {"keyframes": len(trajectory), "windows": windows}
-    scores["rejected"] = rejected / windows if windows else np.nan
+    scores: dict[str, float] = {"keyframes": len(trajectory), "windows": len(results)}
+    scores["rejected"] = float(np.mean([not result.accepted for result in results] or [np.nan]))
     if len(trajectory) < 3:
         return {**scores, "ate": np.inf, "ate_percent": np.inf, "tracked": 0.0}
     stamps = np.array([pose.stamp_ns for pose in trajectory], dtype=np.int64)

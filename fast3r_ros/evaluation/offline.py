@@ -128,6 +128,16 @@ def score_poses(placed: PlacedViews, truth: Views) -> Scores:
     return {**scores, "placed": float(placed.poses.ok.mean())}
 
 
+def score_no_motion(truth: Views) -> Scores:
+    """What `score_poses` gives when every camera is said to stand where the first one stands.
+
+    Views of a slow walk are turned so little against each other that this scores well in RRA; a network that
+    does no better has learnt nothing about rotation.
+    """
+    still = np.tile(np.eye(4), (len(truth.images), 1, 1))
+    return pose_scores(pair_errors(still, truth.world_from_camera))
+
+
 def score_trajectory(placed: PlacedViews, truth: Views) -> Scores:
     """ATE and RPE of the views in their order; infinite when they cannot be aligned."""
     try:

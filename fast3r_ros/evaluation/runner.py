@@ -17,6 +17,7 @@ from fast3r_ros.evaluation.views import Views, read_views, spread_views
 Row = dict[str, Any]
 OFFLINE_TABLES = ("pose", "reconstruction", "depth", "trajectory")
 SETTING = ("views", "head", "indices")  # columns that tell rows of the offline tables apart
+NO_MOTION = "none: no motion"  # in the place of a head, for the scores that need no network
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def run_offline(
     max_points: int = 20_000,
     on_scene: Callable[[], None] = lambda: None,
 ) -> dict[str, list[Row]]:
-    """Rows of every table, one per scene and setting.
+    """Rows of every table, one per scene and setting, and what poses score that never move.
 
     predict_with: the network for an index strategy.  long_side: pixels at the network.  max_gap: largest
     distance between chosen frames.  max_points: see `offline.score_points`.  Raises UserError when a
@@ -54,6 +55,9 @@ def run_offline(
     for sequence in sequences:
         for (views, indices), group in _by_prediction(grid):
             truth = read_views(spread_views(sequence, views, max_gap), long_side)
+            if "pose" in rows and views > 1:
+                still = {"scene": sequence.name, "views": views, "head": NO_MOTION, "indices": ""}
+                _add_once(rows["pose"], {**still, **offline.score_no_motion(truth)})
             prediction = predict_with(indices)(truth.images)
             for setting in group:
                 placed = offline.place(prediction, setting.head)
@@ -64,6 +68,11 @@ def run_offline(
                         rows[table].append({**label, **scores})
         on_scene()
     return rows
+
+
+def _add_once(rows: list[Row], row: Row) -> None:
+    if row not in rows:
+        rows.append(row)
 
 
 def average(rows: Sequence[Row], by: Sequence[str]) -> list[Row]:

@@ -92,7 +92,7 @@ def _figure(mean: Sequence[Row], scenes: Sequence[Row], curves: Sequence[tuple[s
         for kind in dict.fromkeys((row["head"], row["indices"]) for row in mean):
             chosen = [row for row in mean if (row["head"], row["indices"]) == kind]
             heights = [factor * row.get(name, math.nan) for row in chosen]
-            (line,) = axes.plot([row["views"] for row in chosen], heights, "o-", label=" head, ".join(kind))
+            (line,) = axes.plot([row["views"] for row in chosen], heights, "o-", label=_label(*kind))
             dots = [row for row in scenes if (row["head"], row["indices"]) == kind]
             axes.plot(
                 [row["views"] for row in dots],
@@ -106,6 +106,10 @@ def _figure(mean: Sequence[Row], scenes: Sequence[Row], curves: Sequence[tuple[s
         axes.grid(alpha=0.3)
         axes.legend(title="mean over scenes", fontsize=8)
     return figure
+
+
+def _label(head: str, indices: str) -> str:
+    return f"{head} head, {indices}" if indices else head
 
 
 def _json_ready(value: Any) -> Any:

@@ -20,7 +20,7 @@ from fast3r_ros.evaluation import offline, tables
 from fast3r_ros.evaluation.datasets import synthetic
 from fast3r_ros.evaluation.datasets.posed import PosedFrame, PosedSequence
 from fast3r_ros.evaluation.mapped import score_mapper
-from fast3r_ros.evaluation.runner import OFFLINE_TABLES, SETTING, average, run_offline, settings
+from fast3r_ros.evaluation.runner import NO_MOTION, OFFLINE_TABLES, SETTING, average, run_offline, settings
 from fast3r_ros.evaluation.views import Views, read_views
 from fast3r_ros.geometry.intrinsics import pixel_rays
 from fast3r_ros.geometry.rigid import inverse, transform_points
@@ -135,7 +135,11 @@ def test_untrained_weights_score_near_chance(walks: list, random_model: Path) ->
         ["pose"],
         SIZE,
     )
-    assert average(rows["pose"], SETTING)[0]["RRA@15"] < 0.3
+    still, ours = average(rows["pose"], SETTING)
+    assert still["head"] == NO_MOTION
+    assert still["RTA@30"] == 0.0
+    assert ours["RRA@15"] < 0.3
+    assert ours["RRA@15"] < still["RRA@15"]
 
 
 def test_the_grid_runs_every_setting_on_every_scene(walks: list) -> None:
@@ -175,7 +179,7 @@ def test_published_rows_are_named_as_published() -> None:
 
 
 def test_the_mapper_is_scored_by_its_trajectory() -> None:
-    walk = demo_sequence(seconds=4.0, width=112, height=80)
+    walk = demo_sequence(seconds=6.0, width=112, height=80)
     frames = tuple(
         PosedFrame(frame.stamp_ns, pose, walk.intrinsics, partial(np.asarray, frame.image))
         for frame, pose in zip(walk, walk.world_from_camera, strict=True)
@@ -199,8 +203,9 @@ def test_the_command_prints_and_writes_everything(
     for table in OFFLINE_TABLES:
         assert f"## {table}" in page
     report = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert len(report["tables"]["pose"]["mean"]) == 4
-    assert len(report["tables"]["pose"]["scenes"]) == 8
+    assert len(report["tables"]["depth"]["mean"]) == 4
+    assert len(report["tables"]["depth"]["scenes"]) == 8
+    assert len(report["tables"]["pose"]["mean"]) == 4 + 2  # and no motion, for each number of views
     assert (tmp_path / "out" / "results.md").read_text() in page
     assert {path.name for path in (tmp_path / "out").glob("*.png")} == {"pose.png", "reconstruction.png"}
 
