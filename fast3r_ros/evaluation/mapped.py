@@ -39,7 +39,7 @@ def score_mapper(
     results += [last] if last is not None else []
     trajectory = mapper.trajectory()
     scores: dict[str, float] = {"keyframes": len(trajectory), "windows": len(results)}
-    scores["rejected"] = float(np.mean([not result.accepted for result in results] or [np.nan]))
+    scores["rejected"] = sum(not result.accepted for result in results) / max(len(results), 1)
     if len(trajectory) < 3:
         return {**scores, "ate": np.inf, "ate_percent": np.inf, "tracked": 0.0}
     stamps = np.array([pose.stamp_ns for pose in trajectory], dtype=np.int64)
