@@ -94,6 +94,7 @@ class Mapper:
         self.config = config
         self._intake.set_config(config.keyframes, self._capacity)
         self._loops.config = config.loop
+        self._window.config = config.window  # a smaller window, when memory runs out
         self.map.config = config.map
 
     # ---------------------------------------------------------------- the method

@@ -35,12 +35,12 @@ class SlidingWindow:
     """Keeps the tokens of the newest keyframes; those that can be in no later window are released."""
 
     def __init__(self, config: WindowConfig) -> None:
-        self._config = config
+        self.config = config
         self._live: OrderedDict[int, WindowView] = OrderedDict()
 
     def compose(self, new: list[WindowView], others: list[WindowView]) -> list[WindowView]:
         """The newest keyframes, then `others` (for a loop), then the new views; at most `size` together."""
-        room = self._config.size - len(new) - len(others)
+        room = self.config.size - len(new) - len(others)
         live = list(self._live.values())
         return live[max(0, len(live) - room) :] + others + new
 
@@ -50,7 +50,7 @@ class SlidingWindow:
             assert view.keyframe_id is not None
             self._live[view.keyframe_id] = replace(view, depth=None)
         left = []
-        while len(self._live) > self._config.size - 1:
+        while len(self._live) > self.config.size - 1:
             left.append(self._live.popitem(last=False)[0])
         return left
 
