@@ -135,13 +135,15 @@ def _aligned_truth(trajectory: Sequence[PoseEstimate], truth: Mapping[int, Float
     """True camera positions, moved into the map by one similarity, (N, 3) in time order; none if it fails."""
     both = [pose for pose in trajectory if pose.stamp_ns in truth]
     try:
-        map_from_world = fit_similarity(
-            np.array([truth[pose.stamp_ns][:3, 3] for pose in both]).reshape(-1, 3),
+        # fitted this way round, as evaluations do, a camera that seems to stand still shows a large truth
+        world_from_map = fit_similarity(
             np.array([pose.map_from_camera[:3, 3] for pose in both]).reshape(-1, 3),
+            np.array([truth[pose.stamp_ns][:3, 3] for pose in both]).reshape(-1, 3),
         )
     except ValueError:
         return np.zeros((0, 3))
-    return np.asarray(map_from_world.apply(np.array([truth[stamp][:3, 3] for stamp in sorted(truth)])))
+    true_way = np.array([truth[stamp][:3, 3] for stamp in sorted(truth)])
+    return np.asarray(world_from_map.inverse().apply(true_way))
 
 
 def _view_frustum(view: ViewEstimate, size: float) -> Float64:

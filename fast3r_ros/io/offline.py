@@ -90,15 +90,15 @@ def map_source(
         mapper.add_frame(frame)
         progress.frames += 1
         result = mapper.process_window() if mapper.window_ready() else None
-        _note(result, recorder, progress)
+        _note(result, mapper, recorder, progress)
         on_window(result)
         started = time.perf_counter()
     result = mapper.finish()
-    _note(result, recorder, progress)
+    _note(result, mapper, recorder, progress)
     on_window(result)
 
 
-def _note(result: WindowResult | None, recorder: Recorder, progress: Progress) -> None:
+def _note(result: WindowResult | None, mapper: Mapper, recorder: Recorder, progress: Progress) -> None:
     if result is None:
         return
     for stage, seconds in result.timings.items():
@@ -106,7 +106,7 @@ def _note(result: WindowResult | None, recorder: Recorder, progress: Progress) -
     if not result.accepted:
         progress.rejected[result.reason] += 1
     started = time.perf_counter()
-    recorder.add(result.views)
+    recorder.add(result.views, mapper.map.keyframes)
     progress.timings["write"] += time.perf_counter() - started
 
 
@@ -127,6 +127,7 @@ def write_results(
     status = mapper.status()
     unit = "m" if status.metres else "map units"
     cloud, trajectory = mapper.map.cloud(), mapper.trajectory()
+    recorder.finish(mapper.map.keyframes)
     cameras = recorder.cameras(mapper.map.keyframes)
     write_ply(directory / "map.ply", cloud, comment=f"lengths in {unit}; z up")
     write_pcd(directory / "map.pcd", cloud)

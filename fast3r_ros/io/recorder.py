@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from fast3r_ros.io.cameras import CameraRecord, name_of
-from fast3r_ros.io.view_images import write_view_images
+from fast3r_ros.io.view_images import rescale_depth, write_view_images
 from fast3r_ros.mapping.data import ViewEstimate
 from fast3r_ros.mapping.map import Keyframe
 
 _MAX_SAMPLES = 24
+_SAME_SCALE = 0.005  # relative; below it a depth picture stays as it was written
 
 
 class Recorder:
@@ -20,13 +23,14 @@ class Recorder:
     def __init__(self, directory: Path):
         self._directory = directory
         self._sizes: dict[int, tuple[int, int]] = {}
+        self._scales: dict[int, float] = {}  # of the keyframes, when their pictures were written
         self._samples: list[ViewEstimate] = []
         self._every = 1
 
-    def add(self, views: Iterable[ViewEstimate]) -> None:
+    def add(self, views: Iterable[ViewEstimate], keyframes: Mapping[int, Keyframe]) -> None:
         """Note the views of a window; those that were in an earlier window are known already.
 
-        Raises UserError when a picture cannot be written.
+        keyframes: the map's, as they are now.  Raises UserError when a picture cannot be written.
         """
         for view in views:
             if view.keyframe_id in self._sizes:
@@ -36,20 +40,30 @@ class Recorder:
                 self._samples.append(view)
             height, width = view.image.shape[:2]
             self._sizes[view.keyframe_id] = (width, height)
+            self._scales[view.keyframe_id] = keyframes[view.keyframe_id].map_from_local.scale
             if len(self._samples) > _MAX_SAMPLES:
                 self._samples = self._samples[::2]
                 self._every *= 2
 
-    def samples(self, keyframes: dict[int, Keyframe]) -> list[ViewEstimate]:
-        """The kept views with the keyframes' latest poses, in time order."""
-        views = [
-            replace(view, map_from_camera=keyframes[view.keyframe_id].map_from_camera)
-            for view in self._samples
-            if view.keyframe_id in keyframes
-        ]
+    def finish(self, keyframes: Mapping[int, Keyframe]) -> None:
+        """Bring depth pictures that were written in another scale, before a rescaling, to the map's."""
+        for identity, written in self._scales.items():
+            factor = keyframes[identity].map_from_local.scale / written if identity in keyframes else 1.0
+            if abs(factor - 1.0) > _SAME_SCALE:
+                rescale_depth(self._directory, name_of(identity), factor)
+
+    def samples(self, keyframes: Mapping[int, Keyframe]) -> list[ViewEstimate]:
+        """The kept views with the keyframes' latest poses and scales, in time order."""
+        views = []
+        for view in self._samples:
+            if view.keyframe_id in keyframes:
+                keyframe = keyframes[view.keyframe_id]
+                factor = np.float32(keyframe.map_from_local.scale / self._scales[view.keyframe_id])
+                points = view.points_camera * factor
+                views.append(replace(view, map_from_camera=keyframe.map_from_camera, points_camera=points))
         return sorted(views, key=lambda view: view.stamp_ns)
 
-    def cameras(self, keyframes: dict[int, Keyframe]) -> list[CameraRecord]:
+    def cameras(self, keyframes: Mapping[int, Keyframe]) -> list[CameraRecord]:
         """The records of all keyframes with their latest poses, in time order."""
         return [
             CameraRecord(

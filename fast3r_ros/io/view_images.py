@@ -28,6 +28,15 @@ def write_view_images(directory: str | Path, name: str, view: ViewEstimate) -> N
     _write_png(directory / "confidence" / f"{name}.png", _steps(view.confidence, CONFIDENCE_STEPS))
 
 
+def rescale_depth(directory: str | Path, name: str, factor: float) -> None:
+    """Multiply a written depth picture, because the map's scale has changed since.  Raises UserError."""
+    path = Path(directory) / "depth" / f"{name}.png"
+    written = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    if written is None:
+        raise UserError(f"cannot read {path} again, to bring it to the map's scale")
+    _write_png(path, _steps(written.astype(np.float32), factor, overflow=0))
+
+
 def read_image(path: str | Path) -> UInt8:
     """One of the `images`, (H, W, 3) uint8 RGB.  Raises UserError when it cannot be read."""
     bgr = cv2.imread(str(path), cv2.IMREAD_COLOR)
@@ -36,7 +45,7 @@ def read_image(path: str | Path) -> UInt8:
     return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)  # type: ignore[return-value]
 
 
-def _steps(values: Float32, steps: int, overflow: int = 65535) -> np.ndarray:
+def _steps(values: Float32, steps: float, overflow: int = 65535) -> np.ndarray:
     """Values as 16-bit numbers of steps; what does not fit or is not finite becomes `overflow` or 0."""
     scaled = np.nan_to_num(values.astype(np.float64) * steps, nan=0.0, posinf=np.inf, neginf=0.0)
     whole = np.clip(np.round(np.minimum(scaled, 1e9)), 0, None)

@@ -178,3 +178,10 @@ def test_full_disk_is_one_line_and_the_result_is_marked_partial(
     assert len(done.stderr.strip().splitlines()) == 1
     assert "disk is full" in done.stderr
     assert json.loads(done.stdout)["complete"] is False
+
+
+def test_viewer_shows_the_growing_map(tmp_path, small_model, video, capsys):
+    pytest.importorskip("viser", reason="viser is not installed: pip install -r requirements/viewer.txt")
+    common = (video, "--model", small_model, "--output", tmp_path / "out", *NO_GATES)
+    assert reconstruct(*common, "--viewer") == 0
+    assert "viewer: http://127.0.0.1:" in capsys.readouterr().out

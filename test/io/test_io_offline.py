@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import cv2
 import numpy as np
 import pytest
 from evo.core import metrics, sync
@@ -15,6 +16,7 @@ from fast3r_ros.io.recorder import Recorder
 from fast3r_ros.io.results import read_results
 from fast3r_ros.io.sources.synthetic import SyntheticSource
 from fast3r_ros.io.trajectory import write_trajectory
+from fast3r_ros.io.view_images import DEPTH_STEPS
 from fast3r_ros.mapping.data import PoseEstimate
 from fast3r_ros.mapping.mapper import Mapper
 from fast3r_ros.synthetic.network_double import TrueNetwork
@@ -112,3 +114,27 @@ def test_trajectory_error_is_zero_for_a_similar_copy_and_grows_with_noise():
     assert 0.008 < trajectory_error(noisy, truth)["rmse"] < 0.025
     assert trajectory_error(exact[:2], truth) is None
     assert trajectory_error(exact, None) is None
+
+
+@pytest.mark.parametrize("scale", ["fixed=2.5", "camera_height=1.3"])
+def test_with_a_scale_every_file_is_in_metres(tmp_path, scale):
+    """Depth pictures that were written before the scale was known follow it."""
+    sequence = demo_sequence(3.0, width=112, height=80)
+    source = SyntheticSource(sequence)
+    arguments = Arguments("window")
+    arguments.scale = scale
+    mapper = Mapper(TrueNetwork(sequence), mapper_config(arguments, len(source)))
+    begin_results(tmp_path)
+    recorder, progress = Recorder(tmp_path), Progress()
+    map_source(source, range(len(source)), mapper, recorder, progress, lambda result: None)
+    report = write_results(tmp_path, source, mapper, recorder, progress, {})
+    assert report["unit"] == "m"
+    results = read_results(tmp_path)
+    assert results.unit == "m"
+    for camera in results.cameras:
+        depth = cv2.imread(str(tmp_path / "depth" / f"{camera.name}.png"), cv2.IMREAD_UNCHANGED)
+        centre = float(np.median(depth[depth > 0])) / DEPTH_STEPS
+        ahead = (results.cloud.points - camera.map_from_camera[:3, 3]) @ camera.map_from_camera[:3, :3]
+        u, v, w = camera.intrinsics @ ahead.T.astype(np.float64)
+        seen = (w > 0) & (np.abs(u / w - 56) < 56) & (np.abs(v / w - 40) < 40)
+        assert centre == pytest.approx(float(np.median(w[seen])), rel=0.25), camera.name
