@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fast3r_ros.errors import UserError
 from fast3r_ros.evaluation.datasets.posed import PosedFrame, PosedSequence
-from fast3r_ros.geometry.intrinsics import pixel_rays
+from fast3r_ros.geometry.intrinsics import pixel_rays, transform_intrinsics
 from fast3r_ros.geometry.rigid import transform_points
 from fast3r_ros.mapping.data import Float32, Float64, UInt8
 from fast3r_ros.model.preprocess import prepare_image
@@ -76,7 +76,12 @@ def read_views(frames: Sequence[PosedFrame], long_side: int) -> Views:
     known = [depth for depth in depths if depth is not None]
     return Views(
         np.stack([view.pixels for view in prepared]),
-        np.stack([v.pixel_transform @ f.intrinsics for v, f in zip(prepared, frames, strict=True)]),
+        np.stack(
+            [
+                transform_intrinsics(view.pixel_transform, frame.intrinsics)
+                for view, frame in zip(prepared, frames, strict=True)
+            ]
+        ),
         np.stack([frame.world_from_camera for frame in frames]),
         np.stack(known) if len(known) == len(depths) else None,
     )

@@ -25,16 +25,6 @@ def centred_intrinsics(focal: float, height: int, width: int) -> Array:
     return intrinsics_matrix(focal, (width / 2, height / 2))
 
 
-def resize_transform(scale_x: float, scale_y: float) -> Array:
-    """`resized_from_image` for a resize by factors (new width / width, new height / height)."""
-    return np.diag([scale_x, scale_y, 1.0])
-
-
-def crop_transform(left: float, top: float) -> Array:
-    """`cropped_from_image` for a crop that starts `left` columns and `top` rows into the image."""
-    return np.array([[1.0, 0.0, -left], [0.0, 1.0, -top], [0.0, 0.0, 1.0]])
-
-
 def transform_intrinsics(b_from_a: ArrayLike, intrinsics: ArrayLike) -> Array:
     """Intrinsics (3, 3) for image a -> for image b; the pixel transform may scale and shift, not rotate."""
     moved = np.asarray(b_from_a, dtype=np.float64) @ np.asarray(intrinsics, dtype=np.float64)
@@ -43,7 +33,8 @@ def transform_intrinsics(b_from_a: ArrayLike, intrinsics: ArrayLike) -> Array:
 
 def shift_pixel_centres(intrinsics: ArrayLike, offset: float) -> Array:
     """Move the principal point by `offset` pixels: +0.5 from centres at integers to ours, -0.5 back."""
-    return transform_intrinsics(crop_transform(-offset, -offset), intrinsics)
+    moved_from_image = np.array([[1.0, 0.0, offset], [0.0, 1.0, offset], [0.0, 0.0, 1.0]])
+    return transform_intrinsics(moved_from_image, intrinsics)
 
 
 def pixel_rays(intrinsics: ArrayLike, height: int, width: int) -> Array:
@@ -53,11 +44,3 @@ def pixel_rays(intrinsics: ArrayLike, height: int, width: int) -> Array:
     rows = (np.arange(height) + 0.5 - matrix[1, 2]) / matrix[1, 1]
     x, y = np.meshgrid(columns, rows)
     return np.stack([x, y, np.ones_like(x)], axis=-1)
-
-
-def project(points: NDArray[np.floating], intrinsics: ArrayLike) -> NDArray[np.floating]:
-    """Points (..., 3) in the camera frame -> pixels (..., 2); NaN where z <= 0 (behind the camera)."""
-    matrix = np.asarray(intrinsics, dtype=points.dtype)
-    depth = np.where(points[..., 2:] > 0, points[..., 2:], np.nan).astype(points.dtype)
-    normalised = points[..., :2] / depth
-    return normalised * np.array([matrix[0, 0], matrix[1, 1]]) + matrix[:2, 2]

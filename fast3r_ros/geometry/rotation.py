@@ -50,10 +50,3 @@ def angle_between(rotation: ArrayLike, other: ArrayLike) -> Array:
     """
     first, second = np.asarray(rotation, dtype=np.float64), np.asarray(other, dtype=np.float64)
     return np.linalg.norm(vector_from_matrix(np.swapaxes(first, -1, -2) @ second), axis=-1)
-
-
-def nearest_rotation(matrix: ArrayLike) -> Array:
-    """The rotation matrices closest to (..., 3, 3) matrices in the Frobenius norm; removes rounding drift."""
-    left, _, right = np.linalg.svd(np.asarray(matrix, dtype=np.float64))
-    left[..., :, -1] *= np.linalg.det(left @ right)[..., None]
-    return left @ right
