@@ -79,11 +79,12 @@ def run(arguments: argparse.Namespace) -> int:
     mapper = Mapper(_load_network(arguments, progress.timings), config)
     begin_results(arguments.output)
     recorder = Recorder(arguments.output)
-    settings = {**{name: value for name, value in vars(arguments).items() if name != "command"}}
-    settings["parameters"] = config.to_flat()
+    settings = {**vars(arguments), "parameters": config.to_flat()}
     show = _Show(arguments, len(indices), mapper, recorder)
+    progress.stopped = "failed"
     try:
         map_source(source, indices, mapper, recorder, progress, show)
+        progress.stopped = ""
     except KeyboardInterrupt:
         progress.stopped = "interrupted"
     except UserError as error:

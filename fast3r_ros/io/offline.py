@@ -63,7 +63,7 @@ def begin_results(directory: Path) -> None:
 class Progress:
     """How far a run has come; it is filled while frames flow, so that a broken run can still be reported.
 
-    stopped: why the run ended early, empty when it did not.  timings: seconds per stage.
+    stopped: why the run ended early, empty when it reached the end.  timings: seconds per stage.
     """
 
     frames: int = 0
