@@ -22,18 +22,19 @@ class KeyframePoints:
     """A regular grid of a keyframe's pixels; what was dropped by the filters has confidence 0.
 
     points: (n, 3) float32 in the keyframe's local frame (its camera, in its own unit).  confidence: (n,)
-    float32. colors: (n, 3) uint8.  pixels: (n,) flat pixel numbers at network size.
+    float32. colors: (n, 3) uint8.  pixels: (n,) flat pixel numbers at network size, shared by keyframes of
+    one size.
     """
 
     points: Float32
     confidence: Float32
     colors: UInt8
-    pixels: NDArray[np.int64]
+    pixels: NDArray[np.int32]
 
     @property
     def nbytes(self) -> int:
         """Memory in bytes."""
-        return self.points.nbytes + self.confidence.nbytes + self.colors.nbytes + self.pixels.nbytes
+        return self.points.nbytes + self.confidence.nbytes + self.colors.nbytes
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from fast3r_ros.geometry.sim3 import Sim3
 from fast3r_ros.mapping.config import PointsConfig
 from fast3r_ros.mapping.data import Float64, Reconstruction, ViewEstimate
 from fast3r_ros.mapping.map import Keyframe, KeyframePoints
-from fast3r_ros.mapping.points import grid_stride, valid_points
+from fast3r_ros.mapping.points import grid_pixels, valid_points
 from fast3r_ros.mapping.registration import Overlap, Registration
 from fast3r_ros.mapping.window import WindowView
 
@@ -103,10 +103,7 @@ def new_keyframe(
 
     most: points it keeps at most.  metric_scale: metres per map unit as this view alone tells, or NaN.
     """
-    height, width = estimate.valid.shape
-    stride = grid_stride(height, width, most)
-    rows, columns = np.arange(stride // 2, height, stride), np.arange(stride // 2, width, stride)
-    pixels = (rows[:, None] * width + columns).ravel()
+    pixels = grid_pixels(*estimate.valid.shape, most)
     valid = estimate.valid.ravel()[pixels]
     points = KeyframePoints(
         points=np.where(valid[:, None], estimate.points_camera.reshape(-1, 3)[pixels], np.float32(np.nan)),

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from fast3r_ros.mapping.config import PointsConfig
 from fast3r_ros.mapping.data import Float32
+
+_SAMPLE = 8192  # pixels that quantiles are taken of
 
 
 def valid_points(points_camera: Float32, confidence: Float32, config: PointsConfig) -> NDArray[np.bool_]:
@@ -20,8 +24,9 @@ def valid_points(points_camera: Float32, confidence: Float32, config: PointsConf
     usable = np.isfinite(points_camera).all(axis=-1) & np.isfinite(confidence) & (depth > 0)
     if not usable.any():
         return usable
-    threshold = max(config.min_confidence, float(np.quantile(confidence[usable], config.drop_share)))
-    far = config.max_depth_ratio * float(np.median(depth[usable]))
+    sample = usable.ravel().nonzero()[0][:: max(1, usable.size // _SAMPLE)]
+    threshold = max(config.min_confidence, float(np.quantile(confidence.ravel()[sample], config.drop_share)))
+    far = config.max_depth_ratio * float(np.median(depth.ravel()[sample]))
     return usable & (confidence >= threshold) & (depth < far) & ~depth_edges(depth, usable, config.edge_ratio)
 
 
@@ -35,9 +40,15 @@ def depth_edges(depth: Float32, usable: NDArray[np.bool_], ratio: float) -> NDAr
     return np.asarray(usable & (farthest - nearest > ratio * depth))
 
 
-def grid_stride(height: int, width: int, most: int) -> int:
-    """The smallest pixel stride with which a (height, width) image has at most `most` grid points."""
+@lru_cache(maxsize=16)
+def grid_pixels(height: int, width: int, most: int) -> NDArray[np.int32]:
+    """Flat pixel numbers of the densest regular grid with at most `most` pixels; one array for all
+    keyframes.
+    """
     stride = 1
     while len(range(stride // 2, height, stride)) * len(range(stride // 2, width, stride)) > most:
         stride += 1
-    return stride
+    rows, columns = np.arange(stride // 2, height, stride), np.arange(stride // 2, width, stride)
+    pixels = (rows[:, None] * width + columns).ravel().astype(np.int32)
+    pixels.setflags(write=False)
+    return pixels

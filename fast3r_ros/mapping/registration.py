@@ -34,7 +34,7 @@ class Overlap:
     points_map: Float32
     confidence: Float32
     depth: Float32
-    pixels: NDArray[np.int64]
+    pixels: NDArray[np.int32]
 
 
 @dataclass(frozen=True)

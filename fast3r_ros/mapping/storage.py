@@ -150,7 +150,7 @@ def _arrays(saved: SavedMap) -> dict[str, np.ndarray]:
         "points": np.concatenate([p.points for p in points] or [np.zeros((0, 3), np.float32)]),
         "confidence": np.concatenate([p.confidence for p in points] or [np.zeros(0, np.float32)]),
         "colors": np.concatenate([p.colors for p in points] or [np.zeros((0, 3), np.uint8)]),
-        "pixels": np.concatenate([p.pixels for p in points] or [np.zeros(0, np.int64)]),
+        "pixels": np.concatenate([p.pixels for p in points] or [np.zeros(0, np.int32)]),
         "image": np.concatenate([image.reshape(-1) for image in images] or [np.zeros(0, np.uint8)]),
         "edge": np.array([(e.i, e.j, e.robust) for e in edges], np.int64).reshape(-1, 3),
         "edge_pose": np.array([_flat(e.i_from_j) for e in edges]).reshape(-1, 13),
@@ -168,8 +168,9 @@ def _restore(content: dict[str, Any], arrays: dict[str, np.ndarray]) -> SavedMap
         height, width = (int(side) for side in arrays["image_size"][n])
         image = arrays["image"][int(image_ends[n]) - 3 * height * width : int(image_ends[n])]
         descriptor = slice(int(descriptor_ends[n] - arrays["descriptor_size"][n]), int(descriptor_ends[n]))
+        # copies, so that a keyframe that is culled later frees its memory
         points = KeyframePoints(
-            arrays["points"][part], arrays["confidence"][part], arrays["colors"][part], arrays["pixels"][part]
+            *(arrays[name][part].copy() for name in ("points", "confidence", "colors", "pixels"))
         )
         keyframes.append(
             Keyframe(
@@ -183,7 +184,7 @@ def _restore(content: dict[str, Any], arrays: dict[str, np.ndarray]) -> SavedMap
                 intrinsics=arrays["intrinsics"][n],
                 network_from_image=arrays["network_from_image"][n],
                 descriptor=arrays["descriptor"][descriptor],
-                image=image.reshape(height, width, 3) if height else None,
+                image=image.reshape(height, width, 3).copy() if height else None,
                 points=points if count[n] else None,
                 depth=float(arrays["depth"][n]),
                 metric_scale=float(arrays["metric_scale"][n]),

@@ -152,10 +152,12 @@ class TrueNetwork:
         smooth = np.stack([cv2.resize(c, (width, height), interpolation=cv2.INTER_CUBIC) for c in coarse])
         smooth /= max(float(smooth.std()), 1e-6)
         white = rng.standard_normal(depth.shape, np.float32)
-        error = d.depth_noise * (np.sqrt(d.correlated) * smooth + np.sqrt(1 - d.correlated) * white)
-        confidence = 1 + np.exp(rng.normal(2.0, 0.3, depth.shape).astype(np.float32) - 30 * np.abs(error))
-        wrong = rng.random(depth.shape) < d.outliers
-        factor = np.exp(rng.normal(0, 0.7, depth.shape)).astype(np.float32)
+        parts = np.float32(np.sqrt(d.correlated)), np.float32(np.sqrt(1 - d.correlated))
+        error = np.float32(d.depth_noise) * (parts[0] * smooth + parts[1] * white)
+        trust = np.float32(2.0) + np.float32(0.3) * rng.standard_normal(depth.shape, np.float32)
+        confidence = 1 + np.exp(trust - 30 * np.abs(error))
+        wrong = rng.random(depth.shape, np.float32) < d.outliers
+        factor = np.exp(np.float32(0.7) * rng.standard_normal(depth.shape, np.float32))
         disturbed = depth * (1 + error) * np.where(wrong, factor, np.float32(1))
         if not d.wrong_confidence:
             confidence = np.where(wrong, 1 + (confidence - 1) * np.float32(0.15), confidence)
