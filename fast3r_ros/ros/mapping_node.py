@@ -309,6 +309,7 @@ class MappingNode(LifecycleNode):
         allocated, peak = gpu_memory()
         return replace(
             report,
+            window_size=mapping.mapper.config.window.size,
             stamp_ns=outputs.newest_ns or report.stamp_ns,
             state=self._current_state(inputs),
             mapper=mapper_status,

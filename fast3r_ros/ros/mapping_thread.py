@@ -8,11 +8,14 @@ import traceback
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any, TypeVar
 
+from fast3r_ros.mapping.config import MapperConfig
 from fast3r_ros.mapping.data import Float64, Frame, WindowResult
 from fast3r_ros.mapping.mapper import Mapper
 from fast3r_ros.ros.counters import Counters
+from fast3r_ros.ros.network import free_gpu_memory
 
 Answer = TypeVar("Answer")
 IDLE_SECONDS = 0.2
@@ -128,7 +131,30 @@ class MappingThread:
         try:
             action()
         except Exception as error:
+            if _out_of_memory(error):
+                self._shrink_window()
             self._counters.error(f"{type(error).__name__}: {error}")
             self._counters.problem("window failed")
             self._logger.error(f"a window failed and was left out: {error!r}", throttle_duration_sec=1.0)
             logging.getLogger(__name__).debug("%s", traceback.format_exc())
+
+    def _shrink_window(self) -> None:
+        """Go on with smaller windows after one that did not fit into memory."""
+        free_gpu_memory()
+        config = smaller_window(self.mapper.config)
+        if config is not self.mapper.config:
+            size = config.window.size
+            self._logger.warn(f"out of memory: going on with windows of {size} views; set window.size {size}")
+            self.mapper.set_config(config)
+
+
+def smaller_window(config: MapperConfig) -> MapperConfig:
+    """The configuration with windows of three quarters of the views, never fewer than stride + overlap."""
+    window = config.window
+    size = max(window.stride + window.overlap, window.size * 3 // 4)
+    return config if size == window.size else replace(config, window=replace(window, size=size))
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """PyTorch's error is told by its name, so that this module does not import PyTorch."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fast3r_ros.errors import UserError
 from fast3r_ros.mapping.data import WindowNetwork
 from fast3r_ros.ros.config import NodeConfig
 
@@ -20,11 +21,16 @@ def load_network(config: NodeConfig) -> WindowNetwork:
 
 
 def resolve_device(device: str) -> str:
-    """A PyTorch device name for the parameter `device`."""
+    """A PyTorch device name for the parameter `device`.  Raises UserError when there is no such device."""
     import torch
 
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"device {device!r} cannot be used ({reason}); use auto, cpu or cuda") from error
     return device
 
 

@@ -1,36 +1,73 @@
-"""The mapping node with a stand-in for the network: ground truth of the synthetic walk, disturbed.
+"""The mapping node with a stand-in for the network, started by tests as a process of its own.
 
-Usage: double_node.py SECONDS_PER_PASS [ROS arguments].  Started by tests as a process of its own.
+Usage: double_node.py KIND [ROS arguments].  KIND is one of
+  SECONDS  disturbed ground truth of the synthetic walk (cameras camera_optical_frame, front, rear), in passes
+           of this length
+  noise:SECONDS  any images, windows of nonsense, in passes of this length
+  budget:VIEWS   as SECONDS, but windows of more views run out of memory
 """
 
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
-from fast3r_ros.mapping.data import EncodedView, Frame, Reconstruction
+import cv2
+import numpy as np
+import torch
+
+from fast3r_ros.mapping.data import EncodedView, Frame, Reconstruction, WindowNetwork
 from fast3r_ros.ros.config import NodeConfig
 from fast3r_ros.ros.mapping_node import main
 from fast3r_ros.synthetic.network_double import TrueNetwork
 from fast3r_ros.synthetic.sequence import demo_sequence
 
+CAMERAS = ("camera_optical_frame", "front", "rear")
 
-class SlowNetwork:
-    """A TrueNetwork whose passes take a given time."""
 
-    def __init__(self, seconds: float) -> None:
-        self._network = TrueNetwork(demo_sequence())
-        self._seconds = seconds
+def true_network() -> TrueNetwork:
+    return TrueNetwork([replace(demo_sequence(), camera=name) for name in CAMERAS])
+
+
+class Slow:
+    """A network whose passes take a given time and are limited to a number of views."""
+
+    def __init__(self, network: WindowNetwork, seconds: float = 0.0, views: int = 1000) -> None:
+        self._network, self._seconds, self._views = network, seconds, views
 
     def encode(self, frame: Frame) -> EncodedView:
         return self._network.encode(frame)
 
     def reconstruct(self, views: Sequence[EncodedView]) -> Reconstruction:
         time.sleep(self._seconds)
+        if len(views) > self._views:
+            raise torch.cuda.OutOfMemoryError(f"a window of {len(views)} views does not fit")
         return self._network.reconstruct(views)
 
 
-def load_network(config: NodeConfig) -> SlowNetwork:
-    return SlowNetwork(float(sys.argv[1]))
+class Noise:
+    """Takes any image and returns nonsense."""
+
+    def encode(self, frame: Frame) -> EncodedView:
+        small = cv2.resize(frame.image, (64, 48))
+        scale = np.diag([64 / frame.image.shape[1], 48 / frame.image.shape[0], 1.0])
+        descriptor = np.random.default_rng(frame.stamp_ns).normal(size=64).astype(np.float32)
+        return EncodedView(small, scale, None, descriptor / np.linalg.norm(descriptor), None)
+
+    def reconstruct(self, views: Sequence[EncodedView]) -> Reconstruction:
+        rng = np.random.default_rng(0)
+        points = rng.normal(size=(len(views), 48, 64, 3)).astype(np.float32) + np.float32(3)
+        confidence = np.ones((len(views), 48, 64), np.float32)
+        return Reconstruction(points, confidence, points, confidence)
+
+
+def load_network(config: NodeConfig) -> WindowNetwork:
+    kind, _, value = sys.argv[1].rpartition(":")
+    if kind == "noise":
+        return Slow(Noise(), float(value))
+    if kind == "budget":
+        return Slow(true_network(), views=int(value))
+    return Slow(true_network(), float(value))
 
 
 if __name__ == "__main__":

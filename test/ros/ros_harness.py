@@ -1,4 +1,4 @@
-"""Real nodes as processes of their own, and a listener in the test process, over DDS in a domain of their own."""
+"""Real nodes as processes of their own, and a listener in the test process, over a DDS domain of their own."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Program:
     """A process with its output in a file; `stop` ends it as Ctrl-C does."""
 
     def __init__(self, command: list[str], domain_id: int) -> None:
-        self._output = tempfile.TemporaryFile("w+")
+        self._output = tempfile.TemporaryFile("w+")  # noqa: SIM115  lives as long as the process
         environment = {
             **os.environ,
             "ROS_DOMAIN_ID": str(domain_id),

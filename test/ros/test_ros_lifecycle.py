@@ -1,0 +1,161 @@
+"""The node's life: transitions by a manager, endless cycles, wrong starts, and stopping in mid-pass."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+
+import pytest
+
+pytest.importorskip("rclpy", reason="ROS is not installed here")
+
+from fast3r_ros.msg import MappingStatus
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState, GetState
+from ros_harness import (
+    DOUBLE,
+    MAPPING,
+    NODE,
+    REPLAY,
+    Listener,
+    Program,
+    arguments,
+    domain,
+    running,
+    wait_until,
+)
+from sensor_msgs.msg import PointCloud2
+
+DOMAIN = domain(2)
+CYCLES = 20
+
+
+class Managed:
+    """A node that waits for its manager, and the manager."""
+
+    def __init__(self) -> None:
+        parameters = {"autostart": False, "output.status_rate": 10.0}
+        self.node = Program([*DOUBLE, "0.02", *arguments(parameters)], DOMAIN)
+        self.listener = Listener(DOMAIN)
+        self.listener.listen(MappingStatus, f"{NODE}/status")
+        self.listener.listen(PointCloud2, f"{NODE}/cloud")
+
+    def change(self, transition: int) -> bool:
+        request = Transition(id=transition)
+        return self.listener.call(ChangeState, f"{NODE}/change_state", 60, transition=request).success
+
+    def state(self) -> str:
+        return self.listener.call(GetState, f"{NODE}/get_state").current_state.label
+
+    def wait_for_status(self, state: int) -> None:
+        self.listener.wait_for(f"{NODE}/status", lambda message: message.state == state, 20)
+
+    def inputs(self) -> int:
+        return self.listener.node.count_subscribers("/image")
+
+    def outputs(self) -> int:
+        return self.listener.node.count_publishers(f"{NODE}/cloud")
+
+
+@pytest.fixture(scope="module")
+def managed() -> Iterator[Managed]:
+    managed = Managed()
+    with running(managed.node):
+        yield managed
+    managed.listener.close()
+    assert "Traceback" not in managed.node.output()
+
+
+def test_transitions_create_and_remove_what_they_should(managed: Managed) -> None:
+    managed.wait_for_status(MappingStatus.UNCONFIGURED)
+    assert managed.state() == "unconfigured"
+    assert (managed.inputs(), managed.outputs()) == (0, 0)
+    assert managed.change(Transition.TRANSITION_CONFIGURE)
+    assert managed.state() == "inactive"
+    managed.wait_for_status(MappingStatus.INACTIVE)
+    wait_until(lambda: (managed.inputs(), managed.outputs()) == (0, 1), 5, "publishers only")
+    assert managed.change(Transition.TRANSITION_ACTIVATE)
+    assert managed.state() == "active"
+    managed.wait_for_status(MappingStatus.WAITING)
+    wait_until(lambda: (managed.inputs(), managed.outputs()) == (1, 1), 5, "the image subscription")
+    replay = Program([*REPLAY, *arguments({"rate": 3.0})], DOMAIN)
+    with running(replay):
+        managed.wait_for_status(MappingStatus.MAPPING)
+        managed.listener.wait_for(f"{NODE}/cloud", lambda _: True, 30)
+        assert managed.change(Transition.TRANSITION_DEACTIVATE)
+    managed.wait_for_status(MappingStatus.INACTIVE)
+    wait_until(lambda: managed.inputs() == 0, 5, "the image subscription to go")
+    time.sleep(0.5)
+    count = len(managed.listener.heard[f"{NODE}/cloud"])
+    points = managed.listener.newest(f"{NODE}/status").map_points
+    assert points > 0  # the map stays
+    time.sleep(1.0)
+    assert len(managed.listener.heard[f"{NODE}/cloud"]) == count
+    assert managed.change(Transition.TRANSITION_CLEANUP)
+    assert managed.state() == "unconfigured"
+    wait_until(lambda: managed.outputs() == 0, 5, "the publishers to go")
+    managed.wait_for_status(MappingStatus.UNCONFIGURED)
+    assert managed.listener.newest(f"{NODE}/status").map_points == 0
+
+
+def test_cycles_leak_neither_threads_nor_memory(managed: Managed) -> None:
+    steps = (
+        Transition.TRANSITION_CONFIGURE,
+        Transition.TRANSITION_ACTIVATE,
+        Transition.TRANSITION_DEACTIVATE,
+        Transition.TRANSITION_CLEANUP,
+    )
+    threads, memory = [], []
+    for _ in range(CYCLES):
+        for step in steps:
+            assert managed.change(step)
+        threads.append(managed.node.threads())
+        memory.append(managed.node.memory_mb())
+    print(f"threads {threads[0]} … {threads[-1]}, memory {memory[0]:.0f} … {memory[-1]:.0f} MB")
+    assert threads[-1] <= threads[2]
+    # after the caches of the first cycles are filled
+    assert memory[-1] - memory[4] < 15
+
+
+def test_shutdown_transition_works(managed: Managed) -> None:
+    assert managed.change(Transition.TRANSITION_UNCONFIGURED_SHUTDOWN)
+    assert managed.state() == "finalized"
+    status, seconds = managed.node.stop()
+    assert status == 0
+    assert seconds < 3
+
+
+@pytest.mark.parametrize(
+    ("parameters", "words"),
+    [
+        ({"model": "/no/such/model"}, "/no/such/model"),
+        ({"window.size": 1}, "window.size"),
+    ],
+)
+def test_wrong_starts_end_with_one_clear_line(parameters: dict, words: str) -> None:
+    program = Program([*MAPPING, *arguments(parameters)], domain(3))
+    with running(program):
+        assert program.wait(60) == 2
+    output = program.output()
+    assert "Traceback" not in output
+    lines = [line for line in output.splitlines() if words in line]
+    assert len(lines) == 1, output
+
+
+def test_stopping_in_mid_pass_takes_no_time() -> None:
+    domain_id = domain(4)
+    node = Program([*DOUBLE, "30", *arguments({"output.status_rate": 5.0})], domain_id)
+    replay = Program([*REPLAY, *arguments({"rate": 2.0})], domain_id)
+    listener = Listener(domain_id)
+    listener.listen(MappingStatus, f"{NODE}/status")
+    with running(node, replay):
+        # in the pass: enough keyframes for a window were taken, and none has come out
+        listener.wait_for(f"{NODE}/status", lambda message: message.frames_received > 60, 60)
+        assert listener.newest(f"{NODE}/status").windows == 0
+        status, seconds = node.stop(signal.SIGTERM)
+    listener.close()
+    print(f"stopped in {seconds:.2f} s")
+    assert status == 0
+    assert seconds < 3
+    assert "Traceback" not in node.output()
