@@ -11,7 +11,7 @@ import numpy as np
 
 from fast3r_ros.errors import UserError
 from fast3r_ros.io.files import whole_file
-from fast3r_ros.mapping.data import Float64, ViewEstimate
+from fast3r_ros.mapping.data import Float64
 
 FORMAT = "fast3r_ros cameras 1"
 
@@ -36,15 +36,6 @@ class CameraRecord:
 def name_of(keyframe_id: int) -> str:
     """The name of a keyframe's pictures, without suffix."""
     return f"{keyframe_id:06d}"
-
-
-def record_of(view: ViewEstimate) -> CameraRecord:
-    """The record of a view, named after its keyframe."""
-    height, width = view.image.shape[:2]
-    name = name_of(view.keyframe_id)
-    return CameraRecord(
-        name, view.stamp_ns, view.camera, width, height, view.intrinsics, view.map_from_camera
-    )
 
 
 def write_cameras(path: str | Path, records: Sequence[CameraRecord], *, unit: str) -> None:
