@@ -47,6 +47,20 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class RecordedConfig:
+    """A recorded dataset that is mixed into the stream.
+
+    dataset: a format of `evaluation.datasets`; root: its folder.  share: of all samples.  window: the views
+    of a sample are drawn from so many successive frames.
+    """
+
+    dataset: str = ""
+    root: str = ""
+    share: float = 0.1
+    window: int = 100
+
+
+@dataclass(frozen=True)
 class Stage:
     """From this step on, view counts are drawn from `views` and motion is scaled by `motion`."""
 
@@ -107,6 +121,7 @@ class TrainConfig:
 
     model: Fast3RConfig
     data: DataConfig = field(default_factory=DataConfig)
+    recorded: tuple[RecordedConfig, ...] = ()
     curriculum: tuple[Stage, ...] = (Stage(),)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     run: RunConfig = field(default_factory=RunConfig)
@@ -138,6 +153,9 @@ def config_from_dict(content: dict[str, Any], source: str) -> TrainConfig:
     stages = tuple(_section(Stage, item, source, "curriculum") for item in content.get("curriculum", [{}]))
     config = TrainConfig(
         model=Fast3RConfig.from_dict(content["model"], f"{source}: model"),
+        recorded=tuple(
+            _section(RecordedConfig, item, source, "recorded") for item in content.get("recorded", [])
+        ),
         data=_section(DataConfig, content.get("data", {}), source, "data"),
         curriculum=stages,
         optimizer=_section(OptimizerConfig, content.get("optimizer", {}), source, "optimizer"),
@@ -187,6 +205,11 @@ def _check(config: TrainConfig, source: str) -> None:
         (run.parallel in ("ddp", "fsdp"), "run.parallel must be ddp or fsdp"),
         (run.parallel == "ddp" or not config.optimizer.ema, "optimizer.ema must be 0 for run.parallel fsdp"),
         (run.steps > 0 and run.accumulation > 0, "run.steps and run.accumulation must be positive"),
+        (
+            sum(item.share for item in config.recorded) <= 1,
+            "the shares of recorded datasets exceed 1 together",
+        ),
+        (all(item.share > 0 for item in config.recorded), "recorded.share must be greater than 0"),
     ]
     for stage in config.curriculum:
         largest = max(stage.views, default=0)

@@ -54,17 +54,18 @@ def initialise(network: Fast3R, seed: int) -> None:
     """Start weights for training from nothing, in place.
 
     Linear layers as Glorot and Bengio (2010), the last layer of each residual branch smaller by
-    sqrt(2 x depth) (GPT-2); the heads' last layer starts at the point (0, 0, 1) with confidence 2, so that
-    the first steps are not spent on turning points behind the camera to the front.
+    sqrt(2 x depth) (GPT-2).  Queries and keys start equal, so that a token attends to tokens that look like
+    it, in its own view and in others (after Trockman and Kolter, Mimetic Initialization, 2023): matching
+    views is what takes longest to learn.  Patch content and encoder tokens start stronger than the position
+    and index tables that are added to them.  The heads start at the point (0, 0, 1) with confidence 2.
     """
     generator = torch.Generator().manual_seed(seed)
+    modules = list(network.modules())
     with torch.no_grad():
-        modules = list(network.modules())
         for module in modules:
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight, generator=generator)
-                if module.bias is not None:
-                    module.bias.zero_()
+                module.bias.zero_()
             elif isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
                 nn.init.kaiming_uniform_(module.weight, a=5**0.5, generator=generator)
                 if module.bias is not None:
@@ -72,9 +73,13 @@ def initialise(network: Fast3R, seed: int) -> None:
         depth = network.config.encoder.depth + network.config.decoder.depth
         for module in modules:
             if isinstance(module, Attention):
+                query, key, _ = module.qkv.weight.chunk(3)
+                key.copy_(query)
                 module.proj.weight.mul_((2 * depth) ** -0.5)
             elif isinstance(module, Mlp):
                 module.fc2.weight.mul_((2 * depth) ** -0.5)
+        network.encoder.patch_embed.proj.weight.mul_(4)
+        network.decoder.decoder_embed.weight.mul_(1.5)
         for head in (network.downstream_head, network.downstream_head_local):
             if head is not None:
                 last = cast(nn.Conv2d, cast(nn.Sequential, head.dpt.head)[4])

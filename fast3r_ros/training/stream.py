@@ -1,7 +1,12 @@
-"""The endless stream of synthetic training samples: a pure function of (seed, step, sample)."""
+"""The endless stream of training samples: a pure function of (seed, step, sample).
+
+Samples are synthetic rooms, mixed with recorded sequences when the configuration names any.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +20,8 @@ from fast3r_ros.synthetic.render import points_camera, render
 from fast3r_ros.synthetic.scene import Scene, corridor_scene, room_scene
 from fast3r_ros.synthetic.sequence import pinhole
 from fast3r_ros.synthetic.trajectories import Motion, look_around, scattered, walk
-from fast3r_ros.training.config import DataConfig, TrainConfig
+from fast3r_ros.training.config import DataConfig, RecordedConfig, TrainConfig
+from fast3r_ros.training.recorded import recorded_sequences, recorded_views
 
 TRAINING_SCENES = 10_000_000  # training draws scene seeds below, evaluation above
 HELD_OUT = 20_000_000
@@ -27,7 +33,7 @@ class Batch:
 
     images: (B, V, 3, H, W) float32 in [-1, 1].  points_camera: (B, V, H, W, 3) float32 metres, each view in
     its own camera.  valid: (B, V, H, W) bool.  world_from_camera: (B, V, 4, 4) float64.  intrinsics:
-    (B, 3, 3) float64.  image_indices: (B, V) int64, 0 for view 0, else distinct rows of the index table.
+    (B, V, 3, 3) float64.  image_indices: (B, V) int64, 0 for view 0, else distinct rows of the index table.
     """
 
     images: Tensor
@@ -39,14 +45,24 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class _Disturbance:
+    """What is wrong with a sample's images.
+
+    gain: (V,).  blank: (V, 4) rows and columns to blank: y0, y1, x0, x1.
+    """
+
+    gain: NDArray[np.float64]
+    blank: NDArray[np.int64]
+    noise_seed: int
+
+
+@dataclass(frozen=True)
 class _Sample:
     scene: Scene
     poses: NDArray[np.float64]
     intrinsics: NDArray[np.float64]
     indices: NDArray[np.int64]
-    gain: NDArray[np.float64]
-    blank: NDArray[np.int64]  # (V, 4) rows and columns to blank: y0, y1, x0, x1
-    noise_seed: int
+    disturbance: _Disturbance
 
 
 def view_count(config: TrainConfig, step: int) -> int:
@@ -62,12 +78,17 @@ def training_batch(
     views = view_count(config, step)
     count = max(config.run.views_per_step // views // parts, 1) * parts
     motion = config.stage(step).motion
-    samples = []
+    samples, recorded = [], []
     for number in range(part, count, parts):
         place = (0, 1 + number % config.data.samples) if config.data.samples else (step, 1 + number)
         rng = np.random.default_rng([config.seed, *place])
-        samples.append(_draw(config.data, rng, int(rng.integers(TRAINING_SCENES)), views, motion))
-    return _render(samples, config.data, device, disturbed=True)
+        source = _choose_source(config.recorded, rng)
+        if source is None:
+            samples.append(_draw(config.data, rng, int(rng.integers(TRAINING_SCENES)), views, motion))
+        else:
+            recorded.append(_load(source, config.data, rng, views, device))
+    synthetic = [_render(samples, config.data, device, disturbed=True)] if samples else []
+    return _join(synthetic + recorded)
 
 
 def held_out_batch(
@@ -111,16 +132,61 @@ def _draw(
         first = int(rng.integers(views))
         poses[[0, first]] = poses[[first, 0]]
     fov = np.deg2rad(rng.uniform(*data.horizontal_fov))
-    indices = np.append(0, 1 + rng.permutation(TRAINED_ROWS - 1)[: views - 1])
+    indices = _draw_indices(rng, views)
     return _Sample(
         scene=scene,
         poses=poses,
         intrinsics=pinhole(data.width, data.height, fov),
         indices=indices,
+        disturbance=_draw_disturbance(data, rng, views),
+    )
+
+
+def _draw_indices(rng: np.random.Generator, views: int) -> NDArray[np.int64]:
+    return np.append(0, 1 + rng.permutation(TRAINED_ROWS - 1)[: views - 1])
+
+
+def _draw_disturbance(data: DataConfig, rng: np.random.Generator, views: int) -> _Disturbance:
+    return _Disturbance(
         gain=1 + data.exposure * rng.uniform(-1, 1, views),
         blank=_blanks(data, rng, views),
         noise_seed=int(rng.integers(2**62)),
     )
+
+
+def _choose_source(recorded: Sequence[RecordedConfig], rng: np.random.Generator) -> RecordedConfig | None:
+    """The recorded dataset that a sample comes from; None for a synthetic room."""
+    if not recorded:
+        return None
+    edges = np.cumsum([source.share for source in recorded])
+    number = int(np.searchsorted(edges, rng.random(), side="right"))
+    return recorded[number] if number < len(recorded) else None
+
+
+def _load(
+    source: RecordedConfig, data: DataConfig, rng: np.random.Generator, views: int, device: torch.device | str
+) -> Batch:
+    """A batch of one sample from a recorded dataset."""
+    sequences = recorded_sequences(source.dataset, source.root)
+    loaded = recorded_views(sequences, views, source.window, data.width, data.height, rng)
+    indices = _draw_indices(rng, views)
+    depth = torch.from_numpy(loaded.depth).to(device)
+    intrinsics = torch.from_numpy(loaded.intrinsics).to(device)
+    images, valid = normalize(torch.from_numpy(loaded.images).to(device)), depth > 0
+    _disturb(_draw_disturbance(data, rng, views), data, images, valid)
+    return Batch(
+        images=images[None],
+        points_camera=points_camera(depth, intrinsics.float())[None],
+        valid=valid[None],
+        world_from_camera=torch.from_numpy(loaded.world_from_camera).to(device)[None],
+        intrinsics=intrinsics[None],
+        image_indices=torch.from_numpy(indices)[None],
+    )
+
+
+def _join(batches: Sequence[Batch]) -> Batch:
+    fields = dataclasses.fields(Batch)
+    return Batch(*(torch.cat([getattr(batch, field.name) for batch in batches]) for field in fields))
 
 
 def _blanks(data: DataConfig, rng: np.random.Generator, views: int) -> NDArray[np.int64]:
@@ -142,23 +208,23 @@ def _render(samples: list[_Sample], data: DataConfig, device: torch.device | str
     valid = result.depth > 0
     if disturbed:
         for index, sample in enumerate(samples):
-            _disturb(sample, data, images[index], valid[index])
+            _disturb(sample.disturbance, data, images[index], valid[index])
     return Batch(
         images=images,
         points_camera=points_camera(result.depth, intrinsics[:, None].float()),
         valid=valid,
         world_from_camera=poses,
-        intrinsics=intrinsics,
+        intrinsics=intrinsics[:, None].expand(-1, poses.shape[1], -1, -1),
         image_indices=torch.from_numpy(np.stack([sample.indices for sample in samples])),
     )
 
 
-def _disturb(sample: _Sample, data: DataConfig, images: Tensor, valid: Tensor) -> None:
+def _disturb(disturbance: _Disturbance, data: DataConfig, images: Tensor, valid: Tensor) -> None:
     """Change exposure, add noise and blank rectangles of one sample's images (V, 3, H, W), in place."""
-    generator = torch.Generator(device=images.device).manual_seed(sample.noise_seed)
+    generator = torch.Generator(device=images.device).manual_seed(disturbance.noise_seed)
     noise = torch.randn(images.shape, generator=generator, device=images.device)
-    gain = torch.from_numpy(sample.gain).to(images)[:, None, None, None]
+    gain = torch.from_numpy(disturbance.gain).to(images)[:, None, None, None]
     images.copy_(((images + 1) * gain - 1 + 2 * data.noise * noise).clamp(-1, 1))
-    for view, (y0, y1, x0, x1) in enumerate(sample.blank.tolist()):
+    for view, (y0, y1, x0, x1) in enumerate(disturbance.blank.tolist()):
         images[view, :, y0:y1, x0:x1] = 0
         valid[view, y0:y1, x0:x1] = False
