@@ -58,7 +58,7 @@ def _short_walk(split: str, number: int, views: int) -> PosedSequence:
         PosedFrame(
             stamp_ns=round(view * 1e9 / RATE),
             world_from_camera=batch.world_from_camera[0, view].numpy(),
-            intrinsics=batch.intrinsics[0].numpy(),
+            intrinsics=batch.intrinsics[0, view].numpy(),
             read_image=partial(np.asarray, images[view]),
             read_depth=partial(np.asarray, depth[view]),
         )
