@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fast3r_ros.errors import UserError
-from fast3r_ros.evaluation.datasets.posed import PosedFrame, PosedSequence
+from fast3r_ros.evaluation.datasets.posed import PosedFrame, PosedSequence, sample_depth
 from fast3r_ros.geometry.intrinsics import pixel_rays, transform_intrinsics
 from fast3r_ros.geometry.rigid import transform_points
 from fast3r_ros.mapping.data import Float32, Float64, UInt8
@@ -65,44 +65,22 @@ def read_views(frames: Sequence[PosedFrame], long_side: int) -> Views:
 
     Raises UserError when a file cannot be read or the views come out in different sizes.
     """
-    prepared = [prepare_image(frame.read_image(), long_side) for frame in frames]
+    images = [frame.read_image() for frame in frames]
+    prepared = [prepare_image(image, long_side) for image in images]
     sizes = {view.pixels.shape for view in prepared}
     if len(sizes) != 1:
         raise UserError(f"the images of one sample have different sizes at the network: {sorted(sizes)}")
+    transforms = [view.pixel_transform for view in prepared]
     depths = [
-        _depth_at_network(frame, view.pixel_transform, view.pixels.shape[:2], long_side)
-        for frame, view in zip(frames, prepared, strict=True)
+        sample_depth(frame.read_depth(), image.shape, transform, prepared[0].pixels.shape[:2])
+        for frame, image, transform in zip(frames, images, transforms, strict=True)
+        if frame.read_depth is not None
     ]
-    known = [depth for depth in depths if depth is not None]
     return Views(
         np.stack([view.pixels for view in prepared]),
         np.stack(
-            [
-                transform_intrinsics(view.pixel_transform, frame.intrinsics)
-                for view, frame in zip(prepared, frames, strict=True)
-            ]
+            [transform_intrinsics(t, frame.intrinsics) for t, frame in zip(transforms, frames, strict=True)]
         ),
         np.stack([frame.world_from_camera for frame in frames]),
-        np.stack(known) if len(known) == len(depths) else None,
+        np.stack(depths) if len(depths) == len(frames) else None,
     )
-
-
-def _depth_at_network(
-    frame: PosedFrame, network_from_image: Float64, shape: tuple[int, ...], long_side: int
-) -> Float32 | None:
-    """(h, w) depth; the depth map may have another size than the image but sees the same."""
-    if frame.read_depth is None:
-        return None
-    depth, image_shape = frame.read_depth(), frame.read_image().shape
-    rows, columns = (
-        _source_pixels(shape[axis], network_from_image[1 - axis], image_shape[axis], depth.shape[axis])
-        for axis in (0, 1)
-    )
-    return depth[np.ix_(rows, columns)]
-
-
-def _source_pixels(count: int, transform_row: Float64, image_size: int, depth_size: int) -> NDArray[np.int64]:
-    """Depth rows (or columns) under the centres of `count` network rows (or columns)."""
-    scale = transform_row[:2].sum()  # one of the two is zero: the transform has no rotation
-    in_image = (np.arange(count) + 0.5 - transform_row[2]) / scale
-    return np.clip(np.floor(in_image * depth_size / image_size), 0, depth_size - 1).astype(np.int64)

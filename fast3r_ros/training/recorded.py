@@ -11,6 +11,7 @@ import numpy as np
 
 from fast3r_ros.errors import UserError
 from fast3r_ros.evaluation.datasets import PosedFrame, PosedSequence, open_dataset
+from fast3r_ros.evaluation.datasets.posed import sample_depth
 from fast3r_ros.geometry.intrinsics import transform_intrinsics
 from fast3r_ros.mapping.data import Float32, Float64, UInt8
 
@@ -78,13 +79,8 @@ def _fit(frame: PosedFrame, width: int, height: int) -> tuple[UInt8, Float32, Fl
     size = max(width, round(scale * image.shape[1])), max(height, round(scale * image.shape[0]))
     resized = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
     x, y = (size[0] - width) // 2, (size[1] - height) // 2
-    columns = (np.arange(width) + 0.5 + left) / scale * depth.shape[1] / image.shape[1]
-    rows = (np.arange(height) + 0.5 + top) / scale * depth.shape[0] / image.shape[0]
-    nearest = np.ix_(
-        rows.astype(int).clip(0, depth.shape[0] - 1), columns.astype(int).clip(0, depth.shape[1] - 1)
-    )
     return (
         resized[y : y + height, x : x + width].astype(np.uint8),
-        depth[nearest],
+        sample_depth(depth, image.shape, fitted_from_image, (height, width)),
         transform_intrinsics(fitted_from_image, frame.intrinsics),
     )

@@ -69,6 +69,27 @@ def depth_reader(path: Path, metres_per_unit: float, largest: float = np.inf) ->
     return read
 
 
+def sample_depth(
+    depth: Float32, image_shape: tuple[int, ...], target_from_image: Float64, shape: tuple[int, ...]
+) -> Float32:
+    """Depth (h, w) = `shape` at the nearest pixels of a depth map that sees what the image sees.
+
+    image_shape: (H, W, ...) of the image, which may differ from the depth map's.  target_from_image: (3, 3)
+    pixel transform without rotation.
+    """
+    rows, columns = (
+        (np.arange(shape[axis]) + 0.5 - target_from_image[1 - axis, 2])
+        / target_from_image[1 - axis, 1 - axis]
+        * (depth.shape[axis] / image_shape[axis])
+        for axis in (0, 1)
+    )
+    inside = (
+        np.clip(np.floor(places), 0, size - 1).astype(int)
+        for places, size in zip((rows, columns), depth.shape, strict=True)
+    )
+    return depth[np.ix_(*inside)]
+
+
 def read_matrix(path: Path, rows: int, columns: int) -> Float64:
     """A text file of numbers as a matrix; raises UserError when it holds another number of them."""
     try:
