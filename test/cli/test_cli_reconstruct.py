@@ -73,6 +73,7 @@ def wrong_uses(folder: Path, model: Path, video: Path) -> dict[str, tuple[list[o
         "unknown scale": ([video, *good, "--scale", "inches=3"], "inches"),
         "no such GPU": ([video, *good, "--device", "cuda:9"], "cuda:9"),
         "output is a file": ([video, "--model", model, "--output", folder / "a_file"], "cannot write"),
+        "not writable": ([video, *good, "--output", "/proc/fast3r"], "cannot write"),
         "output below a file": (
             [video, "--model", model, "--output", folder / "a_file" / "x"],
             "cannot write",
@@ -81,7 +82,7 @@ def wrong_uses(folder: Path, model: Path, video: Path) -> dict[str, tuple[list[o
 
 
 WRONG = """no source, empty folder, text as video, no model, unknown parameter, parameter out of range,
-no assignment, unknown scale, no such GPU, output is a file, output below a file"""
+no assignment, unknown scale, no such GPU, output is a file, not writable, output below a file"""
 
 
 @pytest.mark.parametrize("case", WRONG.replace("\n", " ").split(", "))

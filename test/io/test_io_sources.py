@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import cv2
@@ -42,6 +43,23 @@ def test_video_frames_and_stamps(tmp_path):
     for frame, image in zip(frames, pictures, strict=True):
         assert frame.image.shape == (48, 64, 3)
         assert np.abs(frame.image.astype(int) - image).mean() < 8
+
+
+@pytest.mark.parametrize(
+    ("quarter_turns", "matrix"), [(1, (0, 1, -1, 0)), (2, (-1, 0, 0, -1)), (3, (0, -1, 1, 0))]
+)
+def test_rotation_tag_of_a_video_is_honoured(tmp_path, quarter_turns, matrix):
+    """A phone held upright writes a lying picture and a matrix in the track header (ISO 14496-12, 8.3.2)."""
+    path = tmp_path / "phone.mp4"
+    write_video(path, 3, 10.0)
+    lying = [frame.image for frame in open_source(path)]
+    content = bytearray(path.read_bytes())
+    a, b, c, d = (value << 16 for value in matrix)
+    start = content.index(b"tkhd") + 44
+    content[start : start + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(content)
+    for frame, image in zip(open_source(path), lying, strict=True):
+        np.testing.assert_array_equal(frame.image, np.rot90(image, -quarter_turns))
 
 
 def test_chosen_video_frames_equal_the_same_of_all(tmp_path):
