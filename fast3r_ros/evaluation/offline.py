@@ -21,7 +21,7 @@ from fast3r_ros.geometry.camera_pose import (
     poses_by_pnp,
     poses_from_pointmaps,
 )
-from fast3r_ros.geometry.focal import estimate_focal
+from fast3r_ros.geometry.focal import first_view_focal
 from fast3r_ros.geometry.rigid import inverse, transform_points
 from fast3r_ros.geometry.robust_similarity import RobustOptions
 from fast3r_ros.mapping.data import Float32, Reconstruction, UInt8
@@ -110,11 +110,7 @@ def place(prediction: Reconstruction, head: str) -> PlacedViews:
 
 def _place_global(prediction: Reconstruction) -> PlacedViews:
     points, confidence = prediction.points_global, prediction.confidence_global
-    focal = estimate_focal(points[:1], confidence[:1], min_inlier_share=0.0).focal[0]
-    height, width = confidence.shape[1:]
-    # without any focal length, 60 degrees, as the official code does
-    fallback = max(height, width) / (2 * np.tan(np.deg2rad(30)))
-    poses = poses_by_pnp(points, confidence, float(focal) if np.isfinite(focal) else fallback)
+    poses = poses_by_pnp(points, confidence, first_view_focal(points, confidence))
     depth = [
         transform_points(inverse(pose), view)[..., 2]
         for pose, view in zip(poses.window_from_camera, points, strict=True)

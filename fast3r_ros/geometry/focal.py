@@ -92,6 +92,15 @@ def estimate_focal(
     )
 
 
+def first_view_focal(points_global: NDArray[np.floating], confidence: NDArray[np.floating]) -> float | None:
+    """The focal length in pixels that view 0's global points (V, H, W, 3) tell; None when they tell none.
+
+    Only view 0 sees its global points from its own camera.  The official release takes it for all views.
+    """
+    focal = estimate_focal(points_global[:1], confidence[:1], min_inlier_share=0.0).focal[0]
+    return float(focal) if np.isfinite(focal) else None
+
+
 def _reason(count: int, share: float, focal: float, min_inlier_share: float) -> str:
     if count < MIN_PIXELS:
         return f"only {count} confident pixels with a point in front of the camera, {MIN_PIXELS} are needed"

@@ -9,6 +9,7 @@ import torch
 
 from fast3r_ros.errors import UserError
 from fast3r_ros.geometry.camera_pose import poses_by_pnp
+from fast3r_ros.geometry.focal import first_view_focal
 from fast3r_ros.geometry.rigid import inverse, transform_points
 from fast3r_ros.mapping.data import EncodedView, Frame, Reconstruction
 from fast3r_ros.model import Fast3R, Pointmap
@@ -63,7 +64,7 @@ def _arrays(maps: Sequence[Pointmap]) -> tuple[np.ndarray, np.ndarray]:
 
 def _local_from_global(points_global: np.ndarray, confidence: np.ndarray) -> np.ndarray:
     """For a network without a local head: the global points seen from each camera, whose pose PnP gives."""
-    poses = poses_by_pnp(points_global, confidence)
+    poses = poses_by_pnp(points_global, confidence, first_view_focal(points_global, confidence))
     local = [
         transform_points(inverse(pose), points) if ok else np.full_like(points, np.nan)
         for pose, points, ok in zip(poses.window_from_camera, points_global, poses.ok, strict=True)
