@@ -21,10 +21,11 @@ ARGUMENTS = (
     ("model", "", "demo, a checkpoint folder or a hub name"),
     ("image", "image", "image topic (without /compressed)"),
     ("camera_info", "", "camera_info topic; empty: beside the image topic"),
+    ("depth", "depth", "metric depth aligned with the image, for scale_source depth"),
     ("odometry", "odometry", "odometry topic (nav_msgs/Odometry)"),
     ("transport", "", "raw or compressed"),
     ("tf_mode", "", "camera, map_to_odom or none"),
-    ("scale_source", "", "none, odometry, rig, camera_height or fixed"),
+    ("scale_source", "", "none, odometry, rig, depth, camera_height or fixed"),
     ("autostart", "", "false: wait for a lifecycle manager"),
     ("map_directory", "", "where ~/save_map may write"),
     ("use_sim_time", "false", "take the time from /clock"),
@@ -74,7 +75,12 @@ def start(context: LaunchContext) -> list[Node]:
         namespace=given["namespace"],
         output="screen",
         parameters=[given["params_file"], parameters],
-        remappings=[("image", given["image"]), ("camera_info", camera_info), ("odometry", given["odometry"])],
+        remappings=[
+            ("image", given["image"]),
+            ("camera_info", camera_info),
+            ("depth", given["depth"]),
+            ("odometry", given["odometry"]),
+        ],
         ros_arguments=["--log-level", given["log_level"]],
     )
     return [mapping, rviz(given)] if is_true(given["rviz"]) else [mapping]

@@ -1,6 +1,6 @@
 """Nav2's costmap fed by the mapping node, both driven by Nav2's lifecycle manager.
 
-Needs nav2_costmap_2d and nav2_lifecycle_manager, odometry in metres (nav_msgs/Odometry), and odom -> base_link
+Needs nav2_costmap_2d, nav2_lifecycle_manager, odometry in metres (nav_msgs/Odometry) and odom -> base_link
 -> camera on TF.  The costmap's settings are in config/nav2_costmap.yaml; copy them into your own parameters.
 """
 

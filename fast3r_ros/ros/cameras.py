@@ -1,19 +1,20 @@
-"""Subscriptions of one camera: image and camera_info, with a QoS that follows the publishers."""
+"""Subscriptions of one camera: image, camera_info and depth, with a QoS that follows the publishers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rclpy.callback_groups import CallbackGroup
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
+from rclpy.topic_endpoint_info import TopicEndpointInfo
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 IMAGE_DEPTH = 5
 
 
-def adapted_reliability(offered: list[ReliabilityPolicy], wanted: str) -> ReliabilityPolicy:
+def adapted_reliability(offered: Sequence[ReliabilityPolicy], wanted: str) -> ReliabilityPolicy:
     """The reliability to subscribe with: reliable where every publisher is, as rosbag2 does it.
 
     Best effort loses most images above 500 kB; a reliable subscription gets nothing from a best-effort
@@ -26,12 +27,55 @@ def adapted_reliability(offered: list[ReliabilityPolicy], wanted: str) -> Reliab
     return ReliabilityPolicy.BEST_EFFORT
 
 
-class CameraSubscriptions:
-    """`image` (or `image/compressed`) and `camera_info` below the camera's name.
+class AdaptiveSubscription:
+    """A subscription that is made anew when another reliability serves the publishers better.
 
-    on_image(name, message) and on_info(name, message) run on the executor.  With two publishers on the image
-    topic, only the images of the first are passed on where the middleware tells them apart, none otherwise;
-    on_foreign(name) is called for the others.
+    callback(message, info) runs on the executor.  wanted: auto, reliable or best_effort.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        kind: Any,
+        topic: str,
+        wanted: str,
+        group: CallbackGroup,
+        callback: Callable[[Any, Any], None],
+    ) -> None:
+        self._node, self._kind, self._wanted, self._group = node, kind, wanted, group
+        self._callback = callback
+        self._subscription: Any = None
+        self.topic = topic
+        self.reliability: ReliabilityPolicy | None = None
+
+    def adapt(self) -> list[TopicEndpointInfo]:
+        """Look at the publishers, subscribe as they offer, and return them."""
+        endpoints = self._node.get_publishers_info_by_topic(self.topic)
+        if self._subscription is not None and not endpoints:
+            return endpoints
+        reliability = adapted_reliability([each.qos_profile.reliability for each in endpoints], self._wanted)
+        if reliability != self.reliability:
+            self.destroy()
+            self.reliability = reliability
+            qos = QoSProfile(depth=IMAGE_DEPTH, reliability=reliability)
+            self._subscription = self._node.create_subscription(
+                self._kind, self.topic, self._callback, qos, callback_group=self._group
+            )
+        return endpoints
+
+    def destroy(self) -> None:
+        """Unsubscribe."""
+        if self._subscription is not None:
+            self._node.destroy_subscription(self._subscription)
+            self._subscription = None
+
+
+class CameraSubscriptions:
+    """The topics below a camera's name.
+
+    on_image, on_info and on_depth(name, message) run on the executor; on_depth is None where none is wanted.
+    With two publishers on the image topic, only the images of the first are passed on where the middleware
+    tells them apart, none otherwise; on_foreign(name) is called for the others.
     """
 
     def __init__(
@@ -43,20 +87,26 @@ class CameraSubscriptions:
         group: CallbackGroup,
         on_image: Callable[[str, Any], None],
         on_info: Callable[[str, CameraInfo], None],
+        on_depth: Callable[[str, Image], None] | None,
         on_foreign: Callable[[str], None],
     ) -> None:
-        self._node, self.name, self._group = node, name, group
-        self._wanted = reliability
+        self.name = name
+        self._node = node
         self._on_image, self._on_foreign = on_image, on_foreign
-        prefix = f"{name}/" if name else ""
-        base = node.resolve_topic_name(f"{prefix}image")
-        self._type = CompressedImage if transport == "compressed" else Image
-        # as image_transport does: the transport's name goes behind the remapped topic
-        self.topic = f"{base}/compressed" if transport == "compressed" else base
-        self._reliability: ReliabilityPolicy | None = None
-        self._image: Any = None
         self._chosen: bytes | None = None
         self.publishers: list[str] = []
+        prefix = f"{name}/" if name else ""
+        topic, kind = node.resolve_topic_name(f"{prefix}image"), Image
+        if transport == "compressed":
+            # as image_transport does: the transport's name goes behind the remapped topic
+            topic, kind = f"{topic}/compressed", CompressedImage
+        self._image = AdaptiveSubscription(node, kind, topic, reliability, group, self._receive)
+        self._depth: AdaptiveSubscription | None = None
+        if on_depth is not None:
+            topic = node.resolve_topic_name(f"{prefix}depth")
+            self._depth = AdaptiveSubscription(
+                node, Image, topic, reliability, group, lambda message, info: on_depth(name, message)
+            )
         self._info = node.create_subscription(
             CameraInfo,
             f"{prefix}camera_info",
@@ -66,27 +116,24 @@ class CameraSubscriptions:
         )
         self.adapt()
 
+    @property
+    def topic(self) -> str:
+        """The full name of the image topic."""
+        return self._image.topic
+
+    @property
+    def reliable(self) -> bool:
+        """Whether the image subscription is reliable now."""
+        return self._image.reliability == ReliabilityPolicy.RELIABLE
+
     def adapt(self) -> None:
-        """Look at the publishers and subscribe anew when another reliability serves better."""
-        endpoints = self._node.get_publishers_info_by_topic(self.topic)
+        """Follow the publishers."""
+        endpoints = self._image.adapt()
+        if self._depth is not None:
+            self._depth.adapt()
         self.publishers = [f"{each.node_namespace.rstrip('/')}/{each.node_name}" for each in endpoints]
         if self._chosen not in [bytes(each.endpoint_gid) for each in endpoints]:
             self._chosen = None
-        if self._image is not None and not endpoints:
-            return
-        reliability = adapted_reliability([each.qos_profile.reliability for each in endpoints], self._wanted)
-        if reliability == self._reliability:
-            return
-        if self._image is not None:
-            self._node.destroy_subscription(self._image)
-        self._reliability = reliability
-        self._image = self._node.create_subscription(
-            self._type,
-            self.topic,
-            self._receive,
-            QoSProfile(depth=IMAGE_DEPTH, reliability=reliability),
-            callback_group=self._group,
-        )
 
     def _receive(self, message: Any, info: Any) -> None:
         gid = _gid(info)
@@ -98,15 +145,12 @@ class CameraSubscriptions:
         else:
             self._on_image(self.name, message)
 
-    @property
-    def reliable(self) -> bool:
-        """Whether the image subscription is reliable now."""
-        return self._reliability == ReliabilityPolicy.RELIABLE
-
     def destroy(self) -> None:
         """Unsubscribe."""
         self._node.destroy_subscription(self._info)
-        self._node.destroy_subscription(self._image)
+        self._image.destroy()
+        if self._depth is not None:
+            self._depth.destroy()
 
 
 def _gid(info: Any) -> bytes | None:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sensor_msgs.msg import CompressedImage, Image
 
-from fast3r_ros.io.pixels import decode_compressed, decode_image
+from fast3r_ros.io.pixels import BadImage, decode_compressed, decode_image
 from fast3r_ros.mapping.data import Float32, UInt8
 from fast3r_ros.ros.times import stamp_from_ns
 from fast3r_ros.ros.upstream import CV_BRIDGE, CV_BRIDGE_ENCODINGS
@@ -39,6 +39,25 @@ def _decode(message: Image) -> UInt8:
         encoding=message.encoding,
         is_bigendian=bool(message.is_bigendian),
     )
+
+
+def depth_to_metres(message: Image) -> Float32:
+    """A depth image (REP-118) as (H, W) float32 metres: 32FC1 in metres, 16UC1 in millimetres.
+
+    NaN or 0 where nothing was measured.  Raises BadImage.
+    """
+    kind = {"32FC1": "f4", "16UC1": "u2"}.get(message.encoding)
+    if kind is None:
+        text = f"depth of encoding {message.encoding[:40]!r}; use 32FC1 or 16UC1"
+        raise BadImage("unknown depth encoding", text)
+    dtype = np.dtype(kind).newbyteorder(">" if message.is_bigendian else "<")
+    rows, row_bytes, step = int(message.height), int(message.width) * dtype.itemsize, int(message.step)
+    data = np.frombuffer(message.data, np.uint8)
+    if rows == 0 or row_bytes == 0 or step < row_bytes or len(data) < step * rows:
+        text = f"{len(data)} bytes for {message.width}x{rows} pixels and a step of {step}"
+        raise BadImage("broken depth image", text)
+    pixels = np.ascontiguousarray(data[: step * rows].reshape(rows, step)[:, :row_bytes]).view(dtype)
+    return pixels.astype(np.float32) * np.float32(1.0 if kind == "f4" else 0.001)
 
 
 def compressed_to_rgb(message: CompressedImage) -> UInt8:

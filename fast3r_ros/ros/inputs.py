@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Protocol
 
 from geometry_msgs.msg import TransformStamped
@@ -18,15 +19,16 @@ from nav_msgs.msg import Odometry
 from rclpy.callback_groups import CallbackGroup
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data
-from sensor_msgs.msg import CameraInfo
+from sensor_msgs.msg import CameraInfo, Image
 from tf2_msgs.msg import TFMessage
 
 from fast3r_ros.errors import UserError
 from fast3r_ros.io.pixels import BadImage
-from fast3r_ros.mapping.data import Float64, Frame
+from fast3r_ros.mapping.data import Float32, Float64, Frame
 from fast3r_ros.ros.cameras import CameraSubscriptions
 from fast3r_ros.ros.config import NodeConfig
 from fast3r_ros.ros.counters import Counters
+from fast3r_ros.ros.images import depth_to_metres
 from fast3r_ros.ros.intake import CameraFacts, Intake, Refused, TimeWentBack
 from fast3r_ros.ros.mailbox import Mailbox
 from fast3r_ros.ros.poses import BadPose, matrix_from_pose
@@ -34,6 +36,8 @@ from fast3r_ros.ros.times import ns_from_stamp
 from fast3r_ros.ros.transforms import OwnFrames, TransformLookup, TransformMissing
 
 ARRIVALS = 1000  # frames whose time of arrival is remembered
+DEPTHS = 10  # newest depth images that are kept for images to come
+DEPTH_NS = 50_000_000  # a depth image belongs to an image that is no farther in time
 
 
 class FrameSink(Protocol):
@@ -74,6 +78,7 @@ class Inputs:
         self._lookup, self._own_frames = lookup, own_frames
         self._sink, self._on_time_back = sink, on_time_back
         self.intakes = {name: Intake(name, config.input.frame_id) for name in config.cameras or ("",)}
+        self._depths: dict[str, deque[Image]] = {name: deque(maxlen=DEPTHS) for name in self.intakes}
         self.cameras: list[CameraSubscriptions] = []
         self._others: list[Any] = []
         self._mailbox = Mailbox()
@@ -116,6 +121,7 @@ class Inputs:
                 self._group,
                 self._image_callback,
                 self._info_callback,
+                self._depth_callback if self.config.mapper.scale.source == "depth" else None,
                 self._foreign_callback,
             )
             for name in self.intakes
@@ -169,6 +175,9 @@ class Inputs:
         if self.config.input.use_camera_info:
             self._mailbox.put(lambda info: self._take_info(name, info), message)
 
+    def _depth_callback(self, name: str, message: Image) -> None:
+        self._mailbox.put(lambda depth: self._depths[name].append(depth), message)
+
     def _foreign_callback(self, name: str) -> None:
         self._counters.received()
         self._counters.dropped("second publisher on the image topic")
@@ -216,7 +225,7 @@ class Inputs:
             if len(self.arrivals) > ARRIVALS:
                 self.arrivals.popitem(last=False)
             self._find_extrinsics(frame.camera)
-            self._sink.add_frame(frame)
+            self._sink.add_frame(replace(frame, depth=self._depth_of(name, frame)))
 
     def clock_went_back(self) -> None:
         """Tell the conversion thread that the clock jumped back."""
@@ -254,6 +263,27 @@ class Inputs:
             self._report(str(error))
         else:
             self._sink.add_odometry(stamp_ns, odom_from_base)
+
+    def _depth_of(self, name: str, frame: Frame) -> Float32 | None:
+        """The depth image nearest in time, None when there is none of the image's size."""
+        near = min(
+            self._depths[name],
+            key=lambda depth: abs(ns_from_stamp(depth.header.stamp) - frame.stamp_ns),
+            default=None,
+        )
+        if near is None or abs(ns_from_stamp(near.header.stamp) - frame.stamp_ns) > DEPTH_NS:
+            return None
+        try:
+            depth = depth_to_metres(near)
+        except BadImage as error:
+            self._counters.problem(error.reason)
+            self._report(str(error))
+            return None
+        if depth.shape != frame.image.shape[:2]:
+            self._counters.problem("depth of another size")
+            self._report(f"depth of {depth.shape[::-1]} pixels for an image of {frame.image.shape[1::-1]}")
+            return None
+        return depth
 
     def _find_extrinsics(self, camera: str) -> None:
         """Look up where the camera sits on the robot, until TF says so."""

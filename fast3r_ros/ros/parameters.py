@@ -1,10 +1,11 @@
 """ROS parameters from the configuration dataclasses: declared, described, ranged, validated, and back.
 
-`python -m fast3r_ros.ros.parameters` prints config/mapping.yaml.
+`python -m fast3r_ros.ros.parameters` prints config/mapping.yaml, with `markdown` the table of docs/ros.md.
 """
 
 from __future__ import annotations
 
+import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import Field, fields, is_dataclass
@@ -148,6 +149,20 @@ def yaml_text() -> str:
     return "\n".join(lines) + "\n"
 
 
+def markdown_table() -> str:
+    """The parameters as docs/ros.md has them."""
+    lines = ["| parameter | type | default | range | run time | meaning |", "| --- " * 6 + "|"]
+    for name, item, default in parameter_fields(NodeConfig()):
+        bounds, choices = item.metadata["range"], item.metadata["choices"]
+        allowed = f"{bounds[0]:g} … {bounds[1]:g}" if bounds else ", ".join(choices or ())
+        kind = TYPES[type(default)].name.lower().replace("_", " ")
+        value = f"`{_yaml_value(default)}`"
+        run_time = "yes" if item.metadata["dynamic"] else ""
+        meaning = item.metadata["description"]
+        lines.append(f"| `{name}` | {kind} | {value} | {allowed} | {run_time} | {meaning} |")
+    return "\n".join(lines) + "\n"
+
+
 def _comment(item: Field[Any]) -> str:
     metadata = item.metadata
     bounds = f" [{metadata['range'][0]:g} … {metadata['range'][1]:g}]" if metadata["range"] else ""
@@ -163,4 +178,4 @@ def _yaml_value(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    print(yaml_text(), end="")
+    print(markdown_table() if sys.argv[1:] == ["markdown"] else yaml_text(), end="")

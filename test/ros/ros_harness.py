@@ -1,4 +1,4 @@
-"""Real nodes as processes of their own, and a listener in the test process, over a DDS domain of their own."""
+"""Real nodes as processes of their own and a listener in the test process, in a DDS domain of their own."""
 
 from __future__ import annotations
 

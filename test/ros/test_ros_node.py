@@ -114,7 +114,7 @@ def stamps(messages: list[Any]) -> list[int]:
     return [ns_from_stamp(message.header.stamp) for message in messages]
 
 
-# What was heard during the walk ------------------------------------------------------------------------------
+# What was heard during the walk -----------------------------------------------------------------------------
 
 
 def test_status_accounts_for_the_walk(session: Session) -> None:
@@ -281,7 +281,7 @@ def test_diagnostics_come_once_a_second(session: Session) -> None:
     }
 
 
-# Parameters --------------------------------------------------------------------------------------------------
+# Parameters -------------------------------------------------------------------------------------------------
 
 
 def set_parameter(session: Session, name: str, **value: Any) -> Any:
@@ -321,7 +321,7 @@ def test_parameters_change_at_run_time_or_say_why_not(session: Session) -> None:
         assert words in result.reason.lower(), result.reason
 
 
-# Services ----------------------------------------------------------------------------------------------------
+# Services ---------------------------------------------------------------------------------------------------
 
 
 def test_maps_are_saved_inside_the_directory_only(session: Session) -> None:
@@ -366,7 +366,7 @@ def test_pause_ignores_images(session: Session) -> None:
     session.wait_for_state(MappingStatus.MAPPING)
 
 
-# Bad input ---------------------------------------------------------------------------------------------------
+# Bad input --------------------------------------------------------------------------------------------------
 
 
 def publish(session: Session, messages: list[Any], topic: str = "/image") -> None:
@@ -475,7 +475,7 @@ def test_a_second_publisher_is_told_and_left_out(session: Session) -> None:
         node.destroy_publisher(publisher)
 
 
-# The end -----------------------------------------------------------------------------------------------------
+# The end ----------------------------------------------------------------------------------------------------
 
 
 def test_a_saved_map_is_loaded_again_and_reset_empties_it(session: Session) -> None:
