@@ -187,6 +187,7 @@ def write(model: nn.Module, config: Fast3RConfig, directory: Path) -> None:
     partial = directory / "model.safetensors.partial"
     save_file(tensors, partial, metadata={"format": "pt", **twice})
     config.write(directory / "config.json")
+    partial.chmod((directory / "config.json").stat().st_mode)  # safetensors makes it the owner's alone
     os.replace(partial, directory / "model.safetensors")
 
 

@@ -117,10 +117,9 @@ class Fast3R(nn.Module):
                 f"image_indices has shape {tuple(image_indices.shape)}, expected {(batch, len(views))}"
             )
         tokens = torch.cat([view.tokens for view in views], dim=1) if len(views) > 1 else views[0].tokens
-        counts = torch.tensor([view.tokens.shape[1] for view in views], device=tokens.device)
         rows = index_embedding(image_indices, self.config.decoder.embed_dim).to(tokens)
-        embedding = rows.repeat_interleave(counts, dim=1, output_size=tokens.shape[1])
-        return FusedFeatures(self.decoder(tokens, embedding), tuple(view.grid for view in views))
+        hooks = self.decoder(tokens, rows, [view.tokens.shape[1] for view in views])
+        return FusedFeatures(hooks, tuple(view.grid for view in views))
 
     def global_head(self, features: FusedFeatures, views: Sequence[int] | None = None) -> list[Pointmap]:
         """Pointmaps in view 0's camera for the chosen views (all by default), in the order asked for."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from fast3r_ros.model.config import DecoderConfig
@@ -31,17 +33,25 @@ class Fusion(nn.Module):
         )
         self.dec_norm = nn.LayerNorm(config.embed_dim, eps=1e-6)
 
-    def forward(self, tokens: Tensor, embedding: Tensor) -> tuple[Tensor, ...]:
-        """tokens (B, T, C_e) and index embedding (B, T, C_d) to the four hooked features, in the order of
-        `hooks`.
+    def forward(self, tokens: Tensor, rows: Tensor, counts: Sequence[int]) -> tuple[Tensor, ...]:
+        """tokens (B, T, C_e) of V views to the four hooked features, in the order of `hooks`.
 
+        rows: (B, V, C_d) index embedding of each view; counts: the number of tokens of each view.
         The first is the input itself, the last is normalised; the others are plain block outputs.
         """
         scale = self.logit_scale * (1.0 if self.training else self.inference_gain)
-        x = self.decoder_embed(tokens) + embedding
+        x = add_per_view(self.decoder_embed(tokens), rows, counts)
         kept = [tokens]
         for number, block in enumerate(self.dec_blocks, start=1):
             x = run_block(block, x, None, scale, self.recompute)
             if number in self.hooks[1:-1]:
                 kept.append(x)
         return (*kept, self.dec_norm(x))
+
+
+def add_per_view(x: Tensor, rows: Tensor, counts: Sequence[int]) -> Tensor:
+    """Add a view's row (B, V, C) to each of its tokens (B, T, C)."""
+    if len(set(counts)) == 1:  # without a second tensor of the size of x
+        return (x.unflatten(1, (len(counts), counts[0])) + rows[:, :, None]).flatten(1, 2)
+    repeats = torch.tensor(counts, device=x.device)
+    return x + rows.repeat_interleave(repeats, dim=1, output_size=x.shape[1])

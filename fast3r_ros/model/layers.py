@@ -8,6 +8,8 @@ from torch.utils.checkpoint import checkpoint
 
 from fast3r_ros.model.attention import attend
 
+TOKENS_AT_ONCE = 16384
+
 
 class Attention(nn.Module):
     """Multi-head self-attention; `kernel` is one of ATTENTION_NAMES, `scale` multiplies the logits."""
@@ -64,7 +66,11 @@ class Block(nn.Module):
     ) -> Tensor:
         """(B, N, C) to (B, N, C)."""
         x = x + self.attn(self.norm1(x), rotation, self.attn.scale if scale is None else scale)
-        return x + self.mlp(self.norm2(x))
+        if torch.is_grad_enabled():
+            return x + self.mlp(self.norm2(x))
+        for part in x.split(TOKENS_AT_ONCE, dim=1):  # the hidden layer of 1500 views would need tens of GB
+            part.add_(self.mlp(self.norm2(part)))
+        return x
 
 
 def run_block(

@@ -49,6 +49,8 @@ def test_written_directory_has_the_official_layout_and_reads_back(model: Fast3R,
     assert sorted(path.name for path in directory.iterdir()) == ["config.json", "model.safetensors"]
     with safe_open(directory / "model.safetensors", "pt") as file:
         metadata, keys = file.metadata(), set(file.keys())
+    modes = {path.stat().st_mode for path in directory.iterdir()}
+    assert len(modes) == 1
     state = model.state_dict()
     first_names = aliases(state)
     assert keys == set(state) - set(first_names)

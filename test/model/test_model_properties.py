@@ -96,6 +96,14 @@ def test_the_memory_budget_changes_nothing_but_memory(budget: int) -> None:
         MODEL.memory_budget = None
 
 
+@torch.no_grad()
+def test_blocks_in_parts_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    views = random_views(SIZE, SIZE, SIZE)
+    plain = MODEL(views)
+    monkeypatch.setattr("fast3r_ros.model.layers.TOKENS_AT_ONCE", 5)
+    assert_same(plain, MODEL(views))
+
+
 def test_gradients_reach_every_weight_that_is_used_and_recomputing_keeps_them() -> None:
     gradients = []
     for recompute in (False, True):
