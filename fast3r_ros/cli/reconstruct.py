@@ -10,9 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fast3r_ros.errors import UserError
+from fast3r_ros.io.cameras import name_of
 
 if TYPE_CHECKING:
+    from fast3r_ros.io.recorder import Recorder
     from fast3r_ros.mapping.config import MapperConfig
+    from fast3r_ros.mapping.data import WindowResult
+    from fast3r_ros.mapping.mapper import Mapper
     from fast3r_ros.mapping.network import Fast3RNetwork
     from fast3r_ros.viewer.web import WebViewer
 
@@ -154,7 +158,7 @@ def _positive(text: str) -> float:
     return value
 
 
-def _load_network(arguments: argparse.Namespace, timings: Any) -> Fast3RNetwork:
+def _load_network(arguments: argparse.Namespace, timings: dict[str, float]) -> Fast3RNetwork:
     """The network on its device; raises UserError when model or device cannot be used."""
     from fast3r_ros.cli.loading import load_model
     from fast3r_ros.mapping.network import Fast3RNetwork
@@ -187,7 +191,7 @@ def _is_complete(output: Path) -> bool:
 class _Show:
     """The progress bar and, if asked for, the viewer."""
 
-    def __init__(self, arguments: argparse.Namespace, total: int, mapper: Any, recorder: Any):
+    def __init__(self, arguments: argparse.Namespace, total: int, mapper: Mapper, recorder: Recorder):
         from tqdm import tqdm
 
         self._mapper, self._recorder = mapper, recorder
@@ -199,8 +203,8 @@ class _Show:
             self._viewer = WebViewer()
             self._bar.write(f"viewer: {self._viewer.address}")
 
-    def __call__(self, result: Any) -> None:
-        """After every frame; result is a window's, or None."""
+    def __call__(self, result: WindowResult | None) -> None:
+        """After every frame; result is its window's, None when no window was processed."""
         if self._bar.n < self._bar.total:
             self._bar.update()
         if result is None:
@@ -209,7 +213,7 @@ class _Show:
         self._bar.set_postfix(windows=status.windows, points=status.map_points)
         if self._viewer is not None:
             keyframes = self._mapper.map.keyframes
-            images = {f"{i:06d}": k.image for i, k in keyframes.items() if k.image is not None}
+            images = {name_of(i): k.image for i, k in keyframes.items() if k.image is not None}
             self._viewer.show(self._mapper.map.cloud(), self._recorder.cameras(keyframes), images)
 
     def close(self) -> None:

@@ -78,11 +78,11 @@ def map_source(
     mapper: Mapper,
     recorder: Recorder,
     progress: Progress,
-    on_window: Callable[[WindowResult | None], None],
+    on_frame: Callable[[WindowResult | None], None],
 ) -> None:
     """Feed the chosen frames to the mapper until the source ends; nothing is dropped for being too fast.
 
-    on_window: called after every frame, with the window's result when one was processed.
+    on_frame: called after every frame and at the end, with the window's result when one was processed.
     """
     started = time.perf_counter()
     for frame in source.frames(indices):
@@ -91,11 +91,11 @@ def map_source(
         progress.frames += 1
         result = mapper.process_window() if mapper.window_ready() else None
         _note(result, mapper, recorder, progress)
-        on_window(result)
+        on_frame(result)
         started = time.perf_counter()
     result = mapper.finish()
     _note(result, mapper, recorder, progress)
-    on_window(result)
+    on_frame(result)
 
 
 def _note(result: WindowResult | None, mapper: Mapper, recorder: Recorder, progress: Progress) -> None:
