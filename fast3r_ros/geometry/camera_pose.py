@@ -26,6 +26,7 @@ Float64 = NDArray[np.float64]
 REPROJECTION_ERROR = 5.0
 FOCAL_CANDIDATES = 24
 SEARCH_POINTS = 1500
+SQPNP_SPREAD = 10.0
 
 
 @dataclass(frozen=True)
@@ -179,18 +180,26 @@ def _ransac(
     world: Float64, pixels: Float64, camera: Float64, iterations: int
 ) -> tuple[Float64, Float64, NDArray[np.int32]] | None:
     """Rotation vector, translation (camera_from_world) and inlier indices; None when there is no solution."""
-    found, rotation, translation, inliers = cv2.solvePnPRansac(
-        world,
-        pixels,
-        camera,
-        None,
-        iterationsCount=iterations,
-        reprojectionError=REPROJECTION_ERROR,
-        flags=cv2.SOLVEPNP_SQPNP,
-    )
+    # SQPNP raises for samples of points that nearly coincide, by an absolute bound; a large spread is safe
+    centre = np.median(world, axis=0)
+    scale = SQPNP_SPREAD / max(float(np.median(np.linalg.norm(world - centre, axis=1))), 1e-12)
+    try:
+        found, rotation, translation, inliers = cv2.solvePnPRansac(
+            scale * (world - centre),
+            pixels,
+            camera,
+            None,
+            iterationsCount=iterations,
+            reprojectionError=REPROJECTION_ERROR,
+            flags=cv2.SOLVEPNP_SQPNP,
+        )
+    except cv2.error:
+        return None
     if not found or inliers is None or not (np.isfinite(rotation).all() and np.isfinite(translation).all()):
         return None
-    return np.float64(rotation[:, 0]), np.float64(translation[:, 0]), np.int32(inliers[:, 0])
+    vector = np.float64(rotation[:, 0])
+    shift = np.float64(translation[:, 0]) / scale - matrix_from_vector(vector) @ centre
+    return vector, shift, np.int32(inliers[:, 0])
 
 
 def _search_focal(world: Float64, pixels: Float64, height: int, width: int, iterations: int) -> float | None:

@@ -78,6 +78,26 @@ def test_covariance_is_about_the_camera_and_not_about_the_origin() -> None:
     np.testing.assert_allclose(far, near, rtol=1e-3, atol=1e-12)
 
 
+@pytest.mark.parametrize("focal", [FOCAL, 1e7, None])
+def test_pnp_on_nonsense_gives_a_result_that_says_so_or_a_finite_pose(focal: float | None) -> None:
+    """OpenCV raises on points that nearly coincide; a mapper must not die of it."""
+    rng = np.random.default_rng(0)
+    points = rng.standard_normal((4, 24, 32, 3)) * np.array([1.0, 1e-3, 1e-9, 0.0])[:, None, None, None]
+    poses = poses_by_pnp(points, np.full((4, 24, 32), 2.0), focal)
+    finite = np.isfinite(poses.window_from_camera).all(axis=(1, 2))
+    assert (finite == poses.ok).all()
+    assert not poses.ok[3]
+    assert poses.reasons[3]
+
+
+def test_pnp_does_not_depend_on_the_scale_or_the_place_of_the_world() -> None:
+    _, world, truth = window(1)
+    confidence = np.full(world.shape[:3], 2.0)
+    pose = poses_by_pnp(1e-4 * world + 7.0, confidence, FOCAL).window_from_camera[0]
+    np.testing.assert_allclose(pose[:3, :3], truth[0, :3, :3], atol=5e-3)
+    np.testing.assert_allclose((pose[:3, 3] - 7.0) / 1e-4, truth[0, :3, 3], atol=2e-2)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device in this machine")
 def test_the_device_gives_the_same_poses() -> None:
     local, world, _ = window(4)
