@@ -236,8 +236,9 @@ def _print_summary(output: Path, report: dict[str, Any]) -> None:
         print(f"windows kept out of the map: {reasons}")
     error = report["trajectory_error"]
     if error:
-        share = f"{error['share_of_path']:.1%} of the path"
-        print(f"trajectory error: {error['rmse']} m RMSE, {share} of {error['path']} m")
+        share = f"{error['share_of_path']:.1%} of the path of {error['path']} m"
+        print(f"trajectory error: {error['rmse']:.3f} m RMSE, {share}", end="")
+        print(f" (knowing nothing would give {error['standing_still']:.3f} m)")
     if not report["map_points"]:
         print("the map is empty: no window of this source could be reconstructed with this model")
     if report["stopped"]:

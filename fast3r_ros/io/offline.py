@@ -174,6 +174,7 @@ def trajectory_error(
 ) -> dict[str, float] | None:
     """RMSE of the camera positions after one similarity, in the truth's unit and as a share of its path.
 
+    `standing_still` is the RMSE of an estimate that knows nothing: a camera in the middle of its true way.
     None without truth, or when the positions do not determine a similarity (fewer than three, or on a line).
     """
     known = [pose for pose in trajectory if truth and pose.stamp_ns in truth]
@@ -187,7 +188,13 @@ def trajectory_error(
         return None
     rmse = float(np.sqrt(np.mean(np.sum((aligned - true) ** 2, axis=1))))
     path = float(np.linalg.norm(np.diff(true, axis=0), axis=1).sum())
-    return {"rmse": round(rmse, 5), "path": round(path, 3), "share_of_path": round(rmse / path, 5)}
+    standing_still = float(np.sqrt(np.mean(np.sum((true - true.mean(0)) ** 2, axis=1))))
+    return {
+        "rmse": round(rmse, 5),
+        "path": round(path, 3),
+        "share_of_path": round(rmse / path, 5),
+        "standing_still": round(standing_still, 5),
+    }
 
 
 def _numbers(

@@ -112,6 +112,9 @@ def test_trajectory_error_is_zero_for_a_similar_copy_and_grows_with_noise():
         noisy.append(PoseEstimate(index, "camera", moved, np.eye(6), False))
     assert trajectory_error(exact, truth)["rmse"] == pytest.approx(0, abs=1e-5)
     assert 0.008 < trajectory_error(noisy, truth)["rmse"] < 0.025
+    spread = np.array([pose[:3, 3] for pose in truth.values()])
+    rms = np.sqrt(((spread - spread.mean(0)) ** 2).sum(1).mean())
+    assert trajectory_error(noisy, truth)["standing_still"] == pytest.approx(rms, abs=1e-4)
     assert trajectory_error(exact[:2], truth) is None
     assert trajectory_error(exact, None) is None
 
@@ -119,7 +122,7 @@ def test_trajectory_error_is_zero_for_a_similar_copy_and_grows_with_noise():
 @pytest.mark.parametrize("scale", ["fixed=2.5", "camera_height=1.3"])
 def test_with_a_scale_every_file_is_in_metres(tmp_path, scale):
     """Depth pictures that were written before the scale was known follow it."""
-    sequence = demo_sequence(3.0, width=112, height=80)
+    sequence = demo_sequence(6.0, width=112, height=80)
     source = SyntheticSource(sequence)
     arguments = Arguments("window")
     arguments.scale = scale
