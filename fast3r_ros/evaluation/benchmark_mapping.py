@@ -6,10 +6,14 @@ call the same scenarios, smaller, and hold the promises to them.
 
 from __future__ import annotations
 
+import argparse
+import platform
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -229,14 +233,14 @@ def standing_robot(seconds: int = 120) -> dict[str, Any]:
     return {"metres": status.metres, "keyframes": status.keyframes, "windows": status.windows}
 
 
-def rig_scale(baseline: float = 0.3, frames: int = 200) -> dict[str, Any]:
+def rig_scale(baseline: float = 0.3, frames: int = 240, seed: int = 0) -> dict[str, Any]:
     """The scale from two cameras side by side whose images are taken together."""
     left, left_frames = the_loop()
     offset = np.eye(4)
     offset[0, 3] = baseline  # to the right, in the optical frame
     poses = (left.world_from_camera @ offset)[:frames]
     right = replace(left, world_from_camera=poses, camera="right_optical_frame")
-    run = start([left, right], scale__source="rig", window__stride=8)
+    run = start([left, right], seed=seed, scale__source="rig", window__stride=8)
     run.mapper.set_extrinsics(left.camera, BODY_FROM_OPTICAL)
     run.mapper.set_extrinsics(right.camera, BODY_FROM_OPTICAL @ offset)
     run.feed(frame for i in range(0, frames, 2) for frame in (left_frames[i], right[i]))
@@ -271,8 +275,10 @@ def lost_track() -> dict[str, Any]:
     }
 
 
-def localization(places: int = 20, seed: int = 3, frames: int = 300) -> dict[str, Any]:
-    """Single frames from random places near the mapped way, localised in the map."""
+def localization(
+    places: int = 20, seed: int = 3, frames: int = 300, directory: Path | None = None
+) -> dict[str, Any]:
+    """Single frames from random places near the mapped way, localised in the saved and loaded map."""
     sequence, all_frames = the_loop()
     rng = np.random.default_rng(seed)
     chosen = rng.integers(0, frames, places)
@@ -283,7 +289,12 @@ def localization(places: int = 20, seed: int = 3, frames: int = 300) -> dict[str
     poses = sequence.world_from_camera[chosen] @ offset
     queries = replace(sequence, world_from_camera=poses, start_ns=_later(sequence, 0, 10_000))
     run = start([sequence, queries]).feed(all_frames[:frames])
-    return localized(run.mapper, queries, run.world_from_map())
+    world_from_map = run.world_from_map()
+    with tempfile.TemporaryDirectory() as temporary:
+        place = directory or Path(temporary) / "map"
+        run.mapper.save_map(place)
+        run.mapper.load_map(place)
+    return localized(run.mapper, queries, world_from_map)
 
 
 def localized(mapper: Mapper, queries: SyntheticSequence, world_from_map: Sim3) -> dict[str, Any]:
@@ -367,9 +378,26 @@ SCENARIOS: dict[str, Callable[[], dict[str, Any]]] = {
 }
 
 
-def run(names: Sequence[str] = ()) -> dict[str, Any]:
-    """All scenarios, or the named ones, as one JSON-able dictionary."""
-    return {name: scenario() for name, scenario in SCENARIOS.items() if not names or name in names}
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which scenarios to measure."""
+    parser.add_argument(
+        "scenarios",
+        nargs="*",
+        choices=[[], *SCENARIOS],
+        metavar="SCENARIO",
+        help=f"of {', '.join(SCENARIOS)} (all)",
+    )
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The scenarios as one JSON-able document."""
+    document = {name: SCENARIOS[name]() for name in arguments.scenarios or SCENARIOS}
+    return {
+        "benchmark": "mapping",
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        **document,
+    }
 
 
 # ---------------------------------------------------------------- parts of scenarios

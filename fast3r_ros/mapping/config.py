@@ -151,11 +151,14 @@ class ScaleConfig:
         choices=("none", "odometry", "rig", "depth", "camera_height", "fixed"),
     )
     accept_sigma: float = parameter(
-        0.02, "relative standard deviation below which a scale is adopted", range=(0.0001, 1.0), dynamic=True
+        0.0075,
+        "relative standard deviation below which a scale is adopted",
+        range=(0.0001, 1.0),
+        dynamic=True,
     )
     hysteresis: float = parameter(
-        0.02,
-        "an adopted scale is replaced only when a new estimate differs by more than this share (and by three "
+        0.005,
+        "an adopted scale is replaced only when a new estimate differs by more than this share (and by two "
         "standard deviations)",
         range=(0.0, 10.0),
         dynamic=True,

@@ -6,17 +6,21 @@ matches them, and the registration's gates decide.
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
+from fast3r_ros.geometry.rotation import matrix_from_quaternion, quaternion_from_matrix
 from fast3r_ros.geometry.sim3 import Sim3
 from fast3r_ros.mapping.config import LoopConfig
 from fast3r_ros.mapping.data import Float32
 from fast3r_ros.mapping.map import Keyframe, Map
 from fast3r_ros.mapping.pose_graph import Edge, optimize
+
+_log = logging.getLogger(__name__)
 
 # (rotation in radians, translation / depth, log scale) of what one window says about two keyframes
 _TRACK_SIGMA = (0.002, 0.003, 0.002)
@@ -135,11 +139,20 @@ class LoopCloser:
         """
         if self._running is None or not (wait or self._running.done()):
             return False
-        after, before = self._running.result(), self._before
+        running, before = self._running, self._before
         self._running = None
+        try:
+            after = running.result()
+        except (RuntimeError, ValueError) as error:  # a singular system: the map stays as it is
+            _log.warning("the pose graph could not be optimised, the map stays as it is: %s", error)
+            return False
         correction = {i: after[i] @ pose.inverse() for i, pose in before.items()}
         newest = correction[max(correction)]
-        map_.move({i: correction.get(i, newest) @ k.map_from_local for i, k in map_.keyframes.items()})
+        moved = {i: correction.get(i, newest) @ k.map_from_local for i, k in map_.keyframes.items()}
+        # without this, rounding errors of the rotations would grow from closure to closure
+        quaternions = quaternion_from_matrix(np.stack([pose.rotation for pose in moved.values()]))
+        poses = zip(moved.items(), matrix_from_quaternion(quaternions), strict=True)
+        map_.move({i: Sim3(pose.scale, rotation, pose.translation) for (i, pose), rotation in poses})
         return True
 
     def discard(self) -> None:

@@ -18,7 +18,9 @@ from fast3r_ros.mapping.gravity import extrinsics
 from fast3r_ros.mapping.map import Keyframe
 from fast3r_ros.mapping.odometry import OdometryBuffer
 
-_FEWEST = {"odometry": 8, "rig": 4, "depth": 2, "camera_height": 2}  # measurements before a scale is believed
+_FEWEST = 4  # measurements before a scale is believed
+# before the measurements tell their spread, it is taken to be this, with the weight of so many measurements
+_PRIOR_SPREAD, _PRIOR_WEIGHT = 0.03, 4
 _SIMULTANEOUS_NS = 5_000_000  # images of a rig that are this close were taken together
 _LAYERS = 60  # horizontal layers among which the floor is looked for
 
@@ -49,10 +51,11 @@ def estimate_scale(
     else:
         known = [(k.metric_scale, k.map_from_local.scale) for k in keyframes if np.isfinite(k.metric_scale)]
         logs = np.array([np.log(metric / unit) for metric, unit in known])
-    if len(logs) < _FEWEST[config.source]:
+    if len(logs) < _FEWEST:
         return Scale()
     mean, sigma = robust_mean(logs)
-    return Scale(float(np.exp(mean)), sigma)
+    prior = _PRIOR_SPREAD * np.sqrt(_PRIOR_WEIGHT / (len(logs) * (len(logs) + _PRIOR_WEIGHT)))
+    return Scale(float(np.exp(mean)), float(np.hypot(sigma, prior)))
 
 
 def adopts(config: ScaleConfig, scale: Scale, metres: bool) -> bool:
@@ -60,7 +63,7 @@ def adopts(config: ScaleConfig, scale: Scale, metres: bool) -> bool:
     if scale.sigma > config.accept_sigma:
         return False
     change = abs(np.log(scale.metres_per_unit))
-    return not metres or bool(change > max(np.log1p(config.hysteresis), 3.0 * scale.sigma))
+    return not metres or bool(change > max(np.log1p(config.hysteresis), 2.0 * scale.sigma))
 
 
 def odometry_ratios(

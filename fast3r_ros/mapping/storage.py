@@ -163,14 +163,19 @@ def _restore(content: dict[str, Any], arrays: dict[str, np.ndarray]) -> SavedMap
     point_ends, descriptor_ends = np.cumsum(count), np.cumsum(arrays["descriptor_size"])
     image_ends = np.cumsum(arrays["image_size"].prod(axis=1) * 3)
     keyframes = []
+    grids: dict[bytes, np.ndarray] = {}  # keyframes of one size share their pixel numbers
     for n, entry in enumerate(content["keyframes"]):
         part = slice(int(point_ends[n] - count[n]), int(point_ends[n]))
         height, width = (int(side) for side in arrays["image_size"][n])
         image = arrays["image"][int(image_ends[n]) - 3 * height * width : int(image_ends[n])]
         descriptor = slice(int(descriptor_ends[n] - arrays["descriptor_size"][n]), int(descriptor_ends[n]))
         # copies, so that a keyframe that is culled later frees its memory
+        pixels = arrays["pixels"][part].copy()
         points = KeyframePoints(
-            *(arrays[name][part].copy() for name in ("points", "confidence", "colors", "pixels"))
+            points=arrays["points"][part].copy(),
+            confidence=arrays["confidence"][part].copy(),
+            colors=arrays["colors"][part].copy(),
+            pixels=grids.setdefault(pixels.tobytes(), pixels),
         )
         keyframes.append(
             Keyframe(
