@@ -28,7 +28,8 @@ def score_mapper(
     share of the sequence's time between the first and the last keyframe.  rejected: share of windows kept
     out of the map.  Errors are infinite when there is no trajectory.
     """
-    mapper = Mapper(network, config)
+    # in the background a loop closure would come at another frame in every run
+    mapper = Mapper(network, config or MapperConfig.from_flat({"loop.background": False}))
     results: list[WindowResult] = []
     for frame in sequence.frames:
         mapper.add_frame(Frame(frame.stamp_ns, CAMERA, frame.read_image(), frame.intrinsics))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ class Setting:
 
 
 def settings(views: Iterable[int], heads: Iterable[str], indices: Iterable[str]) -> list[Setting]:
-    """Every combination, the grid of the paper's ablations."""
+    """Every combination in order of the views: the grid of the paper's ablations."""
     return [Setting(*values) for values in itertools.product(sorted(views), heads, indices)]
 
 
@@ -47,21 +48,20 @@ def run_offline(
 ) -> dict[str, list[Row]]:
     """Rows of every table, one per scene and setting, and what poses score that never move.
 
-    predict_with: the network for an index strategy.  long_side: pixels at the network.  max_gap: largest
-    distance between chosen frames.  max_points: see `offline.score_points`.  Raises UserError when a
-    sequence cannot be read or has too few frames.
+    predict_with: the network for an index strategy.  grid: as `settings` orders it.  long_side: pixels at
+    the network.  max_gap: largest distance between chosen frames.  max_points: see `offline.score_points`.
+    Raises UserError when a sequence cannot be read or has too few frames.
     """
     rows: dict[str, list[Row]] = {table: [] for table in tables}
     for sequence in sequences:
-        for (views, indices), group in _by_prediction(grid):
+        for views, group in itertools.groupby(grid, attrgetter("views")):
             truth = read_views(spread_views(sequence, views, max_gap), long_side)
+            label: Row = {"scene": sequence.name, "views": views}
             if "pose" in rows and views > 1:
-                still = {"scene": sequence.name, "views": views, "head": NO_MOTION, "indices": ""}
-                _add_once(rows["pose"], {**still, **offline.score_no_motion(truth)})
-            prediction = predict_with(indices)(truth.images)
-            for setting in group:
-                placed = offline.place(prediction, setting.head)
-                label = {"scene": sequence.name, "views": views, "head": setting.head, "indices": indices}
+                still = offline.score_no_motion(truth)
+                rows["pose"].append({**label, "head": NO_MOTION, "indices": "", **still})
+            for setting, placed in _place_all(truth, predict_with, list(group)):
+                label |= {"head": setting.head, "indices": setting.indices}
                 for table in tables:
                     scores = _score(table, placed, truth, max_points)
                     if scores is not None:
@@ -70,9 +70,15 @@ def run_offline(
     return rows
 
 
-def _add_once(rows: list[Row], row: Row) -> None:
-    if row not in rows:
-        rows.append(row)
+def _place_all(
+    truth: Views, predict_with: Callable[[str], offline.Predict], group: Sequence[Setting]
+) -> Iterator[tuple[Setting, offline.PlacedViews]]:
+    """Every setting's answer for these views; settings that differ in the head share one forward pass."""
+    for indices in dict.fromkeys(setting.indices for setting in group):
+        prediction = predict_with(indices)(truth.images)
+        for setting in group:
+            if setting.indices == indices:
+                yield setting, offline.place(prediction, setting.head)
 
 
 def average(rows: Sequence[Row], by: Sequence[str]) -> list[Row]:
@@ -95,14 +101,6 @@ def _mean(rows: Sequence[Row], by: Sequence[str]) -> Row:
         for name, column in values.items()
     }
     return {"scenes": len(rows), "failed": int(broken.sum()), **means}
-
-
-def _by_prediction(grid: Sequence[Setting]) -> Iterator[tuple[tuple[int, str], list[Setting]]]:
-    """Settings that share one forward pass."""
-    groups: dict[tuple[int, str], list[Setting]] = {}
-    for setting in grid:
-        groups.setdefault((setting.views, setting.indices), []).append(setting)
-    yield from groups.items()
 
 
 def _score(
