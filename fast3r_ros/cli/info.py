@@ -85,9 +85,8 @@ def _describe_results(path: Path) -> dict[str, Any]:
 
 
 def _describe_source(what: str, topic: str | None) -> dict[str, Any]:
-    from fast3r_ros.io.sources import open_source
+    from fast3r_ros.io.sources import is_bag, open_source
     from fast3r_ros.io.sources.rosbag import bag_topics
-    from fast3r_ros.io.sources.source import is_bag
 
     facts: dict[str, Any] = {"kind": "source"}
     if is_bag(Path(what)):

@@ -3,6 +3,7 @@
 `open_source("walk.mp4")` finds out what the text means.  Every source is iterated for `Frame`s.
 """
 
-from fast3r_ros.io.sources.source import SkippedFrame, Source, choose_indices, open_source
+from fast3r_ros.io.sources.opening import is_bag, open_source
+from fast3r_ros.io.sources.source import SkippedFrame, Source, choose_indices
 
-__all__ = ["SkippedFrame", "Source", "choose_indices", "open_source"]
+__all__ = ["SkippedFrame", "Source", "choose_indices", "is_bag", "open_source"]

@@ -1,0 +1,57 @@
+"""Opening a source of frames from what a person wrote."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fast3r_ros.errors import UserError
+from fast3r_ros.io.sources.images import IMAGE_SUFFIXES, ImageFiles
+from fast3r_ros.io.sources.rosbag import RosBag
+from fast3r_ros.io.sources.source import Source
+from fast3r_ros.io.sources.video import VideoFile
+
+KINDS = "a video, a folder or glob of images, a .txt list of images, a rosbag2, or the word synthetic"
+
+
+def open_source(text: str | Path, *, topic: str | None = None, rate_hz: float | None = None) -> Source:
+    """Open what `text` names: one of `KINDS`.
+
+    topic: the image topic of a rosbag2, needed when it has several.  rate_hz: frames per second of image
+    files, which carry no time of their own (default 10).
+    Raises UserError when there is no such source, or when it holds no frame.
+    """
+    text = str(text)
+    path = Path(text).expanduser()
+    if text == "synthetic" or text.startswith("synthetic:"):
+        # renders with PyTorch, which takes seconds to import
+        from fast3r_ros.io.sources.synthetic import SyntheticSource
+
+        return SyntheticSource.demo(text.partition(":")[2])
+    if not path.exists():
+        if any(character in text for character in "*?["):
+            return ImageFiles.from_glob(text, rate_hz)
+        raise UserError(f"no such source: {text}; give {KINDS}")
+    try:
+        return _open_existing(path, topic, rate_hz)
+    except PermissionError as error:
+        raise UserError(f"no permission to read {error.filename or path}") from error
+
+
+def _open_existing(path: Path, topic: str | None, rate_hz: float | None) -> Source:
+    if is_bag(path):
+        return RosBag(path, topic)
+    if path.is_dir():
+        return ImageFiles.from_folder(path, rate_hz)
+    suffix = path.suffix.lower()
+    if suffix in (".txt", ".lst"):
+        return ImageFiles.from_list(path, rate_hz)
+    if suffix in IMAGE_SUFFIXES:
+        return ImageFiles([path], str(path), rate_hz)
+    return VideoFile(path)
+
+
+def is_bag(path: Path) -> bool:
+    """Whether a path looks like a ROS bag: a .mcap, .db3 or .bag file, or a folder that holds one."""
+    if path.is_dir():
+        return any(any(path.glob(pattern)) for pattern in ("metadata.yaml", "*.mcap", "*.db3"))
+    return path.suffix.lower() in (".mcap", ".db3", ".bag")
