@@ -27,6 +27,7 @@ REPROJECTION_ERROR = 5.0
 FOCAL_CANDIDATES = 24
 SEARCH_POINTS = 1500
 SQPNP_SPREAD = 10.0
+LARGEST_CONFIDENCE = 1e9  # its square is still a float32
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,11 @@ def pointmap_weights(confidence_local: Tensor, confidence_global: Tensor) -> Ten
 
     The training loss makes the expected error proportional to 1 / confidence; the variances of both ends add.
     """
-    return 1.0 / (confidence_local.square().reciprocal() + confidence_global.square().reciprocal())
+    local, other = (
+        confidence.clamp_max(LARGEST_CONFIDENCE).square().reciprocal()
+        for confidence in (confidence_local, confidence_global)
+    )
+    return 1.0 / (local + other)
 
 
 def poses_from_pointmaps(

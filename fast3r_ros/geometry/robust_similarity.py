@@ -152,7 +152,8 @@ def fit_similarities_robust(
 
     The correspondences must be in random order, as `sample_indices` gives them; all of them are used.
     """
-    good = torch.isfinite(source.sum(2) + target.sum(2) + weights) & (weights > 0)
+    finite = torch.isfinite(source).all(2) & torch.isfinite(target).all(2) & torch.isfinite(weights)
+    good = finite & (weights > 0)
     source, target = (augment(torch.where(good[..., None], points, 0.0)) for points in (source, target))
     weights = torch.where(good, weights, 0.0).double()
     floor = (1e-9 * _spread(target[:, :3], weights)).clamp_min(1e-30)[:, None]

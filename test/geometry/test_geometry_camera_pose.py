@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from fast3r_ros.geometry.camera_pose import CameraPoses, poses_by_pnp, poses_from_pointmaps
+from fast3r_ros.geometry.camera_pose import CameraPoses, pointmap_weights, poses_by_pnp, poses_from_pointmaps
 from fast3r_ros.geometry.intrinsics import centred_intrinsics, pixel_rays
 from fast3r_ros.geometry.rigid import rigid_matrix, transform_points
 from fast3r_ros.geometry.rotation import matrix_from_vector
@@ -44,11 +44,14 @@ def test_fit_of_32_views_is_fast_and_five_times_faster_than_pnp() -> None:
     weights = np.ones(local.shape[:3], np.float32)
     poses = poses_from_pointmaps(local, world, weights)
     assert np.abs(poses.window_from_camera - truth).max() < 3e-3
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # several threads wait for each other when the machine is busy
     fit = seconds(lambda: poses_from_pointmaps(local, world, weights), 7)
     pnp = seconds(lambda: poses_by_pnp(world, 2 * weights, FOCAL), 1)
-    print(f"fit {1e3 * fit:.0f} ms, PnP {1e3 * pnp:.0f} ms, {torch.get_num_threads()} threads")
+    torch.set_num_threads(threads)
+    print(f"fit {1e3 * fit:.0f} ms, PnP {1e3 * pnp:.0f} ms")
     assert pnp > 5 * fit
-    assert fit < 0.6  # 0.1 s on two free cores; the bound leaves room for a busy machine
+    assert fit < 0.6  # 0.15 s on a free core; the bound leaves room for a busy machine
 
 
 def test_a_view_of_noise_fails_alone_and_loudly() -> None:
@@ -59,6 +62,12 @@ def test_a_view_of_noise_fails_alone_and_loudly() -> None:
     assert "agree" in poses.reasons[1]
     assert np.isnan(poses.window_from_camera[1]).all()
     np.testing.assert_allclose(poses.window_from_camera[[0, 2]], truth[[0, 2]], atol=3e-3)
+
+
+def test_weights_add_the_variances_and_stay_finite() -> None:
+    weights = pointmap_weights(torch.tensor([1.0, 3.0, 1e30]), torch.tensor([1.0, 4.0, 1e30]))
+    np.testing.assert_allclose(weights[:2], [1 / 2, 1 / (1 / 9 + 1 / 16)], rtol=1e-6)
+    assert torch.isfinite(weights).all()
 
 
 def test_a_view_without_weight_fails() -> None:
