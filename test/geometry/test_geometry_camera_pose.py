@@ -30,12 +30,13 @@ def window(views: int, noise: float = 0.01) -> tuple[np.ndarray, np.ndarray, np.
     return camera + np.float32(noise) * rng.standard_normal(shape, dtype=np.float32), world, poses
 
 
-def seconds(work: Callable[[], CameraPoses], repeats: int) -> float:
+def cpu_seconds(work: Callable[[], CameraPoses], repeats: int) -> float:
+    """Least processor time of one call, which is the same on a busy machine."""
     times = []
     for _ in range(repeats):
-        start = time.perf_counter()
+        start = time.process_time()
         work()
-        times.append(time.perf_counter() - start)
+        times.append(time.process_time() - start)
     return min(times)
 
 
@@ -45,13 +46,13 @@ def test_fit_of_32_views_is_fast_and_five_times_faster_than_pnp() -> None:
     poses = poses_from_pointmaps(local, world, weights)
     assert np.abs(poses.window_from_camera - truth).max() < 3e-3
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # several threads wait for each other when the machine is busy
-    fit = seconds(lambda: poses_from_pointmaps(local, world, weights), 7)
-    pnp = seconds(lambda: poses_by_pnp(world, 2 * weights, FOCAL), 1)
+    torch.set_num_threads(1)
+    fit = cpu_seconds(lambda: poses_from_pointmaps(local, world, weights), 7)
+    pnp = cpu_seconds(lambda: poses_by_pnp(world, 2 * weights, FOCAL), 1)
     torch.set_num_threads(threads)
     print(f"fit {1e3 * fit:.0f} ms, PnP {1e3 * pnp:.0f} ms")
     assert pnp > 5 * fit
-    assert fit < 0.6  # 0.15 s on a free core; the bound leaves room for a busy machine
+    assert fit < 0.3  # of one core: 0.15 s on two
 
 
 def test_a_view_of_noise_fails_alone_and_loudly() -> None:
