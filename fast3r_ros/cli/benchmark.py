@@ -11,7 +11,10 @@ import importlib
 import json
 
 # name, module, one line of help
-BENCHMARKS = (("network", "fast3r_ros.benchmark.network", "the network's stages by views, size and dtype"),)
+BENCHMARKS = (
+    ("network", "fast3r_ros.benchmark.network", "the network's stages by views, size and dtype"),
+    ("indices", "fast3r_ros.benchmark.indices", "accuracy by the choice of image indices"),
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
