@@ -1,26 +1,75 @@
-"""Make the documentation's picture again: the preview of the built-in walk with the demo model."""
+"""Make the documentation's pictures again: the preview of the built-in walk and the viewer showing its map.
+
+Usage: regenerate.py [MODEL].  The viewer's picture needs chromium, chromedriver and the extra `viewer`.
+"""
 
 from __future__ import annotations
 
+import io
+import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from PIL import Image
 
 PICTURES = Path(__file__).resolve().parent
-COLOURS = 256  # of the palette; keeps the file small
+WIDTH, COLOURS = 1200, 256  # of a picture; a palette keeps the file small
+SECONDS_TO_DRAW = 15  # without a GPU the browser is slow
 
 
 def main() -> None:
-    """Reconstruct into a temporary folder and keep its preview as demo.png."""
+    """Reconstruct into a temporary folder; keep its preview as demo.png and a screenshot as viewer.png."""
+    model = sys.argv[1] if len(sys.argv) > 1 else "demo"
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "fast3r_ros", "reconstruct", "synthetic", "--output", folder]
-        subprocess.run(command, cwd=PICTURES.parents[1], check=True)
-        with Image.open(Path(folder) / "preview.png") as preview:
-            small = preview.convert("RGB").resize((1200, round(preview.height * 1200 / preview.width)))
-            small.quantize(COLOURS).save(PICTURES / "demo.png", optimize=True)
+        command = ["reconstruct", "synthetic", "--model", model, "--output", folder]
+        subprocess.run([sys.executable, "-m", "fast3r_ros", *command], cwd=PICTURES.parents[1], check=True)
+        save((Path(folder) / "preview.png").read_bytes(), "demo.png")
+        if shutil.which("chromium") and shutil.which("chromedriver"):
+            save(screenshot(folder), "viewer.png")
+        else:
+            print("viewer.png is left as it is: install chromium and chromedriver to make it again")
+
+
+def save(png: bytes, name: str) -> None:
+    """Keep a picture, smaller."""
+    with Image.open(io.BytesIO(png)) as picture:
+        size = (WIDTH, round(picture.height * WIDTH / picture.width))
+        picture.convert("RGB").resize(size).quantize(COLOURS).save(PICTURES / name, optimize=True)
+
+
+def screenshot(results: str) -> bytes:
+    """The viewer with a folder of results, as a PNG."""
+    from selenium import webdriver
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+
+    from fast3r_ros.io.results import read_results
+    from fast3r_ros.viewer.web import WebViewer
+
+    content = read_results(results, with_images=True)
+    viewer = WebViewer(port=0)
+    viewer.show(content.cloud, content.cameras, content.images)
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium") or ""
+    drawing = ("--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--window-size=1200,750")
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", *drawing):
+        options.add_argument(argument)
+    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
+    try:
+        browser.get(viewer.address)
+        time.sleep(SECONDS_TO_DRAW)
+        for notice in browser.find_elements(By.CSS_SELECTOR, ".mantine-Notification-closeButton"):
+            notice.click()
+        cut = browser.find_elements(By.CSS_SELECTOR, "[role=slider]")[1]
+        cut.send_keys(Keys.ARROW_LEFT * 15)  # below the ceiling
+        time.sleep(SECONDS_TO_DRAW)
+        return browser.get_screenshot_as_png()
+    finally:
+        browser.quit()
+        viewer.stop()
 
 
 if __name__ == "__main__":

@@ -25,11 +25,10 @@ def run(arguments: argparse.Namespace) -> int:
 
     results = read_results(arguments.map, with_images=True)
     viewer = WebViewer(arguments.host, arguments.port)
-    viewer.show(results.cloud, results.cameras, results.images)
-    print(
-        f"{len(results.cloud.points):,} points, {len(results.cameras)} cameras: {viewer.address}", flush=True
-    )
     try:
+        viewer.show(results.cloud, results.cameras, results.images)
+        counts = f"{len(results.cloud.points):,} points, {len(results.cameras)} cameras"
+        print(f"{counts}: {viewer.address}", flush=True)
         while True:
             time.sleep(3600)
     except KeyboardInterrupt:

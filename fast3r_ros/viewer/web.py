@@ -106,7 +106,7 @@ class WebViewer:
     def _show_points(self) -> None:
         shown = self._shown()
         low, high = self._bounds()
-        size = float(np.linalg.norm(high - low)) / 900 * self._size.value
+        size = float(np.linalg.norm(high - low)) / 600 * self._size.value
         self._server.scene.add_point_cloud(
             "/map",
             self._cloud.points[shown],
@@ -179,7 +179,7 @@ class WebViewer:
         low, high = self._bounds()
         centre, reach = (low + high) / 2, float(np.linalg.norm(high - low))
         client.camera.up_direction = (0.0, 0.0, 1.0)
-        client.camera.position = tuple(centre + reach * np.array([-0.55, -0.55, 0.75]))
+        client.camera.position = tuple(centre + reach * np.array([-0.4, -0.4, 0.6]))
         client.camera.look_at = tuple(centre)
 
     def _look_down(self, client: viser.ClientHandle | None) -> None:

@@ -31,10 +31,10 @@ def test_view_serves_a_ply_until_ctrl_c(tmp_path):
             line = process.stdout.readline()
             assert line, process.stderr.read()
             address = re.search(r"500 points, 0 cameras: (http://127\.0\.0\.1:\d+)", line)
-        with urllib.request.urlopen(address[1], timeout=10) as page:
+        with urllib.request.urlopen(address[1], timeout=60) as page:
             assert b"<html" in page.read()
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=20)
+        _, errors = process.communicate(timeout=60)
         assert process.returncode == 0
         assert "Traceback" not in errors
     finally:
