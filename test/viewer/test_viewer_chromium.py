@@ -47,7 +47,7 @@ def camera(index: int) -> CameraRecord:
     return CameraRecord(f"{index:06d}", index * 10**9, "camera", 64, 48, matrix, pose)
 
 
-def wait_for(condition: Callable[[], bool], what: str, seconds: float = 40.0) -> None:
+def wait_for(condition: Callable[[], bool], what: str, seconds: float = 90.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"not within {seconds} s: {what}"
