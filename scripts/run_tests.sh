@@ -19,7 +19,7 @@ check "tests of the core, without ROS" env -u PYTHONPATH -u LD_LIBRARY_PATH -u A
     "$core/python" -m pytest --ignore test/ros --ignore test/package "$@"
 
 . scripts/ros_env.sh $DISTRO
-check "mypy" mypy
+check "mypy" python -m mypy
 check "tests of nodes, packaging and the demo, against the installed package" \
-    pytest -o pythonpath= test/ros test/package "$@"
+    env PYTHONSAFEPATH=1 python -m pytest -o pythonpath= test/ros test/package "$@"
 exit $failed
