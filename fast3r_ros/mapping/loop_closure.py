@@ -51,11 +51,13 @@ class PlaceIndex:
         self._rows[: len(keep)] = self._rows[keep]
         self._ids = [self._ids[n] for n in keep]
 
-    def search(self, descriptor: Float32, count: int, excluded: set[int], least: float) -> list[int]:
-        """At most `count` keyframes at least as similar as `least`, the most similar first."""
-        if not self._ids or len(descriptor) != self._rows.shape[1]:
+    def search(self, descriptors: Float32, count: int, excluded: set[int], least: float) -> list[int]:
+        """At most `count` keyframes that resemble any of the descriptors (V, D) at least so much, best
+        first.
+        """
+        if not self._ids or descriptors.shape[1] != self._rows.shape[1]:
             return []
-        similarity = self._rows[: len(self._ids)] @ descriptor
+        similarity = (self._rows[: len(self._ids)] @ descriptors.T).max(axis=1)
         order = np.argsort(-similarity)[: count + len(excluded)]
         found = [self._ids[n] for n in order if similarity[n] >= least]
         return [identity for identity in found if identity not in excluded][:count]
@@ -75,21 +77,22 @@ class LoopCloser:
         self._before: dict[int, Sim3] = {}
 
     def candidates(
-        self, descriptor: Float32, live: Sequence[Keyframe], submap: int, map_: Map, most: int
+        self, descriptors: Float32, live: Sequence[Keyframe], submap: int, map_: Map, most: int
     ) -> list[int]:
-        """Keyframes that may show the same place as the newest view, best first.
+        """Keyframes that may show what the new views (V, D) show, best first.
 
         The newest `min_separation` keyframes of the own submap are no candidates: they are the way just come.
-        A candidate must resemble the view more than the median keyframe of the present window does.
+        A candidate must resemble a view more than the median keyframe of the present window does.
         """
         if not self.config.enabled or most <= 0:
             return []
         excluded = {k.id for k in live}
-        own = [k.id for k in reversed(map_.keyframes.values()) if k.submap == submap]
-        excluded.update(own[: self.config.min_separation + len(live)])
-        similar = [float(k.descriptor @ descriptor) for k in live]
+        if live:
+            own = [k.id for k in reversed(map_.keyframes.values()) if k.submap == submap]
+            excluded.update(own[: self.config.min_separation + len(live)])
+        similar = [float((descriptors @ k.descriptor).max()) for k in live]
         least = max(self.config.min_similarity, float(np.median(similar)) if similar else -1.0)
-        return self.index.search(descriptor, min(most, self.config.candidates), excluded, least)
+        return self.index.search(descriptors, min(most, self.config.candidates), excluded, least)
 
     def settle(self, ids: Iterable[int], keyframes: dict[int, Keyframe]) -> None:
         """Link keyframes whose poses no later window changes to those before them."""

@@ -175,12 +175,13 @@ class Mapper:
         return "redundant" if same_camera and alike > self.config.keyframes.max_similarity else ""
 
     def _retrieve(self, new: Sequence[WindowView]) -> list[WindowView]:
-        """Known keyframes that may show the place of the newest view, encoded again from their images."""
+        """Known keyframes that may show what the new views show, encoded again from their images."""
         if not new:
             return []
         room = self.config.window.size - len(new) - (self.config.window.overlap if self._window.ids else 0)
         live = [self.map.keyframes[i] for i in self._window.ids]
-        found = self._loops.candidates(new[-1].encoded.descriptor, live, self._submap, self.map, room)
+        descriptors = np.stack([view.encoded.descriptor for view in new])
+        found = self._loops.candidates(descriptors, live, self._submap, self.map, room)
         views = [self._view_of(self.map.keyframes[i]) for i in found]
         return [view for view in views if view.encoded.image.shape == new[-1].encoded.image.shape]
 
@@ -354,7 +355,7 @@ class Mapper:
     def localize(self, frame: Frame) -> PoseEstimate | None:
         """The pose of one frame in the map, which is not changed; None when it is not recognised."""
         view = WindowView.of(frame, self._network.encode(frame))
-        found = self._loops.index.search(view.encoded.descriptor, _LOCALIZE_WITH, set(), -1.0)
+        found = self._loops.index.search(view.encoded.descriptor[None], _LOCALIZE_WITH, set(), -1.0)
         if not found:
             return None
         views = [*(self._view_of(self.map.keyframes[i]) for i in found), view]

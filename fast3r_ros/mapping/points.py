@@ -46,9 +46,9 @@ def grid_pixels(height: int, width: int, most: int) -> NDArray[np.int32]:
     keyframes.
     """
     stride = 1
-    while len(range(stride // 2, height, stride)) * len(range(stride // 2, width, stride)) > most:
+    while -(-height // stride) * -(-width // stride) > most:
         stride += 1
-    rows, columns = np.arange(stride // 2, height, stride), np.arange(stride // 2, width, stride)
+    rows, columns = (np.arange(min(stride // 2, (n - 1) % stride), n, stride) for n in (height, width))
     pixels = (rows[:, None] * width + columns).ravel().astype(np.int32)
     pixels.setflags(write=False)
     return pixels

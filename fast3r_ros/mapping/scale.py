@@ -44,8 +44,9 @@ def estimate_scale(
         return Scale()
     if config.source == "fixed":
         return Scale(config.metres_per_unit, 0.0)
+    weights = None
     if config.source == "odometry":
-        logs = odometry_ratios(keyframes, odometry, base_from_camera, config.min_baseline)
+        logs, weights = odometry_ratios(keyframes, odometry, base_from_camera, config.min_baseline)
     elif config.source == "rig":
         logs = rig_ratios(keyframes, base_from_camera)
     else:
@@ -53,7 +54,7 @@ def estimate_scale(
         logs = np.array([np.log(metric / unit) for metric, unit in known])
     if len(logs) < _FEWEST:
         return Scale()
-    mean, sigma = robust_mean(logs)
+    mean, sigma = robust_mean(logs, weights)
     prior = _PRIOR_SPREAD * np.sqrt(_PRIOR_WEIGHT / (len(logs) * (len(logs) + _PRIOR_WEIGHT)))
     return Scale(float(np.exp(mean)), float(np.hypot(sigma, prior)))
 
@@ -71,13 +72,15 @@ def odometry_ratios(
     odometry: OdometryBuffer,
     base_from_camera: Mapping[str, Float64],
     min_baseline: float,
-) -> Float64:
-    """Log ratios of the camera's way in odometry to that in the map, one per `min_baseline` metres.
+) -> tuple[Float64, Float64]:
+    """Log ratios of the camera's way in odometry to that in the map, one per `min_baseline` metres, and
+    weights.
 
     Ways, not positions, are compared: odometry drifts, but over a short way its length is right, unless the
-    wheels slip, and then the ratio is an outlier.  A robot that stands makes no way and gives no ratio.
+    wheels slip, and then the ratio is an outlier.  A robot that stands makes no way and gives no ratio.  The
+    weight is the way in the map, so that slipping wheels do not vote more often because they turn faster.
     """
-    ratios = []
+    ratios, weights = [], []
     start: tuple[Float64, Keyframe] | None = None
     for keyframe in keyframes:
         odom_from_base = odometry.at(keyframe.stamp_ns)
@@ -92,9 +95,10 @@ def odometry_ratios(
         if way < min_baseline:
             continue
         in_map = np.linalg.norm(keyframe.map_from_local.translation - start[1].map_from_local.translation)
-        ratios.append(np.log(way / max(float(in_map), 1e-9)))
+        weights.append(max(float(in_map), 1e-9))
+        ratios.append(np.log(way / weights[-1]))
         start = place, keyframe
-    return np.array(ratios)
+    return np.array(ratios), np.array(weights)
 
 
 def rig_ratios(keyframes: Sequence[Keyframe], base_from_camera: Mapping[str, Float64]) -> Float64:
@@ -164,12 +168,21 @@ def metric_scale_from_height(estimate: ViewEstimate, camera_height: float) -> fl
     return camera_height / float(np.median(near)) if len(near) else float("nan")
 
 
-def robust_mean(values: Float64) -> tuple[float, float]:
-    """Mean and its standard deviation by Tukey's biweight from the median, for less than half of outliers."""
-    mean = float(np.median(values))
+def robust_mean(values: Float64, weights: Float64 | None = None) -> tuple[float, float]:
+    """Mean and its standard deviation by Tukey's biweight from the weighted median; less than half are
+    outliers.
+    """
+    weights = np.ones(len(values)) if weights is None else weights
+    mean = _weighted_median(values, weights)
     for _ in range(10):
-        spread = max(1.4826 * float(np.median(np.abs(values - mean))), 1e-6)
-        weight = np.clip(1 - ((values - mean) / (4.0 * spread)) ** 2, 0, None) ** 2
-        mean = float((weight * values).sum() / weight.sum())
-    inliers = float(weight.sum() ** 2 / (weight**2).sum())
+        spread = max(1.4826 * _weighted_median(np.abs(values - mean), weights), 1e-6)
+        robust = weights * np.clip(1 - ((values - mean) / (4.0 * spread)) ** 2, 0, None) ** 2
+        mean = float((robust * values).sum() / robust.sum())
+    inliers = float(robust.sum() ** 2 / (robust**2).sum())
     return mean, spread / max(np.sqrt(inliers), 1.0)
+
+
+def _weighted_median(values: Float64, weights: Float64) -> float:
+    order = np.argsort(values)
+    cumulative = np.cumsum(weights[order])
+    return float(values[order][np.searchsorted(cumulative, 0.5 * cumulative[-1])])

@@ -1,0 +1,156 @@
+"""Keyframe selection, overload, point filters."""
+
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fast3r_ros.mapping.config import KeyframeConfig, PointsConfig
+from fast3r_ros.mapping.data import Frame
+from fast3r_ros.mapping.intake import FrameIntake, Waiting, without_least_motion
+from fast3r_ros.mapping.keyframes import KeyframeSelector, image_motion, small_grey
+from fast3r_ros.mapping.points import depth_edges, grid_pixels, valid_points
+
+SECOND = 1_000_000_000
+
+
+def texture(shift=0, seed=0, size=(120, 160)):
+    rng = np.random.default_rng(seed)
+    noise = rng.uniform(0, 255, (40, 80, 3)).astype(np.float32)
+    large = cv2.resize(noise, (640, 320), interpolation=cv2.INTER_CUBIC)
+    return np.clip(large[: size[0], 100 + shift : 100 + shift + size[1]], 0, 255).astype(np.uint8)
+
+
+def frame(seconds, image, camera="a"):
+    return Frame(round(seconds * SECOND), camera, image)
+
+
+@pytest.mark.parametrize("shift", [0, 1, 4, 12])
+def test_image_motion_is_the_shift(shift):
+    motion = image_motion(small_grey(texture()), small_grey(texture(shift)))
+    assert motion == pytest.approx(shift / 160, abs=0.003)
+
+
+def test_another_scene_is_all_motion():
+    assert image_motion(small_grey(texture()), small_grey(np.zeros((120, 200, 3), np.uint8))) == 1.0
+
+
+def test_every_reason():
+    selector = KeyframeSelector(KeyframeConfig(min_interval=0.05, max_interval=5.0))
+    blurred = cv2.GaussianBlur(texture(60), (0, 0), 6)
+    offers = [
+        (0.0, texture(), ""),
+        (0.0, texture(40), "duplicate"),
+        (-1.0, texture(40), "out_of_order"),
+        (0.01, texture(40), "too_soon"),
+        (0.1, texture(3), "no_motion"),
+        (0.2, texture(40), ""),
+        (0.3, np.full((120, 160, 3), 128, np.uint8), "featureless"),
+        (0.4, np.zeros((120, 160, 3), np.uint8), "exposure"),
+        (0.5, np.full((120, 160, 3), 254, np.uint8), "exposure"),
+        *((0.6 + 0.01 * i, texture(40), "no_motion") for i in range(4)),
+        (0.8, blurred, "blurred"),
+        (5.3, texture(40), ""),
+    ]
+    for seconds, image, expected in offers:
+        assert selector.judge(frame(seconds, image))[0] == expected, seconds
+
+
+def test_cameras_are_judged_apart():
+    selector = KeyframeSelector(KeyframeConfig())
+    assert selector.judge(frame(1, texture()))[0] == ""
+    assert selector.judge(frame(0.5, texture(), "b"))[0] == ""
+    assert selector.judge(frame(1, texture(), "b"))[0] == "no_motion"
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=20))
+def test_thinning_keeps_the_newest_the_order_and_the_way(motions):
+    waiting = [Waiting(frame(i, np.zeros((1, 1, 3), np.uint8)), motion) for i, motion in enumerate(motions)]
+    rest = without_least_motion(waiting)
+    assert len(rest) == len(waiting) - 1
+    assert rest[-1].frame is waiting[-1].frame
+    assert [w.frame.stamp_ns for w in rest] == sorted(w.frame.stamp_ns for w in rest)
+    assert sum(w.motion for w in rest) == pytest.approx(sum(motions))
+
+
+def test_overload_drops_and_counts_and_the_newest_waits():
+    intake = FrameIntake(KeyframeConfig(), capacity=5)
+    for i in range(30):
+        intake.offer(frame(i * 0.1, texture(12 * i)))
+        assert intake.newest.stamp_ns == round(i * 0.1 * SECOND)
+    received, dropped = intake.counts()
+    assert received == 30
+    assert dropped == {"overload": 25}
+    taken = intake.take()
+    assert len(taken) == 5
+    assert taken[0].stamp_ns < 1.5 * SECOND  # what is kept covers the way, not only its end
+    assert intake.waiting == 0
+
+
+def test_frames_from_several_threads_are_all_counted():
+    from concurrent.futures import ThreadPoolExecutor
+
+    intake = FrameIntake(KeyframeConfig(), capacity=8)
+    images = [texture(12 * i) for i in range(20)]
+    with ThreadPoolExecutor(4) as pool:
+        jobs = [
+            pool.submit(lambda c: [intake.offer(frame(i, images[i], c)) for i in range(20)], c)
+            for c in "abcd"
+        ]
+        [job.result() for job in jobs]
+    received, dropped = intake.counts()
+    assert received == 80
+    assert sum(dropped.values()) + intake.waiting == 80
+
+
+def wall(height=40, width=60, depth=2.0):
+    columns, rows = np.meshgrid(np.linspace(-1, 1, width), np.linspace(-0.7, 0.7, height))
+    points = np.stack([columns, rows, np.ones_like(rows)], -1) * depth
+    return points.astype(np.float32), np.full((height, width), 5.0, np.float32)
+
+
+def test_good_points_are_kept():
+    points, confidence = wall()
+    assert valid_points(points, confidence, PointsConfig()).all()
+
+
+def test_bad_points_are_dropped():
+    points, confidence = wall()
+    points[5, 5], points[6, 20, 2], confidence[20, 30] = np.nan, -1, 1.0
+    points[30:, 50:] *= 20  # far behind everything
+    valid = valid_points(points, confidence, PointsConfig(drop_share=0.01))
+    for bad in ((5, 5), (6, 20), (20, 30), (35, 55)):
+        assert not valid[bad]
+    assert valid[20, 20]
+    assert valid_points(np.full_like(points, np.nan), confidence, PointsConfig()).sum() == 0
+
+
+def test_depth_edges_are_where_the_depth_jumps():
+    depth = np.full((20, 20), 2.0, np.float32)
+    depth[:, 10:] = 4.0
+    edges = depth_edges(depth, np.ones((20, 20), bool), 0.1)
+    assert edges[:, 9:11].all()
+    assert not edges[:, :9].any()
+    assert not edges[:, 11:].any()
+
+
+@given(st.floats(0, 0.6))
+def test_the_least_confident_share_is_dropped(share):
+    points, confidence = wall()
+    confidence[:] = 1 + np.random.default_rng(0).random(confidence.shape)
+    valid = valid_points(points, confidence, replace(PointsConfig(), drop_share=share))
+    assert valid.mean() == pytest.approx(1 - share, abs=0.02)
+    assert confidence[valid].min() >= confidence[~valid].max(initial=0)
+
+
+@given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 5000))
+def test_the_pixel_grid_is_within_its_bound_and_the_image(height, width, most):
+    pixels = grid_pixels(height, width, most)
+    assert 1 <= len(pixels) <= max(most, 1)
+    assert pixels.min() >= 0
+    assert pixels.max() < height * width
+    assert len(np.unique(pixels)) == len(pixels)

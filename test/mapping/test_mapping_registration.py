@@ -1,0 +1,262 @@
+"""Registration, scale sources and gravity, on numbers made here."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fast3r_ros.errors import UserError
+from fast3r_ros.geometry.axes import BODY_FROM_OPTICAL
+from fast3r_ros.geometry.rigid import rigid_matrix
+from fast3r_ros.geometry.rotation import angle_between, matrix_from_vector
+from fast3r_ros.geometry.sim3 import Sim3
+from fast3r_ros.mapping.config import RegistrationConfig, ScaleConfig
+from fast3r_ros.mapping.data import ViewEstimate
+from fast3r_ros.mapping.gravity import leveling, tilt_only
+from fast3r_ros.mapping.map import Keyframe
+from fast3r_ros.mapping.odometry import OdometryBuffer
+from fast3r_ros.mapping.placement import interpolate
+from fast3r_ros.mapping.registration import Overlap, register
+from fast3r_ros.mapping.scale import (
+    Scale,
+    adopts,
+    estimate_scale,
+    metric_scale_from_depth,
+    metric_scale_from_height,
+    odometry_ratios,
+    rig_ratios,
+    robust_mean,
+)
+
+SECOND = 1_000_000_000
+
+
+def overlap_problem(rng, views=4, height=30, width=40, noise=0.01, outliers=0.0):
+    """A window of boxes of points and what the map knows of it, under a random similarity."""
+    truth = Sim3(
+        float(np.exp(rng.normal(0, 0.5))), matrix_from_vector(rng.normal(size=3)), rng.normal(size=3) * 3
+    )
+    depth = rng.uniform(1.5, 5.0, (views, height, width))
+    rays = rng.uniform(-0.7, 0.7, (views, height, width, 2))
+    points = np.concatenate([rays, np.ones((views, height, width, 1))], -1) * depth[..., None]
+    points_map = truth.apply(points) * 1.0
+    points = points * (1 + noise * rng.normal(size=depth.shape))[..., None]
+    wrong = rng.random(depth.shape) < outliers
+    points[wrong] *= np.exp(rng.normal(0, 0.7, wrong.sum()))[:, None]
+    pixels = np.arange(height * width, dtype=np.int32)
+    overlaps = [
+        Overlap(
+            view,
+            points_map[view].reshape(-1, 3).astype(np.float32),
+            np.full(height * width, 5.0, np.float32),
+            (truth.scale * depth[view]).reshape(-1).astype(np.float32),
+            pixels,
+        )
+        for view in range(views)
+    ]
+    return truth, overlaps, points.astype(np.float32), np.full(depth.shape, 5.0, np.float32)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 1000), st.sampled_from([0.0, 0.05, 0.3]))
+def test_a_window_is_registered_through_noise_and_outliers(seed, outliers):
+    truth, overlaps, points, confidence = overlap_problem(np.random.default_rng(seed), outliers=outliers)
+    result = register(overlaps, points, confidence, RegistrationConfig())
+    assert result.reason == ""
+    assert result.map_from_window.scale == pytest.approx(truth.scale, rel=0.005)
+    assert angle_between(result.map_from_window.rotation, truth.rotation) < 0.005
+    assert result.inlier_share > 0.95 - outliers
+
+
+def test_the_covariance_tells_the_error():
+    ratios = []
+    for seed in range(30):
+        truth, overlaps, points, confidence = overlap_problem(np.random.default_rng(seed))
+        config = replace(RegistrationConfig(), pixels=100000)
+        result = register(overlaps, points, confidence, config)
+        error = result.map_from_window.translation - truth.translation
+        # errors here are independent per pixel, while the covariance allows for patches of alike errors
+        ratios.append(float(error @ np.linalg.solve(result.covariance[:3, :3], error)) / 3)
+    assert 0.001 < np.mean(ratios) < 1.5
+
+
+def test_noise_is_refused_with_a_reason():
+    rng = np.random.default_rng(0)
+    _, overlaps, points, confidence = overlap_problem(rng)
+    noise = rng.normal(size=points.shape).astype(np.float32)
+    result = register(overlaps, noise, confidence, RegistrationConfig())
+    assert "agree" in result.reason
+    assert register([], points, confidence, RegistrationConfig()).reason == "no view is in the map"
+
+
+@given(st.floats(0, 1), st.integers(0, 100))
+def test_interpolation_of_similarities(share, seed):
+    rng = np.random.default_rng(seed)
+    start = Sim3(2.0, matrix_from_vector(rng.normal(size=3)), rng.normal(size=3))
+    end = start @ Sim3(1.2, matrix_from_vector(rng.normal(0, 0.3, 3)), rng.normal(size=3))
+    middle = interpolate(start, end, share)
+    whole = float(angle_between(start.rotation, end.rotation))
+    assert float(angle_between(start.rotation, middle.rotation)) == pytest.approx(share * whole, abs=1e-6)
+    assert np.log(middle.scale / 2.0) == pytest.approx(share * np.log(1.2), abs=1e-9)
+
+
+def keyframe(identity, stamp_ns, pose, camera="a", scale=1.0, metric_scale=float("nan")):
+    return Keyframe(
+        identity, stamp_ns, camera, 0, Sim3(scale, pose[:3, :3], pose[:3, 3]), np.eye(6) * 1e-4, 1, np.eye(3),
+        np.eye(3), np.zeros(4, np.float32), None, None, 1.0, metric_scale,
+    )  # fmt: skip
+
+
+def straight_way(count, unit, tilt=0.0, slip=()):
+    """Keyframes every 0.2 m in a map of `unit` metres per unit, tilted, and the odometry of it."""
+    odometry, keyframes, way = OdometryBuffer(), [], 0.0
+    map_from_odom = matrix_from_vector([0.0, tilt, 0.0])
+    for i in range(count):
+        odom_from_base = rigid_matrix(matrix_from_vector([0, 0, 0.01 * i]), [way, 0.0, 0.0])
+        odometry.add(i * SECOND // 4, odom_from_base)
+        camera = odom_from_base @ BODY_FROM_OPTICAL
+        place = map_from_odom @ np.array([0.2 * i, 0.0, 0.0]) / unit
+        keyframes.append(keyframe(i, i * SECOND // 4, rigid_matrix(map_from_odom @ camera[:3, :3], place)))
+        way += 0.2 * (1.7 if i in slip else 1.0)
+    return keyframes, odometry
+
+
+@pytest.mark.parametrize("slip", [(), range(10), range(15, 28)])
+def test_odometry_scale_with_and_without_slip(slip):
+    keyframes, odometry = straight_way(40, unit=2.5, slip=slip)
+    scale = estimate_scale(ScaleConfig(source="odometry"), keyframes, odometry, {})
+    assert scale.metres_per_unit == pytest.approx(2.5, rel=0.01)
+
+
+def test_no_way_no_ratio():
+    keyframes, _ = straight_way(30, unit=1.0)
+    odometry = OdometryBuffer()
+    for k in keyframes:
+        odometry.add(k.stamp_ns, np.eye(4))
+    assert len(odometry_ratios(keyframes, odometry, {}, 0.3)[0]) == 0
+    assert estimate_scale(ScaleConfig(source="odometry"), keyframes, OdometryBuffer(), {}) == Scale()
+
+
+def test_the_lever_between_base_and_camera_counts():
+    base_from_camera = rigid_matrix(BODY_FROM_OPTICAL[:3, :3], [0.5, 0.0, 0.3])
+    odometry, keyframes = OdometryBuffer(), []
+    for i in range(60):  # turning on the spot moves the camera on a circle of half a metre
+        odom_from_base = rigid_matrix(matrix_from_vector([0, 0, 0.1 * i]), [0, 0, 0])
+        odometry.add(i * SECOND // 4, odom_from_base)
+        pose = odom_from_base @ base_from_camera
+        pose[:3, 3] /= 4.0
+        keyframes.append(keyframe(i, i * SECOND // 4, pose))
+    scale = estimate_scale(ScaleConfig(source="odometry"), keyframes, odometry, {"a": base_from_camera})
+    assert scale.metres_per_unit == pytest.approx(4.0, rel=1e-3)
+
+
+def test_rig_ratios_use_only_what_was_taken_together():
+    offset = np.eye(4)
+    offset[0, 3] = 0.25
+    extrinsics = {"a": BODY_FROM_OPTICAL, "b": BODY_FROM_OPTICAL @ offset}
+    pair = [keyframe(0, 0, np.eye(4)), keyframe(1, 0, rigid_matrix(np.eye(3), [0.1, 0, 0]), "b")]
+    assert np.exp(rig_ratios(pair, extrinsics)) == pytest.approx([2.5])
+    assert len(rig_ratios([pair[0], replace(pair[1], stamp_ns=SECOND)], extrinsics)) == 0
+    assert len(rig_ratios(pair, {"a": BODY_FROM_OPTICAL})) == 0
+
+
+def view_over_a_floor(height_above, pitch=0.2):
+    """A level map and a camera that looks down by `pitch` over a floor with a box on it; in map units."""
+    rows, columns = np.mgrid[0:60, 0:80]
+    rays = np.stack([(columns - 39.5) / 60, (rows - 29.5) / 60, np.ones((60, 80))], -1)
+    map_from_camera = rigid_matrix(matrix_from_vector([0, pitch, 0]) @ BODY_FROM_OPTICAL[:3, :3], [0, 0, 7.0])
+    down = (rays @ map_from_camera[:3, :3].T)[..., 2]
+    depth = np.where(down < -0.02, -height_above / np.minimum(down, -0.02), 50.0)
+    depth[20:40, 30:50] = np.minimum(depth[20:40, 30:50], 0.6 * height_above / 0.4)
+    depth = np.minimum(depth, 6.0)
+    points = (rays * depth[..., None]).astype(np.float32)
+    return ViewEstimate(
+        0, 0, "a", map_from_camera, np.eye(6), np.eye(3), np.eye(3), np.zeros((60, 80, 3), np.uint8), points,
+        np.full((60, 80), 5.0, np.float32), np.ones((60, 80), bool),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("height_above", [0.7, 1.0, 1.5])
+def test_the_floor_gives_the_scale(height_above):
+    assert metric_scale_from_height(view_over_a_floor(height_above), 1.2) == pytest.approx(
+        1.2 / height_above, rel=0.02
+    )
+
+
+def test_no_floor_no_scale():
+    view = view_over_a_floor(1.0)
+    ahead = replace(view, valid=np.zeros_like(view.valid))
+    assert np.isnan(metric_scale_from_height(ahead, 1.2))
+
+
+def test_depth_images_dense_and_sparse_give_the_scale():
+    view = view_over_a_floor(1.0)
+    depth = 3.0 * view.points_camera[..., 2]
+    assert metric_scale_from_depth(view, depth) == pytest.approx(3.0, rel=1e-4)
+    sparse = np.zeros_like(depth)
+    sparse[10:50:7, 10:70:9] = depth[10:50:7, 10:70:9]
+    sparse[17, 19] = 80.0
+    assert metric_scale_from_depth(view, sparse) == pytest.approx(3.0, rel=1e-3)
+    twice = replace(view, network_from_image=np.diag([0.5, 0.5, 1.0]))
+    assert metric_scale_from_depth(twice, np.kron(depth, np.ones((2, 2), np.float32))) == pytest.approx(
+        3.0, rel=1e-3
+    )
+    assert np.isnan(metric_scale_from_depth(view, None))
+    assert np.isnan(metric_scale_from_depth(view, np.full((60, 80), np.nan, np.float32)))
+
+
+def test_hysteresis():
+    config = ScaleConfig(source="odometry")
+    assert not adopts(config, Scale(), metres=False)
+    assert adopts(config, Scale(2.0, 0.001), metres=False)
+    assert not adopts(config, Scale(2.0, 0.1), metres=False)
+    assert not adopts(config, Scale(1.004, 0.0001), metres=True)
+    assert not adopts(config, Scale(1.01, 0.007), metres=True)
+    assert adopts(config, Scale(1.05, 0.005), metres=True)
+
+
+@given(st.integers(0, 500))
+def test_the_robust_mean_takes_no_notice_of_a_third(seed):
+    rng = np.random.default_rng(seed)
+    values = np.concatenate([rng.normal(1.0, 0.01, 60), rng.uniform(1.2, 3.0, 30)])
+    mean, sigma = robust_mean(values)
+    assert abs(mean - 1.0) < 0.012
+    assert 0 < sigma < 0.01
+
+
+def test_gravity_levels_the_map():
+    keyframes, odometry = straight_way(20, unit=1.0, tilt=0.3)
+    level = leveling(keyframes, odometry, {})
+    assert np.allclose(level @ matrix_from_vector([0.0, 0.3, 0.0]) @ [0, 0, 1], [0, 0, 1], atol=1e-6)
+    assert np.array_equal(leveling(keyframes, OdometryBuffer(), {}), np.eye(3))
+
+
+@given(st.floats(-3, 3), st.floats(-0.4, 0.4), st.floats(-0.4, 0.4))
+def test_tilt_without_heading(yaw, pitch, roll):
+    turn = (
+        matrix_from_vector([0, 0, yaw]) @ matrix_from_vector([0, pitch, 0]) @ matrix_from_vector([roll, 0, 0])
+    )
+    tilt = tilt_only(rigid_matrix(turn, [1, 2, 3]))
+    assert tilt[1, 0] == pytest.approx(0, abs=1e-9)
+    assert np.allclose(tilt[2], turn[2])
+
+
+def test_odometry_is_interpolated_and_ordered():
+    odometry = OdometryBuffer()
+    for seconds in (0.3, 0.0, 0.1, 0.2, 0.1):
+        odometry.add(
+            round(seconds * SECOND), rigid_matrix(matrix_from_vector([0, 0, seconds]), [seconds, 0, 0])
+        )
+    pose = odometry.at(round(0.25 * SECOND))
+    assert pose[0, 3] == pytest.approx(0.25)
+    assert np.allclose(pose[:3, :3], matrix_from_vector([0, 0, 0.25]))
+    assert odometry.at(-1) is None
+    assert odometry.at(SECOND) is None
+    odometry.add(2 * SECOND, np.eye(4))
+    assert odometry.at(SECOND) is None  # a gap is not bridged
+    with pytest.raises(UserError, match="no rigid transform"):
+        odometry.add(3 * SECOND, np.diag([2.0, 1, 1, 1]))
+    with pytest.raises(UserError, match="no rigid transform"):
+        odometry.add(3 * SECOND, np.full((4, 4), np.nan))
