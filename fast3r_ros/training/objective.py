@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fast3r_ros.model import Fast3R, ViewPrediction, ViewTokens
+from fast3r_ros.model.dpt import FusionBlock
 from fast3r_ros.model.layers import Attention, Mlp
 from fast3r_ros.training.losses import GroundTruth, confidence_loss
 from fast3r_ros.training.stream import Batch
@@ -67,7 +68,9 @@ def initialise(network: Fast3R, seed: int) -> None:
                 nn.init.xavier_uniform_(module.weight, generator=generator)
                 module.bias.zero_()
             elif isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
-                nn.init.kaiming_uniform_(module.weight, a=5**0.5, generator=generator)
+                # every output pixel of these transposed convolutions sees one pixel of each input channel
+                reach = module.weight[0, 0].numel() if isinstance(module, nn.Conv2d) else 1
+                module.weight.normal_(0, (module.in_channels * reach) ** -0.5, generator=generator)
                 if module.bias is not None:
                     module.bias.zero_()
         depth = network.config.encoder.depth + network.config.decoder.depth
@@ -78,7 +81,9 @@ def initialise(network: Fast3R, seed: int) -> None:
                 module.proj.weight.mul_((2 * depth) ** -0.5)
             elif isinstance(module, Mlp):
                 module.fc2.weight.mul_((2 * depth) ** -0.5)
-        network.encoder.patch_embed.proj.weight.mul_(4)
+            elif isinstance(module, FusionBlock):
+                module.out_conv.weight.mul_(0.5)
+        network.encoder.patch_embed.proj.weight.mul_(2)
         network.decoder.decoder_embed.weight.mul_(1.5)
         for head in (network.downstream_head, network.downstream_head_local):
             if head is not None:
