@@ -31,7 +31,7 @@ demo:
 test: setup
 	@$(SETUP) --for core --distro none
 	@$(WITHOUT_ROS) $(SETUP) --for messages --distro jazzy
-	@scripts/run_stoppable.sh scripts/run_tests.sh $(PYTEST)
+	@scripts/run_tests.sh $(PYTEST)
 
 setup:
 	@$(SETUP) --for test --distro '$(DISTRO)'
