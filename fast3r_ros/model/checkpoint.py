@@ -222,9 +222,14 @@ def _download(name: str) -> Path:
     if name == OFFICIAL_NAME:
         _log.warning(LICENCE_NOTICE)
     try:
-        return Path(
-            snapshot_download(name, allow_patterns=["config.json", "model*.safetensors*", "pytorch_model*"])
-        )
+        for weights in (
+            "model*.safetensors*",
+            "pytorch_model*",
+        ):  # the second only where the first is missing
+            directory = Path(snapshot_download(name, allow_patterns=["config.json", weights]))
+            if any(directory.glob(weights)):
+                break
+        return directory
     except Exception as error:  # the hub raises many kinds; each means the same to the reader
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(

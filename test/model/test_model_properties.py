@@ -61,6 +61,16 @@ def test_shapes_follow_the_views_and_adding_one_changes_none(
             assert bool(points.isfinite().all())
 
 
+@pytest.mark.parametrize("random_indices", [True, False])
+@torch.no_grad()
+def test_more_views_than_the_index_table_has_rows(random_indices: bool) -> None:
+    model = small_model(decoder_random_image_idx_embedding=random_indices)
+    views = random_views(*[(16, 16)] * 1100)
+    result = model(views)
+    assert len(result) == 1100
+    assert all(bool(tensor.isfinite().all()) for view in result for tensor in tensors(view))
+
+
 @torch.no_grad()
 def test_a_batch_of_scenes_is_each_scene_alone() -> None:
     views = random_views(SIZE, (48, 32), SIZE, batch=3)
