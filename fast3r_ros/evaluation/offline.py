@@ -124,12 +124,14 @@ def score_poses(placed: PlacedViews, truth: Views) -> Scores:
     return {**scores, "placed": float(placed.poses.ok.mean())}
 
 
-def score_no_motion(truth: Views) -> Scores:
+def score_no_motion(truth: Views) -> Scores | None:
     """What `score_poses` gives when every camera is said to stand where the first one stands.
 
     Views of a slow walk are turned so little against each other that this scores well in RRA; a network that
     does no better has learnt nothing about rotation.
     """
+    if len(truth.images) < 2:
+        return None
     still = np.tile(np.eye(4), (len(truth.images), 1, 1))
     return pose_scores(pair_errors(still, truth.world_from_camera))
 
@@ -145,7 +147,18 @@ def score_trajectory(placed: PlacedViews, truth: Views) -> Scores:
 def score_depth(placed: PlacedViews, truth: Views) -> Scores:
     """AbsRel and delta<1.25 with one scale per view, the mean over the views."""
     assert truth.depth is not None
-    rows = [depth_scores(*pair) for pair in zip(placed.depth, truth.depth, strict=True)]
+    return _depth_of_views(placed.depth, truth.depth)
+
+
+def score_constant_depth(truth: Views) -> Scores | None:
+    """What `score_depth` gives when every pixel is said to be equally far."""
+    if truth.depth is None or not truth.valid.any():
+        return None
+    return _depth_of_views(np.ones_like(truth.depth), truth.depth)
+
+
+def _depth_of_views(predicted: Float32, true: Float32) -> Scores:
+    rows = [depth_scores(*pair) for pair in zip(predicted, true, strict=True)]
     scored = [row for row in rows if row["valid"] > 0]
     if not scored:
         return {"AbsRel": np.inf, "valid": 0.0}

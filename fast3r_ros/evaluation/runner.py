@@ -18,7 +18,11 @@ from fast3r_ros.evaluation.views import Views, read_views, spread_views
 Row = dict[str, Any]
 OFFLINE_TABLES = ("pose", "reconstruction", "depth", "trajectory")
 SETTING = ("views", "head", "indices")  # columns that tell rows of the offline tables apart
-NO_MOTION = "none: no motion"  # in the place of a head, for the scores that need no network
+# table -> what stands in the place of a head, and a score that needs no network, to compare with
+BASELINES = {
+    "pose": ("none: no motion", offline.score_no_motion),
+    "depth": ("none: constant depth", offline.score_constant_depth),
+}
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ def run_offline(
     max_points: int = 20_000,
     on_scene: Callable[[], None] = lambda: None,
 ) -> dict[str, list[Row]]:
-    """Rows of every table, one per scene and setting, and what poses score that never move.
+    """Rows of every table, one per scene and setting, and those of `BASELINES`.
 
     predict_with: the network for an index strategy.  grid: as `settings` orders it.  long_side: pixels at
     the network.  max_gap: largest distance between chosen frames.  max_points: see `offline.score_points`.
@@ -57,9 +61,10 @@ def run_offline(
         for views, group in itertools.groupby(grid, attrgetter("views")):
             truth = read_views(spread_views(sequence, views, max_gap), long_side)
             label: Row = {"scene": sequence.name, "views": views}
-            if "pose" in rows and views > 1:
-                still = offline.score_no_motion(truth)
-                rows["pose"].append({**label, "head": NO_MOTION, "indices": "", **still})
+            for table, (name, baseline) in BASELINES.items():
+                scores = baseline(truth) if table in rows else None
+                if scores is not None:
+                    rows[table].append({**label, "head": name, "indices": "", **scores})
             for setting, placed in _place_all(truth, predict_with, list(group)):
                 label |= {"head": setting.head, "indices": setting.indices}
                 for table in tables:

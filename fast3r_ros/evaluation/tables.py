@@ -30,7 +30,7 @@ CURVES = {
 def markdown(report: Mapping[str, Any]) -> str:
     """The report of `cli.evaluate` as a page: a table each, with published rows named as such."""
     lines = [f"# {report['model']} on {report['dataset']}", ""]
-    lines += [f"{name}: {value}  " for name, value in report["settings"].items()]
+    lines += [f"{name}: {value}  " for name, value in report["settings"].items() if value != ""]
     for table, content in report["tables"].items():
         rows = list(content["mean"])
         lines += ["", f"## {table}", ""]

@@ -20,7 +20,7 @@ from fast3r_ros.evaluation import offline, tables
 from fast3r_ros.evaluation.datasets import synthetic
 from fast3r_ros.evaluation.datasets.posed import PosedFrame, PosedSequence
 from fast3r_ros.evaluation.mapped import score_mapper
-from fast3r_ros.evaluation.runner import NO_MOTION, OFFLINE_TABLES, SETTING, average, run_offline, settings
+from fast3r_ros.evaluation.runner import BASELINES, OFFLINE_TABLES, SETTING, average, run_offline, settings
 from fast3r_ros.evaluation.views import Views, read_views
 from fast3r_ros.geometry.intrinsics import pixel_rays
 from fast3r_ros.geometry.rigid import inverse, transform_points
@@ -136,7 +136,7 @@ def test_untrained_weights_score_near_chance(walks: list, random_model: Path) ->
         SIZE,
     )
     still, ours = average(rows["pose"], SETTING)
-    assert still["head"] == NO_MOTION
+    assert still["head"] == BASELINES["pose"][0]
     assert still["RTA@30"] == 0.0
     assert ours["RRA@15"] < 0.3
     assert ours["RRA@15"] < still["RRA@15"]
@@ -157,7 +157,10 @@ def test_the_grid_runs_every_setting_on_every_scene(walks: list) -> None:
     rows = run_offline(walks, predict_with, grid, ["depth"], SIZE)
     assert len(calls) == 2 * 2 * 3  # one pass serves both heads
     mean = average(rows["depth"], SETTING)
-    assert [row["views"] for row in mean] == [2] * 6 + [4] * 6
+    assert [row["views"] for row in mean] == [2] * 7 + [4] * 7
+    baseline = mean[0]
+    assert baseline["head"] == BASELINES["depth"][0]
+    assert all(row["AbsRel"] < baseline["AbsRel"] for row in mean[1:7])
     assert all(row["scenes"] == 2 for row in mean)
 
 
@@ -203,9 +206,9 @@ def test_the_command_prints_and_writes_everything(
     for table in OFFLINE_TABLES:
         assert f"## {table}" in page
     report = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert len(report["tables"]["depth"]["mean"]) == 4
-    assert len(report["tables"]["depth"]["scenes"]) == 8
-    assert len(report["tables"]["pose"]["mean"]) == 4 + 2  # and no motion, for each number of views
+    assert len(report["tables"]["reconstruction"]["mean"]) == 4
+    assert len(report["tables"]["reconstruction"]["scenes"]) == 8
+    assert len(report["tables"]["pose"]["mean"]) == 4 + 2  # and the baseline for each number of views
     assert (tmp_path / "out" / "results.md").read_text() in page
     assert {path.name for path in (tmp_path / "out").glob("*.png")} == {"pose.png", "reconstruction.png"}
 
