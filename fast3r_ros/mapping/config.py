@@ -59,8 +59,9 @@ class KeyframeConfig:
         dynamic=True,
     )
     max_similarity: float = parameter(
-        0.9999,
-        "a frame whose encoder tokens are more alike to the last keyframe's than this (cosine) is redundant",
+        1.0,
+        "a frame whose encoder tokens are more alike to the last keyframe's than this (cosine) is "
+        "redundant (1: accept all)",
         range=(0.0, 1.0),
         dynamic=True,
     )
@@ -188,7 +189,16 @@ class LoopConfig:
         3, "retrieved keyframes that are put into the window for verification", range=(1, 16), dynamic=True
     )
     min_similarity: float = parameter(
-        0.8, "least similarity (cosine) of pooled tokens for a candidate", range=(-1.0, 1.0), dynamic=True
+        0.5,
+        "least similarity of pooled tokens for a candidate (cosine of the differences from their mean)",
+        range=(-1.0, 1.0),
+        dynamic=True,
+    )
+    interval: int = parameter(
+        2,
+        "windows between two attempts to verify candidates, which have to be encoded again (1: every window)",
+        range=(1, 1000),
+        dynamic=True,
     )
     min_separation: int = parameter(
         24, "keyframes that must lie between a place and its revisit", range=(1, 100000), dynamic=True

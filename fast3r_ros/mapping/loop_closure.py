@@ -51,13 +51,28 @@ class PlaceIndex:
         self._rows[: len(keep)] = self._rows[keep]
         self._ids = [self._ids[n] for n in keep]
 
+    def similarity(self, one: Float32, other: Float32) -> Float32:
+        """Cosines (M, N) of descriptors (M, D) and (N, D), each taken from the mean of all that are known.
+
+        Pooled tokens of any two pictures are alike; what tells places apart is how they differ from the mean.
+        """
+        if one.shape[1] != other.shape[1] or not self._ids:
+            return np.full((len(one), len(other)), -1.0, np.float32)
+        mean = self._rows[: len(self._ids)].mean(axis=0) if len(self._ids) > 1 else np.zeros_like(other[0])
+        left, right = one @ mean, other @ mean
+        square = float(mean @ mean)
+        lengths = np.sqrt(
+            np.maximum(1 - 2 * left + square, 1e-9)[:, None] * np.maximum(1 - 2 * right + square, 1e-9)
+        )
+        return np.asarray((one @ other.T - left[:, None] - right + square) / lengths)
+
     def search(self, descriptors: Float32, count: int, excluded: set[int], least: float) -> list[int]:
         """At most `count` keyframes that resemble any of the descriptors (V, D) at least so much, best
         first.
         """
-        if not self._ids or descriptors.shape[1] != self._rows.shape[1]:
+        if not self._ids:
             return []
-        similarity = (self._rows[: len(self._ids)] @ descriptors.T).max(axis=1)
+        similarity = self.similarity(self._rows[: len(self._ids)], descriptors).max(axis=1)
         order = np.argsort(-similarity)[: count + len(excluded)]
         found = [self._ids[n] for n in order if similarity[n] >= least]
         return [identity for identity in found if identity not in excluded][:count]
@@ -71,6 +86,7 @@ class LoopCloser:
         self.index = PlaceIndex()
         self.edges: list[Edge] = []
         self.closed = 0
+        self._rest = 0  # windows until candidates are looked for again
         self._settled: deque[int] = deque(maxlen=max(_SPANS))
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pose_graph")
         self._running: Future[dict[int, Sim3]] | None = None
@@ -84,15 +100,20 @@ class LoopCloser:
         The newest `min_separation` keyframes of the own submap are no candidates: they are the way just come.
         A candidate must resemble a view more than the median keyframe of the present window does.
         """
-        if not self.config.enabled or most <= 0:
+        self._rest -= 1
+        if not self.config.enabled or most <= 0 or (live and self._rest > 0):
             return []
         excluded = {k.id for k in live}
         if live:
             own = [k.id for k in reversed(map_.keyframes.values()) if k.submap == submap]
             excluded.update(own[: self.config.min_separation + len(live)])
-        similar = [float((descriptors @ k.descriptor).max()) for k in live]
-        least = max(self.config.min_similarity, float(np.median(similar)) if similar else -1.0)
-        return self.index.search(descriptors, min(most, self.config.candidates), excluded, least)
+        least = self.config.min_similarity
+        if live:
+            similar = self.index.similarity(np.stack([k.descriptor for k in live]), descriptors).max(axis=1)
+            least = max(least, float(np.median(similar)))
+        found = self.index.search(descriptors, min(most, self.config.candidates), excluded, least)
+        self._rest = self.config.interval if found else 0
+        return found
 
     def settle(self, ids: Iterable[int], keyframes: dict[int, Keyframe]) -> None:
         """Link keyframes whose poses no later window changes to those before them."""

@@ -170,9 +170,9 @@ class Mapper:
             height, width = view.encoded.image.shape[:2]
             self._last_error = f"a frame of {view.camera!r} has {width} x {height} pixels, unlike the others"
             return "size"
+        most = self.config.keyframes.max_similarity
         alike = float(view.encoded.descriptor @ before.encoded.descriptor)
-        same_camera = view.camera == before.camera
-        return "redundant" if same_camera and alike > self.config.keyframes.max_similarity else ""
+        return "redundant" if most < 1.0 and alike > most and view.camera == before.camera else ""
 
     def _retrieve(self, new: Sequence[WindowView]) -> list[WindowView]:
         """Known keyframes that may show what the new views show, encoded again from their images."""

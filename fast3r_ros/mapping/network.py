@@ -15,8 +15,6 @@ from fast3r_ros.mapping.data import EncodedView, Frame, Reconstruction
 from fast3r_ros.model import Fast3R, Pointmap
 from fast3r_ros.model.preprocess import normalize, prepare_image
 
-DEFAULT_IMAGE_SIZE = 512  # pixels of the longer side, as the released network was trained
-
 
 class Fast3RNetwork:
     """A `WindowNetwork` over `Fast3R`: a frame is encoded once, its tokens are fused in every window it is
@@ -24,9 +22,9 @@ class Fast3RNetwork:
     """
 
     def __init__(self, model: Fast3R, image_size: int | None = None) -> None:
-        """image_size: pixels of the longer side at the network; None is 512, the released network's."""
+        """image_size: pixels of the longer side at the network; None is what the model was made for."""
         self._model = model
-        self._image_size = image_size or DEFAULT_IMAGE_SIZE
+        self._image_size = image_size or model.config.image_size
         self._device = next(model.parameters()).device
 
     @torch.inference_mode()

@@ -1,0 +1,190 @@
+"""The mapper as a whole: what comes out fits together, and bad input does no harm."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from fast3r_ros.evaluation.benchmark_mapping import start, the_loop
+from fast3r_ros.geometry.rotation import angle_between, matrix_from_vector
+from fast3r_ros.mapping.config import MapperConfig
+from fast3r_ros.mapping.data import Frame
+from fast3r_ros.mapping.mapper import Mapper
+from fast3r_ros.synthetic.network_double import TrueNetwork
+
+
+@pytest.fixture(scope="module")
+def run():
+    sequence, frames = the_loop()
+    return start(sequence, scale__source="depth").feed(frames[:120])
+
+
+def test_views_are_in_time_order_placed_and_metric(run):
+    truth = {run.sequences[0].stamp_ns(i): i for i in range(600)}
+    world_from_map = run.world_from_map()
+    last = run.results[-1]
+    assert last.accepted
+    assert [v.stamp_ns for v in last.views] == sorted(v.stamp_ns for v in last.views)
+    for view in last.views:
+        frame = run.sequences[0][truth[view.stamp_ns]]
+        depth = view.points_camera[..., 2][view.valid]
+        assert np.median(np.abs(depth / frame.depth[view.valid] - 1)) < 0.02
+        pose = world_from_map.move_camera(view.map_from_camera)
+        true = run.sequences[0].world_from_camera[truth[view.stamp_ns]]
+        assert np.linalg.norm(pose[:3, 3] - true[:3, 3]) < 0.1
+        assert np.linalg.eigvalsh(view.covariance).min() > -1e-12
+        assert np.allclose(view.intrinsics, run.sequences[0].intrinsics)
+
+
+def test_the_map_is_level_and_starts_at_its_origin(run):
+    first = run.mapper.trajectory()[0]
+    assert np.allclose(first.map_from_camera[:3, 3], 0, atol=0.05)
+    assert first.map_from_camera[0, 2] > 0.98  # the camera looks along x
+    assert first.map_from_camera[2, 1] < -0.98  # its y axis points down
+
+
+def test_the_cloud_lies_on_the_surfaces(run):
+    cloud = run.mapper.map.cloud()
+    assert len(cloud.points) == run.mapper.map.points == run.mapper.status().map_points
+    world = run.world_from_map().apply(cloud.points[::20].astype(np.float64))
+    scene = run.sequences[0].scene
+    offset = world[:, None] - scene.center
+    along = np.einsum("qij,nqj->nqi", scene.axes, offset)
+    outside = np.maximum(np.abs(along[..., :2]) - scene.half, 0)
+    distance = np.sqrt((outside**2).sum(-1) + along[..., 2] ** 2).min(axis=1)
+    assert np.median(distance) < 0.03
+    assert np.quantile(distance, 0.9) < 0.12
+
+
+def test_the_map_tells_what_changed(run):
+    sequence, frames = the_loop()
+    other = start(sequence).feed(frames[:60], finish=False)
+    seen = other.mapper.map.changes(0)
+    other.feed(frames[60:100], finish=False)
+    update = other.mapper.map.changes(seen.version)
+    assert update.version == other.mapper.map.version
+    assert len(update.cloud.points) < len(other.mapper.map.cloud().points) or update.complete
+
+
+def test_covariance_grows_along_the_way(run):
+    sizes = [np.trace(pose.covariance[:3, :3]) for pose in run.mapper.trajectory()]
+    assert sizes[-1] > sizes[0] >= 0
+
+
+def test_between_windows_the_pose_is_extrapolated_and_says_so():
+    sequence, frames = the_loop()
+    run = start(sequence)
+    errors = []
+    for i, frame in enumerate(frames[:120]):
+        run.feed([frame], finish=False)
+        pose = run.mapper.newest_pose()
+        if pose is not None and pose.extrapolated:
+            assert pose.stamp_ns == max(f.stamp_ns for f in frames[: i + 1] if f.stamp_ns <= pose.stamp_ns)
+            errors.append((pose, i))
+    assert len(errors) > 10
+    world_from_map = run.world_from_map()
+    stamps = {sequence.stamp_ns(i): i for i in range(len(sequence))}
+    distances = [
+        np.linalg.norm(
+            world_from_map.apply(p.map_from_camera[:3, 3])
+            - sequence.world_from_camera[stamps[p.stamp_ns]][:3, 3]
+        )
+        for p, _ in errors
+    ]
+    assert np.median(distances) < 0.5
+
+
+def test_without_intrinsics_the_focal_length_is_found():
+    sequence, frames = the_loop()
+    run = start(sequence).feed(replace(frame, intrinsics=None) for frame in frames[:80])
+    assert run.scores()["rmse_percent"] < 1.0
+    for view in run.results[-1].views:
+        assert view.intrinsics[0, 0] == pytest.approx(sequence.intrinsics[0, 0], rel=0.03)
+
+
+def test_missing_regions_and_more_noise_do_no_harm():
+    from fast3r_ros.synthetic.network_double import Disturbance
+
+    sequence, frames = the_loop()
+    run = start(sequence, Disturbance(depth_noise=0.05, missing=0.3)).feed(frames[:150])
+    scores = run.scores()
+    assert scores["rejected"] == 0
+    assert scores["rmse_percent"] < 2.0
+
+
+def test_odometrys_tilt_levels_the_map():
+    sequence, frames = the_loop()
+    run = start(sequence)
+    tilt = matrix_from_vector([0.0, 0.2, 0.0])
+    pose = np.eye(4)
+    pose[:3, :3] = tilt
+    for i in range(3):
+        run.mapper.add_odometry(sequence.stamp_ns(i), pose)
+    run.feed(frames[:60])
+    first = run.mapper.trajectory()[0].map_from_camera[:3, :3]
+    level = start(sequence).feed(frames[:60]).mapper.trajectory()[0].map_from_camera[:3, :3]
+    assert float(angle_between(first, level)) == pytest.approx(0.2, abs=0.02)
+
+
+def test_bad_frames_are_dropped_and_counted():
+    sequence, frames = the_loop()
+    run = start(sequence)
+    stranger = Frame(frames[30].stamp_ns + 7, sequence.camera, frames[300].image)
+    large = Frame(
+        frames[40].stamp_ns, sequence.camera, np.kron(frames[40].image, np.ones((2, 2, 1), np.uint8))
+    )
+    run.feed([*frames[:30], stranger, *frames[31:40], large, *frames[41:80]])
+    status = run.mapper.status()
+    assert status.dropped["unusable"] == 2
+    assert "synthetic sequences" in status.last_error or "pixels" in status.last_error
+    assert status.windows_rejected == 0
+    assert status.received == 81 - 1
+    assert status.keyframes + sum(status.dropped.values()) == status.received
+
+
+def test_overload_keeps_the_newest_and_the_map_goes_on():
+    sequence, frames = the_loop()
+    run = start(sequence)
+    run.feed(frames[:60], finish=False)
+    for frame in frames[60:220]:  # no window is processed meanwhile
+        run.mapper.add_frame(frame)
+    assert run.mapper.status().dropped["overload"] > 0
+    assert run.mapper.newest_pose().stamp_ns >= frames[205].stamp_ns
+    run.feed(frames[220:300])
+    assert run.scores()["rmse_percent"] < 1.0
+
+
+def test_restart_and_reset():
+    sequence, frames = the_loop()
+    run = start(sequence).feed(frames[:80], finish=False)
+    run.mapper.restart_window()
+    run.feed(frames[40:100])  # stamps may go back after a restart
+    status = run.mapper.status()
+    assert "out_of_order" not in status.dropped
+    assert status.submaps == 1  # recognised at once
+    run.mapper.reset()
+    status = run.mapper.status()
+    assert (status.received, status.keyframes, status.map_points) == (0, 0, 0)
+    assert run.mapper.newest_pose() is None
+    assert run.mapper.finish() is None
+
+
+def test_parameters_can_change_while_it_runs():
+    sequence, frames = the_loop()
+    run = start(sequence).feed(frames[:60], finish=False)
+    before = run.mapper.status().keyframes
+    run.mapper.set_config(MapperConfig.from_flat({"keyframes.motion": 1.0, "loop.background": False}))
+    run.feed(frames[60:140])
+    assert run.mapper.status().keyframes - before <= 4
+
+
+def test_nothing_and_little():
+    sequence, frames = the_loop()
+    mapper = Mapper(TrueNetwork(sequence))
+    assert mapper.finish() is None
+    assert len(mapper.map.cloud().points) == 0
+    mapper.add_frame(frames[0])
+    result = mapper.finish()
+    assert result is not None
+    assert not result.accepted
+    assert mapper.localize(frames[0]) is None

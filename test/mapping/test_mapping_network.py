@@ -1,0 +1,105 @@
+"""The real network (with random weights) behind the mapper's interface."""
+
+import numpy as np
+import pytest
+import torch
+
+from fast3r_ros.errors import UserError
+from fast3r_ros.mapping.config import MapperConfig
+from fast3r_ros.mapping.data import Frame
+from fast3r_ros.mapping.mapper import Mapper
+from fast3r_ros.mapping.network import Fast3RNetwork
+from fast3r_ros.model import Fast3R, Fast3RConfig
+from fast3r_ros.model.preprocess import normalize
+
+
+def tiny_model(**head):
+    torch.manual_seed(0)
+    content = {
+        "encoder_args": {"embed_dim": 48, "depth": 2, "num_heads": 4, "img_size": 64},
+        "decoder_args": {"embed_dim": 32, "enc_embed_dim": 48, "depth": 10, "num_heads": 4},
+        "head_args": {
+            "dpt_reassemble_dims": [8, 12, 16, 24],
+            "dpt_feature_dim": 16,
+            "dpt_last_dim": 8,
+            "with_local_head": True,
+            **head,
+        },
+    }
+    return Fast3R(Fast3RConfig.from_dict(content)).eval()
+
+
+def frames(count, size=(48, 64), seed=0):
+    rng = np.random.default_rng(seed)
+    intrinsics = np.array([[60.0, 0, size[1] / 2], [0, 60.0, size[0] / 2], [0, 0, 1]])
+    return [
+        Frame(i * 100_000_000, "a", rng.integers(0, 256, (*size, 3)).astype(np.uint8), intrinsics)
+        for i in range(count)
+    ]
+
+
+def test_cached_tokens_give_what_the_network_gives_in_one_go():
+    model = tiny_model()
+    network = Fast3RNetwork(model)
+    views = [network.encode(frame) for frame in frames(3)]
+    result = network.reconstruct(views)
+    with torch.inference_mode():
+        expected = model([normalize(view.image)[None] for view in views])
+    for i, prediction in enumerate(expected):
+        np.testing.assert_allclose(
+            result.points_global[i], prediction.global_points.points[0], rtol=1e-4, atol=1e-5
+        )
+        np.testing.assert_allclose(
+            result.points_local[i], prediction.local_points.points[0], rtol=1e-4, atol=1e-5
+        )
+        np.testing.assert_allclose(
+            result.confidence_global[i], prediction.global_points.confidence[0], rtol=1e-4
+        )
+    again = network.reconstruct(views)
+    assert np.array_equal(result.points_global, again.points_global)
+
+
+def test_the_encoded_view_tells_its_size_and_intrinsics():
+    network = Fast3RNetwork(tiny_model())
+    frame = frames(1, size=(120, 160))[0]
+    view = network.encode(frame)
+    assert view.image.shape == (48, 64, 3)
+    assert np.allclose(view.intrinsics, view.network_from_image @ frame.intrinsics)
+    assert np.linalg.norm(view.descriptor) == pytest.approx(1, abs=1e-5)
+    again = network.encode(Frame(0, "a", view.image, view.intrinsics))
+    assert np.array_equal(again.image, view.image)
+    assert np.allclose(again.descriptor, view.descriptor)
+
+
+def test_without_a_local_head_the_local_points_come_from_the_global_ones():
+    network = Fast3RNetwork(tiny_model(with_local_head=False))
+    result = network.reconstruct([network.encode(frame) for frame in frames(2)])
+    assert result.points_local.shape == (2, 48, 64, 3)
+
+
+def test_unusable_images_and_mixed_sizes_are_named():
+    network = Fast3RNetwork(tiny_model())
+    with pytest.raises(UserError):
+        network.encode(Frame(0, "a", np.zeros((48, 64), np.uint8)))
+    views = [network.encode(frames(1)[0]), network.encode(frames(1, size=(64, 48))[0])]
+    with pytest.raises(UserError, match="different sizes"):
+        network.reconstruct(views)
+
+
+def test_a_network_that_knows_nothing_does_not_break_the_mapper():
+    config = MapperConfig.from_flat({"window.size": 6, "window.stride": 2, "window.overlap": 2})
+    mapper = Mapper(Fast3RNetwork(tiny_model()), config)
+    results = []
+    for frame in frames(24):
+        mapper.add_frame(frame)
+        if mapper.window_ready():
+            results.append(mapper.process_window())
+    mapper.finish()
+    assert results
+    status = mapper.status()
+    assert status.received == 24
+    assert status.keyframes + sum(status.dropped.values()) <= 24
+    assert all(result.reason or result.views for result in results)
+    for pose in mapper.trajectory():
+        assert np.isfinite(pose.map_from_camera).all()
+    assert np.isfinite(mapper.map.cloud().points).all()
