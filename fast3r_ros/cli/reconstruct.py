@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,7 @@ from fast3r_ros.io.cameras import name_of
 
 if TYPE_CHECKING:
     from fast3r_ros.io.recorder import Recorder
+    from fast3r_ros.io.sources import Source
     from fast3r_ros.mapping.config import MapperConfig
     from fast3r_ros.mapping.data import WindowResult
     from fast3r_ros.mapping.mapper import Mapper
@@ -46,7 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--min-confidence", type=float, help="least confidence of a point, 1 or more")
     parser.add_argument("--voxel-size", type=float, help="voxel edge of the map, in its unit")
     parser.add_argument(
-        "--scale", default="none", help="none (map units), camera_height=METRES or fixed=METRES_PER_UNIT"
+        "--scale",
+        default="none",
+        help="none (map units), odometry (of a bag), camera_height=METRES or fixed=METRES_PER_UNIT",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: %(default)s)")
     parser.add_argument(
@@ -74,8 +79,9 @@ def run(arguments: argparse.Namespace) -> int:
         len(source), source.rate_hz, rate_hz=arguments.rate, max_views=arguments.max_views
     )
     config = mapper_config(arguments, len(indices))
+    odometry = _odometry(source) if config.scale.source == "odometry" else None
     # only now, so that wrong use is told without waiting for PyTorch
-    from fast3r_ros.io.offline import Progress, begin_results, map_source, write_results
+    from fast3r_ros.io.offline import Progress, begin_results, map_source, with_odometry, write_results
     from fast3r_ros.io.recorder import Recorder
     from fast3r_ros.mapping.mapper import Mapper
 
@@ -87,7 +93,10 @@ def run(arguments: argparse.Namespace) -> int:
     show = _Show(arguments, len(indices), mapper, recorder)
     progress.stopped = "failed"
     try:
-        map_source(source, indices, mapper, recorder, progress, show)
+        frames = source.frames(indices)
+        if odometry is not None:
+            frames = with_odometry(frames, odometry, mapper)
+        map_source(frames, mapper, recorder, progress, show)
         progress.stopped = ""
     except KeyboardInterrupt:
         progress.stopped = "interrupted"
@@ -136,11 +145,21 @@ def _scale(text: str) -> dict[str, Any]:
     """Mapper parameters of `--scale`."""
     name, _, value = text.partition("=")
     parameters = {"camera_height": "scale.camera_height", "fixed": "scale.metres_per_unit"}
-    if name == "none" and not value:
-        return {}
+    if text in ("none", "odometry"):
+        return {"scale.source": text}
     if name not in parameters or not value:
-        raise UserError(f"--scale {text} is unknown; give none, camera_height=1.2 or fixed=2.5")
+        raise UserError(f"--scale {text} is unknown; give none, odometry, camera_height=1.2 or fixed=2.5")
     return {"scale.source": name, parameters[name]: _value(value)}
+
+
+def _odometry(source: Source) -> Iterator[tuple[int, Any]]:
+    """The poses of a bag's odometry topic.  Raises UserError when the source has none."""
+    from fast3r_ros.io.sources.rosbag import RosBag
+
+    if not isinstance(source, RosBag):
+        raise UserError(f"--scale odometry needs a bag with nav_msgs/Odometry, {source.name} is none")
+    poses = source.odometry()
+    return chain([next(poses)], poses)  # a topic that is missing is told now
 
 
 def _value(text: str) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from fast3r_ros.io.recorder import Recorder
 from fast3r_ros.io.report import peak_memory, versions, write_report
 from fast3r_ros.io.sources import Source
 from fast3r_ros.io.trajectory import write_trajectory
-from fast3r_ros.mapping.data import Float64, PoseEstimate, WindowResult
+from fast3r_ros.mapping.data import Float64, Frame, PoseEstimate, WindowResult
 from fast3r_ros.mapping.mapper import Mapper
 
 RESULTS = (
@@ -40,6 +40,8 @@ RESULTS = (
     "depth",
     "confidence",
 )
+
+_LOOKAHEAD_NS = 200_000_000
 
 
 def begin_results(directory: Path) -> None:
@@ -72,20 +74,35 @@ class Progress:
     stopped: str = ""
 
 
+def with_odometry(
+    frames: Iterable[Frame], odometry: Iterable[tuple[int, Float64]], mapper: Mapper
+) -> Iterator[Frame]:
+    """The frames; before each, the mapper gets the odometry up to a little after it, to interpolate.
+
+    odometry: stamp in ns and (4, 4) `odom_from_base` in metres, in time order.
+    """
+    poses = iter(odometry)
+    waiting = next(poses, None)
+    for frame in frames:
+        while waiting is not None and waiting[0] <= frame.stamp_ns + _LOOKAHEAD_NS:
+            mapper.add_odometry(*waiting)
+            waiting = next(poses, None)
+        yield frame
+
+
 def map_source(
-    source: Source,
-    indices: Sequence[int],
+    frames: Iterable[Frame],
     mapper: Mapper,
     recorder: Recorder,
     progress: Progress,
     on_frame: Callable[[WindowResult | None], None],
 ) -> None:
-    """Feed the chosen frames to the mapper until the source ends; nothing is dropped for being too fast.
+    """Feed the frames to the mapper until they end; nothing is dropped for being too fast.
 
     on_frame: called after every frame and at the end, with the window's result when one was processed.
     """
     started = time.perf_counter()
-    for frame in source.frames(indices):
+    for frame in frames:
         progress.timings["read"] += time.perf_counter() - started
         mapper.add_frame(frame)
         progress.frames += 1

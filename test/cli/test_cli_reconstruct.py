@@ -71,6 +71,7 @@ def wrong_uses(folder: Path, model: Path, video: Path) -> dict[str, tuple[list[o
         "parameter out of range": ([video, *good, "--set", "window.size=100000"], "window.size"),
         "no assignment": ([video, *good, "--set", "window.size"], "no assignment"),
         "unknown scale": ([video, *good, "--scale", "inches=3"], "inches"),
+        "odometry of a video": ([video, *good, "--scale", "odometry"], "needs a bag"),
         "no such GPU": ([video, *good, "--device", "cuda:9"], "cuda:9"),
         "output is a file": ([video, "--model", model, "--output", folder / "a_file"], "cannot write"),
         "not writable": ([video, *good, "--output", "/proc/fast3r"], "cannot write"),
@@ -82,7 +83,8 @@ def wrong_uses(folder: Path, model: Path, video: Path) -> dict[str, tuple[list[o
 
 
 WRONG = """no source, empty folder, text as video, no model, unknown parameter, parameter out of range,
-no assignment, unknown scale, no such GPU, output is a file, not writable, output below a file"""
+no assignment, unknown scale, odometry of a video, no such GPU, output is a file, not writable,
+output below a file"""
 
 
 @pytest.mark.parametrize("case", WRONG.replace("\n", " ").split(", "))
@@ -117,7 +119,7 @@ def test_a_broken_image_is_skipped_counted_and_named(tmp_path, small_model, vide
 
 
 def test_ctrl_c_keeps_a_partial_result_and_resume_says_that_it_restarts(
-    tmp_path, fast3r, child_environment, small_model, video
+    tmp_path, child_environment, small_model, video, capsys
 ):
     output = tmp_path / "out"
     frame = tmp_path / "frame.png"
@@ -149,12 +151,10 @@ def test_ctrl_c_keeps_a_partial_result_and_resume_says_that_it_restarts(
     assert report["stopped"] == "interrupted"
     assert 0 < report["frames"] < 3000
     assert len(read_results(output).cameras) == report["keyframes"] > 0
-    arguments[1] = video
-    again = fast3r(*arguments, "--resume")
-    assert again.returncode == 0, again.stderr
-    assert "starts over from the first frame" in again.stdout
-    once_more = fast3r(*arguments, "--resume")
-    assert "complete result" in once_more.stdout
+    assert reconstruct(video, *common, "--resume") == 0
+    assert "starts over from the first frame" in capsys.readouterr().out
+    assert reconstruct(video, *common, "--resume") == 0
+    assert "complete result" in capsys.readouterr().out
     assert json.loads((output / "report.json").read_text())["frames"] == 30
 
 

@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 
 import cv2
 import numpy as np
 import pytest
 from evo.core import metrics, sync
 from evo.tools import file_interface
+from rosbags.rosbag2 import Writer
+from rosbags.typesys import Stores, get_typestore
+from scipy.spatial.transform import Rotation, Slerp
 
 from fast3r_ros.cli.reconstruct import mapper_config
-from fast3r_ros.io.offline import Progress, begin_results, map_source, trajectory_error, write_results
+from fast3r_ros.geometry.axes import body_pose_from_optical
+from fast3r_ros.io.offline import (
+    Progress,
+    begin_results,
+    map_source,
+    trajectory_error,
+    with_odometry,
+    write_results,
+)
 from fast3r_ros.io.recorder import Recorder
 from fast3r_ros.io.results import read_results
+from fast3r_ros.io.sources.rosbag import RosBag
 from fast3r_ros.io.sources.synthetic import SyntheticSource
 from fast3r_ros.io.trajectory import write_trajectory
 from fast3r_ros.io.view_images import DEPTH_STEPS
@@ -43,7 +56,7 @@ def run(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(mode)
     begin_results(folder)
     recorder, progress = Recorder(folder), Progress()
-    map_source(source, indices, mapper, recorder, progress, lambda result: None)
+    map_source(source.frames(indices), mapper, recorder, progress, lambda result: None)
     report = write_results(folder, source, mapper, recorder, progress, {"mode": mode})
     return mode, folder, report, source.truth
 
@@ -129,7 +142,7 @@ def test_with_a_scale_every_file_is_in_metres(tmp_path, scale):
     mapper = Mapper(TrueNetwork(sequence), mapper_config(arguments, len(source)))
     begin_results(tmp_path)
     recorder, progress = Recorder(tmp_path), Progress()
-    map_source(source, range(len(source)), mapper, recorder, progress, lambda result: None)
+    map_source(source, mapper, recorder, progress, lambda result: None)
     report = write_results(tmp_path, source, mapper, recorder, progress, {})
     assert report["unit"] == "m"
     results = read_results(tmp_path)
@@ -141,3 +154,81 @@ def test_with_a_scale_every_file_is_in_metres(tmp_path, scale):
         u, v, w = camera.intrinsics @ ahead.T.astype(np.float64)
         seen = (w > 0) & (np.abs(u / w - 56) < 56) & (np.abs(v / w - 40) < 40)
         assert centre == pytest.approx(float(np.median(w[seen])), rel=0.25), camera.name
+
+
+def test_odometry_of_a_bag_gives_metres(tmp_path):
+    """Odometry in a frame of its own, at other stamps than the images; the map's way gets the true length."""
+    sequence = demo_sequence(8.0, width=112, height=80)
+    source = SyntheticSource(sequence)
+    arguments = Arguments("window")
+    arguments.scale = "odometry"
+    arguments.set = ["scale.accept_sigma=0.03"]  # so short a walk says no more
+    mapper = Mapper(TrueNetwork(sequence), mapper_config(arguments, len(source)))
+    bag = RosBag(write_walk_bag(tmp_path / "bag", sequence))
+    assert len(list(bag.odometry())) == 2 * len(sequence) - 1
+    begin_results(tmp_path / "out")
+    recorder, progress = Recorder(tmp_path / "out"), Progress()
+    frames = with_odometry(bag, bag.odometry(), mapper)
+    map_source(frames, mapper, recorder, progress, lambda result: None)
+    report = write_results(tmp_path / "out", source, mapper, recorder, progress, {})
+    assert report["unit"] == "m"
+    estimated = np.array([pose.map_from_camera[:3, 3] for pose in mapper.trajectory()])
+    true = np.array([source.truth[pose.stamp_ns][:3, 3] for pose in mapper.trajectory()])
+    length, true_length = (np.linalg.norm(np.diff(way, axis=0), axis=1).sum() for way in (estimated, true))
+    assert length == pytest.approx(true_length, rel=0.05)
+
+
+def write_walk_bag(path, sequence):
+    """The sequence's images and, twice as often, the odometry of a base at the camera."""
+    store = get_typestore(Stores.ROS2_JAZZY)
+    types, image, odometry = store.types, "sensor_msgs/msg/Image", "nav_msgs/msg/Odometry"
+    bases = body_pose_from_optical(sequence.world_from_camera)
+    halfway = interpolated(bases)
+
+    def header(stamp_ns, frame):
+        return types["std_msgs/msg/Header"](
+            types["builtin_interfaces/msg/Time"](*divmod(stamp_ns, 10**9)), frame
+        )
+
+    with Writer(path, version=9) as writer:
+        images = writer.add_connection("/image", image, typestore=store)
+        poses = writer.add_connection("/odom", odometry, typestore=store)
+        for index, frame in enumerate(sequence):
+            pixels = np.ascontiguousarray(frame.image).reshape(-1)
+            top = header(frame.stamp_ns, sequence.camera)
+            message = types[image](
+                top, sequence.height, sequence.width, "rgb8", 0, 3 * sequence.width, pixels
+            )
+            writer.write(images, frame.stamp_ns, store.serialize_cdr(message, image))
+            measured = [(frame.stamp_ns, bases[index])]
+            if index < len(halfway):
+                measured.append((frame.stamp_ns + 50_000_000, halfway[index]))
+            for stamp_ns, pose in measured:
+                x, y, z, w = Rotation.from_matrix(pose[:3, :3]).as_quat()
+                placed = types["geometry_msgs/msg/Pose"](
+                    types["geometry_msgs/msg/Point"](*pose[:3, 3]),
+                    types["geometry_msgs/msg/Quaternion"](x, y, z, w),
+                )
+                zero = types["geometry_msgs/msg/Vector3"](0.0, 0.0, 0.0)
+                twist = types["geometry_msgs/msg/TwistWithCovariance"](
+                    types["geometry_msgs/msg/Twist"](zero, zero), np.zeros(36)
+                )
+                message = types[odometry](
+                    header(stamp_ns, "odom"),
+                    "base_link",
+                    types["geometry_msgs/msg/PoseWithCovariance"](placed, np.zeros(36)),
+                    twist,
+                )
+                writer.write(poses, stamp_ns, store.serialize_cdr(message, odometry))
+    return path
+
+
+def interpolated(poses):
+    """The poses halfway between neighbours."""
+    turns = Rotation.from_matrix(poses[:, :3, :3])
+    between = poses[:-1].copy()
+    between[:, :3, :3] = [
+        Slerp([0, 1], Rotation.concatenate([a, b]))(0.5).as_matrix() for a, b in pairwise(turns)
+    ]
+    between[:, :3, 3] = (poses[:-1, :3, 3] + poses[1:, :3, 3]) / 2
+    return between

@@ -15,6 +15,7 @@ from rosbags.interfaces import Connection
 from rosbags.typesys import Stores, get_typestore
 
 from fast3r_ros.errors import UserError
+from fast3r_ros.geometry.rotation import matrix_from_quaternion
 from fast3r_ros.io.pixels import DEPTH_ENCODINGS, decode_compressed, decode_image
 from fast3r_ros.io.rectify import Rectifier
 from fast3r_ros.io.sources.source import SkippedFrame
@@ -23,6 +24,7 @@ from fast3r_ros.mapping.data import Float64, Frame
 IMAGE = "sensor_msgs/msg/Image"
 COMPRESSED_IMAGE = "sensor_msgs/msg/CompressedImage"
 CAMERA_INFO = "sensor_msgs/msg/CameraInfo"
+ODOMETRY = "nav_msgs/msg/Odometry"
 
 
 def bag_topics(path: Path) -> list[str]:
@@ -100,6 +102,28 @@ class RosBag:
         if wanted and not read:
             reason = self.skipped[-1].reason if self.skipped else "it has no messages"
             raise UserError(f"no image of {self._topic} in {self.name} can be read: {reason}")
+
+    def odometry(self) -> Iterator[tuple[int, Float64]]:
+        """Stamp in ns and (4, 4) `odom_from_base` in metres of every nav_msgs/Odometry message, in order.
+
+        Raises UserError when the bag has no odometry topic, or several.
+        """
+        with _open(self._path) as reader:
+            connections = [c for c in reader.connections if c.msgtype == ODOMETRY and c.msgcount]
+            topics = sorted({c.topic for c in connections})
+            if len(topics) != 1:
+                found = ", ".join(topics) or "none"
+                raise UserError(
+                    f"{self.name} needs one topic of {ODOMETRY} for --scale odometry; found: {found}"
+                )
+            for connection, _, data in reader.messages(connections):
+                message: Any = reader.deserialize(data, connection.msgtype)
+                place, turn = message.pose.pose.position, message.pose.pose.orientation
+                odom_from_base = np.eye(4)
+                odom_from_base[:3, :3] = matrix_from_quaternion([turn.x, turn.y, turn.z, turn.w])
+                odom_from_base[:3, 3] = place.x, place.y, place.z
+                stamp = message.header.stamp
+                yield stamp.sec * 10**9 + stamp.nanosec, odom_from_base
 
     def _frame(self, message: Any, time_ns: int) -> Frame:
         if hasattr(message, "format"):
