@@ -126,15 +126,8 @@ def test_ctrl_c_keeps_a_partial_result_and_resume_says_that_it_restarts(
     cv2.imwrite(str(frame), cv2.VideoCapture(str(video)).read()[1])
     (tmp_path / "long.txt").write_text("\n".join([frame.name] * 3000))
     everything = ("--set", "keyframes.motion=0", "--set", "keyframes.max_similarity=1", *NO_GATES)
-    arguments = [
-        "reconstruct",
-        tmp_path / "long.txt",
-        "--model",
-        small_model,
-        "--output",
-        output,
-        *everything,
-    ]
+    common = ("--model", small_model, "--output", output, *everything)
+    arguments = ["reconstruct", tmp_path / "long.txt", *common]
     command = [sys.executable, "-m", "fast3r_ros", *map(str, arguments)]
     process = subprocess.Popen(command, env=child_environment, stderr=subprocess.PIPE, text=True)
     end = time.monotonic() + 60
