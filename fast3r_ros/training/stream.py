@@ -76,7 +76,7 @@ def training_batch(
 ) -> Batch:
     """Part `part` of `parts` of one step's batch; the parts are the processes and accumulation passes."""
     views = view_count(config, step)
-    count = max(config.run.views_per_step // views // parts, 1) * parts
+    count = max(config.views_per_step(step) // views // parts, 1) * parts
     motion = config.stage(step).motion
     samples, recorded = [], []
     for number in range(part, count, parts):

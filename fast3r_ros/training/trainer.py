@@ -89,7 +89,7 @@ def train_step(run: Run, config: TrainConfig, process: Process) -> dict[str, flo
     """One optimiser step over the global batch of `run.step`, which it advances; returns what to log."""
     rate = learning_rate(config.optimizer, run.step, config.run.steps)
     for group in run.optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["relative_rate"]
     passes = config.run.accumulation
     totals = torch.zeros(3, device=process.device)
     run.objective.train()
@@ -138,19 +138,29 @@ def _start(config: TrainConfig, process: Process) -> Run:
     network.set_recompute(config.run.recompute)
     average = Average(network, config.optimizer.ema) if config.optimizer.ema else None
     objective = wrap(Objective(network).to(process.device), process, config.run.parallel)
-    parameters = [parameter for parameter in objective.parameters() if parameter.requires_grad]
-    decayed = [parameter for parameter in parameters if parameter.ndim > 1]
-    rest = [parameter for parameter in parameters if parameter.ndim <= 1]
     optimizer = torch.optim.AdamW(
-        [
-            {"params": decayed, "weight_decay": config.optimizer.weight_decay},
-            {"params": rest, "weight_decay": 0.0},
-        ],
+        _parameter_groups(objective, config.optimizer),
         lr=config.optimizer.learning_rate,
         betas=config.optimizer.betas,
         fused=True,
     )
     return Run(objective, network, optimizer, average)
+
+
+def _parameter_groups(objective: nn.Module, options: OptimizerConfig) -> list[dict[str, Any]]:
+    """Heads and the rest, each split into matrices, which decay, and vectors, which don't."""
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in objective.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault(("downstream_head" in name, parameter.ndim > 1), []).append(parameter)
+    return [
+        {
+            "params": members,
+            "weight_decay": options.weight_decay if matrices else 0.0,
+            "relative_rate": options.head_rate if heads else 1.0,
+        }
+        for (heads, matrices), members in groups.items()
+    ]
 
 
 def _resume(run: Run, output: Path, process: Process) -> None:
