@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
-from fast3r_ros.geometry.rotation import matrix_from_quaternion, quaternion_from_matrix
+from fast3r_ros.geometry.rotation import vector_from_matrix
 from fast3r_ros.geometry.sim3 import Sim3
 from fast3r_ros.mapping.config import LoopConfig
 from fast3r_ros.mapping.data import Float32
@@ -25,6 +25,7 @@ _log = logging.getLogger(__name__)
 # (rotation in radians, translation / depth, log scale) of what one window says about two keyframes
 _TRACK_SIGMA = (0.002, 0.003, 0.002)
 _LOOP_SIGMA = (0.003, 0.005, 0.003)
+_WORTH_IT = 1.0  # standard deviations of disagreement from which the map is optimised
 _SPANS = (1, 2, 4, 8)  # a keyframe is linked to those so many places before it
 
 
@@ -127,13 +128,22 @@ class LoopCloser:
 
     def close(
         self, old: int, new: int, correction: Sim3, keyframes: dict[int, Keyframe], robust: bool = True
-    ) -> None:
-        """Add the edge of a loop; correction maps where keyframe `new` is now to where `old` says it
-        should be.
+    ) -> bool:
+        """Add the edge of a loop; whether the map disagrees with it so much that it should be optimised.
+
+        correction maps where keyframe `new` is now to where `old` says it should be.
         """
-        measured = keyframes[old].map_from_local.inverse() @ correction @ keyframes[new].map_from_local
-        self.edges.append(Edge(old, new, measured, keyframes[old].depth, _LOOP_SIGMA, robust))
+        place, depth = keyframes[new].map_from_local, keyframes[old].depth
+        measured = keyframes[old].map_from_local.inverse() @ correction @ place
+        self.edges.append(Edge(old, new, measured, depth, _LOOP_SIGMA, robust))
         self.closed += robust
+        error = place.inverse() @ correction @ place
+        size = (
+            float(np.linalg.norm(vector_from_matrix(error.rotation))),
+            float(np.linalg.norm(error.translation)) / depth,
+            abs(float(np.log(error.scale))),
+        )
+        return any(value > _WORTH_IT * sigma for value, sigma in zip(size, _LOOP_SIGMA, strict=True))
 
     def all_edges(self, keyframes: dict[int, Keyframe], live: Sequence[int]) -> list[Edge]:
         """All edges; those of keyframes that are still in the window are taken as they are now."""
@@ -170,13 +180,18 @@ class LoopCloser:
         except (RuntimeError, ValueError) as error:  # a singular system: the map stays as it is
             _log.warning("the pose graph could not be optimised, the map stays as it is: %s", error)
             return False
-        correction = {i: after[i] @ pose.inverse() for i, pose in before.items()}
-        newest = correction[max(correction)]
-        moved = {i: correction.get(i, newest) @ k.map_from_local for i, k in map_.keyframes.items()}
-        # without this, rounding errors of the rotations would grow from closure to closure
-        quaternions = quaternion_from_matrix(np.stack([pose.rotation for pose in moved.values()]))
-        poses = zip(moved.items(), matrix_from_quaternion(quaternions), strict=True)
-        map_.move({i: Sim3(pose.scale, rotation, pose.translation) for (i, pose), rotation in poses})
+        last = max(before)
+        newest = after[last] @ before[last].inverse()
+        moved = {}
+        for i, keyframe in map_.keyframes.items():
+            pose = keyframe.map_from_local
+            if i not in before:
+                moved[i] = newest @ pose
+            elif pose is before[i]:
+                moved[i] = after[i]
+            else:  # it was estimated anew meanwhile
+                moved[i] = after[i] @ before[i].inverse() @ pose
+        map_.move(moved)
         return True
 
     def discard(self) -> None:

@@ -242,10 +242,11 @@ class Mapper:
             self.map.join(self._submap, old.submap, correction)
             self._loops.discard()
             self._submap, correction = old.submap, Sim3.identity()
-        self._loops.close(old.id, newest, correction, self.map.keyframes, robust=not tracked.relocalized)
-        if not tracked.relocalized:
+        closes = not tracked.relocalized
+        disagrees = self._loops.close(old.id, newest, correction, self.map.keyframes, robust=closes)
+        if disagrees:
             self._loops.optimize(self.map, self._window.ids)
-        return not tracked.relocalized
+        return closes
 
     def _find_scale(self) -> Sim3:
         """Make the map metric when its scale becomes known or proves wrong; returns the change."""

@@ -15,7 +15,12 @@ from scipy.sparse import coo_matrix, csc_matrix, diags
 from scipy.sparse.csgraph import connected_components
 from scipy.sparse.linalg import splu
 
-from fast3r_ros.geometry.rotation import matrix_from_vector, vector_from_matrix
+from fast3r_ros.geometry.rotation import (
+    matrix_from_quaternion,
+    matrix_from_vector,
+    quaternion_from_matrix,
+    vector_from_matrix,
+)
 from fast3r_ros.geometry.sim3 import Sim3
 
 Float64 = NDArray[np.float64]
@@ -93,8 +98,10 @@ def optimize(nodes: dict[int, Sim3], edges: Sequence[Edge]) -> dict[int, Sim3]:
     free[np.unique(part, return_index=True)[1]] = False
     column = np.where(free, np.cumsum(free) - 1, -1)
     state = _minimize(state, stacked, column)
+    # exact rotations, so that rounding errors do not grow from one optimisation to the next
+    rotation = matrix_from_quaternion(quaternion_from_matrix(state.rotation))
     return {
-        identity: Sim3(float(np.exp(state.log_scale[n])), state.rotation[n], state.translation[n])
+        identity: Sim3(float(np.exp(state.log_scale[n])), rotation[n], state.translation[n])
         for identity, n in number.items()
     }
 
