@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +17,6 @@ from fast3r_ros.mapping.data import (
     Frame,
     MapperStatus,
     PoseEstimate,
-    ViewEstimate,
     WindowNetwork,
     WindowResult,
 )
@@ -27,8 +24,9 @@ from fast3r_ros.mapping.fusion import Fusion, fuse_window
 from fast3r_ros.mapping.gravity import extrinsics, leveling, tilt_only
 from fast3r_ros.mapping.intake import FrameIntake
 from fast3r_ros.mapping.loop_closure import LoopCloser
-from fast3r_ros.mapping.map import Keyframe, Map
+from fast3r_ros.mapping.map import Map
 from fast3r_ros.mapping.odometry import OdometryBuffer
+from fast3r_ros.mapping.outcome import Clock, Context, up_to_date, window_result
 from fast3r_ros.mapping.prediction import extrapolate, follow_odometry, pose_of
 from fast3r_ros.mapping.scale import Scale, adopts, estimate_scale
 from fast3r_ros.mapping.storage import SavedMap, read_map, write_map
@@ -110,7 +108,7 @@ class Mapper:
         """Look at the waiting keyframes together with known ones; register, fuse, close loops, find the
         scale.
         """
-        clock = _Clock()
+        clock = Clock()
         self._loops.apply(self.map, wait=False)
         new = self._encode_waiting()
         retrieved = self._retrieve(new)
@@ -182,13 +180,22 @@ class Mapper:
         live = [self.map.keyframes[i] for i in self._window.ids]
         descriptors = np.stack([view.encoded.descriptor for view in new])
         found = self._loops.candidates(descriptors, live, self._submap, self.map, room)
-        views = [self._view_of(self.map.keyframes[i]) for i in found]
-        return [view for view in views if view.encoded.image.shape == new[-1].encoded.image.shape]
+        return self._views_of(found, new[-1].encoded.image.shape)
 
-    def _view_of(self, keyframe: Keyframe) -> WindowView:
-        assert keyframe.image is not None
-        frame = Frame(keyframe.stamp_ns, keyframe.camera, keyframe.image, keyframe.intrinsics)
-        return WindowView(keyframe.id, keyframe.stamp_ns, keyframe.camera, self._network.encode(frame))
+    def _views_of(self, found: Sequence[int], shape: tuple[int, ...]) -> list[WindowView]:
+        """Keyframes as views; those that this network does not take (a map of another one) are left out."""
+        views = []
+        for keyframe in (self.map.keyframes[i] for i in found):
+            assert keyframe.image is not None
+            frame = Frame(keyframe.stamp_ns, keyframe.camera, keyframe.image, keyframe.intrinsics)
+            try:
+                encoded = self._network.encode(frame)
+            except UserError as error:
+                self._last_error = str(error)
+                continue
+            if encoded.image.shape == shape:
+                views.append(WindowView(keyframe.id, keyframe.stamp_ns, keyframe.camera, encoded))
+        return views
 
     def _submap_start(self, first: WindowView) -> SubmapStart:
         """Where the track was lost, as deep as was usual there; for an empty map the level origin."""
@@ -270,19 +277,19 @@ class Mapper:
         self._loops.cut()
 
     def _accept(
-        self, tracked: Track, fusion: Fusion, loop_closed: bool, rescaled: Sim3, clock: _Clock
+        self, tracked: Track, fusion: Fusion, loop_closed: bool, rescaled: Sim3, clock: Clock
     ) -> WindowResult:
         self._windows += 1
         self._rejected_in_a_row = 0
         self._intake.drop("rejected", len(self._orphans) if self._window.ids else 0)
         self._orphans = []
         self._timings = clock.laps
-        keyframes = self.map.keyframes
-        views = tuple(_up_to_date(e, keyframes[e.keyframe_id], rescaled.scale) for e in fusion.estimates)
-        return self._result(tracked, "", views, loop_closed, rescaled, clock)
+        views = up_to_date(fusion.estimates, self.map.keyframes, rescaled.scale)
+        context = Context(self._submap, self.map.version, loop_closed, rescaled, dict(clock.laps))
+        return window_result(tracked, "", views, context)
 
     def _reject(
-        self, new: Sequence[WindowView], tracked: Track | None, reason: str, clock: _Clock
+        self, new: Sequence[WindowView], tracked: Track | None, reason: str, clock: Clock
     ) -> WindowResult:
         """Leave the map as it is; after some rejections in a row the track is lost and a submap will
         start.
@@ -296,32 +303,8 @@ class Mapper:
         self._intake.drop("rejected", len(seen) - len(self._orphans))
         if self._rejected_in_a_row >= self.config.registration.lost_after:
             self._leave_track()
-        return self._result(tracked, reason, (), False, Sim3.identity(), clock)
-
-    def _result(
-        self,
-        tracked: Track | None,
-        reason: str,
-        views: tuple[ViewEstimate, ...],
-        loop_closed: bool,
-        rescaled: Sim3,
-        clock: _Clock,
-    ) -> WindowResult:
-        seen = () if tracked is None else tracked.window.views
-        registration = None if tracked is None else tracked.window.registration
-        return WindowResult(
-            stamp_ns=max((view.stamp_ns for view in seen), default=0),
-            accepted=not reason,
-            reason=reason,
-            views=views,
-            map_from_window=rescaled @ registration.map_from_window if registration else Sim3.identity(),
-            residual=registration.residual * rescaled.scale if registration else float("inf"),
-            inlier_share=registration.inlier_share if registration else 0.0,
-            submap=self._submap,
-            map_version=self.map.version,
-            loop_closed=loop_closed,
-            timings=dict(clock.laps),
-        )
+        context = Context(self._submap, self.map.version, False, Sim3.identity(), dict(clock.laps))
+        return window_result(tracked, reason, (), context)
 
     # ---------------------------------------------------------------- out
 
@@ -357,9 +340,9 @@ class Mapper:
         """The pose of one frame in the map, which is not changed; None when it is not recognised."""
         view = WindowView.of(frame, self._network.encode(frame))
         found = self._loops.index.search(view.encoded.descriptor[None], _LOCALIZE_WITH, set(), -1.0)
-        if not found:
+        views = [*self._views_of(found, view.encoded.image.shape), view]
+        if len(views) < 2:
             return None
-        views = [*(self._view_of(self.map.keyframes[i]) for i in found), view]
         start = self._submap_start(view)
         keyframes = self.map.keyframes
         tracked = track(self._network, views, set(found), keyframes, start, self.config, lambda _: None)
@@ -420,26 +403,3 @@ class Mapper:
                 self._loops.index.add(keyframe.id, keyframe.descriptor)
         self._next_id = max((k.id for k in saved.keyframes), default=-1) + 1
         self._submap = self._submaps = max((k.submap for k in saved.keyframes), default=0)
-
-
-class _Clock:
-    """Seconds per named stage of one window."""
-
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self.laps[name] = self.laps.get(name, 0.0) + now - self._last
-        self._last = now
-
-
-def _up_to_date(estimate: ViewEstimate, keyframe: Keyframe, scale: float) -> ViewEstimate:
-    """An estimate with the pose that its keyframe has after loop closure and a change of scale."""
-    return replace(
-        estimate,
-        map_from_camera=keyframe.map_from_camera,
-        covariance=keyframe.covariance,
-        points_camera=estimate.points_camera if scale == 1.0 else estimate.points_camera * np.float32(scale),
-    )
