@@ -274,9 +274,16 @@ def build(environment: Environment, log: Log) -> None:
     probe = [str(environment.python), "-c", "import tf2_msgs.msg"]
     if subprocess.run(probe, capture_output=True, env=environ, check=False).returncode != 0:
         packages.append(ROOT / "interfaces" / "tf2_msgs")
-    colcon = shutil.which("colcon", path=environ["PATH"]) or "colcon"  # a sourced distribution may bring it
+    colcon = "import sys; from colcon_core.command import main; sys.exit(main())"  # perhaps the system's
     # Found by path only: a search would enter the virtual environment and trip over other packages' setup.py.
-    command: list[str | Path] = [colcon, "--log-base", environment.folder("log"), "build"]
+    command: list[str | Path] = [
+        environment.python,
+        "-c",
+        colcon,
+        "--log-base",
+        environment.folder("log"),
+        "build",
+    ]
     command += ["--base-paths", *packages, "--symlink-install"]
     command += ["--build-base", environment.folder("build"), "--install-base", environment.folder("install")]
     command += ["--cmake-args", f"-DPython3_EXECUTABLE={environment.python}", "-DBUILD_TESTING=OFF"]
