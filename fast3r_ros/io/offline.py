@@ -228,7 +228,8 @@ def _numbers(
     if windows:
         numbers["network per window"] = f"{network / windows:.2f} s"
     if error:
-        numbers["trajectory error"] = f"{error['share_of_path']:.1%} of the path"
+        label = f"trajectory error (knowing nothing: {error['standing_still']:.2f} m)"
+        numbers[label] = f"{error['rmse']:.3f} m"
     if progress.stopped:
         numbers["partial result"] = "partial"
     return numbers
