@@ -139,11 +139,15 @@ def true_poses(sequences: Sequence[SyntheticSequence]) -> dict[tuple[str, int], 
     return {(s.camera, s.stamp_ns(i)): s.world_from_camera[i] for s in sequences for i in range(len(s))}
 
 
-@lru_cache(maxsize=4)
 def the_loop(
     frames: int = 600, size: tuple[int, int] = SMALL, seed: int = 0
 ) -> tuple[SyntheticSequence, list[Frame]]:
     """A walk of about 60 m through ten rooms back to its start, rendered once."""
+    return _rendered_loop(frames, size, seed)
+
+
+@lru_cache(maxsize=4)
+def _rendered_loop(frames: int, size: tuple[int, int], seed: int) -> tuple[SyntheticSequence, list[Frame]]:
     sequence = loop_sequence(frames=frames, width=size[0], height=size[1], seed=seed)
     return sequence, list(sequence)
 

@@ -139,6 +139,16 @@ class Map:
         mine = [k for k in self.keyframes.values() if k.submap == submap]
         self.put([replace(_transformed(k, other_from_submap), submap=other) for k in mine])
 
+    def rescale_submap(self, submap: int, factor: float) -> Sim3:
+        """Scale one submap, whose scale was guessed when it started, about its first camera; returns the
+        change.
+        """
+        mine = [k for k in self.keyframes.values() if k.submap == submap]
+        origin = mine[0].map_from_local.translation
+        change = Sim3(factor, np.eye(3), (1.0 - factor) * origin)
+        self.put([_transformed(k, change) for k in mine])
+        return change
+
     def rescale(self, new_from_old: Sim3, voxel_size: float) -> None:
         """Move everything to metres by one similarity, and fuse from scratch."""
         self.metres = True
@@ -192,6 +202,11 @@ class Map:
     def voxel_size(self) -> float:
         """Edge of a voxel in map units."""
         return self._voxels.voxel_size
+
+    @property
+    def submaps(self) -> int:
+        """Number of parts that are not joined with each other."""
+        return len({keyframe.submap for keyframe in self.keyframes.values()})
 
     @property
     def points(self) -> int:

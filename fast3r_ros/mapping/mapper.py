@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 
 from fast3r_ros.errors import UserError
-from fast3r_ros.geometry.axes import BODY_FROM_OPTICAL
 from fast3r_ros.geometry.rigid import inverse
 from fast3r_ros.geometry.sim3 import Sim3
 from fast3r_ros.mapping.config import MapperConfig
@@ -105,9 +104,7 @@ class Mapper:
         return self._intake.waiting >= needed
 
     def process_window(self) -> WindowResult:
-        """Look at the waiting keyframes together with known ones; register, fuse, close loops, find the
-        scale.
-        """
+        """Look at the waiting keyframes with known ones; register, fuse, close loops, find the scale."""
         clock = Clock()
         self._loops.apply(self.map, wait=False)
         new = self._encode_waiting()
@@ -209,9 +206,7 @@ class Mapper:
             pose[:3, :3] = self._map_from_first_base[:3, :3]
         elif odom_from_base is not None:
             pose[:3, :3] = tilt_only(odom_from_base)
-        known = first.camera in self._base_from_camera
-        base_from_camera = extrinsics(self._base_from_camera, first.camera) if known else BODY_FROM_OPTICAL
-        pose[:3, :3] = pose[:3, :3] @ base_from_camera[:3, :3]
+        pose[:3, :3] = pose[:3, :3] @ extrinsics(self._base_from_camera, first.camera)[:3, :3]
         return SubmapStart(pose, 1.0)
 
     def _fuse(self, tracked: Track) -> Fusion:
@@ -264,9 +259,11 @@ class Mapper:
             self._scale = scale
         if not adopts(self.config.scale, scale, self.map.metres):
             return Sim3.identity()
+        self._loops.discard()
+        if self.map.metres and self.map.submaps > 1:
+            return self.map.rescale_submap(self._submap, scale.metres_per_unit)
         level = leveling(recent, self._odometry, self._base_from_camera)
         change = Sim3(scale.metres_per_unit, level, np.zeros(3))
-        self._loops.discard()
         voxel_size = self.config.map.voxel_size or self.map.voxel_size * scale.metres_per_unit
         self.map.rescale(change, voxel_size)
         return change
@@ -360,7 +357,7 @@ class Mapper:
             dropped=dropped,
             windows=self._windows,
             windows_rejected=self._rejected,
-            submaps=len({k.submap for k in list(self.map.keyframes.values())}),
+            submaps=self.map.submaps,
             loops_closed=self._loops.closed,
             map_points=self.map.points,
             map_bytes=self.map.nbytes,
@@ -370,8 +367,6 @@ class Mapper:
             timings=self._timings,
             last_error=self._last_error,
         )
-
-    # ---------------------------------------------------------------- keeping
 
     def restart_window(self) -> None:
         """Time or place jumped: forget waiting frames and stamps; a submap starts, and joins when

@@ -7,6 +7,7 @@ import pytest
 
 from fast3r_ros.evaluation.benchmark_mapping import start, the_loop
 from fast3r_ros.geometry.rotation import angle_between, matrix_from_vector
+from fast3r_ros.geometry.similarity import fit_similarity
 from fast3r_ros.mapping.config import MapperConfig
 from fast3r_ros.mapping.data import Frame
 from fast3r_ros.mapping.mapper import Mapper
@@ -188,3 +189,20 @@ def test_nothing_and_little():
     assert result is not None
     assert not result.accepted
     assert mapper.localize(frames[0]) is None
+
+
+def test_a_submap_gets_its_own_scale_and_leaves_the_others_alone():
+    sequence, frames = the_loop()
+    run = start(sequence, scale__source="depth", loop__enabled=False)
+    run.feed(frames[:150], finish=False)
+    before = {p.stamp_ns: p.map_from_camera for p in run.mapper.trajectory()[:20]}
+    blank = [replace(frame, image=np.full_like(frame.image, 128)) for frame in frames[150:250]]
+    run.feed([*blank, *frames[250:350]])
+    assert run.mapper.status().submaps == 2
+    for pose in run.mapper.trajectory()[:20]:
+        assert np.allclose(pose.map_from_camera, before[pose.stamp_ns], atol=1e-9)
+    estimated, true = run.positions()
+    later = np.array([k.submap for k in run.mapper.map.keyframes.values()]) == 1
+    assert later.sum() > 10
+    for part in (~later, later):
+        assert fit_similarity(estimated[part], true[part]).scale == pytest.approx(1.0, abs=0.02)
