@@ -11,6 +11,7 @@ from launch.actions import (
     RegisterEventHandler,
 )
 from launch.event_handlers import OnProcessExit
+from launch.events.process import ProcessExited
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
@@ -60,7 +61,9 @@ def start(context: LaunchContext) -> list[object]:
             }
         ],
     )
-    played = LogInfo(
-        msg="The source has been played.  The map stays up: save it with ~/save_map, end with Ctrl-C."
-    )
-    return [replay, RegisterEventHandler(OnProcessExit(target_action=replay, on_exit=[played]))]
+    return [replay, RegisterEventHandler(OnProcessExit(target_action=replay, on_exit=played))]
+
+
+def played(event: ProcessExited, context: LaunchContext) -> list[LogInfo]:
+    text = "The source has been played.  The map stays up: save it with ~/save_map, end with Ctrl-C."
+    return [LogInfo(msg=text)] if event.returncode == 0 else []

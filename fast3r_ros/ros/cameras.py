@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from rclpy.topic_endpoint_info import TopicEndpointInfo
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 IMAGE_DEPTH = 5
+SILENCE_SECONDS = 2.0  # after which another publisher may take over
 
 
 def adapted_reliability(offered: Sequence[ReliabilityPolicy], wanted: str) -> ReliabilityPolicy:
@@ -93,7 +95,8 @@ class CameraSubscriptions:
         self.name = name
         self._node = node
         self._on_image, self._on_foreign = on_image, on_foreign
-        self._chosen: bytes | None = None
+        self._chosen: bytes | None = None  # the publisher whose images are used
+        self._chosen_time = 0.0
         self.publishers: list[str] = []
         prefix = f"{name}/" if name else ""
         topic, kind = node.resolve_topic_name(f"{prefix}image"), Image
@@ -136,9 +139,11 @@ class CameraSubscriptions:
             self._chosen = None
 
     def _receive(self, message: Any, info: Any) -> None:
-        gid = _gid(info)
-        if self._chosen is None:
-            self._chosen = gid
+        gid, now = _gid(info), time.monotonic()
+        if self._chosen is None or now - self._chosen_time > SILENCE_SECONDS:
+            self._chosen = gid  # the one before is gone; one that crashed stays in the graph for a while
+        if gid == self._chosen:
+            self._chosen_time = now
         # a publisher newer than our last look at the graph has a foreign id, too
         if gid != self._chosen or (gid is None and len(self.publishers) > 1):
             self._on_foreign(self.name)

@@ -16,7 +16,7 @@ from fast3r_ros.ros.times import stamp_from_ns
 # rgb is 0x00RRGGBB in the bits of a float32, as PCL and RViz have it
 NAMES = ("x", "y", "z", "rgb", "confidence")
 POINT = np.dtype([("x", "f4"), ("y", "f4"), ("z", "f4"), ("rgb", "u4"), ("confidence", "f4")])
-RGB_BYTES = [14, 13, 12] if sys.byteorder == "little" else [13, 14, 15]  # of red, green, blue
+RGB_BYTES = [14, 13, 12] if sys.byteorder == "little" else [13, 14, 15]
 FIELDS = [
     PointField(name=name, offset=4 * index, datatype=PointField.FLOAT32, count=1)
     for index, name in enumerate(NAMES)
@@ -24,7 +24,7 @@ FIELDS = [
 
 
 def pack_points(cloud: Cloud) -> array.array:
-    """N points as N structured `POINT`s in the one type that a uint8[] field takes without checking each byte.
+    """N points as N structured `POINT`s in the one type that uint8[] takes without checking each byte.
 
     The array is filled in place, so that a million points cost one pass over 20 MB.
     """

@@ -7,13 +7,12 @@ and publishing (`outputs`).
 from __future__ import annotations
 
 import gc
-import os
-import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import NoReturn
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
@@ -24,7 +23,6 @@ from rclpy.duration import Duration
 from rclpy.executors import MultiThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
-from rclpy.signals import SignalHandlerOptions
 from rclpy.timer import Timer
 
 from fast3r_ros.errors import UserError
@@ -40,6 +38,7 @@ from fast3r_ros.ros.inputs import Inputs
 from fast3r_ros.ros.mapping_thread import MappingThread
 from fast3r_ros.ros.network import free_gpu_memory, gpu_memory, load_network, resolve_device
 from fast3r_ros.ros.outputs import Outputs
+from fast3r_ros.ros.process import begin, leave, spin_until
 from fast3r_ros.ros.report import CameraReport, Report, diagnostics_message, status_message
 from fast3r_ros.ros.services import Services
 from fast3r_ros.ros.transforms import OwnFrames, transform_lookup
@@ -340,21 +339,14 @@ def _camera_report(camera: CameraSubscriptions, inputs: Inputs) -> CameraReport:
     return CameraReport(camera.topic, camera.publishers, silence, camera.reliable, calibrated)
 
 
-def main(arguments: Sequence[str] | None = None, load_network: NetworkLoader = load_network) -> int:
-    """Run the node until a signal, then end the process with status 0; or 2 when the node cannot start."""
-    rclpy.init(
-        args=list(sys.argv if arguments is None else arguments),
-        signal_handler_options=SignalHandlerOptions.NO,
-    )
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+def main(arguments: Sequence[str] | None = None, load_network: NetworkLoader = load_network) -> NoReturn:
+    """Run the node until a signal.  Ends the process: 0 after a signal, 2 when the node cannot start."""
+    stop = begin(arguments)
     try:
         node = MappingNode(load_network)
     except UserError as error:
         print(f"{NODE_NAME}: {error}", file=sys.stderr)
-        rclpy.shutdown()
-        return 2
+        leave(2)
     executor = MultiThreadedExecutor(EXECUTOR_THREADS)
     executor.add_node(node)
     status = 0
@@ -366,25 +358,21 @@ def main(arguments: Sequence[str] | None = None, load_network: NetworkLoader = l
             stop.set()
 
     starting = threading.Thread(target=start, name="fast3r_autostart", daemon=True)
-    spinning = threading.Thread(target=executor.spin, name="fast3r_executor", daemon=True)
-    spinning.start()
+    spinning = spin_until(stop, executor)
     if node.config.autostart:
         starting.start()
     while not stop.wait(0.5):
         if not spinning.is_alive():  # its traceback has been printed
             status = 1
-            break
+            stop.set()
     ended = not starting.is_alive() and node.stop()
     executor.shutdown(timeout_sec=0.5)
     if ended:
+        spinning.join(0.5)  # a node in use is not destroyed, and would haunt the graph for its lease
         node.destroy_node()
         rclpy.shutdown()
-    # Leave at once: a pass or a model load that still runs cannot be interrupted, Python would wait for it or
-    # crash in it; and without one Python still takes a second or more to take PyTorch apart.
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+    leave(status)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -6,12 +6,11 @@ Topics: image (or image/compressed), camera_info when the source knows intrinsic
 
 from __future__ import annotations
 
-import signal
 import sys
 import threading
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import rclpy
@@ -21,7 +20,6 @@ from rclpy.duration import Duration
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
-from rclpy.signals import SignalHandlerOptions
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
@@ -31,6 +29,7 @@ from fast3r_ros.mapping.data import Float64, Frame
 from fast3r_ros.ros.images import rgb_to_image, rgb_to_jpeg
 from fast3r_ros.ros.messages import camera_info
 from fast3r_ros.ros.poses import odometry_message
+from fast3r_ros.ros.process import begin, leave, spin_until
 from fast3r_ros.ros.times import NS
 
 NODE_NAME = "fast3r_replay"
@@ -153,35 +152,29 @@ class ReplayNode(Node):
         return odometry_message(world_from_camera, np.zeros((6, 6)), "world", camera, 0)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Play the source; exit status 0 at its end, 2 when it cannot be played, 130 after Ctrl-C."""
-    stop = threading.Event()
-    rclpy.init(
-        args=list(sys.argv if arguments is None else arguments),
-        signal_handler_options=SignalHandlerOptions.NO,
-    )
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Play the source.  Ends the process: 0 at its end, 2 when it cannot be played, 130 after Ctrl-C."""
+    stop = begin(arguments)
     try:
         node = ReplayNode()
     except UserError as error:
         print(f"{NODE_NAME}: {error}", file=sys.stderr)
-        rclpy.shutdown()
-        return 2
+        leave(2)
     executor = SingleThreadedExecutor()
     executor.add_node(node)
-    spinning = threading.Thread(target=executor.spin, name="fast3r_executor", daemon=True)
-    spinning.start()
+    spinning = spin_until(stop, executor)
     try:
         status = 0 if node.play(stop) and not stop.is_set() else 130
     except UserError as error:
         print(f"{NODE_NAME}: {error}", file=sys.stderr)
         status = 2
-    executor.shutdown(timeout_sec=1.0)
+    stop.set()
+    executor.shutdown(timeout_sec=0.5)
+    spinning.join(0.5)  # a node in use is not destroyed, and would haunt the graph for its lease
     node.destroy_node()
     rclpy.shutdown()
-    return status
+    leave(status)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -71,4 +71,4 @@ def load_network(config: NodeConfig) -> WindowNetwork:
 
 
 if __name__ == "__main__":
-    sys.exit(main([sys.argv[0], *sys.argv[2:]], load_network))
+    main([sys.argv[0], *sys.argv[2:]], load_network)

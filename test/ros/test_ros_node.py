@@ -348,7 +348,7 @@ def test_a_full_disk_is_told_and_leaves_the_old_file(session: Session) -> None:
         for name in ("room.ply", "room.pcd", "room_folder"):
             answer = session.listener.call(SaveMap, f"{NODE}/save_map", name=name)
             assert not answer.success
-            assert "cannot write" in answer.message
+            assert "File too large" in answer.message
     finally:
         resource.prlimit(session.node.pid, resource.RLIMIT_FSIZE, limits)
     assert (session.directory / "room.ply").read_bytes() == before
