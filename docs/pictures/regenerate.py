@@ -16,6 +16,8 @@ from pathlib import Path
 from PIL import Image
 
 PICTURES = Path(__file__).resolve().parent
+ROOT = PICTURES.parents[1]
+sys.path.insert(0, str(ROOT))  # this tree, wherever the script is started from
 WIDTH, COLOURS = 1200, 256  # of a picture; a palette keeps the file small
 SECONDS_TO_DRAW = 15  # without a GPU the browser is slow
 
@@ -25,7 +27,7 @@ def main() -> None:
     model = sys.argv[1] if len(sys.argv) > 1 else "demo"
     with tempfile.TemporaryDirectory() as folder:
         command = ["reconstruct", "synthetic", "--model", model, "--output", folder]
-        subprocess.run([sys.executable, "-m", "fast3r_ros", *command], cwd=PICTURES.parents[1], check=True)
+        subprocess.run([sys.executable, "-m", "fast3r_ros", *command], cwd=ROOT, check=True)
         save((Path(folder) / "preview.png").read_bytes(), "demo.png")
         if shutil.which("chromium") and shutil.which("chromedriver"):
             save(screenshot(folder), "viewer.png")
