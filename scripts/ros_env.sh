@@ -1,10 +1,10 @@
 # Bring the virtual environment and the built package into this shell (bash):
-#     . scripts/ros_env.sh            Kilted from PyPI, or the ROS 2 distribution that is sourced
-#     . scripts/ros_env.sh jazzy      Jazzy from PyPI
+#     . scripts/ros_env.sh                    Kilted from PyPI, or the ROS 2 distribution that is sourced
+#     DISTRO=jazzy; . scripts/ros_env.sh      Jazzy from PyPI
 # Then `python -m fast3r_ros.ros.mapping_node`, `import fast3r_ros.msg` and every test work.
 
 fast3r_root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-fast3r_suffix=$("${PYTHON:-python3}" "$fast3r_root/scripts/setup_environment.py" --print-suffix ${1:+--distro "$1"}) || return
+fast3r_suffix=$("${PYTHON:-python3}" "$fast3r_root/scripts/setup_environment.py" --print-suffix --distro "${DISTRO:-}") || return
 
 # The wheels restart Python once with their own library path and remember that in a variable; it belongs to
 # one environment only.

@@ -18,7 +18,7 @@ check "documentation" "$core/mkdocs" build --strict --quiet --site-dir build/sit
 check "tests of the core, without ROS" env -u PYTHONPATH -u LD_LIBRARY_PATH -u AMENT_PREFIX_PATH \
     "$core/python" -m pytest --ignore test/ros --ignore test/package "$@"
 
-. scripts/ros_env.sh $DISTRO
+. scripts/ros_env.sh || exit
 check "mypy" python -m mypy
 check "tests of nodes, packaging and the demo, against the installed package" \
     env PYTHONSAFEPATH=1 python -m pytest -o pythonpath= test/ros test/package "$@"

@@ -44,8 +44,10 @@ def test_messages_go_from_node_to_node(distro, tmp_path):
     environ = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "LANG")}
     if not distro:  # the environment that the tests themselves run in
         environ = dict(os.environ)
+    if distro:
+        environ["DISTRO"] = distro
     environ.update(ROS_DOMAIN_ID="91" if distro else "90", ROS_AUTOMATIC_DISCOVERY_RANGE="LOCALHOST")
-    enter = f". {ROOT}/scripts/ros_env.sh {distro or os.environ.get('DISTRO', '')}"
+    enter = f". {ROOT}/scripts/ros_env.sh"
     command = f"cd {tmp_path} && {enter} && exec python talk.py"
     talker = subprocess.Popen(["bash", "-c", f"{command} talker"], env=environ)
     try:
