@@ -18,16 +18,21 @@ from fast3r_ros.ros.upstream import CV_BRIDGE, CV_BRIDGE_ENCODINGS
 
 
 def image_to_rgb(message: Image) -> UInt8:
-    """A raw image as (H, W, 3) uint8 RGB, by cv_bridge where it is installed and knows the encoding.
+    """A raw image as (H, W, 3) uint8 RGB, by cv_bridge where it is installed and the image is a plain one.
 
     Raises BadImage.
     """
-    if CV_BRIDGE is not None and message.encoding in CV_BRIDGE_ENCODINGS:
-        try:
-            return CV_BRIDGE.imgmsg_to_cv2(message, "rgb8")
-        except Exception:  # of many types; ours says what is wrong with the message
-            return _decode(message)
+    if CV_BRIDGE is not None and _is_plain(message):
+        return np.ascontiguousarray(CV_BRIDGE.imgmsg_to_cv2(message, "rgb8"))
     return _decode(message)
+
+
+def _is_plain(message: Image) -> bool:
+    """Whether nothing is unusual about an image: cv_bridge does not check, and makes pictures of garbage."""
+    pixel = CV_BRIDGE_ENCODINGS.get(message.encoding, 0)
+    row = message.width * pixel
+    even = message.width % 2 == 0 and message.height % 2 == 0
+    return 0 < row == message.step and 0 < message.height * row == len(message.data) and even
 
 
 def _decode(message: Image) -> UInt8:

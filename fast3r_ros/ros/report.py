@@ -117,11 +117,11 @@ def diagnostics_message(report: Report, node_name: str) -> DiagnosticArray:
 
 
 def _worst(sentences: Sequence[tuple[bytes, str]], good: str) -> tuple[bytes, str]:
-    """The level and the joined sentences of the worst findings."""
+    """The worst level, and all findings with the worst first."""
     if not sentences:
         return DiagnosticStatus.OK, good
-    level = max(sentences)[0]
-    return level, "; ".join(text for each, text in sentences if each == level)
+    ordered = sorted(sentences, key=lambda found: found[0], reverse=True)
+    return ordered[0][0], "; ".join(text for _, text in ordered)
 
 
 def _input_status(report: Report, name: str) -> DiagnosticStatus:

@@ -2,8 +2,8 @@
 
 | library | used for | equivalent |
 | --- | --- | --- |
-| cv_bridge | raw images to RGB | `images` |
-| sensor_msgs_py | building PointCloud2 | `clouds` |
+| cv_bridge | well-formed raw images to RGB | `images` |
+| sensor_msgs_py | reading our clouds back, in tests | `clouds`, which packs in place at half the cost |
 | tf_transformations | quaternions of matrices | `poses` (scipy) |
 | tf2_ros | looking up and broadcasting transforms | `transforms` |
 
@@ -16,11 +16,11 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-# what cv_bridge converts to rgb8 as we define it; everything else goes through `images`
-CV_BRIDGE_ENCODINGS = frozenset(
-    ["rgb8", "bgr8", "rgba8", "bgra8", "mono8", "mono16", "yuv422", "yuv422_yuy2"]
-    + [f"bayer_{pattern}8" for pattern in ("rggb", "bggr", "gbrg", "grbg")]
-)
+# bytes per pixel of what cv_bridge converts to rgb8 as we define it; everything else goes through `images`
+CV_BRIDGE_ENCODINGS = {
+    **{"rgb8": 3, "bgr8": 3, "rgba8": 4, "bgra8": 4, "mono8": 1, "mono16": 2, "yuv422": 2, "yuv422_yuy2": 2},
+    **{f"bayer_{pattern}8": 1 for pattern in ("rggb", "bggr", "gbrg", "grbg")},
+}
 
 
 def installed(module: str) -> Any | None:
