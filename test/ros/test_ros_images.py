@@ -17,7 +17,15 @@ from ros_encoders import encode, expected, known_picture
 from sensor_msgs.msg import CompressedImage, Image
 
 from fast3r_ros.io.pixels import ENCODINGS, BadImage
-from fast3r_ros.ros.images import compressed_to_rgb, float_to_image, image_to_rgb, rgb_to_image, rgb_to_jpeg
+from fast3r_ros.ros.images import (
+    _decode,
+    _is_plain,
+    compressed_to_rgb,
+    float_to_image,
+    image_to_rgb,
+    rgb_to_image,
+    rgb_to_jpeg,
+)
 from fast3r_ros.ros.upstream import CV_BRIDGE, CV_BRIDGE_ENCODINGS
 
 NAMES = [name for name in ENCODINGS if name != "16uc1"]
@@ -87,6 +95,14 @@ def test_broken_images_say_why(change: dict, reason: str) -> None:
     with pytest.raises(BadImage) as caught:
         image_to_rgb(broken(dict(change)))
     assert caught.value.reason == reason
+
+
+def test_cv_bridge_would_get_whole_images_only() -> None:
+    assert all(_is_plain(encode(known_picture(), name)) for name in CV_BRIDGE_ENCODINGS)
+    assert not _is_plain(encode(known_picture(), "rgb8", padding=6))
+    assert not _is_plain(encode(known_picture(), "nv12"))
+    for change in ({"cut": 100}, {"step": 17}, {"width": 0}, {"height": 0}, {"height": 1000}, {"width": 128}):
+        assert not _is_plain(broken(change))
 
 
 def test_unknown_encodings_say_which() -> None:
@@ -179,7 +195,5 @@ def test_damaged_jpegs_never_do_more_than_raise(position: int, value: int, lengt
 @pytest.mark.parametrize("encoding", sorted(CV_BRIDGE_ENCODINGS))
 def test_cv_bridge_says_the_same(encoding: str) -> None:
     message = encode(known_picture(), encoding)
-    from fast3r_ros.ros.images import _decode
-
     theirs = CV_BRIDGE.imgmsg_to_cv2(message, "rgb8")
     assert np.abs(theirs.astype(int) - _decode(message)).max() <= 1
