@@ -7,6 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from rosbags.rosbag1 import Writer as Ros1Writer
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.rosbag2.enums import CompressionFormat, CompressionMode
 from rosbags.typesys import Stores, get_typestore
@@ -133,6 +134,30 @@ def test_camera_info_gives_intrinsics_with_our_pixel_centres(tmp_path):
     expected[:2, 2] += 0.5
     np.testing.assert_allclose(frame.intrinsics, expected)
     np.testing.assert_array_equal(frame.image, picture(0))
+
+
+def test_ros_1_bag(tmp_path):
+    """The same in the older format, whose CameraInfo has its fields in capitals."""
+    store = get_typestore(Stores.ROS1_NOETIC)
+    types = store.types
+    time = types["builtin_interfaces/msg/Time"](sec=100, nanosec=500)
+    top = types["std_msgs/msg/Header"](seq=0, stamp=time, frame_id="front_optical")
+    roi = types["sensor_msgs/msg/RegionOfInterest"](0, 0, 0, 0, False)
+    rotation, zero = np.eye(3).ravel(), np.zeros((3, 1))
+    projection = np.hstack([MATRIX, zero]).ravel()
+    info = types["sensor_msgs/msg/CameraInfo"](
+        top, HEIGHT, WIDTH, "plumb_bob", np.zeros(5), MATRIX.ravel(), rotation, projection, 0, 0, roi
+    )
+    pixels = picture(0).reshape(-1)
+    image = types["sensor_msgs/msg/Image"](top, HEIGHT, WIDTH, "rgb8", 0, 3 * WIDTH, pixels)
+    with Ros1Writer(tmp_path / "old.bag") as writer:
+        for topic, message in (("/front/image_raw", image), ("/front/camera_info", info)):
+            connection = writer.add_connection(topic, message.__msgtype__, typestore=store)
+            writer.write(connection, 10**9, store.serialize_ros1(message, message.__msgtype__))
+    (frame,) = open_source(tmp_path / "old.bag")
+    np.testing.assert_array_equal(frame.image, picture(0))
+    assert frame.stamp_ns == 100 * 10**9 + 500
+    np.testing.assert_allclose(frame.intrinsics[0, 2], MATRIX[0, 2] + 0.5)
 
 
 def test_distortion_is_taken_out(tmp_path):
