@@ -53,10 +53,11 @@ def generate_launch_description() -> LaunchDescription:
 
 def large_messages() -> list[SetEnvironmentVariable]:
     """Fast DDS with room for images and clouds of megabytes, unless the user has a profile of their own."""
-    names = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
-    if any(name in os.environ for name in names):
+    old, new = "FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE"  # until Jazzy, since Kilted
+    if old in os.environ or new in os.environ:
         return []
-    return [SetEnvironmentVariable(name, str(SHARE / "config" / "fastdds.xml")) for name in names]
+    name = old if os.environ.get("ROS_DISTRO") == "jazzy" else new
+    return [SetEnvironmentVariable(name, str(SHARE / "config" / "fastdds.xml"))]
 
 
 def start(context: LaunchContext) -> list[Node]:

@@ -126,8 +126,8 @@ def _node(model: str, seconds: float, domain: int) -> dict[str, Any]:
         with _camera(seconds, "reliable", environment) as camera:
             while camera.poll() is None:
                 executor.spin_once(timeout_sec=0.2)
+            sent = int((camera.communicate()[0] or "0").split()[0])
         busy = (_cpu_seconds(node.pid) - before) / (time.monotonic() - start)
-        sent = int((camera.communicate()[0] or "0").split()[0])
     finally:
         node.terminate()
         node.wait(10)
