@@ -79,7 +79,7 @@ def demo_sequence(
     seconds: float = 12.0, rate: float = 10.0, width: int = 320, height: int = 240, with_depth: bool = False
 ) -> SyntheticSequence:
     """The short walk through one furnished room that `make demo` maps; not one of the training scenes."""
-    scene = room_scene(DEMO_SEED, size=(5.5, 4.5, 2.6))
+    scene = room_scene(DEMO_SEED, size=(5.5, 4.5, 2.6), painted=True)
     path = room_path(scene, round(seconds * rate), seed=1, speed=0.3 / rate)
     intrinsics = pinhole(width, height, np.deg2rad(70))
     return SyntheticSequence(scene, path, intrinsics, width, height, rate, with_depth=with_depth)

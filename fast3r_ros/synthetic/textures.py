@@ -15,6 +15,8 @@ LEVEL_OFFSETS = tuple(int(sum(size * size for size in LEVEL_SIZES[:level])) for 
 TEXELS = sum(size * size for size in LEVEL_SIZES)
 
 KINDS = ("checks", "bricks", "planks", "stripes", "noise", "tiles", "picture")
+GREY = "grey "  # before the kind's name: the same in grey, to be tinted
+GREYS = 42
 
 Image = NDArray[np.float32]
 
@@ -39,11 +41,22 @@ def textures_of(*kinds: str) -> NDArray[np.int64]:
 
 @lru_cache(maxsize=4)
 def texture_bank(count: int = 210, seed: int = 7) -> TextureBank:
-    """The bank of `count` textures, an equal share of each kind; a pure function of its arguments."""
+    """The bank of `count` textures and 42 grey ones, an equal share of each kind; seeded."""
     rng = np.random.default_rng(seed)
-    kinds = tuple(KINDS[index % len(KINDS)] for index in range(count))
-    texels = np.stack([_mipmaps(_MAKERS[kind](rng)) for kind in kinds])
-    return TextureBank(texels, kinds)
+    kinds = [KINDS[index % len(KINDS)] for index in range(count)]
+    images = [_MAKERS[kind](rng) for kind in kinds]
+    for index in range(GREYS):
+        kind = KINDS[index % len(KINDS)]
+        kinds.append(GREY + kind)
+        images.append(_grey(_MAKERS[kind](rng)))
+    return TextureBank(np.stack([_mipmaps(image) for image in images]), tuple(kinds))
+
+
+def _grey(image: Image) -> Image:
+    """Brightness only, around 0.6 and of moderate contrast."""
+    brightness = image.mean(-1, keepdims=True)
+    relative = (brightness / brightness.mean()).clip(0.4, 1.6)
+    return np.broadcast_to(0.6 * relative, image.shape).astype(np.float32)
 
 
 def _mipmaps(image: Image) -> NDArray[np.float32]:

@@ -25,7 +25,8 @@ class DataConfig:
     full motion.  walks, look_arounds: shares of samples that are walks and turns on the spot; the rest are
     unordered views.  exposure: largest change of brightness per view; noise: standard deviation per pixel,
     both relative to white.  partial: share of views of which a rectangle is blanked and left out of the loss.
-    samples: how many different samples there are; 0 means no end.
+    samples: how many different samples there are; 0 means no end.  painted: see `room_scene`; corridors are
+    left out.
     """
 
     width: int = 224
@@ -44,6 +45,7 @@ class DataConfig:
     noise: float = 0.01
     partial: float = 0.0
     samples: int = 0
+    painted: bool = False
 
 
 @dataclass(frozen=True)
@@ -227,7 +229,8 @@ def _check(config: TrainConfig, source: str) -> None:
         rules.append(
             (
                 largest * run.accumulation <= (stage.views_per_step or run.views_per_step),
-                f"views_per_step is {stage.views_per_step or run.views_per_step}, less than {run.accumulation} x {largest} views",
+                f"views_per_step is {stage.views_per_step or run.views_per_step}, "
+                f"less than {run.accumulation} x {largest} views",
             )
         )
     for good, message in rules:

@@ -109,7 +109,8 @@ def held_out_batch(
 def _draw(
     data: DataConfig, rng: np.random.Generator, seed: int, views: int, motion: float, kind: str = ""
 ) -> _Sample:
-    scene = corridor_scene(seed) if rng.random() < 0.05 else room_scene(seed)
+    corridor = rng.random() < 0.05 and not data.painted
+    scene = corridor_scene(seed) if corridor else room_scene(seed, painted=data.painted)
     if not kind:  # fewer views may lie further apart
         motion *= rng.uniform(1, max(1.0, 8 / views))
     moves = Motion(
