@@ -37,10 +37,9 @@ class PointmapHead(nn.Module):
             raw: Tensor = checkpoint(self.dpt, maps, use_reentrant=False)
         else:
             raw = self.dpt(maps)
-        raw = raw.to(torch.promote_types(raw.dtype, torch.float32)).permute(0, 2, 3, 1)
-        return activate_points(raw[..., :3], self.depth_mode), activate_confidence(
-            raw[..., 3], self.conf_mode
-        )
+        raw = raw.permute(0, 2, 3, 1).contiguous().to(torch.promote_types(raw.dtype, torch.float32))
+        points = activate_points(raw[..., :3], self.depth_mode)
+        return points, activate_confidence(raw[..., 3], self.conf_mode)
 
     def bytes_per_view(self, grid: tuple[int, int], element_size: int) -> int:
         """What one view needs at the widest place of the head, roughly."""
@@ -62,11 +61,7 @@ class PointmapHead(nn.Module):
                     torch.cat([_token_map(hook, features, views[place]) for place in part])
                     for hook in features.hooks
                 ]
-                points, confidence = self(maps)
-                points, confidence = (
-                    points.unflatten(0, (len(part), -1)),
-                    confidence.unflatten(0, (len(part), -1)),
-                )
+                points, confidence = (result.unflatten(0, (len(part), -1)) for result in self(maps))
                 for place, view_points, view_confidence in zip(part, points, confidence, strict=True):
                     results[place] = Pointmap(view_points, view_confidence)
         return [result for result in results if result is not None]

@@ -59,6 +59,8 @@ def test_shapes_follow_the_views_and_adding_one_changes_none(
             assert confidence.shape == (batch, height, width)
             assert bool((confidence >= 1).all())
             assert bool(points.isfinite().all())
+            assert points.is_contiguous()
+            assert confidence.is_contiguous()
 
 
 @pytest.mark.parametrize("random_indices", [True, False])
