@@ -1,7 +1,7 @@
 """Held-out synthetic rooms, which training never draws: short walks for one forward pass, long ones for
 mapping.
 
-Two splits: `full` has the whole variety of textures, fields of view, camera heights, tilts and steps; `easy`
+Two splits: `full` has the whole variety of textures, fields of view, heights, tilts and steps; `easy`
 has what the demo model was trained for (config/train/demo.yaml): painted rooms, a level camera 1.3 m above the
 floor, 4:3 images with a field of view of 70 degrees.
 """
