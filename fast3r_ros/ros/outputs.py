@@ -88,7 +88,7 @@ class Outputs:
         }
         self._jobs: queue.Queue[Callable[[], None]] = queue.Queue(maxsize=4)
         self._stopping = False
-        self._newest_sent: dict[str, int] = {}
+        self._newest_id = -1  # keyframe whose images were published last
         self._pose_ns = 0
         self._map_sent = -1
         self._map_time = 0.0
@@ -108,7 +108,7 @@ class Outputs:
         pose = mapper.newest_pose()
         if pose is None:
             return
-        if pose.stamp_ns > max(self._pose_ns, self.newest_ns):
+        if pose.stamp_ns not in (self._pose_ns, self.newest_ns):
             self._pose_ns = pose.stamp_ns
             self._put(lambda: self._publish_pose(pose))
         self._offer_map(mapper, mapper.map.version, self.newest_ns, at_once=False)
@@ -133,7 +133,7 @@ class Outputs:
 
     def restart(self) -> None:
         """The map starts anew: what was sent counts no more."""
-        self._newest_sent.clear()
+        self._newest_id = -1
         self.newest_ns = self._pose_ns = 0
         self._map_sent = -1
 
@@ -174,10 +174,9 @@ class Outputs:
         if result.views:
             self._publish_cloud(result.views[-1])
         for view in result.views:
-            if view.stamp_ns > self._newest_sent.get(view.camera, -1):
+            if view.keyframe_id > self._newest_id:
                 self._publish_images(view)
-        for camera, view in newest.items():
-            self._newest_sent[camera] = max(view.stamp_ns, self._newest_sent.get(camera, -1))
+        self._newest_id = max((view.keyframe_id for view in result.views), default=self._newest_id)
         self.latencies = {**result.timings, "publish": time.perf_counter() - start}
         self.newest_ns = result.stamp_ns
         arrived = self._arrivals.get(result.stamp_ns)

@@ -186,6 +186,7 @@ def test_a_looping_bag_with_simulated_time_starts_new_windows() -> None:
     listener = listener_for(domain_id)
     with running(node):
         listener.wait_for(f"{NODE}/status", lambda message: message.state == MappingStatus.WAITING, 60)
+        listener.listen(Image, f"{NODE}/confidence")
         play = {"rate": 4.0, "loop": True, "publish_clock": True}
         replay = Program([*REPLAY, *arguments(play)], domain_id)
         with running(replay):
@@ -199,6 +200,8 @@ def test_a_looping_bag_with_simulated_time_starts_new_windows() -> None:
             replay.stop()
         assert later.map_points > first.map_points / 2 > 0  # the map stays; joined submaps share points
         assert later.header.stamp.sec < 20  # simulated, not the machine's time
+        stamps = [ns_from_stamp(message.header.stamp) for message in listener.heard[f"{NODE}/confidence"]]
+        assert stamps != sorted(stamps)  # what is seen again is published again
     listener.close()
     assert "Traceback" not in node.output()
 
