@@ -14,7 +14,7 @@ import json
 BENCHMARKS = (
     ("network", "fast3r_ros.benchmark.network", "the network's stages by views, size and dtype"),
     ("indices", "fast3r_ros.benchmark.indices", "accuracy by the choice of image indices"),
-    ("mapping", "fast3r_ros.evaluation.benchmark_mapping", "the mapper's promises on synthetic truth"),
+    ("mapping", "fast3r_ros.benchmark.mapping", "the mapper's promises on synthetic truth"),
     ("node", "fast3r_ros.evaluation.benchmark_node", "the ROS node: callbacks, drops, latency, CPU over DDS"),
 )
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fast3r_ros.evaluation.benchmark_mapping import start, the_loop
+from fast3r_ros.benchmark.synthetic_run import start, the_loop
 from fast3r_ros.geometry.rotation import angle_between, matrix_from_vector
 from fast3r_ros.geometry.similarity import fit_similarity
 from fast3r_ros.mapping.config import MapperConfig

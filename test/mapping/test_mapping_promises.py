@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fast3r_ros.evaluation import benchmark_mapping as benchmark
+from fast3r_ros.benchmark import mapping as benchmark
 
 
 def test_a_60_m_loop_without_closure_stays_below_one_percent():

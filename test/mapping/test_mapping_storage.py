@@ -8,8 +8,8 @@ import time
 import numpy as np
 import pytest
 
+from fast3r_ros.benchmark.synthetic_run import start, the_loop
 from fast3r_ros.errors import UserError
-from fast3r_ros.evaluation.benchmark_mapping import start, the_loop
 from fast3r_ros.mapping.storage import read_map, write_map
 
 

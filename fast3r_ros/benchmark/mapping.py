@@ -9,150 +9,25 @@ from __future__ import annotations
 import argparse
 import platform
 import tempfile
-import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fast3r_ros.benchmark.synthetic_run import SMALL, Run, start, the_loop
 from fast3r_ros.geometry.axes import BODY_FROM_OPTICAL, body_pose_from_optical
 from fast3r_ros.geometry.rigid import inverse, rigid_matrix
 from fast3r_ros.geometry.rotation import angle_between, matrix_from_vector
 from fast3r_ros.geometry.sim3 import Sim3
-from fast3r_ros.geometry.similarity import fit_similarity
-from fast3r_ros.mapping.config import MapperConfig
-from fast3r_ros.mapping.data import EncodedView, Frame, Reconstruction, WindowResult
 from fast3r_ros.mapping.mapper import Mapper
-from fast3r_ros.synthetic.network_double import Disturbance, TrueNetwork
+from fast3r_ros.synthetic.network_double import Disturbance
 from fast3r_ros.synthetic.sequence import SyntheticSequence, loop_sequence
 
 Float64 = NDArray[np.float64]
-SMALL = (64, 48)  # pixels; the stand-in network needs no more for the accuracy of poses
 SECOND_NS = 1_000_000_000
-
-
-class MeteredNetwork:
-    """A network that counts the processor time it takes, so that the rest can be told apart."""
-
-    def __init__(self, network: TrueNetwork) -> None:
-        self._network = network
-        self.seconds = 0.0
-
-    def encode(self, frame: Frame) -> EncodedView:
-        """See `WindowNetwork`."""
-        start_time = time.thread_time()
-        encoded = self._network.encode(frame)
-        self.seconds += time.thread_time() - start_time
-        return encoded
-
-    def reconstruct(self, views: Sequence[EncodedView]) -> Reconstruction:
-        """See `WindowNetwork`."""
-        start_time = time.thread_time()
-        reconstruction = self._network.reconstruct(views)
-        self.seconds += time.thread_time() - start_time
-        return reconstruction
-
-
-@dataclass
-class Run:
-    """A mapper that has seen frames of sequences, and what its windows said.
-
-    seconds: processor time of each window outside of the network, on the calling thread; unlike wall time
-    it does not depend on what else the machine does.
-    """
-
-    mapper: Mapper
-    network: TrueNetwork
-    meter: MeteredNetwork
-    sequences: Sequence[SyntheticSequence]
-    results: list[WindowResult]
-    seconds: list[float]
-
-    def feed(self, frames: Iterable[Frame], finish: bool = True) -> Run:
-        """Offer frames one by one and process windows as they become ready."""
-        for frame in frames:
-            self.mapper.add_frame(frame)
-            if self.mapper.window_ready():
-                start_time = time.thread_time() - self.meter.seconds
-                self.results.append(self.mapper.process_window())
-                self.seconds.append(time.thread_time() - self.meter.seconds - start_time)
-        last = self.mapper.finish() if finish else None
-        self.results += [] if last is None else [last]
-        return self
-
-    def positions(self) -> tuple[Float64, Float64]:
-        """Estimated and true camera positions of the keyframes, both (N, 3), in time order."""
-        truth = true_poses(self.sequences)
-        poses = self.mapper.trajectory()
-        estimated = np.array([pose.map_from_camera[:3, 3] for pose in poses])
-        return estimated, np.array([truth[pose.camera, pose.stamp_ns][:3, 3] for pose in poses])
-
-    def world_from_map(self) -> Sim3:
-        """The similarity that fits the trajectory to the truth best."""
-        return fit_similarity(*self.positions())
-
-    def scores(self) -> dict[str, float]:
-        """Trajectory RMSE after one similarity, in metres and percent of the path, and the drift of the
-        scale.
-        """
-        estimated, true = self.positions()
-        error = np.linalg.norm(fit_similarity(estimated, true).apply(estimated) - true, axis=1)
-        rmse = float(np.sqrt((error**2).mean()))
-        path = float(np.linalg.norm(np.diff(true, axis=0), axis=1).sum())
-        part = max(4, len(true) // 8)
-        first, last = (
-            fit_similarity(estimated[ends], true[ends]).scale for ends in (slice(part), slice(-part, None))
-        )
-        return {
-            "rmse": rmse,
-            "rmse_percent": 100 * rmse / path,
-            "scale_drift_percent": 100 * abs(float(np.log(last / first))),
-            "path": path,
-            "keyframes": len(true),
-            "windows": len(self.results),
-            "rejected": sum(not result.accepted for result in self.results),
-            "loops": self.mapper.status().loops_closed,
-        }
-
-
-def start(
-    sequences: SyntheticSequence | Sequence[SyntheticSequence],
-    disturbance: Disturbance | None = None,
-    seed: int = 0,
-    **parameters: Any,
-) -> Run:
-    """A fresh mapper on a stand-in network; parameters by dotted name with `__` for the dot."""
-    several = [sequences] if isinstance(sequences, SyntheticSequence) else list(sequences)
-    network = TrueNetwork(several, disturbance, seed)
-    flat = {name.replace("__", "."): value for name, value in parameters.items()}
-    meter = MeteredNetwork(network)
-    mapper = Mapper(meter, MapperConfig.from_flat({"loop.background": False, **flat}))
-    return Run(mapper, network, meter, several, [], [])
-
-
-def true_poses(sequences: Sequence[SyntheticSequence]) -> dict[tuple[str, int], Float64]:
-    """`world_from_camera` by camera and stamp."""
-    return {(s.camera, s.stamp_ns(i)): s.world_from_camera[i] for s in sequences for i in range(len(s))}
-
-
-def the_loop(
-    frames: int = 600, size: tuple[int, int] = SMALL, seed: int = 0
-) -> tuple[SyntheticSequence, list[Frame]]:
-    """A walk of about 60 m through ten rooms back to its start, rendered once."""
-    return _rendered_loop(frames, size, seed)
-
-
-@lru_cache(maxsize=4)
-def _rendered_loop(frames: int, size: tuple[int, int], seed: int) -> tuple[SyntheticSequence, list[Frame]]:
-    sequence = loop_sequence(frames=frames, width=size[0], height=size[1], seed=seed)
-    return sequence, list(sequence)
-
-
-# ---------------------------------------------------------------- scenarios
 
 
 def loop_accuracy(loop: bool, seed: int = 0, size: tuple[int, int] = SMALL) -> dict[str, float]:
