@@ -132,6 +132,9 @@ def fit_similarity_robust(
     """
     options = options or RobustOptions()
     batch = as_batch(source, target, weights)
+    if batch[0].shape[1] == 0:  # the same as one correspondence without weight
+        source, target, weights = (values.new_zeros((1, 1, *values.shape[2:])) for values in batch)
+        batch = source, target, weights
     chosen = sample_indices(batch[0].shape[1], options.max_points, batch[0].device)
     source, target, weights = (values.index_select(1, chosen) for values in batch)
     fits = fit_similarities_robust(source, target, weights, options)
