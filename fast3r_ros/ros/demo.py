@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import signal
 import sys
@@ -35,6 +36,7 @@ from fast3r_ros.srv import SaveMap
 
 START_SECONDS = 120.0  # for loading the model
 SILENCE_SECONDS = 30.0  # without any image
+LAST_IMAGES_SECONDS = 1.0  # for those under way when the replay node has ended
 REST_SECONDS = 60.0  # for what is still to be mapped when the source has ended
 STOPPED = 130  # exit status after a stop signal, as shells count it
 READY = (MappingStatus.WAITING, MappingStatus.MAPPING, MappingStatus.LOST)
@@ -114,11 +116,13 @@ class Demo:
         )
         quiet = not sys.stdout.isatty()
         with tqdm(total=len(self.source), unit="frame", mininterval=5.0 if quiet else 0.2, ncols=100) as bar:
-            while replay.status is None:
+            ended = math.inf
+            while time.monotonic() < ended + LAST_IMAGES_SECONDS:
                 self._spin()
+                if replay.status is not None:
+                    ended = min(ended, time.monotonic())
                 bar.set_postfix_str(self._progress(), refresh=False)
                 bar.update(len(self.listener.images) - bar.n)
-            bar.update(len(self.listener.images) - bar.n)
         return len(self.listener.images)
 
     def finish(self) -> MappingStatus:
