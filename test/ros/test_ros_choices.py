@@ -1,0 +1,87 @@
+"""Small decisions of the node: reliability, window size without memory, places of maps, devices, depth images."""
+
+import array
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy", reason="ROS is not installed here")
+
+from rclpy.qos import ReliabilityPolicy
+from sensor_msgs.msg import Image
+
+from fast3r_ros.errors import UserError
+from fast3r_ros.io.pixels import BadImage
+from fast3r_ros.mapping.config import MapperConfig
+from fast3r_ros.ros.cameras import adapted_reliability
+from fast3r_ros.ros.images import depth_to_metres
+from fast3r_ros.ros.map_files import path_for_loading, path_for_saving
+from fast3r_ros.ros.mapping_thread import smaller_window
+from fast3r_ros.ros.network import resolve_device
+
+RELIABLE, BEST_EFFORT = ReliabilityPolicy.RELIABLE, ReliabilityPolicy.BEST_EFFORT
+
+
+@pytest.mark.parametrize(
+    ("offered", "wanted", "expected"),
+    [
+        ([], "auto", BEST_EFFORT),
+        ([RELIABLE], "auto", RELIABLE),
+        ([RELIABLE, BEST_EFFORT], "auto", BEST_EFFORT),
+        ([RELIABLE], "best_effort", BEST_EFFORT),
+        ([BEST_EFFORT], "reliable", RELIABLE),
+    ],
+)
+def test_reliability_follows_the_publishers(offered: list, wanted: str, expected: ReliabilityPolicy) -> None:
+    assert adapted_reliability(offered, wanted) == expected
+
+
+def test_windows_shrink_to_stride_and_overlap_only() -> None:
+    config = MapperConfig()
+    sizes = [config.window.size]
+    while (smaller := smaller_window(config)) is not config:
+        config = smaller
+        sizes.append(config.window.size)
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[-1] == config.window.stride + config.window.overlap
+
+
+def test_maps_stay_in_their_directory(tmp_path: Path) -> None:
+    inside = tmp_path / "maps"
+    assert path_for_saving(str(inside), "a/b.ply") == inside / "a" / "b.ply"
+    assert path_for_saving(str(inside), "").name.startswith("map_")
+    (inside / "out").symlink_to(tmp_path)
+    for name in ("../x.ply", "/x.ply", "out/x.ply", ".", "a\0b"):
+        with pytest.raises(UserError):
+            path_for_saving(str(inside), name)
+    with pytest.raises(UserError, match="map_directory is not set"):
+        path_for_saving("", "x.ply")
+    with pytest.raises(UserError, match="no saved map"):
+        path_for_loading(str(inside), "missing")
+
+
+def test_devices_that_are_not_there_are_named() -> None:
+    assert resolve_device("cpu") == "cpu"
+    assert resolve_device("auto") in ("cpu", "cuda")
+    for device in ("cuda:99", "toaster"):
+        with pytest.raises(UserError, match=device):
+            resolve_device(device)
+
+
+@pytest.mark.parametrize(("encoding", "dtype", "unit"), [("32FC1", "f4", 1.0), ("16UC1", "u2", 0.001)])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_depth_images_are_metres(encoding: str, dtype: str, unit: float, order: str) -> None:
+    values = np.arange(12).reshape(3, 4).astype(order + dtype)
+    padded = np.hstack([values.view(np.uint8).reshape(3, -1), np.full((3, 5), 7, np.uint8)])
+    message = Image(
+        height=3, width=4, encoding=encoding, step=padded.shape[1], is_bigendian=int(order == ">")
+    )
+    message.data = array.array("B", padded.tobytes())
+    assert np.allclose(depth_to_metres(message), np.arange(12).reshape(3, 4) * unit)
+    message.height = 4
+    with pytest.raises(BadImage):
+        depth_to_metres(message)
+    message.encoding = "rgb8"
+    with pytest.raises(BadImage):
+        depth_to_metres(message)
