@@ -44,7 +44,7 @@ from fast3r_ros.ros.services import Services
 from fast3r_ros.ros.transforms import OwnFrames, transform_lookup
 
 NODE_NAME = "fast3r_mapping"
-STOP_SECONDS = 2.0  # how long a pass may go on after Ctrl-C
+STOP_SECONDS = 1.3  # how long a pass may go on after Ctrl-C
 ADAPT_SECONDS = 0.5
 EXECUTOR_THREADS = 4
 

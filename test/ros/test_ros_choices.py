@@ -1,4 +1,4 @@
-"""Small decisions of the node: reliability, window size without memory, places of maps, devices, depth images."""
+"""Small decisions of the node: reliability, window size, places of maps, devices, depth images."""
 
 import array
 from pathlib import Path
