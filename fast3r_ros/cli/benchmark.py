@@ -15,7 +15,7 @@ BENCHMARKS = (
     ("network", "fast3r_ros.benchmark.network", "the network's stages by views, size and dtype"),
     ("indices", "fast3r_ros.benchmark.indices", "accuracy by the choice of image indices"),
     ("mapping", "fast3r_ros.benchmark.mapping", "the mapper's promises on synthetic truth"),
-    ("node", "fast3r_ros.evaluation.benchmark_node", "the ROS node: callbacks, drops, latency, CPU over DDS"),
+    ("node", "fast3r_ros.benchmark.node", "the ROS node: callbacks, drops, latency, CPU over DDS"),
 )
 
 

@@ -20,7 +20,7 @@ from scipy.spatial.transform import Rotation
 from sensor_msgs.msg import Image
 from tf2_msgs.msg import TFMessage
 
-from fast3r_ros.evaluation.benchmark_node import CAMERA_MODULE
+from fast3r_ros.benchmark.node import CAMERA_MODULE
 from fast3r_ros.geometry.axes import optical_pose_from_body
 from fast3r_ros.ros.images import rgb_to_image
 from fast3r_ros.ros.poses import (

@@ -2,7 +2,7 @@
 
 Run by itself, this module is the camera of the measurement: 1280x720 raw images at 30 Hz.
 
-    python -m fast3r_ros.evaluation.benchmark_node SECONDS [reliable|best_effort]
+    python -m fast3r_ros.benchmark.node SECONDS [reliable|best_effort]
 
 ROS is imported only where it is used, so that `fast3r benchmark` needs none for its other measurements.
 """
@@ -28,7 +28,7 @@ WIDTH, HEIGHT, RATE = 1280, 720, 30.0
 PROFILE_VARIABLES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
 PROFILE = Path(__file__).resolve().parents[2] / "config" / "fastdds.xml"
 CLOUD_POINTS = 1_000_000
-CAMERA_MODULE = "fast3r_ros.evaluation.benchmark_node"
+CAMERA_MODULE = "fast3r_ros.benchmark.node"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
