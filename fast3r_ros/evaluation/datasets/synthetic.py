@@ -2,8 +2,8 @@
 mapping.
 
 Two splits: `full` has the whole variety of textures, fields of view, heights, tilts and steps; `easy`
-has what the demo model was trained for (config/train/demo.yaml): painted rooms, a level camera 1.3 m above the
-floor, 4:3 images with a field of view of 70 degrees.
+has what the demo model was trained for (config/train/demo.yaml): painted rooms, a level camera 1.3 m above
+the floor, 4:3 images with a field of view of 70 degrees.
 """
 
 from __future__ import annotations
