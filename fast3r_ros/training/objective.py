@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fast3r_ros.model import Fast3R, ViewPrediction, ViewTokens
 from fast3r_ros.model.dpt import FusionBlock
-from fast3r_ros.model.layers import Attention, Mlp
+from fast3r_ros.model.layers import Attention, Block, Mlp
 from fast3r_ros.training.losses import GroundTruth, confidence_loss
 from fast3r_ros.training.stream import Batch
 
@@ -56,8 +56,9 @@ def initialise(network: Fast3R, seed: int) -> None:
 
     Linear layers as Glorot and Bengio (2010), the last layer of each residual branch smaller by
     sqrt(2 x depth) (GPT-2).  Queries and keys start equal, so that a token attends to tokens that look like
-    it, in its own view and in others (after Trockman and Kolter, Mimetic Initialization, 2023): matching
-    views is what takes longest to learn.  Patch content and encoder tokens start stronger than the position
+    it, in its own view and in others (after Trockman and Kolter, Mimetic Initialization, 2023), and one head
+    of each fusion block starts with a preference for view 0: matching views is what takes longest to learn.
+    Patch content and encoder tokens start stronger than the position
     and index tables that are added to them.  The heads start at the point (0, 0, 1) with confidence 2.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -83,6 +84,8 @@ def initialise(network: Fast3R, seed: int) -> None:
                 module.fc2.weight.mul_((2 * depth) ** -0.5)
             elif isinstance(module, FusionBlock):
                 module.out_conv.weight.mul_(0.5)
+        for block in network.decoder.dec_blocks:
+            _prefer_reference(cast(Block, block).attn)
         network.encoder.patch_embed.proj.weight.mul_(2)
         network.decoder.decoder_embed.weight.mul_(1.5)
         for head in (network.downstream_head, network.downstream_head_local):
@@ -91,3 +94,18 @@ def initialise(network: Fast3R, seed: int) -> None:
                 last.weight.mul_(0.1)
                 assert last.bias is not None
                 last.bias.copy_(torch.tensor([0.0, 0.0, math.log(2), 0.0]))
+
+
+def _prefer_reference(attention: Attention) -> None:
+    """Let head 0 attend to tokens of view 0, whose index 0 has the table's row of cosines of zero.
+
+    The fast half of the cosines is 1 for view 0 and averages to 0 for other indices; a constant query and a
+    key along their sum raise view 0's logits by about 3.
+    """
+    width = attention.qkv.in_features
+    size = width // attention.heads
+    reference = torch.zeros(width)
+    reference[width // 2 : width * 3 // 4] = (width / 4) ** -0.5
+    constant = torch.full((size,), size**-0.5)
+    attention.qkv.bias[:size] += 3.5 * constant
+    attention.qkv.weight[width : width + size] += 3.5 * torch.outer(constant, reference)
