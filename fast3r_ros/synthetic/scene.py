@@ -6,12 +6,13 @@ The world is x, y level and z up (REP-103), in metres, with the floor at z = 0.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fast3r_ros.synthetic.textures import GREY, textures_of
+from fast3r_ros.synthetic.painting import paint_by_role
+from fast3r_ros.synthetic.textures import textures_of
 
 Float64 = NDArray[np.float64]
 
@@ -93,7 +94,7 @@ def room_scene(
     count = int(rng.integers(3, 8)) if furniture is None else furniture
     rectangles, obstacles = _furnished_room(rng, room, height, count, doors=(), route=np.zeros((0, 2)))
     scene = _assemble(rectangles, room[None], height, obstacles, np.zeros((0, 2)))
-    return _paint_by_role(scene, np.random.default_rng([seed, 4])) if painted else scene
+    return paint_by_role(scene, np.random.default_rng([seed, 4])) if painted else scene
 
 
 def corridor_scene(seed: int) -> Scene:
@@ -165,42 +166,6 @@ def _assemble(
         obstacles=np.array(obstacles).reshape(-1, 5),
         route=route,
     )
-
-
-def _paint_by_role(scene: Scene, rng: np.random.Generator) -> Scene:
-    """The room with grey textures, tinted by what a rectangle is; pictures stay."""
-    look = scene.look.copy()
-    pictures = np.isin(look[:, 0].astype(np.int64), textures_of("picture"))
-    normal, along_wall = scene.axes[:, 2], np.full(len(look), -1)
-    on_border = np.abs(np.abs(scene.center[:, :2]) - scene.rooms[0, 2:]) < 1e-6
-    for side in range(4):  # which of the four walls
-        axis, sign = divmod(side, 2)
-        along_wall[on_border[:, axis] & (normal[:, axis] * (2 * sign - 1) > 0.99)] = side
-    hue = rng.uniform() + np.arange(4) / 4
-    for index in np.flatnonzero(~pictures):
-        height, upward = scene.center[index, 2], normal[index, 2]
-        kinds: tuple[str, ...]
-        if upward > 0.5 and height == 0:
-            kinds, color, tile = ("planks", "tiles"), np.array([0.85, 0.55, 0.3]), 1.6
-        elif upward < -0.5:
-            kinds, color, tile = ("noise",), np.array([1.5, 1.5, 1.5]), 1.6
-        elif along_wall[index] >= 0:
-            kinds, tile = ("bricks", "checks", "tiles", "stripes"), 1.6
-            color = 1.25 * _hue(hue[along_wall[index]], 0.55)
-        else:
-            kinds, color, tile = ("noise", "planks"), 0.75 * _hue(rng.uniform(), 0.9), 0.8
-        choice = textures_of(*(GREY + kind for kind in kinds))
-        look[index, 0] = choice[rng.integers(len(choice))]
-        look[index, 1:3] = 2 * scene.half[index] / tile
-        light = 0.85 + 0.15 * abs(normal[index] @ [0.6, 0.3, 0.74])
-        look[index, 5:8], look[index, 8:] = color * light * rng.uniform(0.92, 1.08), 0.0
-    return replace(scene, look=look)
-
-
-def _hue(hue: float, saturation: float) -> Float64:
-    """An RGB colour of full value."""
-    wheel = np.abs((hue * 6 + np.array([0.0, 4.0, 2.0])) % 6 - 3) - 1
-    return 1 - saturation * (1 - wheel.clip(0, 1))
 
 
 def _furnished_room(

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from fast3r_ros.synthetic.scene import corridor_scene, is_free, ring_scene, room_scene
+from fast3r_ros.synthetic.scene import Scene, corridor_scene, is_free, ring_scene, room_scene
 from fast3r_ros.synthetic.sequence import demo_sequence, loop_sequence
 from fast3r_ros.synthetic.trajectories import Motion, look, look_around, scattered, walk
 
@@ -17,7 +17,11 @@ def turn_degrees(poses: np.ndarray) -> np.ndarray:
     return np.degrees(np.arccos(np.clip((np.trace(relative, axis1=1, axis2=2) - 1) / 2, -1, 1)))
 
 
-@pytest.mark.parametrize("make", [room_scene, corridor_scene, ring_scene])
+def painted_scene(seed: int) -> Scene:
+    return room_scene(seed, painted=True)
+
+
+@pytest.mark.parametrize("make", [room_scene, painted_scene, corridor_scene, ring_scene])
 def test_scenes_are_a_function_of_the_seed(make) -> None:
     first, again, other = make(4), make(4), make(5)
     for field in dataclasses.fields(first):
@@ -25,6 +29,16 @@ def test_scenes_are_a_function_of_the_seed(make) -> None:
     assert first.center.shape != other.center.shape or not np.allclose(first.center, other.center)
     np.testing.assert_allclose(np.cross(first.axes[:, 0], first.axes[:, 1]), first.axes[:, 2], atol=1e-12)
     assert (first.half > 0).all()
+
+
+def test_painting_changes_colours_only_and_floors_look_alike() -> None:
+    plain, painted = room_scene(6), painted_scene(6)
+    for name in ("center", "axes", "half", "obstacles"):
+        assert np.array_equal(getattr(plain, name), getattr(painted, name)), name
+    floors = np.array([painted_scene(seed).look[0, 5:8] for seed in range(5)])
+    assert (floors[:, 0] > floors[:, 1]).all()
+    assert (floors[:, 1] > floors[:, 2]).all(), "floors are brown"
+    assert not np.allclose(painted_scene(1).look[2:6, 5:8], painted_scene(2).look[2:6, 5:8])
 
 
 def test_cameras_are_upright_and_look_where_they_are_told() -> None:
