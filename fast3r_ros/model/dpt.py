@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -89,18 +90,33 @@ class Dpt(nn.Module):
             nn.Conv2d(last, channels, 1),
         )
 
-    def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Four token maps (B, C_i, h, w) to (B, channels, 16h, 16w)."""
+    def forward(self, maps: Sequence[Tensor], at_once: int | None = None) -> Tensor:
+        """Four token maps (B, C_i, h, w) to (B, channels, 16h, 16w).
+
+        at_once: how many views the part at high resolution takes at a time, all by default; the results are
+        the same.
+        """
+        path = self.coarse(*maps[2:])
+        count = at_once or len(path)
+        parts = zip(path.split(count), maps[0].split(count), maps[1].split(count), strict=True)
+        results = [self.fine(*part) for part in parts]
+        return results[0] if len(results) == 1 else torch.cat(results)
+
+    def coarse(self, third: Tensor, fourth: Tensor) -> Tensor:
+        """The last two token maps to features (B, C, 2h, 2w): small maps and large weights, for all views
+        together.
+        """
         scratch = self.scratch
-        layers = [
-            layer_rn(reassemble(tokens))
-            for layer_rn, reassemble, tokens in zip(scratch.layer_rn, self.act_postprocess, maps, strict=True)
-        ]
-        path = scratch.refinenet4(layers.pop())
-        height, width = layers[-1].shape[-2:]
-        path = scratch.refinenet3(path[:, :, :height, :width], layers.pop())
-        path = scratch.refinenet2(path, layers.pop())
-        path = scratch.refinenet1(path, layers.pop())
+        path = scratch.refinenet4(scratch.layer4_rn(self.act_postprocess[3](fourth)))
+        layer = scratch.layer3_rn(self.act_postprocess[2](third))
+        height, width = layer.shape[-2:]
+        return scratch.refinenet3(path[:, :, :height, :width], layer)
+
+    def fine(self, path: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        """Coarse features and the first two token maps to (B, channels, 16h, 16w)."""
+        scratch = self.scratch
+        path = scratch.refinenet2(path, scratch.layer2_rn(self.act_postprocess[1](second)))
+        path = scratch.refinenet1(path, scratch.layer1_rn(self.act_postprocess[0](first)))
         path = upsample(self.head[0](path))
         return self.head[4](self.head[3](self.head[2](path)))
 

@@ -14,6 +14,8 @@ from fast3r_ros.model.config import Fast3RConfig
 from fast3r_ros.model.dpt import Dpt
 from fast3r_ros.model.outputs import FusedFeatures, Pointmap
 
+COARSE_PER_FINE = 8  # a view's coarse maps take less than an eighth of its fine ones
+
 
 class PointmapHead(nn.Module):
     """One DPT head with the activations that make points and confidences of its four channels."""
@@ -29,14 +31,14 @@ class PointmapHead(nn.Module):
         self.recompute = False
         self.dpt = Dpt((config.encoder.embed_dim, fused, fused, fused), config.head)
 
-    def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def forward(self, maps: Sequence[Tensor], at_once: int | None = None) -> tuple[Tensor, Tensor]:
         """Four token maps (B, C_i, h, w) to points (B, H, W, 3) and confidences (B, H, W), float32 or
-        wider.
+        wider; `at_once` as in `Dpt`.
         """
         if self.recompute and torch.is_grad_enabled():
-            raw: Tensor = checkpoint(self.dpt, maps, use_reentrant=False)
+            raw: Tensor = checkpoint(self.dpt, maps, at_once, use_reentrant=False)
         else:
-            raw = self.dpt(maps)
+            raw = self.dpt(maps, at_once)
         raw = raw.permute(0, 2, 3, 1).contiguous().to(torch.promote_types(raw.dtype, torch.float32))
         points = activate_points(raw[..., :3], self.depth_mode)
         return points, activate_confidence(raw[..., 3], self.conf_mode)
@@ -54,14 +56,15 @@ class PointmapHead(nn.Module):
         for grid, members in _by_grid(features, views).items():
             per_scene = features.hooks[0].shape[0]
             element_size = features.hooks[0].element_size()
-            chunk = max(1, budget // (self.bytes_per_view(grid, element_size) * per_scene))
+            at_once = max(1, budget // self.bytes_per_view(grid, element_size))  # views at high resolution
+            chunk = max(1, at_once * COARSE_PER_FINE // per_scene)
             for start in range(0, len(members), chunk):
                 part = members[start : start + chunk]
                 maps = [
                     torch.cat([_token_map(hook, features, views[place]) for place in part])
                     for hook in features.hooks
                 ]
-                points, confidence = (result.unflatten(0, (len(part), -1)) for result in self(maps))
+                points, confidence = (result.unflatten(0, (len(part), -1)) for result in self(maps, at_once))
                 for place, view_points, view_confidence in zip(part, points, confidence, strict=True):
                     results[place] = Pointmap(view_points, view_confidence)
         return [result for result in results if result is not None]
