@@ -110,6 +110,7 @@ class Demo:
         """Play the source in real time and show progress; returns the number of images that came."""
         # Stamps of now, as a camera driver gives them, make latencies meaningful.
         options = {"source": quoted(self._source_name), "restamp": "true", "ground_truth": "true"}
+        options["subscribers"] = "2"  # the mapping node and the listener
         replay = self._start("replay_node", options)
         self._spin_until(
             lambda: bool(self.listener.images), SILENCE_SECONDS, "the replay node sends no images"

@@ -51,8 +51,10 @@ PARAMETERS: dict[str, tuple[Any, str]] = {
         "publish the true poses on ground_truth, where they are known",
     ),
     "publish_clock": (False, "publish the images' stamps on /clock, for use_sim_time"),
-    "wait_for_subscriber": (30.0, "seconds to wait for a subscriber before the first image; 0: do not wait"),
+    "wait_for_subscriber": (30.0, "seconds to wait for subscribers before the first image; 0: do not wait"),
+    "subscribers": (1, "how many subscribers to the images to wait for"),
 }
+ADAPT_SECONDS = 3.0  # in which a subscriber finds out that our images are reliable
 
 
 class ReplayNode(Node):
@@ -87,7 +89,7 @@ class ReplayNode(Node):
 
     def play(self, stop: threading.Event) -> int:
         """Publish every frame at its time, until the end or `stop`; returns their number."""
-        self._wait_for_subscriber(stop)
+        self._wait_for_subscribers(stop)
         count = 0
         while not stop.is_set():
             count += self._play_once(stop)
@@ -99,14 +101,23 @@ class ReplayNode(Node):
         self.get_logger().info(f"{count} images of {self.source.name} published")
         return count
 
-    def _wait_for_subscriber(self, stop: threading.Event) -> None:
-        limit = time.monotonic() + float(self._value("wait_for_subscriber"))
-        while self._images.get_subscription_count() == 0 and time.monotonic() < limit:
+    def _wait_for_subscribers(self, stop: threading.Event) -> None:
+        """Until they are there and, for a moment more, until they are as reliable as our images."""
+        patience, wanted = float(self._value("wait_for_subscriber")), int(self._value("subscribers"))
+        limit = time.monotonic() + patience
+        while self._images.get_subscription_count() < wanted and time.monotonic() < limit:
             if stop.wait(0.05):
                 return
-        # the subscriber may take a moment more to find out that our images are reliable
-        if self._value("wait_for_subscriber") > 0:
-            stop.wait(1.0)
+        limit = time.monotonic() + min(ADAPT_SECONDS, patience)
+        while self._reliable_subscribers() < wanted and time.monotonic() < limit:
+            if stop.wait(0.05):
+                return
+        if patience > 0:
+            stop.wait(0.5)  # until both ends know of each other
+
+    def _reliable_subscribers(self) -> int:
+        subscriptions = self.get_subscriptions_info_by_topic(self._images.topic_name)
+        return sum(each.qos_profile.reliability == ReliabilityPolicy.RELIABLE for each in subscriptions)
 
     def _play_once(self, stop: threading.Event) -> int:
         """The source once through.  Frames are prepared ahead of their time, late ones go out at once."""
