@@ -228,7 +228,7 @@ def _numbers(
     if windows:
         numbers["network per window"] = f"{network / windows:.2f} s"
     if error:
-        label = f"trajectory error (knowing nothing: {error['standing_still']:.2f} m)"
+        label = f"trajectory error\n({error['standing_still']:.2f} m: knowing nothing)"
         numbers[label] = f"{error['rmse']:.3f} m"
     if progress.stopped:
         numbers["partial result"] = "partial"
