@@ -3,6 +3,7 @@
 #     make test [DISTRO=kilted|jazzy] [PYTEST="-k name"]
 # Both make what they need first: .venv, pinned dependencies, the colcon build in install/.  A sourced ROS 2
 # distribution (Jazzy or newer) is used instead of the wheels from PyPI.  PYTHON chooses the interpreter.
+# Without a GPU, TORCH_INDEX=https://download.pytorch.org/whl/cpu saves a download of several gigabytes.
 #
 # To run anything else in the same environment:
 #     make setup && . scripts/ros_env.sh && python -m fast3r_ros.ros.mapping_node
@@ -15,7 +16,8 @@ SOURCE ?= synthetic
 MODEL ?= demo
 OUTPUT ?= demo_output
 PYTEST ?=
-export PYTHON DISTRO
+TORCH_INDEX ?=
+export PYTHON DISTRO TORCH_INDEX
 
 SETUP := scripts/run_stoppable.sh $(PYTHON) scripts/setup_environment.py
 WITHOUT_ROS := env -u ROS_DISTRO -u AMENT_PREFIX_PATH -u CMAKE_PREFIX_PATH -u PYTHONPATH -u LD_LIBRARY_PATH

@@ -37,8 +37,8 @@ REQUIREMENTS = {
     "messages": ("build",),  # only builds the package and talks over DDS; no PyTorch
     "core": ("core", "train", "viewer", "test"),
 }
-# Without a GPU the CPU build of PyTorch saves a download of several gigabytes.
-TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+# Where else than on PyPI to look for PyTorch; its CPU build saves a download of several gigabytes.
+TORCH_INDEX = "TORCH_INDEX"
 
 
 class SetupError(Exception):
@@ -195,7 +195,7 @@ def install_requirements(environment: Environment, purpose: str, log: Log) -> No
     if environment.distro == NO_ROS:
         link_torch(environment)
     elif any(path.stem == "core" for path in wanted.values()):
-        index = [] if shutil.which("nvidia-smi") else ["--extra-index-url", TORCH_CPU_INDEX, "--retries", "1"]
+        index = ["--extra-index-url", os.environ[TORCH_INDEX]] if os.environ.get(TORCH_INDEX) else []
         log.run("Installing PyTorch", [*pip, "--no-deps", *index, pinned_torch()])
     if environment.sourced:
         arguments = beside_system_packages(environment, list(wanted.values()))
