@@ -1,7 +1,7 @@
 """For all tests: Ctrl-C reaches the programs that they start.
 
-A shell starts background jobs with SIGINT ignored, and a program hands that on to those it starts; a test of
-Ctrl-C would then fail because of where the tests run.  A signal that is handled here is back at its default in
+A shell starts background jobs with SIGINT ignored, and a program hands that on to those it starts: tests
+of Ctrl-C would fail because of where they run.  A signal that is handled here is back at its default in
 every program started from here.
 """
 
