@@ -144,11 +144,12 @@ def test_untrained_weights_score_near_chance(walks: list, random_model: Path) ->
 
 def test_the_grid_runs_every_setting_on_every_scene(walks: list) -> None:
     calls = []
+    seen = {read_views([f], SIZE).images.tobytes(): f for walk in walks for f in walk.frames}
 
     def predict_with(indices: str) -> offline.Predict:
         def predict(images: UInt8) -> Reconstruction:
             calls.append((indices, len(images)))
-            return true_answer(read_views(walks[0].frames[: len(images)], SIZE))
+            return true_answer(read_views([seen[image.tobytes()] for image in images], SIZE))
 
         return predict
 
@@ -160,7 +161,8 @@ def test_the_grid_runs_every_setting_on_every_scene(walks: list) -> None:
     assert [row["views"] for row in mean] == [2] * 7 + [4] * 7
     baseline = mean[0]
     assert baseline["head"] == BASELINES["depth"][0]
-    assert all(row["AbsRel"] < baseline["AbsRel"] for row in mean[1:7])
+    assert baseline["AbsRel"] > 0.1
+    assert all(row["AbsRel"] < 1e-4 for row in mean[1:7])
     assert all(row["scenes"] == 2 for row in mean)
 
 
