@@ -149,7 +149,7 @@ class Cloud:
 class MapperStatus:
     """Counts since the start or the last reset.
 
-    dropped: reason -> count.  scale_source: one of the names of `ScaleConfig.source`; metres is True once map
+    dropped: reason -> count.  windows: those in the map, without windows_rejected.  scale_source: one of the names of `ScaleConfig.source`; metres is True once map
     units are metres.  scale_sigma: relative standard deviation of the scale.
     """
 

@@ -95,7 +95,8 @@ def status_message(report: Report, map_frame: str) -> MappingStatus:
 
 def _add_mapper(message: MappingStatus, mapper: MapperStatus) -> None:
     message.frames_used = mapper.keyframes
-    message.windows, message.windows_rejected = mapper.windows, mapper.windows_rejected
+    message.windows = mapper.windows + mapper.windows_rejected
+    message.windows_rejected = mapper.windows_rejected
     message.metres, message.scale_source = mapper.metres, mapper.scale_source
     message.scale_sigma = float(mapper.scale_sigma)
     message.map_points, message.map_bytes = mapper.map_points, mapper.map_bytes

@@ -54,6 +54,7 @@ def test_status_accounts_for_every_frame() -> None:
     assert (message.frames_received, message.frames_used, message.frames_dropped) == (12, 4, 5)
     assert message.frames_waiting == 3
     assert {drop.reason: drop.count for drop in message.drops} == {"no_motion": 3, "wrong step": 2}
+    assert (message.windows, message.windows_rejected) == (3, 1)  # of all that were processed
     assert message.metres
     assert message.header.frame_id == "map"
 
