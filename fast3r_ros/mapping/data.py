@@ -149,8 +149,9 @@ class Cloud:
 class MapperStatus:
     """Counts since the start or the last reset.
 
-    dropped: reason -> count.  windows: those in the map, without windows_rejected.  scale_source: one of the names of `ScaleConfig.source`; metres is True once map
-    units are metres.  scale_sigma: relative standard deviation of the scale.
+    dropped: reason -> count.  windows: those in the map, without windows_rejected.  scale_source: one of the
+    names of `ScaleConfig.source`; metres is True once map units are metres.  scale_sigma: relative
+    standard deviation of the scale.
     """
 
     received: int
