@@ -87,6 +87,7 @@ class Demo:
             child.ask_to_stop()
         for child in self._children:
             child.stop()
+        self._executor.shutdown(timeout_sec=0.5)  # before its context ends: Jazzy's would complain later
         rclpy.shutdown()
         self._stop.deferred = False
         if self._stop.came:
