@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fast3r_ros.errors import UserError
 
 if TYPE_CHECKING:
-    from fast3r_ros.evaluation.datasets import PosedSequence
+    from fast3r_ros.datasets import PosedSequence
     from fast3r_ros.model import Fast3R
 
 TABLES = ("pose", "reconstruction", "depth", "trajectory", "mapper")
@@ -105,13 +105,14 @@ def _check(arguments: argparse.Namespace) -> None:
 
 def _sequences(arguments: argparse.Namespace) -> tuple[list[PosedSequence], list[PosedSequence]]:
     """Sequences for one forward pass, and sequences for the mapper."""
-    from fast3r_ros.evaluation.datasets import PosedSequence, open_dataset, synthetic
+    from fast3r_ros.datasets import PosedSequence, open_dataset
+    from fast3r_ros.evaluation import held_out
 
     if arguments.dataset == SYNTHETIC:
         scenes = arguments.scenes or 50
         return (
-            synthetic.short_walks(arguments.split, scenes, max(arguments.views)),
-            synthetic.long_walks(arguments.split, min(arguments.walks, scenes), arguments.walk_frames),
+            held_out.short_walks(arguments.split, scenes, max(arguments.views)),
+            held_out.long_walks(arguments.split, min(arguments.walks, scenes), arguments.walk_frames),
         )
     sequences = open_dataset(arguments.dataset, arguments.data_root)[: arguments.scenes]
     walks = [PosedSequence(item.name, item.frames[: arguments.walk_frames]) for item in sequences]

@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fast3r_ros.evaluation import golden_recipes as recipes
-from fast3r_ros.evaluation.pose_metrics import pair_errors, pose_scores
 from fast3r_ros.geometry.camera_pose import CameraPoses, poses_by_pnp, poses_from_pointmaps
 from fast3r_ros.geometry.focal import estimate_focal
 from fast3r_ros.geometry.intrinsics import centred_intrinsics, shift_pixel_centres
 from fast3r_ros.geometry.rigid import inverse
 from fast3r_ros.geometry.rotation import angle_between
+from fast3r_ros.metrics.pose import pair_errors, pose_scores
 from fast3r_ros.training.losses import confidence_loss
 
 FOCAL_BAR = 1e-3

@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 import numpy as np
 
+from fast3r_ros.datasets.posed import PosedSequence
 from fast3r_ros.errors import UserError
-from fast3r_ros.evaluation.datasets.posed import PosedSequence
-from fast3r_ros.evaluation.trajectory_metrics import stamped_trajectory_scores
 from fast3r_ros.mapping.config import MapperConfig
 from fast3r_ros.mapping.data import Frame, WindowNetwork, WindowResult
 from fast3r_ros.mapping.mapper import Mapper
+from fast3r_ros.metrics.trajectory import stamped_trajectory_scores
 
 CAMERA = "camera_optical_frame"
 

@@ -10,10 +10,6 @@ import torch
 from numpy.typing import NDArray
 
 from fast3r_ros.errors import UserError
-from fast3r_ros.evaluation.depth_metrics import depth_scores
-from fast3r_ros.evaluation.pose_metrics import pair_errors, pose_scores
-from fast3r_ros.evaluation.reconstruction_metrics import align, estimate_normals, reconstruction_scores
-from fast3r_ros.evaluation.trajectory_metrics import trajectory_scores
 from fast3r_ros.evaluation.views import Views
 from fast3r_ros.geometry.camera_pose import (
     CameraPoses,
@@ -25,6 +21,10 @@ from fast3r_ros.geometry.focal import first_view_focal
 from fast3r_ros.geometry.rigid import inverse, transform_points
 from fast3r_ros.geometry.robust_similarity import RobustOptions
 from fast3r_ros.mapping.data import Float32, Reconstruction, UInt8
+from fast3r_ros.metrics.depth import depth_scores
+from fast3r_ros.metrics.pose import pair_errors, pose_scores
+from fast3r_ros.metrics.reconstruction import align, estimate_normals, reconstruction_scores
+from fast3r_ros.metrics.trajectory import trajectory_scores
 from fast3r_ros.model import Fast3R, normalize
 from fast3r_ros.model.image_index import counted_indices, drawn_indices, spread_indices
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from fast3r_ros.datasets.posed import PosedSequence
 from fast3r_ros.errors import UserError
 from fast3r_ros.evaluation import offline
-from fast3r_ros.evaluation.datasets.posed import PosedSequence
 from fast3r_ros.evaluation.views import Views, read_views, spread_views
 
 Row = dict[str, Any]

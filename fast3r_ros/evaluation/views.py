@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from fast3r_ros.datasets.posed import PosedFrame, PosedSequence, sample_depth
 from fast3r_ros.errors import UserError
-from fast3r_ros.evaluation.datasets.posed import PosedFrame, PosedSequence, sample_depth
 from fast3r_ros.geometry.intrinsics import pixel_rays, transform_intrinsics
 from fast3r_ros.geometry.rigid import transform_points
 from fast3r_ros.mapping.data import Float32, Float64, UInt8

@@ -1,4 +1,4 @@
-"""Training samples from recorded sequences with ground truth, in the formats of `evaluation.datasets`."""
+"""Training samples from recorded sequences with ground truth, in the formats of `datasets`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from fast3r_ros.datasets import PosedFrame, PosedSequence, open_dataset
+from fast3r_ros.datasets.posed import sample_depth
 from fast3r_ros.errors import UserError
-from fast3r_ros.evaluation.datasets import PosedFrame, PosedSequence, open_dataset
-from fast3r_ros.evaluation.datasets.posed import sample_depth
 from fast3r_ros.geometry.intrinsics import transform_intrinsics
 from fast3r_ros.mapping.data import Float32, Float64, UInt8
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from fast3r_ros.geometry.rigid import rigid_matrix
 from fast3r_ros.geometry.similarity import fit_similarities
+from fast3r_ros.metrics.pose import pair_errors
 from fast3r_ros.model import Fast3R
 from fast3r_ros.training.config import DataConfig
 from fast3r_ros.training.losses import GroundTruth, points_in_first_view
@@ -26,10 +30,10 @@ def validate(
 ) -> dict[str, float]:
     """Pose and point accuracy on walks of `views` views through held-out rooms.
 
-    rra_15, rta_15: share of view pairs whose relative rotation and direction of translation are within 15
-    degrees; poses come from fitting each view's local points onto its global points.  global_error,
-    local_error: median distance of the points from the truth after one similarity per scene (global) or view
-    (local), relative to the scene's mean depth.
+    rra_15, rta_15: share of view pairs whose relative rotation and direction of translation (up to sign, see
+    `metrics.pose`) are within 15 degrees; poses come from fitting each view's local points onto its global
+    points.  global_error, local_error: median distance of the points from the truth after one similarity per
+    scene (global) or view (local), relative to the scene's mean depth.
     """
     was_training = network.training
     network.eval()
@@ -62,12 +66,15 @@ def accuracy(in_first: Tensor, confidence: Tensor, local: Tensor | None, batch: 
     if local is None:
         return results
     results["local_error"] = _median_error(local, batch.points_camera, torch.ones_like(confidence), depth, 2)
-    rotation, translation = _poses(local, in_first, confidence)
-    first = torch.linalg.inv(batch.world_from_camera[:, :1]) @ batch.world_from_camera
-    turn, direction = _pair_errors(rotation, translation, first[..., :3, :3], first[..., :3, 3])
-    results["rra_15"] = (turn < 15).double()
-    results["rta_15"] = (direction < 15).double()
-    results["rotation_error"] = turn
+    pairs = [
+        pair_errors(*poses)
+        for poses in zip(
+            _poses(local, in_first, confidence), batch.world_from_camera.cpu().numpy(), strict=True
+        )
+    ]
+    results["rra_15"] = torch.from_numpy(np.stack([pair.rotation < 15 for pair in pairs]))
+    results["rta_15"] = torch.from_numpy(np.stack([pair.translation < 15 for pair in pairs]))
+    results["rotation_error"] = torch.from_numpy(np.stack([pair.rotation for pair in pairs]))
     return results
 
 
@@ -86,30 +93,13 @@ def _median_error(
     return error.reshape(shape[0], -1) / depth[:, None]
 
 
-def _poses(local: Tensor, in_first: Tensor, confidence: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, V, 3, 3) and (B, V, 3) first_from_camera, by fitting local onto global points."""
+def _poses(local: Tensor, in_first: Tensor, confidence: Tensor) -> NDArray[np.float64]:
+    """(B, V, 4, 4) first_from_camera, by fitting local onto global points."""
     shape = local.shape[:2]
     fit = fit_similarities(
         local.reshape(shape.numel(), -1, 3),
         in_first.reshape(shape.numel(), -1, 3),
         confidence.reshape(shape.numel(), -1),
     )
-    return fit.rotation.reshape(*shape, 3, 3), fit.translation.reshape(*shape, 3)
-
-
-def _pair_errors(
-    rotation: Tensor, translation: Tensor, true_rotation: Tensor, true_translation: Tensor
-) -> tuple[Tensor, Tensor]:
-    """(B, pairs) errors in degrees of the relative rotations and of the relative translations' directions."""
-    first, second = torch.triu_indices(rotation.shape[1], rotation.shape[1], offset=1)
-
-    def relative(turn: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
-        back = turn[:, first].transpose(-1, -2)
-        return back @ turn[:, second], (back @ (place[:, second] - place[:, first])[..., None])[..., 0]
-
-    own_turn, own_move = relative(rotation.double(), translation.double())
-    true_turn, true_move = relative(true_rotation, true_translation)
-    trace = (own_turn * true_turn).sum((-1, -2))
-    angle = torch.rad2deg(((trace - 1) / 2).clamp(-1, 1).acos())
-    cosine = torch.nn.functional.cosine_similarity(own_move, true_move, dim=-1)
-    return angle, torch.rad2deg(cosine.clamp(-1, 1).acos())
+    poses = rigid_matrix(fit.rotation.cpu().numpy(), fit.translation.cpu().numpy())
+    return poses.reshape(*shape, 4, 4)

@@ -15,9 +15,10 @@ import cv2
 import numpy as np
 import pytest
 
+from fast3r_ros.datasets import open_dataset
+from fast3r_ros.datasets.posed import PosedSequence
 from fast3r_ros.errors import UserError
-from fast3r_ros.evaluation.datasets import open_dataset, synthetic
-from fast3r_ros.evaluation.datasets.posed import PosedSequence
+from fast3r_ros.evaluation import held_out
 from fast3r_ros.evaluation.views import read_views, spread_views
 from fast3r_ros.geometry.rigid import inverse
 from fast3r_ros.geometry.rotation import quaternion_from_matrix
@@ -254,7 +255,7 @@ def test_views_follow_resize_and_a_depth_map_of_another_size(tmp_path: Path) -> 
 
 
 def test_views_are_spread_evenly_and_within_the_gap() -> None:
-    sequence = synthetic.short_walks("easy", 1, 9)[0]
+    sequence = held_out.short_walks("easy", 1, 9)[0]
     chosen = spread_views(sequence, 3)
     assert [frame.stamp_ns for frame in chosen] == [sequence.frames[i].stamp_ns for i in (0, 4, 8)]
     near = spread_views(sequence, 3, max_gap=2)
@@ -267,11 +268,11 @@ def test_synthetic_scenes_repeat_and_splits_differ() -> None:
     def tilt(sequence: PosedSequence) -> float:
         return max(abs(float(frame.world_from_camera[2, 2])) for frame in sequence.frames)
 
-    first, again = (synthetic.short_walks("full", 6, 4) for _ in range(2))
+    first, again = (held_out.short_walks("full", 6, 4) for _ in range(2))
     np.testing.assert_array_equal(first[3].frames[1].read_image(), again[3].frames[1].read_image())
-    easy = synthetic.short_walks("easy", 6, 4)
+    easy = held_out.short_walks("easy", 6, 4)
     assert max(tilt(walk) for walk in easy) < 1e-9, "level cameras"
     assert np.mean([tilt(walk) for walk in first]) > 0.01
-    walk = synthetic.long_walks("full", 1, 5)[0]
+    walk = held_out.long_walks("full", 1, 5)[0]
     assert len(walk.frames) == 5
     assert walk.frames[4].read_depth().shape == walk.frames[4].read_image().shape[:2]

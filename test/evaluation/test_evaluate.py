@@ -15,10 +15,9 @@ import pytest
 import torch
 
 from fast3r_ros.cli import main
+from fast3r_ros.datasets.posed import PosedFrame, PosedSequence
 from fast3r_ros.errors import UserError
-from fast3r_ros.evaluation import offline, tables
-from fast3r_ros.evaluation.datasets import synthetic
-from fast3r_ros.evaluation.datasets.posed import PosedFrame, PosedSequence
+from fast3r_ros.evaluation import held_out, offline, tables
 from fast3r_ros.evaluation.mapped import score_mapper
 from fast3r_ros.evaluation.runner import BASELINES, OFFLINE_TABLES, SETTING, average, run_offline, settings
 from fast3r_ros.evaluation.views import Views, read_views
@@ -44,7 +43,7 @@ TINY = {
 
 @pytest.fixture(scope="module")
 def walks() -> list:
-    return synthetic.short_walks("easy", 2, 6)
+    return held_out.short_walks("easy", 2, 6)
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fast3r_ros.evaluation.pose_metrics import pair_errors, pose_scores
 from fast3r_ros.geometry.rigid import rigid_matrix
 from fast3r_ros.geometry.rotation import matrix_from_vector
+from fast3r_ros.metrics.pose import pair_errors, pose_scores
 
 TEST = Path(__file__).parents[1]
 GOLDEN = json.loads((TEST / "golden" / "metric" / "ten_views.json").read_text())

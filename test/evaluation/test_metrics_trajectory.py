@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from fast3r_ros.errors import UserError
-from fast3r_ros.evaluation.trajectory_metrics import stamped_trajectory_scores, trajectory_scores
 from fast3r_ros.geometry.rigid import rigid_matrix
 from fast3r_ros.geometry.rotation import matrix_from_vector
 from fast3r_ros.geometry.sim3 import Sim3
+from fast3r_ros.metrics.trajectory import stamped_trajectory_scores, trajectory_scores
 
 
 def walk(count: int = 50) -> np.ndarray:

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -100,7 +101,20 @@ def test_what_the_nodes_import_is_declared_to_rosdep():
     assert ours <= declared
 
 
-CORE = ["model", "geometry", "mapping", "synthetic", "io", "training", "evaluation", "cli"]
+CORE = [
+    *(
+        "model",
+        "geometry",
+        "mapping",
+        "synthetic",
+        "io",
+        "datasets",
+        "metrics",
+        "training",
+        "evaluation",
+        "cli",
+    ),
+]
 
 
 @pytest.mark.parametrize("folder", CORE)
@@ -111,3 +125,15 @@ def test_the_core_imports_no_ros(folder):
             modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             assert not [m for m in modules if forbidden.match(m)], path
+
+
+def test_folders_import_each_other_in_one_direction():
+    graph = {}
+    for path in (ROOT / "fast3r_ros").glob("*/**/*.py"):
+        folder = path.relative_to(ROOT / "fast3r_ros").parts[0]
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("fast3r_ros."):
+                other = node.module.split(".")[1]
+                if other != folder and (ROOT / "fast3r_ros" / other).is_dir():
+                    graph.setdefault(folder, set()).add(other)
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the cycle

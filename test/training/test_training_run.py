@@ -12,11 +12,15 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 
 from fast3r_ros.errors import UserError
+from fast3r_ros.geometry.rigid import rigid_matrix, transform_points
+from fast3r_ros.geometry.rotation import matrix_from_vector
+from fast3r_ros.metrics.pose import pair_errors, pose_scores
 from fast3r_ros.model import Fast3R
 from fast3r_ros.training.config import TrainConfig, config_from_dict, read_config
 from fast3r_ros.training.losses import GroundTruth, points_in_first_view
@@ -225,6 +229,31 @@ def test_the_truth_passes_the_validation_whatever_its_scales() -> None:
     assert result["rotation_error"].max() < 0.1
     assert result["global_error"].max() < 1e-4
     assert result["local_error"].max() < 1e-4
+
+
+def test_validation_scores_pairs_as_the_evaluation_does() -> None:
+    """The golden metric takes directions up to sign: who went backwards along the true line is right."""
+    batch = held_out_batch(tiny().data, range(2), 4, 1.0)
+    rng = np.random.default_rng(0)
+    moved = batch.world_from_camera.numpy().copy()
+    moved[0] = moved[0] @ rigid_matrix(matrix_from_vector(0.2 * rng.standard_normal((4, 3))), np.zeros(3))
+    moved[1, :, :3, 3] *= -1
+    first = np.linalg.inv(moved[:, :1]) @ moved
+    in_first = torch.from_numpy(
+        np.stack(
+            [
+                [transform_points(pose, view) for pose, view in zip(poses, views, strict=True)]
+                for poses, views in zip(first, batch.points_camera.numpy(), strict=True)
+            ]
+        )
+    )
+    result = accuracy(in_first, torch.ones_like(batch.points_camera[..., 0]), batch.points_camera, batch)
+    for scene in range(2):
+        scores = pose_scores(pair_errors(moved[scene], batch.world_from_camera[scene]))
+        assert result["rra_15"][scene].double().mean() == pytest.approx(scores["RRA@15"])
+        assert result["rta_15"][scene].double().mean() == pytest.approx(scores["RTA@15"])
+    assert result["rta_15"][1].all()
+    assert not result["rra_15"][0].all()
 
 
 def test_learning_rate_warms_up_and_decays() -> None:

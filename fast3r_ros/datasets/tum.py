@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fast3r_ros.datasets.posed import PosedFrame, PosedSequence, depth_reader, image_reader
 from fast3r_ros.errors import UserError
-from fast3r_ros.evaluation.datasets.posed import PosedFrame, PosedSequence, depth_reader, image_reader
 from fast3r_ros.geometry.intrinsics import intrinsics_matrix
 from fast3r_ros.geometry.rigid import rigid_matrix
 from fast3r_ros.geometry.rotation import matrix_from_quaternion

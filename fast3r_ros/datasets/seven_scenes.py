@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fast3r_ros.evaluation.datasets.posed import (
+from fast3r_ros.datasets.posed import (
     PosedFrame,
     PosedSequence,
     depth_reader,

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fast3r_ros.errors import UserError
-from fast3r_ros.evaluation.datasets.posed import (
+from fast3r_ros.datasets.posed import (
     PosedFrame,
     PosedSequence,
     depth_reader,
@@ -21,6 +20,7 @@ from fast3r_ros.evaluation.datasets.posed import (
     is_pose,
     read_matrix,
 )
+from fast3r_ros.errors import UserError
 from fast3r_ros.geometry.intrinsics import shift_pixel_centres
 from fast3r_ros.mapping.data import Float64
 

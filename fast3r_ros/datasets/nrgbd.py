@@ -11,8 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from fast3r_ros.errors import UserError
-from fast3r_ros.evaluation.datasets.posed import (
+from fast3r_ros.datasets.posed import (
     PosedFrame,
     PosedSequence,
     depth_reader,
@@ -20,6 +19,7 @@ from fast3r_ros.evaluation.datasets.posed import (
     is_pose,
     read_matrix,
 )
+from fast3r_ros.errors import UserError
 from fast3r_ros.geometry.intrinsics import centred_intrinsics
 
 OPENGL_FROM_OPTICAL = np.diag([1.0, -1.0, -1.0, 1.0])

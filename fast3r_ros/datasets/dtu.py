@@ -14,8 +14,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from fast3r_ros.datasets.posed import PosedFrame, PosedSequence, depth_reader, image_reader
 from fast3r_ros.errors import UserError
-from fast3r_ros.evaluation.datasets.posed import PosedFrame, PosedSequence, depth_reader, image_reader
 from fast3r_ros.geometry.intrinsics import shift_pixel_centres
 from fast3r_ros.geometry.rigid import inverse
 from fast3r_ros.mapping.data import Float32, Float64

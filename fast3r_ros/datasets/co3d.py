@@ -17,8 +17,8 @@ from typing import Any
 import cv2
 import numpy as np
 
+from fast3r_ros.datasets.posed import PosedFrame, PosedSequence, image_reader
 from fast3r_ros.errors import UserError
-from fast3r_ros.evaluation.datasets.posed import PosedFrame, PosedSequence, image_reader
 from fast3r_ros.geometry.intrinsics import intrinsics_matrix
 from fast3r_ros.geometry.rigid import inverse, rigid_matrix
 from fast3r_ros.mapping.data import Float32, Float64

@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from fast3r_ros.evaluation.datasets.posed import PosedFrame, PosedSequence
+from fast3r_ros.datasets.posed import PosedFrame, PosedSequence
 from fast3r_ros.mapping.data import Float32, UInt8
 from fast3r_ros.synthetic.scene import room_scene
 from fast3r_ros.synthetic.sequence import SyntheticSequence, pinhole

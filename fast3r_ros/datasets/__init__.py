@@ -8,8 +8,8 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
+from fast3r_ros.datasets.posed import PosedFrame, PosedSequence
 from fast3r_ros.errors import UserError
-from fast3r_ros.evaluation.datasets.posed import PosedFrame, PosedSequence
 
 __all__ = ["DATASETS", "PosedFrame", "PosedSequence", "open_dataset"]
 
