@@ -80,10 +80,13 @@ class Stage:
 class OptimizerConfig:
     """AdamW with linear warm-up and cosine decay; the paper's values are the defaults.
 
-    head_rate: learning rate of the heads relative to the rest.  ema: decay of the averaged weights that are
-    evaluated and exported; 0 keeps none.  clip: largest norm of the gradient.
+    kind: adamw, or muon, which makes the steps of the transformers' matrices orthogonal (Jordan and others,
+    2024; the rest goes on with AdamW) and needs fewer steps from nothing.  head_rate: learning rate of the
+    heads relative to the rest.  ema: decay of the averaged weights that are evaluated and exported; 0 keeps
+    none.  clip: largest norm of the gradient.
     """
 
+    kind: str = "adamw"
     learning_rate: float = 1e-4
     final_learning_rate: float = 1e-6
     betas: Range = (0.9, 0.95)
@@ -102,7 +105,8 @@ class RunConfig:
     V views.  accumulation: backward passes per step.  head_views: views per sample that heads and loss look
     at, drawn at random, always with view 0; 0 means all.  precision: float32 or bfloat16 (autocast).
     recompute: gradient checkpointing.  parallel: ddp or fsdp when started by torchrun.  attention: see
-    `Fast3R.set_attention`.  initial_weights: a model to start from, see `Fast3R.from_pretrained`;
+    `Fast3R.set_attention`.  matching: weight of the auxiliary loss of `training.matching`, 0 for
+    the paper's loss alone.  initial_weights: a model to start from, see `Fast3R.from_pretrained`;
     initial_dust3r: a DUSt3R file to take the encoder and the global head from, as the authors did.
     *_every: steps between logs, checkpoints and evaluations.
     """
@@ -115,6 +119,7 @@ class RunConfig:
     recompute: bool = False
     parallel: str = "ddp"
     attention: str = "auto"
+    matching: float = 0.0
     log_every: int = 10
     checkpoint_every: int = 500
     evaluate_every: int = 1000
@@ -216,6 +221,12 @@ def _check(config: TrainConfig, source: str) -> None:
         (run.precision in ("float32", "bfloat16"), "run.precision must be float32 or bfloat16"),
         (run.parallel in ("ddp", "fsdp"), "run.parallel must be ddp or fsdp"),
         (run.parallel == "ddp" or not config.optimizer.ema, "optimizer.ema must be 0 for run.parallel fsdp"),
+        (config.optimizer.kind in ("adamw", "muon"), "optimizer.kind must be adamw or muon"),
+        (
+            run.parallel == "ddp" or (config.optimizer.kind == "adamw" and not run.matching),
+            "optimizer.kind muon and run.matching need run.parallel ddp",
+        ),
+        (not (run.matching and run.recompute), "run.matching does not go with run.recompute"),
         (run.steps > 0 and run.accumulation > 0, "run.steps and run.accumulation must be positive"),
         (
             sum(item.share for item in config.recorded) <= 1,

@@ -12,18 +12,25 @@ from fast3r_ros.model import Fast3R, ViewPrediction, ViewTokens
 from fast3r_ros.model.dpt import FusionBlock
 from fast3r_ros.model.layers import Attention, Block, Mlp
 from fast3r_ros.training.losses import GroundTruth, confidence_loss
+from fast3r_ros.training.matching import Matching
 from fast3r_ros.training.stream import Batch
 
 
 class Objective(nn.Module):
-    """The training loss of a batch; heads and loss look at the chosen views only."""
+    """The training loss of a batch; heads and loss look at the chosen views only.
 
-    def __init__(self, network: Fast3R) -> None:
+    matching: the weight of the auxiliary loss of `training.matching`; 0 leaves it out.
+    """
+
+    def __init__(self, network: Fast3R, matching: float = 0.0) -> None:
         super().__init__()
         self.network = network
+        self._matching_weight = matching
+        self._matching = Matching(network) if matching else None
 
     def forward(self, batch: Batch, chosen: list[int]) -> tuple[Tensor, Tensor]:
-        """The loss, and (2,) mean normalised errors of the global and the local head (without gradient).
+        """The loss, and (3,) without gradient: mean normalised errors of the global and the local head, and
+        the auxiliary matching loss (0 without it).
 
         chosen: the views that are looked at; must begin with view 0.
         """
@@ -42,7 +49,9 @@ class Objective(nn.Module):
         )
         loss = confidence_loss(predictions, truth)
         local = loss.local_head.error.mean() if loss.local_head else loss.total.new_tensor(float("nan"))
-        return loss.total, torch.stack([loss.global_head.error.mean(), local]).detach()
+        matching = self._matching.loss(batch) if self._matching else loss.total.new_zeros(())
+        errors = torch.stack([loss.global_head.error.mean(), local, matching]).detach()
+        return loss.total + self._matching_weight * matching, errors
 
 
 def encode_views(network: Fast3R, images: Tensor) -> list[ViewTokens]:

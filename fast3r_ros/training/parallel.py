@@ -87,16 +87,18 @@ def network_of(objective: nn.Module) -> Fast3R:
 _FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
-def full_state(objective: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Network and optimiser state as whole CPU tensors; all processes must call it."""
+def full_state(objective: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Any]:
+    """Network and optimisers' state as whole CPU tensors; all processes must call it."""
     return {
         "network": get_model_state_dict(network_of(objective), options=_FULL),
-        "optimizer": get_optimizer_state_dict(objective, optimizer, options=_FULL),
+        "optimizer": get_optimizer_state_dict(objective, optimizers, options=_FULL),
     }
 
 
-def load_full_state(objective: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+def load_full_state(
+    objective: nn.Module, optimizers: list[torch.optim.Optimizer], state: dict[str, Any]
+) -> None:
     """Put back what `full_state` returned, under any number of processes."""
     options = StateDictOptions(full_state_dict=True)
     set_model_state_dict(network_of(objective), state["network"], options=options)
-    set_optimizer_state_dict(objective, optimizer, state["optimizer"], options=options)
+    set_optimizer_state_dict(objective, optimizers, state["optimizer"], options=options)

@@ -1,4 +1,4 @@
-"""The training loop: endless synthetic samples, AdamW, warm-up and cosine; resumes exactly after a kill.
+"""The training loop: endless synthetic samples; resumes exactly after a kill.
 
 One process, or several started by torchrun (DistributedDataParallel or FSDP2); the global batch of a step is
 the same however many processes share it.
@@ -23,8 +23,9 @@ from tqdm import tqdm
 
 from fast3r_ros.model import Fast3R
 from fast3r_ros.model.checkpoint import initialise_from_dust3r
-from fast3r_ros.training.config import OptimizerConfig, TrainConfig
+from fast3r_ros.training.config import TrainConfig
 from fast3r_ros.training.objective import Objective, initialise
+from fast3r_ros.training.optimizer import learning_rate, make_optimizers
 from fast3r_ros.training.parallel import Process, full_state, load_full_state, wrap
 from fast3r_ros.training.state import Average, load_state, save_state
 from fast3r_ros.training.stream import training_batch, view_count
@@ -35,22 +36,13 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class Run:
-    """The places that change while training: the wrapped objective, its optimiser, the averaged weights."""
+    """The places that change while training: the wrapped objective, its optimisers, the averaged weights."""
 
     objective: nn.Module
     network: Fast3R
-    optimizer: torch.optim.Optimizer
+    optimizers: list[torch.optim.Optimizer]
     average: Average | None
     step: int = 0
-
-
-def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
-    """Linear warm-up, then cosine to the final rate at `steps`."""
-    if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
-    done = min((step - config.warmup_steps) / max(steps - config.warmup_steps, 1), 1.0)
-    swing = 0.5 * (1 + math.cos(math.pi * done))
-    return config.final_learning_rate + (config.learning_rate - config.final_learning_rate) * swing
 
 
 def train(
@@ -88,10 +80,11 @@ def train(
 def train_step(run: Run, config: TrainConfig, process: Process) -> dict[str, float]:
     """One optimiser step over the global batch of `run.step`, which it advances; returns what to log."""
     rate = learning_rate(config.optimizer, run.step, config.run.steps)
-    for group in run.optimizer.param_groups:
-        group["lr"] = rate * group["relative_rate"]
+    for optimizer in run.optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group["relative_rate"]
     passes = config.run.accumulation
-    totals = torch.zeros(3, device=process.device)
+    totals = torch.zeros(4, device=process.device)
     run.objective.train()
     for number in range(passes):
         batch = training_batch(
@@ -107,16 +100,15 @@ def train_step(run: Run, config: TrainConfig, process: Process) -> dict[str, flo
             (loss / passes).backward()
         totals += torch.cat([loss.detach()[None], errors]) / passes
     norm = nn.utils.clip_grad_norm_(run.objective.parameters(), config.optimizer.clip)
-    run.optimizer.step()
-    run.optimizer.zero_grad(set_to_none=True)
+    for optimizer in run.optimizers:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
     run.step += 1
     if run.average is not None:
         run.average.update(run.network, run.step)
-    loss_value, error_global, error_local = process.mean(totals).tolist()
+    names = ("loss", "error_global", "error_local", "matching")
     return {
-        "loss": loss_value,
-        "error_global": error_global,
-        "error_local": error_local,
+        **dict(zip(names, process.mean(totals).tolist(), strict=True)),
         "views": float(view_count(config, run.step - 1)),
         "learning_rate": rate,
         "gradient_norm": float(norm),
@@ -137,30 +129,8 @@ def _start(config: TrainConfig, process: Process) -> Run:
     network.set_attention(config.run.attention)
     network.set_recompute(config.run.recompute)
     average = Average(network, config.optimizer.ema) if config.optimizer.ema else None
-    objective = wrap(Objective(network).to(process.device), process, config.run.parallel)
-    optimizer = torch.optim.AdamW(
-        _parameter_groups(objective, config.optimizer),
-        lr=config.optimizer.learning_rate,
-        betas=config.optimizer.betas,
-        fused=True,
-    )
-    return Run(objective, network, optimizer, average)
-
-
-def _parameter_groups(objective: nn.Module, options: OptimizerConfig) -> list[dict[str, Any]]:
-    """Heads and the rest, each split into matrices, which decay, and vectors, which don't."""
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for name, parameter in objective.named_parameters():
-        if parameter.requires_grad:
-            groups.setdefault(("downstream_head" in name, parameter.ndim > 1), []).append(parameter)
-    return [
-        {
-            "params": members,
-            "weight_decay": options.weight_decay if matrices else 0.0,
-            "relative_rate": options.head_rate if heads else 1.0,
-        }
-        for (heads, matrices), members in groups.items()
-    ]
+    objective = wrap(Objective(network, config.run.matching).to(process.device), process, config.run.parallel)
+    return Run(objective, network, make_optimizers(objective, config.optimizer), average)
 
 
 def _resume(run: Run, output: Path, process: Process) -> None:
@@ -168,14 +138,14 @@ def _resume(run: Run, output: Path, process: Process) -> None:
     if state is None:
         _log.info("nothing to resume in %s; starting anew", output)
         return
-    load_full_state(run.objective, run.optimizer, state)
+    load_full_state(run.objective, run.optimizers, state)
     if run.average is not None:
         run.average.load(state["average"], process.device)
     run.step = int(state["step"])
 
 
 def _save(run: Run, config: TrainConfig, output: Path, process: Process) -> None:
-    content = full_state(run.objective, run.optimizer)
+    content = full_state(run.objective, run.optimizers)
     if process.rank == 0:
         average = None if run.average is None else run.average.tensors
         save_state(output, run.step, {**content, "average": average})
@@ -184,7 +154,7 @@ def _save(run: Run, config: TrainConfig, output: Path, process: Process) -> None
 
 def _evaluate(run: Run, config: TrainConfig, process: Process) -> dict[str, float]:
     """Evaluate the weights that would be exported; one process does, the others wait for it later."""
-    tensors = full_state(run.objective, run.optimizer)["network"]
+    tensors = full_state(run.objective, run.optimizers)["network"]
     if process.rank != 0:
         return {}
     network = Fast3R(config.model)
