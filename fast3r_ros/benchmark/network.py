@@ -1,89 +1,72 @@
-"""`fast3r benchmark network`: the network's stages by number of views, size and dtype."""
+"""`fast3r benchmark network`: the network's stages by number of views, size and dtype, and their floor."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import torch
 
-from fast3r_ros.benchmark.measure import machine, measure
-from fast3r_ros.errors import UserError
+from fast3r_ros.benchmark.ceilings import measure_ceilings
+from fast3r_ros.benchmark.floor import (
+    Ceilings,
+    Operation,
+    floor_seconds,
+    fusion_attention,
+    stages,
+)
+from fast3r_ros.benchmark.measure import Measurement, machine, measure
+from fast3r_ros.benchmark.models import DTYPES, add_model_arguments, chosen_device, load, parse_size
 from fast3r_ros.geometry.camera_pose import pointmap_weights, poses_from_pointmaps
-from fast3r_ros.model import Fast3R, Fast3RConfig, Pointmap, ViewTokens
-from fast3r_ros.model.attention import ATTENTION_NAMES
-from fast3r_ros.model.config import DecoderConfig, EncoderConfig, HeadConfig
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-RANDOM_MODELS = {"large": (1024, 24, 16), "base": (768, 12, 12)}
+from fast3r_ros.model import Fast3R, Pointmap, ViewTokens
+from fast3r_ros.model.attention import attend
+from fast3r_ros.model.layers import Attention
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The benchmark's arguments."""
-    parser.add_argument(
-        "--model", default="large", help="large or base (random weights), demo, a directory or a hub name"
-    )
+    add_model_arguments(parser)
     parser.add_argument("--views", type=int, nargs="+", default=[8], help="numbers of views")
     parser.add_argument("--size", nargs="+", default=["512x384"], metavar="WxH", help="sizes of a view")
     parser.add_argument(
         "--dtype", nargs="+", default=["float32"], choices=DTYPES, help="dtypes of the weights"
     )
-    parser.add_argument("--attention", default="auto", choices=ATTENTION_NAMES, help="attention kernel")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--runs", type=int, default=5, help="measured runs of each stage")
-    parser.add_argument("--threads", type=int, help="CPU threads (PyTorch's choice by default)")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure every combination; returns the JSON document."""
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    device = torch.device(arguments.device)
+    device = chosen_device(arguments)
     sizes = [parse_size(text) for text in arguments.size]
-    results = []
+    results: list[dict[str, Any]] = []
+    ceilings: dict[str, Ceilings] = {}
     for dtype in arguments.dtype:
         model = load(arguments.model, device, DTYPES[dtype], arguments.attention)
+        ceilings[dtype] = measure_ceilings(device, DTYPES[dtype])
         for size in sizes:
             for views in arguments.views:
-                stages = measure_stages(model, views, size, arguments.runs)
-                results.append({"views": views, "size_wh": list(size), "dtype": dtype, **stages})
+                measured = measure_stages(model, views, size, arguments.runs, ceilings[dtype])
+                results.append({"views": views, "size_wh": list(size), "dtype": dtype, **measured})
     return {
         "benchmark": "network",
         "machine": machine(device),
         "model": arguments.model,
         "attention": arguments.attention,
+        "ceilings": {dtype: asdict(each) for dtype, each in ceilings.items()},
         "results": results,
     }
 
 
-def parse_size(text: str) -> tuple[int, int]:
-    """`512x384` as (width, height) in pixels.  Raises UserError."""
-    width, mark, height = text.partition("x")
-    if not (mark and width.isdigit() and height.isdigit()):
-        raise UserError(f"size is {text!r}, expected WIDTHxHEIGHT as 512x384")
-    return int(width), int(height)
-
-
-def load(name: str, device: torch.device, dtype: torch.dtype, attention: str) -> Fast3R:
-    """A model by name, or one of RANDOM_MODELS with random weights; no download is needed for those."""
-    if name not in RANDOM_MODELS:
-        return Fast3R.from_pretrained(name, device, dtype, attention)
-    width, depth, heads = RANDOM_MODELS[name]
-    config = Fast3RConfig(
-        EncoderConfig(embed_dim=width, depth=depth, num_heads=heads),
-        DecoderConfig(embed_dim=width, enc_embed_dim=width, depth=depth, num_heads=heads),
-        HeadConfig(with_local_head=True),
-    )
-    torch.manual_seed(0)
-    with device:
-        model = Fast3R(config).to(dtype).eval()
-    model.set_attention(attention)
-    return model
-
-
 @torch.inference_mode()
-def measure_stages(model: Fast3R, views: int, size: tuple[int, int], runs: int) -> dict[str, Any]:
-    """Seconds and peak memory of encode, fuse, heads and pose for one scene, and their sum."""
+def measure_stages(
+    model: Fast3R, views: int, size: tuple[int, int], runs: int, ceilings: Ceilings
+) -> dict[str, Any]:
+    """Seconds, peak memory and floor of encode, fuse, heads and pose for one scene, and their sum.
+
+    `fusion_attention` is the part of `fuse` that grows with the square of the views, measured alone.
+    """
     weight = next(model.parameters())
     device = weight.device
     source = torch.Generator().manual_seed(0)
@@ -97,16 +80,52 @@ def measure_stages(model: Fast3R, views: int, size: tuple[int, int], runs: int) 
         local = model.local_head(features) if model.downstream_head_local is not None else None
         return model.global_head(features), local
 
-    stages = {}
-    tokens, stages["encode"] = measure(encode, device, runs)
-    features, stages["fuse"] = measure(lambda: model.fuse(tokens), device, runs)
-    (in_first, in_own), stages["heads"] = measure(heads, device, runs)
+    measured = {}
+    tokens, measured["encode"] = measure(encode, device, runs)
+    features, measured["fuse"] = measure(lambda: model.fuse(tokens), device, runs)
+    (in_first, in_own), measured["heads"] = measure(heads, device, runs)
     if in_own is not None:
         local, world = (torch.cat([view.points for view in maps]) for maps in (in_own, in_first))
         confidences = (torch.cat([view.confidence for view in maps]) for maps in (in_own, in_first))
         weights = pointmap_weights(*confidences)
-        stages["pose"] = measure(lambda: poses_from_pointmaps(local, world, weights), device, runs)[1]
+        measured["pose"] = measure(lambda: poses_from_pointmaps(local, world, weights), device, runs)[1]
+    element = weight.element_size()
+    work = stages(model.config, views, size, element)
+    count = features.hooks[0].shape[1]
+    attention = measure(_attention_of(model, count), device, runs)[1]
+    one_block = fusion_attention(model.config, count, element)
     return {
-        "stages": {name: stage.content() for name, stage in stages.items()},
-        "total_median_s": sum(stage.median_s for stage in stages.values()),
+        "stages": {name: _with_floor(each, work.get(name), ceilings) for name, each in measured.items()},
+        "total_median_s": sum(each.median_s for each in measured.values()),
+        "fusion_attention": _with_floor(attention, model.config.decoder.depth * [one_block], ceilings),
+    }
+
+
+def _attention_of(model: Fast3R, tokens: int) -> Callable[[], None]:
+    """The attention of all fusion blocks on random tokens, without their linear layers."""
+    config, weight = model.config.decoder, next(model.parameters())
+    shape = (1, tokens, 3, config.num_heads, config.embed_dim // config.num_heads)
+    query, key, value = torch.randn(shape, dtype=weight.dtype, device=weight.device).permute(2, 0, 3, 1, 4)
+    kernel = next(module.kernel for module in model.decoder.modules() if isinstance(module, Attention))
+
+    def run() -> None:
+        for _ in range(config.depth):
+            attend(query, key, value, model.decoder.logit_scale, kernel)
+
+    return run
+
+
+def _with_floor(stage: Measurement, work: list[Operation] | None, ceilings: Ceilings) -> dict[str, Any]:
+    """The measurement, what had to be done, and how much longer it took than the floor."""
+    if work is None:
+        return stage.content()
+    floor = floor_seconds(work, ceilings)
+    flops = sum(operation.flops for operation in work)
+    return {
+        **stage.content(),
+        "flops": flops,
+        "bytes": sum(operation.bytes for operation in work),
+        "floor_s": floor,
+        "times_floor": stage.median_s / floor,
+        "share_of_matrix_rate": flops / stage.median_s / ceilings.matrix_rate,
     }
