@@ -51,9 +51,9 @@ def screenshot(results: str) -> bytes:
     from fast3r_ros.io.results import read_results
     from fast3r_ros.viewer.web import WebViewer
 
-    content = read_results(results, with_images=True)
+    content = read_results(results)
     viewer = WebViewer(port=0)
-    viewer.show(content.cloud, content.cameras, content.images)
+    viewer.show(content.cloud, content.cameras, content.read_images())
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium") or ""
     drawing = ("--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--window-size=1200,750")

@@ -1,4 +1,4 @@
-"""`fast3r info`: what a checkpoint, a result, a bag, a video or a folder of images holds."""
+"""`fast3r info`: what a checkpoint, a map, a bag, a video or a folder of images holds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from fast3r_ros.errors import UserError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The sub-command's arguments."""
     parser.add_argument(
-        "what", help="demo or a checkpoint folder, a folder of results or a .ply, or any source of frames"
+        "what",
+        help="demo or a checkpoint folder; a folder of results, a .ply, .pcd, .glb or COLMAP folder; or any "
+        "source of frames",
     )
     parser.add_argument("--topic", help="image topic of a bag that has several")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
@@ -34,10 +36,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 def describe(what: str, topic: str | None = None) -> dict[str, Any]:
     """The facts of whatever `what` names.  Raises UserError when it is nothing that can be read."""
+    from fast3r_ros.io.results import is_result
+
     path = Path(what)
     if what == "demo" or (path / "config.json").is_file():
         return _describe_checkpoint(what)
-    if path.suffix.lower() == ".ply" or (path / "map.ply").is_file():
+    if is_result(path):
         return _describe_results(path)
     return _describe_source(what, topic)
 

@@ -65,6 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume", action="store_true", help="keep a complete result; start over after a partial one"
     )
+    parser.add_argument("--rerun", type=Path, metavar="FILE.rrd", help="also write a recording for rerun")
     parser.add_argument("--viewer", action="store_true", help="show the growing map in the browser")
 
 
@@ -72,6 +73,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Reconstruct; the exit status is 0, 1 for an empty map, or 130 when Ctrl-C left a partial result."""
     from fast3r_ros.io.sources import choose_indices, open_source
 
+    if arguments.rerun is not None:
+        from fast3r_ros.io.rerun_file import require_rerun
+
+        require_rerun()
     if arguments.resume and _is_complete(arguments.output):
         return 0
     source = open_source(arguments.source, topic=arguments.topic)
@@ -105,7 +110,9 @@ def run(arguments: argparse.Namespace) -> int:
         raise
     finally:
         show.close()
-        report = write_results(arguments.output, source, mapper, recorder, progress, settings)
+        report = write_results(
+            arguments.output, source, mapper, recorder, progress, settings, arguments.rerun
+        )
     _print_summary(arguments.output, report)
     if progress.stopped:
         return INTERRUPTED

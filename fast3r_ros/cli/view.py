@@ -9,7 +9,9 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The sub-command's arguments."""
-    parser.add_argument("map", type=Path, help="folder that reconstruct wrote, or a .ply file")
+    parser.add_argument(
+        "map", type=Path, help="folder that reconstruct wrote, a .ply, .pcd or .glb, or COLMAP"
+    )
     parser.add_argument(
         "--host",
         default="127.0.0.1",
@@ -23,10 +25,10 @@ def run(arguments: argparse.Namespace) -> int:
     from fast3r_ros.io.results import read_results
     from fast3r_ros.viewer.web import WebViewer
 
-    results = read_results(arguments.map, with_images=True)
+    results = read_results(arguments.map)
     viewer = WebViewer(arguments.host, arguments.port)
     try:
-        viewer.show(results.cloud, results.cameras, results.images)
+        viewer.show(results.cloud, results.cameras, results.read_images())
         counts = f"{len(results.cloud.points):,} points, {len(results.cameras)} cameras"
         print(f"{counts}: {viewer.address}", flush=True)
         while True:

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import trimesh
 
+from fast3r_ros.errors import UserError
+from fast3r_ros.geometry.rigid import transform_points
 from fast3r_ros.io.cameras import CameraRecord
 from fast3r_ros.io.files import whole_file
 from fast3r_ros.io.frusta import frustum_segments
@@ -29,7 +31,7 @@ def write_glb(path: str | Path, cloud: Cloud, records: Sequence[CameraRecord]) -
         points = trimesh.PointCloud(cloud.points, colors=cloud.colors)
         scene.add_geometry(points, node_name="map", geom_name="map", transform=GLTF_FROM_MAP)
     if records:
-        size = _frustum_size(cloud, records)
+        size = frustum_size(cloud, records)
         segments = [
             frustum_segments(view.map_from_camera, view.intrinsics, view.width, view.height, size=size)
             for view in records
@@ -41,8 +43,33 @@ def write_glb(path: str | Path, cloud: Cloud, records: Sequence[CameraRecord]) -
         temporary.write_bytes(scene.export(file_type="glb"))
 
 
-def _frustum_size(cloud: Cloud, records: Sequence[CameraRecord]) -> float:
-    """Depth of a drawn frustum in map units."""
+def read_glb(path: str | Path) -> Cloud:
+    """The points of a GLB in the map frame, z up; the confidence, which it lacks, is 1.
+
+    Raises UserError when the file is no GLB or has no point cloud.
+    """
+    try:
+        scene = trimesh.load_scene(path, file_type="glb")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except Exception as error:  # garbage raises about anything in the library
+        raise UserError(f"{path} is not a glTF file that can be read ({error})") from error
+    points, colors = [], []
+    for node in scene.graph.nodes_geometry:
+        gltf_from_node, name = scene.graph[node]
+        geometry = scene.geometry[name]
+        if isinstance(geometry, trimesh.PointCloud):  # not the lines of frusta
+            map_from_node = GLTF_FROM_MAP.T @ gltf_from_node
+            points.append(transform_points(map_from_node, np.asarray(geometry.vertices)))
+            colors.append(np.asarray(geometry.colors)[:, :3])
+    if not points:
+        raise UserError(f"{path} has no point cloud")
+    xyz = np.concatenate(points).astype(np.float32)
+    return Cloud(xyz, np.concatenate(colors).astype(np.uint8), np.ones(len(xyz), np.float32))
+
+
+def frustum_size(cloud: Cloud, records: Sequence[CameraRecord]) -> float:
+    """Depth of a drawn frustum in map units: a fiftieth of the map's extent."""
     shown = cloud.points if len(cloud.points) else np.array([view.map_from_camera[:3, 3] for view in records])
     low, high = np.percentile(shown, (2, 98), axis=0)
     return max(float(np.linalg.norm(high - low)) / 50, 1e-3)

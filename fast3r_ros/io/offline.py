@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from fast3r_ros.errors import UserError
 from fast3r_ros.geometry.similarity import fit_similarity
-from fast3r_ros.io.cameras import write_cameras
+from fast3r_ros.io.cameras import CameraRecord, write_cameras
 from fast3r_ros.io.colmap import write_colmap
 from fast3r_ros.io.files import writable
 from fast3r_ros.io.glb import write_glb
@@ -22,9 +23,10 @@ from fast3r_ros.io.ply import write_ply
 from fast3r_ros.io.preview import write_preview
 from fast3r_ros.io.recorder import Recorder
 from fast3r_ros.io.report import peak_memory, versions, write_report
+from fast3r_ros.io.rerun_file import write_rerun
 from fast3r_ros.io.sources import Source
 from fast3r_ros.io.trajectory import write_trajectory
-from fast3r_ros.mapping.data import Float64, Frame, PoseEstimate, WindowResult
+from fast3r_ros.mapping.data import Cloud, Float64, Frame, PoseEstimate, ViewEstimate, WindowResult
 from fast3r_ros.mapping.mapper import Mapper
 
 RESULTS = (
@@ -134,56 +136,108 @@ def write_results(
     recorder: Recorder,
     progress: Progress,
     settings: Mapping[str, Any],
+    rerun_file: Path | None = None,
 ) -> dict[str, Any]:
     """Write every result file and return the report.
 
-    settings: what the run was asked for; it goes into the report.  Raises UserError when a file cannot be
-    written; files that are there by then are whole.
+    settings: what the run was asked for; it goes into the report.  rerun_file: where a recording for rerun is
+    wanted.  Raises UserError when a file cannot be written, after all that can be: files that are there by
+    then are whole, and the report says that the result is partial.
     """
     started = time.perf_counter()
-    status = mapper.status()
-    unit = "m" if status.metres else "map units"
-    cloud, trajectory = mapper.map.cloud(), mapper.trajectory()
-    recorder.finish(mapper.map.keyframes)
-    cameras = recorder.cameras(mapper.map.keyframes)
-    write_ply(directory / "map.ply", cloud, comment=f"lengths in {unit}; z up")
-    write_pcd(directory / "map.pcd", cloud)
-    write_trajectory(directory / "trajectory.txt", trajectory)
-    write_cameras(directory / "cameras.json", cameras, unit=unit)
-    write_colmap(directory / "sparse" / "0", cloud, cameras)
-    if cameras:  # an empty scene is no glTF file
-        write_glb(directory / "map.glb", cloud, cameras)
-    error = trajectory_error(trajectory, source.truth)
-    write_preview(
-        directory / "preview.png",
-        cloud=cloud,
-        trajectory=trajectory,
-        views=recorder.samples(mapper.map.keyframes),
-        numbers=_numbers(progress, len(trajectory), status.windows, len(cloud.points), error),
-        truth=source.truth,
-        unit=unit,
+    status, trajectory = mapper.status(), mapper.trajectory()
+    outcome = _Outcome(
+        mapper.map.cloud(),
+        trajectory,
+        recorder.cameras(mapper.map.keyframes),
+        recorder.samples(mapper.map.keyframes),
+        trajectory_error(trajectory, source.truth),
+        "m" if status.metres else "map units",
     )
+    numbers = _numbers(progress, len(trajectory), status.windows, len(outcome.cloud.points), outcome.error)
+    writers = _writers(directory, outcome, numbers, source.truth)
+    writers.append(lambda: recorder.finish(mapper.map.keyframes))
+    if rerun_file is not None:
+        images = directory / "images"
+        writers.append(lambda: write_rerun(rerun_file, outcome.cloud, outcome.cameras, images))
+    failure = _first_failure(writers)
+    progress.stopped = progress.stopped or str(failure or "")
     progress.timings["write"] += time.perf_counter() - started
     report = {
         "complete": not progress.stopped,
         "stopped": progress.stopped,
         "source": source.name,
-        "unit": unit,
+        "unit": outcome.unit,
         "frames": progress.frames,
         "frames_skipped": [asdict(skipped) for skipped in source.skipped],
         "keyframes": len(trajectory),
         "windows": status.windows,
         "windows_rejected": dict(progress.rejected),
-        "map_points": len(cloud.points),
-        "trajectory_error": error,
+        "map_points": len(outcome.cloud.points),
+        "trajectory_error": outcome.error,
         "seconds": {name: round(seconds, 3) for name, seconds in progress.timings.items()},
         "peak_memory_mib": peak_memory(),
         "mapper": asdict(status),
         "settings": dict(settings),
         "versions": versions(),
     }
-    write_report(directory / "report.json", report)
+    unreported = _first_failure([lambda: write_report(directory / "report.json", report)])
+    if failure or unreported:
+        raise failure or unreported  # type: ignore[misc]
     return report
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What a run has made, in the map frame; error: see `trajectory_error`; unit: of length."""
+
+    cloud: Cloud
+    trajectory: list[PoseEstimate]
+    cameras: list[CameraRecord]
+    samples: list[ViewEstimate]
+    error: dict[str, float] | None
+    unit: str
+
+
+def _writers(
+    directory: Path, outcome: _Outcome, numbers: Mapping[str, str], truth: Mapping[int, Float64] | None
+) -> list[Callable[[], None]]:
+    """What writes the files, the small ones first: they may fit on a disk where a cloud does not."""
+
+    def draw() -> None:
+        write_preview(
+            directory / "preview.png",
+            cloud=outcome.cloud,
+            trajectory=outcome.trajectory,
+            views=outcome.samples,
+            numbers=numbers,
+            truth=truth,
+            unit=outcome.unit,
+        )
+
+    cloud, cameras, unit = outcome.cloud, outcome.cameras, outcome.unit
+    writers: list[Callable[[], None]] = [
+        lambda: write_trajectory(directory / "trajectory.txt", outcome.trajectory),
+        lambda: write_cameras(directory / "cameras.json", cameras, unit=unit),
+        draw,
+        lambda: write_ply(directory / "map.ply", cloud, comment=f"lengths in {unit}; z up"),
+        lambda: write_pcd(directory / "map.pcd", cloud),
+        lambda: write_colmap(directory / "sparse" / "0", cloud, cameras),
+    ]
+    if cameras:  # an empty scene is no glTF file
+        writers.append(lambda: write_glb(directory / "map.glb", cloud, cameras))
+    return writers
+
+
+def _first_failure(writers: Iterable[Callable[[], None]]) -> UserError | None:
+    """Run all of them; the first error of a file that could not be written."""
+    failure = None
+    for write in writers:
+        try:
+            write()
+        except UserError as error:
+            failure = failure or error
+    return failure
 
 
 def trajectory_error(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fast3r_ros.errors import UserError
 from fast3r_ros.io.files import whole_file
 from fast3r_ros.mapping.data import Cloud
 
@@ -38,3 +39,50 @@ def write_pcd(path: str | Path, cloud: Cloud) -> None:
     with whole_file(path) as temporary, temporary.open("wb") as file:
         file.write(_HEADER.format(count=len(points)).encode("ascii"))
         file.write(points.tobytes())
+
+
+def read_pcd(path: str | Path) -> Cloud:
+    """Read a PCD cloud, ours or another's; missing colours are grey, missing confidence is 1.
+
+    Raises UserError when the file is no PCD, is compressed, is cut short or has no x, y and z.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            header: dict[str, list[str]] = {}
+            while "DATA" not in header:
+                name, *values = file.readline(1000).decode("ascii").split() or [""]
+                if not name:
+                    raise ValueError("its header does not end")
+                header[name] = values
+            points = _read_points(header, file.read())
+        xyz = np.stack([points[name] for name in "xyz"], 1).astype(np.float32)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is not a PCD point cloud that can be read: {error}") from error
+    names = points.dtype.names or ()
+    colors = np.full((len(xyz), 3), 128, np.uint8)
+    if "rgb" in names:
+        packed = np.ascontiguousarray(points["rgb"]).view(np.uint32)
+        colors = (packed[:, None] >> np.array([16, 8, 0], np.uint32)).astype(np.uint8)
+    confidence = points["confidence"] if "confidence" in names else np.ones(len(xyz))
+    return Cloud(xyz, colors, np.array(confidence, np.float32))
+
+
+def _read_points(header: dict[str, list[str]], data: bytes) -> np.ndarray:
+    """The points as a structured array; `rgb` keeps its bits."""
+    kinds = {"F": "f", "U": "u", "I": "i"}
+    columns = zip(header["FIELDS"], header["TYPE"], header["SIZE"], strict=True)
+    counts = [int(count) for count in header.get("COUNT", ["1"] * len(header["FIELDS"]))]
+    point = np.dtype(
+        [
+            (name, f"<{kinds[kind]}{size}", *([(count,)] if count > 1 else []))
+            for (name, kind, size), count in zip(columns, counts, strict=True)
+        ]
+    )
+    count = int(header["POINTS"][0])
+    if header["DATA"] == ["binary"]:
+        return np.frombuffer(data, point, count)
+    if header["DATA"] == ["ascii"]:
+        return np.loadtxt(data.decode("ascii").splitlines(), dtype=point, ndmin=1)
+    raise ValueError(f"DATA {' '.join(header['DATA'])} is not supported, only binary and ascii")

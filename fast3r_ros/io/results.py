@@ -1,4 +1,4 @@
-"""A folder that `fast3r reconstruct` wrote, or a single PLY, read back."""
+"""Maps read back: the folder that `fast3r reconstruct` wrote, a map that the node saved, or a single file."""
 
 from __future__ import annotations
 
@@ -6,38 +6,88 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fast3r_ros.errors import UserError
-from fast3r_ros.io.cameras import CameraRecord, read_cameras
+from fast3r_ros.io.cameras import CameraRecord, name_of, read_cameras
+from fast3r_ros.io.colmap import is_colmap, read_colmap
+from fast3r_ros.io.glb import read_glb
+from fast3r_ros.io.pcd import read_pcd
 from fast3r_ros.io.ply import read_ply
 from fast3r_ros.io.view_images import read_image
+from fast3r_ros.mapping.config import MapConfig
 from fast3r_ros.mapping.data import Cloud, UInt8
+from fast3r_ros.mapping.map import Map
+from fast3r_ros.mapping.storage import read_map
+
+CLOUD_READERS = {".ply": read_ply, ".pcd": read_pcd, ".glb": read_glb}
+KINDS = (
+    "a folder that fast3r reconstruct wrote, a map that the node saved, a .ply, .pcd or .glb, or a folder "
+    "with a COLMAP text model"
+)
 
 
 @dataclass(frozen=True)
 class Results:
-    """cloud and cameras: in the map frame.  unit: of length.  images: name -> picture, those that exist."""
+    """cloud and cameras: in the map frame.  unit: of length, "unknown" where the file does not say.
+
+    images: folder of the views' `NAME.png`, None where there is none.
+    """
 
     cloud: Cloud
     cameras: list[CameraRecord]
     unit: str
-    images: dict[str, UInt8]
+    images: Path | None = None
+
+    def read_images(self) -> dict[str, UInt8]:
+        """The views' pictures that exist, by name, (h, w, 3) RGB.  Raises UserError for a broken one."""
+        if self.images is None:
+            return {}
+        files = {camera.name: self.images / f"{camera.name}.png" for camera in self.cameras}
+        return {name: read_image(file) for name, file in files.items() if file.is_file()}
 
 
-def read_results(path: str | Path, *, with_images: bool = False) -> Results:
-    """Read a folder of results or one PLY file.  Raises UserError when it is neither."""
+def is_result(path: Path) -> bool:
+    """Whether `read_results` would try to read what is at a path."""
+    if path.is_dir():
+        return any((path / name).is_file() for name in ("map.ply", "map.json")) or is_colmap(path)
+    return path.suffix.lower() in CLOUD_READERS
+
+
+def read_results(path: str | Path) -> Results:
+    """Read one of `KINDS`.  Raises UserError when it is none of them."""
     path = Path(path)
     if not path.exists():
-        raise UserError(f"no such file or folder: {path}; give a folder that reconstruct wrote, or a .ply")
+        raise UserError(f"no such file or folder: {path}; give {KINDS}")
     if path.is_file():
-        return Results(read_ply(path), [], "map units", {})
+        if path.suffix.lower() not in CLOUD_READERS:
+            raise UserError(f"{path} is no map; give {KINDS}")
+        return Results(CLOUD_READERS[path.suffix.lower()](path), [], "unknown")
+    if is_colmap(path):
+        return Results(*read_colmap(path), "unknown")
+    if (path / "map.json").is_file():
+        return _read_saved_map(path)
     if not (path / "map.ply").is_file():
-        raise UserError(f"{path} holds no map.ply; give a folder that fast3r reconstruct wrote")
+        raise UserError(f"{path} holds no map.ply; give {KINDS}")
     cloud = read_ply(path / "map.ply")
-    cameras: list[CameraRecord] = []
-    unit = "map units"
-    if (path / "cameras.json").is_file():
-        cameras, unit = read_cameras(path / "cameras.json")
-    images = {}
-    if with_images:
-        files = {camera.name: path / "images" / f"{camera.name}.png" for camera in cameras}
-        images = {name: read_image(file) for name, file in files.items() if file.is_file()}
-    return Results(cloud, cameras, unit, images)
+    if not (path / "cameras.json").is_file():
+        return Results(cloud, [], "unknown")
+    cameras, unit = read_cameras(path / "cameras.json")
+    return Results(cloud, cameras, unit, path / "images")
+
+
+def _read_saved_map(path: Path) -> Results:
+    """A directory of `fast3r_ros.mapping.storage`; keyframes whose points were dropped are left out."""
+    saved = read_map(path)
+    restored = Map.restored(MapConfig(), saved.keyframes, saved.metres, saved.voxel_size)
+    cameras = [
+        CameraRecord(
+            name_of(keyframe.id),
+            keyframe.stamp_ns,
+            keyframe.camera,
+            keyframe.image.shape[1],
+            keyframe.image.shape[0],
+            keyframe.intrinsics,
+            keyframe.map_from_camera,
+        )
+        for keyframe in sorted(saved.keyframes, key=lambda keyframe: keyframe.stamp_ns)
+        if keyframe.image is not None
+    ]
+    return Results(restored.cloud(), cameras, "m" if saved.metres else "map units")

@@ -12,11 +12,18 @@ from evo.tools import file_interface
 from pypcd4 import PointCloud
 from rosbags.rosbag2 import Writer
 from rosbags.typesys import Stores, get_typestore
+from scipy.spatial.transform import Rotation
 
 from fast3r_ros.cli import main
-from fast3r_ros.io.cameras import CameraRecord, write_cameras
+from fast3r_ros.geometry.rigid import rigid_matrix
+from fast3r_ros.io.cameras import CameraRecord, read_cameras, write_cameras
 from fast3r_ros.io.ply import read_ply, write_ply
+from fast3r_ros.io.results import read_results
+from fast3r_ros.mapping.config import MapperConfig
 from fast3r_ros.mapping.data import Cloud
+from fast3r_ros.mapping.mapper import Mapper
+from fast3r_ros.synthetic.network_double import TrueNetwork
+from fast3r_ros.synthetic.sequence import demo_sequence
 
 
 @pytest.fixture
@@ -28,9 +35,8 @@ def results(tmp_path):
     folder = tmp_path / "results"
     write_ply(folder / "map.ply", Cloud(points, colors, np.linspace(1, 9, 100, dtype=np.float32)))
     matrix = np.array([[90.0, 0, 56], [0, 90, 40], [0, 0, 1]])
-    poses = [np.eye(4) + np.pad([[x, 0, 0]], ((0, 3), (0, 1))).T * 0 for x in range(3)]
-    for index, pose in enumerate(poses):
-        pose[:3, 3] = [index, 0.5 * index, 0]
+    turns = Rotation.from_euler("zx", [[0.3, 0.1], [0.5, -0.2], [2.0, 1.0]])
+    poses = rigid_matrix(turns.as_matrix(), [[0, 0, 0], [1, 0.5, 0], [2, 1, 0.1]])
     records = [
         CameraRecord(f"{i:06d}", i * 10**8, "camera", 112, 80, matrix, pose) for i, pose in enumerate(poses)
     ]
@@ -38,15 +44,98 @@ def results(tmp_path):
     return folder
 
 
-def test_convert_to_every_format(results, tmp_path):
-    cloud = read_ply(results / "map.ply")
-    for name in ("a.ply", "a.pcd", "a.glb", "a.txt", "colmap"):
-        assert main(["convert", str(results), str(tmp_path / name)]) == 0
-    np.testing.assert_array_equal(read_ply(tmp_path / "a.ply").points, cloud.points)
-    np.testing.assert_array_equal(PointCloud.from_path(tmp_path / "a.pcd").numpy(tuple("xyz")), cloud.points)
-    np.testing.assert_allclose(trimesh.load(tmp_path / "a.glb").geometry["map"].vertices, cloud.points)
-    assert file_interface.read_tum_trajectory_file(tmp_path / "a.txt").num_poses == 3
-    assert len(pycolmap.Reconstruction(str(tmp_path / "colmap")).images) == 3
+FORMATS = ("map.ply", "map.pcd", "map.glb", "colmap")
+
+
+@pytest.mark.parametrize("between", ["results", *FORMATS])
+def test_convert_from_each_format_to_every_other(results, tmp_path, between):
+    """Readers by others find in the second file what was in the map, whatever lay between."""
+    cloud, (records, _) = read_ply(results / "map.ply"), read_cameras(results / "cameras.json")
+    source = results
+    if between in FORMATS:
+        source = tmp_path / "first" / between
+        assert main(["convert", str(results), str(source)]) == 0
+    posed = between in ("results", "colmap")
+    for name in (*FORMATS, *(("a.txt", "a.json") if posed else ())):
+        if name != "colmap" or posed:
+            assert main(["convert", str(source), str(tmp_path / name)]) == 0
+    ply, pcd = trimesh.load(tmp_path / "map.ply"), PointCloud.from_path(tmp_path / "map.pcd")
+    glb = trimesh.load(tmp_path / "map.glb").geometry["map"]
+    for points in (ply.vertices, pcd.numpy(tuple("xyz")), glb.vertices):
+        np.testing.assert_allclose(points, cloud.points, atol=1e-4)
+    for colors in (ply.colors[:, :3], PointCloud.decode_rgb(pcd.pc_data["rgb"]), glb.colors[:, :3]):
+        np.testing.assert_array_equal(colors, cloud.colors)
+    keeps_confidence = between not in ("map.glb", "colmap")  # formats that have no place for it
+    expected = cloud.confidence if keeps_confidence else np.ones(len(cloud.points))
+    np.testing.assert_allclose(pcd.pc_data["confidence"], expected)
+    if posed:
+        model = pycolmap.Reconstruction(str(tmp_path / "colmap"))
+        np.testing.assert_allclose(
+            [p.xyz for _, p in sorted(model.points3D.items())], cloud.points, atol=1e-4
+        )
+        poses = np.array(file_interface.read_tum_trajectory_file(tmp_path / "a.txt").poses_se3)
+        np.testing.assert_allclose(poses, [record.map_from_camera for record in records], atol=1e-4)
+        again, _ = read_cameras(tmp_path / "a.json")
+        for record, read in zip(records, again, strict=True):
+            assert (read.name, read.width, read.height) == (record.name, record.width, record.height)
+            np.testing.assert_allclose(read.intrinsics, record.intrinsics, atol=1e-4)
+            np.testing.assert_allclose(read.map_from_camera, record.map_from_camera, atol=1e-4)
+
+
+def test_a_map_that_the_node_saved_is_read(tmp_path, capsys):
+    """Views of an exact walk, saved as `~/save_map` does."""
+    sequence = demo_sequence(6.0, width=112, height=80)
+    config = MapperConfig.from_flat({"window.size": 8, "loop.background": False})
+    mapper = Mapper(TrueNetwork(sequence), config)
+    for frame in sequence:
+        mapper.add_frame(frame)
+        if mapper.window_ready():
+            mapper.process_window()
+    mapper.finish()
+    mapper.save_map(tmp_path / "saved")
+    facts = info(capsys, tmp_path / "saved")
+    assert (facts["kind"], facts["cameras"]) == ("map", len(mapper.map.keyframes))
+    assert main(["convert", str(tmp_path / "saved"), str(tmp_path / "map.ply")]) == 0
+    expected, found = mapper.map.cloud().points, trimesh.load(tmp_path / "map.ply").vertices
+    assert len(found) == pytest.approx(len(expected), rel=0.01)
+    np.testing.assert_allclose(np.median(found, 0), np.median(expected, 0), atol=0.01)
+
+
+@pytest.mark.parametrize("name", ["x.pcd", "x.glb", "colmap"])
+@pytest.mark.parametrize(
+    "content", [b"", b"no map at all \n1 2 3", bytes(range(256)), b"FIELDS x\nDATA binary\n"]
+)
+def test_garbage_is_one_line(tmp_path, capsys, name, content):
+    (tmp_path / "colmap").mkdir()
+    for file in ("x.pcd", "x.glb", *(f"colmap/{part}.txt" for part in ("cameras", "images", "points3D"))):
+        (tmp_path / file).write_bytes(content)
+    status = main(["convert", str(tmp_path / name), str(tmp_path / "a.ply")])
+    if (name, content) == ("colmap", b""):  # an empty model, which is one
+        assert status == 0
+        return
+    assert status == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert name in line
+
+
+def test_colmap_model_with_distortion_is_refused_with_what_to_do(results, tmp_path, capsys):
+    assert main(["convert", str(results), str(tmp_path / "colmap")]) == 0
+    cameras = tmp_path / "colmap" / "cameras.txt"
+    cameras.write_text("1 OPENCV 112 80 90 90 56 40 0.1 0 0 0\n")
+    assert main(["info", str(tmp_path / "colmap")]) == 2
+    assert "OPENCV; undistort the images" in capsys.readouterr().err
+
+
+def test_pcd_of_others_as_text_and_without_colour(tmp_path):
+    points = np.arange(12, dtype=np.float32).reshape(4, 3) / 8
+    PointCloud.from_xyz_points(points).save(tmp_path / "plain.pcd")
+    header = "VERSION 0.7\nFIELDS x y z\nSIZE 4 4 4\nTYPE F F F\nCOUNT 1 1 1\nWIDTH 4\nHEIGHT 1\nPOINTS 4\n"
+    rows = "\n".join(" ".join(map(str, point)) for point in points)
+    (tmp_path / "text.pcd").write_text(f"# a comment\n{header}DATA ascii\n{rows}\n")
+    for name in ("plain.pcd", "text.pcd"):
+        cloud = read_results(tmp_path / name).cloud
+        np.testing.assert_array_equal(cloud.points, points)
+        assert (cloud.confidence == 1).all()
 
 
 @pytest.mark.parametrize(

@@ -84,9 +84,9 @@ def test_evo_measures_the_error_that_the_report_tells(run, tmp_path):
 
 def test_the_files_agree_with_each_other(run):
     _, folder, report, _ = run
-    results = read_results(folder, with_images=True)
+    results = read_results(folder)
     assert len(results.cloud.points) == report["map_points"]
-    assert len(results.cameras) == len(results.images) == report["keyframes"]
+    assert len(results.cameras) == len(results.read_images()) == report["keyframes"]
     poses = file_interface.read_tum_trajectory_file(folder / "trajectory.txt").poses_se3
     expected = [camera.map_from_camera for camera in results.cameras]
     np.testing.assert_allclose(np.array(poses), np.array(expected), atol=1e-6)
