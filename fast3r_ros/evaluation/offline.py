@@ -20,7 +20,7 @@ from fast3r_ros.geometry.camera_pose import (
 from fast3r_ros.geometry.focal import first_view_focal
 from fast3r_ros.geometry.rigid import inverse, transform_points
 from fast3r_ros.geometry.robust_similarity import RobustOptions
-from fast3r_ros.mapping.data import Float32, Reconstruction, UInt8
+from fast3r_ros.mapping.data import Float32, UInt8
 from fast3r_ros.metrics.depth import depth_scores
 from fast3r_ros.metrics.pose import pair_errors, pose_scores
 from fast3r_ros.metrics.reconstruction import align, estimate_normals, reconstruction_scores
@@ -36,8 +36,24 @@ HEADS = ("local", "global")
 # An untrained or failing network shall still get poses, and be scored for them.
 ANY_POSE = RobustOptions(min_inlier_share=0.0)
 
-Predict = Callable[[UInt8], Reconstruction]
 Scores = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the network says about V views of one size (h, w).
+
+    points_global: (V, h, w, 3) float32 in `window`.  points_local: (V, h, w, 3) float32, each in its own
+    camera frame; NaN without a local head.  confidence_*: (V, h, w) float32, at least 1.
+    """
+
+    points_global: Float32
+    confidence_global: Float32
+    points_local: Float32
+    confidence_local: Float32
+
+
+Predict = Callable[[UInt8], Prediction]
 
 
 @dataclass(frozen=True)
@@ -62,7 +78,7 @@ def predictor(model: Fast3R, indices: str = "spread", seed: int = 0) -> Predict:
     device = next(model.parameters()).device
 
     @torch.inference_mode()
-    def predict(images: UInt8) -> Reconstruction:
+    def predict(images: UInt8) -> Prediction:
         views = len(images)
         rows = {
             "spread": lambda: spread_indices(1, views),
@@ -73,16 +89,16 @@ def predictor(model: Fast3R, indices: str = "spread", seed: int = 0) -> Predict:
         world = _stack([view.global_points.points for view in result])
         confidence = _stack([view.global_points.confidence for view in result])
         if result[0].local_points is None:
-            return Reconstruction(world, confidence, np.full_like(world, np.nan), np.ones_like(confidence))
+            return Prediction(world, confidence, np.full_like(world, np.nan), np.ones_like(confidence))
         local = [view.local_points for view in result if view.local_points is not None]
-        return Reconstruction(
+        return Prediction(
             world, confidence, _stack([v.points for v in local]), _stack([v.confidence for v in local])
         )
 
     return predict
 
 
-def place(prediction: Reconstruction, head: str) -> PlacedViews:
+def place(prediction: Prediction, head: str) -> PlacedViews:
     """Poses and points of all views in `window`.
 
     head "local": local points, placed by their fit to the global ones.  "global": the global points as they
@@ -108,7 +124,7 @@ def place(prediction: Reconstruction, head: str) -> PlacedViews:
     return PlacedViews(points, prediction.points_local[..., 2], prediction.confidence_local, poses)
 
 
-def _place_global(prediction: Reconstruction) -> PlacedViews:
+def _place_global(prediction: Prediction) -> PlacedViews:
     points, confidence = prediction.points_global, prediction.confidence_global
     poses = poses_by_pnp(points, confidence, first_view_focal(points, confidence))
     depth = [

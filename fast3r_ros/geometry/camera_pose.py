@@ -7,6 +7,7 @@ RANSAC PnP on pixels and global points, for comparison and for networks without 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -15,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from fast3r_ros.geometry.intrinsics import centred_intrinsics
 from fast3r_ros.geometry.rigid import inverse, rigid_matrix
@@ -22,6 +24,7 @@ from fast3r_ros.geometry.robust_similarity import RobustOptions, fit_similaritie
 from fast3r_ros.geometry.rotation import matrix_from_vector
 
 Float64 = NDArray[np.float64]
+Maps = Sequence[NDArray[np.floating]] | Sequence[Tensor] | NDArray[np.floating] | Tensor
 
 REPROJECTION_ERROR = 5.0
 FOCAL_CANDIDATES = 24
@@ -62,29 +65,31 @@ def pointmap_weights(confidence_local: Tensor, confidence_global: Tensor) -> Ten
 
 
 def poses_from_pointmaps(
-    points_local: NDArray[np.floating] | Tensor,
-    points_global: NDArray[np.floating] | Tensor,
-    weights: NDArray[np.floating] | Tensor,
+    points_local: Maps,
+    points_global: Maps,
+    weights: Maps,
     intrinsics: Float64 | None = None,
     options: RobustOptions | None = None,
 ) -> CameraPoses:
     """Robust weighted similarity of each view's local points to its global points.
 
-    points_local, points_global: (V, H, W, 3).  weights: (V, H, W), at least 0, see `pointmap_weights`.
-    intrinsics: (V, 3, 3) where they are known (pixel centres at integer + 0.5): then only the depth of the
-    local points is used, along the exact ray of the pixel.  Computed on the device of `points_local`.
+    points_local, points_global: per view (H, W, 3), of any size.  weights: per view (H, W), at least 0, see
+    `pointmap_weights`.  intrinsics: (V, 3, 3) where they are known (pixel centres at integer + 0.5): then
+    only the depth of the local points is used, along the exact ray of the pixel.  Computed on the device of
+    `points_local`.
     """
     options = options or RobustOptions()
-    local = torch.as_tensor(points_local)
-    views, height, width = local.shape[:3]
-    chosen = sample_indices(height * width, options.max_points, local.device)
-    source, target = (
-        torch.as_tensor(points, device=local.device).reshape(views, -1, 3).index_select(1, chosen)
-        for points in (local, points_global)
+    local = [torch.as_tensor(points) for points in points_local]
+    views, device = len(local), local[0].device
+    pixels = [view.shape[0] * view.shape[1] for view in local]
+    samples = {count: sample_indices(count, options.max_points, device) for count in set(pixels)}
+    chosen = [samples[count] for count in pixels]
+    source, target, sampled = (
+        _sampled([torch.as_tensor(view, device=device) for view in maps], chosen)
+        for maps in (local, points_global, weights)
     )
     if intrinsics is not None:
-        source = _rays(intrinsics, chosen, width) * source[..., 2:]
-    sampled = torch.as_tensor(weights, device=local.device).reshape(views, -1).index_select(1, chosen)
+        source = _rays(intrinsics, chosen, [view.shape[1] for view in local]) * source[..., 2:]
     batch = fit_similarities_robust(source, target, sampled, options)
     ok = np.array(batch.ok, dtype=bool)
     fit = batch.similarity
@@ -101,8 +106,19 @@ def poses_from_pointmaps(
     )
 
 
-def _rays(intrinsics: Float64, pixels: Tensor, width: int) -> Tensor:
-    """Directions (V, N, 3) with z = 1 through the centres of pixels (N,), numbered row by row."""
+def _sampled(maps: Sequence[Tensor], chosen: Sequence[Tensor]) -> Tensor:
+    """The chosen pixels, numbered row by row, of maps (H, W, ...) as (V, N, ...).
+
+    Views with fewer than the others are filled up with zeros, which as weights mean that they don't count.
+    """
+    parts = [view.flatten(0, 1)[pixels] for view, pixels in zip(maps, chosen, strict=True)]
+    return pad_sequence(parts, batch_first=True)
+
+
+def _rays(intrinsics: Float64, chosen: Sequence[Tensor], widths: Sequence[int]) -> Tensor:
+    """Directions (V, N, 3) with z = 1 through the centres of the chosen pixels of views of these widths."""
+    pixels = pad_sequence(list(chosen), batch_first=True)
+    width = torch.tensor(widths, device=pixels.device)[:, None]
     matrix = torch.as_tensor(intrinsics, dtype=torch.float64, device=pixels.device)[:, None]
     x = (pixels % width + 0.5 - matrix[..., 0, 2]) / matrix[..., 0, 0]
     y = (torch.div(pixels, width, rounding_mode="floor") + 0.5 - matrix[..., 1, 2]) / matrix[..., 1, 1]
@@ -110,8 +126,8 @@ def _rays(intrinsics: Float64, pixels: Tensor, width: int) -> Tensor:
 
 
 def poses_by_pnp(
-    points_global: NDArray[np.floating],
-    confidence: NDArray[np.floating],
+    points_global: Sequence[NDArray[np.floating]] | NDArray[np.floating],
+    confidence: Sequence[NDArray[np.floating]] | NDArray[np.floating],
     focal: float | None = None,
     *,
     min_confidence: float = 1.0,
@@ -119,7 +135,7 @@ def poses_by_pnp(
     pixel_centre: float = 0.5,
     min_inlier_share: float = 0.0,
 ) -> CameraPoses:
-    """RANSAC PnP (SQPNP) of each view: global points (V, H, W, 3) whose confidence (V, H, W) exceeds a bound.
+    """RANSAC PnP (SQPNP) of each view: global points (H, W, 3) whose confidence (H, W) exceeds a bound.
 
     focal: in pixels, with the principal point at (W/2, H/2); None searches one per view, from half the longer
     side to three times it, and refines it together with the pose.  pixel_centre: the coordinate of the first

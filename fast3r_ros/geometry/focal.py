@@ -8,6 +8,7 @@ per-pixel slopes, which a quarter of outliers cannot move far, selects the pixel
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -92,12 +93,16 @@ def estimate_focal(
     )
 
 
-def first_view_focal(points_global: NDArray[np.floating], confidence: NDArray[np.floating]) -> float | None:
-    """The focal length in pixels that view 0's global points (V, H, W, 3) tell; None when they tell none.
+def first_view_focal(
+    points_global: Sequence[NDArray[np.floating]] | NDArray[np.floating],
+    confidence: Sequence[NDArray[np.floating]] | NDArray[np.floating],
+) -> float | None:
+    """The focal length in pixels that view 0's global points tell; None when they tell none.
 
-    Only view 0 sees its global points from its own camera.  The official release takes it for all views.
+    points_global, confidence: per view (H, W, 3) and (H, W).  Only view 0 sees its global points from its own
+    camera.  The official release takes its focal length for all views.
     """
-    focal = estimate_focal(points_global[:1], confidence[:1], min_inlier_share=0.0).focal[0]
+    focal = estimate_focal(points_global[0][None], confidence[0][None], min_inlier_share=0.0).focal[0]
     return float(focal) if np.isfinite(focal) else None
 
 

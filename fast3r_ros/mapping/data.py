@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fast3r_ros.geometry.sim3 import Sim3
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -55,16 +58,17 @@ class EncodedView:
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """What the network says about one window of V views of equal size (h, w).
+    """What the network says about one window of V views: one tensor per view, on the network's device.
 
-    points_global: (V, h, w, 3) float32 in `window`.  points_local: (V, h, w, 3) float32, each in its own
-    camera frame (each view may have its own scale).  confidence_*: (V, h, w) float32, at least 1.
+    The views may differ in size (h, w).  points_global: (h, w, 3) float32 in `window`.  points_local: (h, w,
+    3) float32, each in its own camera frame (each view may have its own scale).  confidence_*: (h, w)
+    float32, at least 1.
     """
 
-    points_global: Float32
-    confidence_global: Float32
-    points_local: Float32
-    confidence_local: Float32
+    points_global: Sequence[Tensor]
+    confidence_global: Sequence[Tensor]
+    points_local: Sequence[Tensor]
+    confidence_local: Sequence[Tensor]
 
 
 class WindowNetwork(Protocol):

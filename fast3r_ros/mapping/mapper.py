@@ -150,24 +150,18 @@ class Mapper:
                 self._last_error = str(error)
                 self._intake.drop("unusable")
                 continue
-            reason = self._unfit(view, views[-1] if views else self._window.newest)
-            if reason:
-                self._intake.drop(reason)
+            if self._redundant(view, views[-1] if views else self._window.newest):
+                self._intake.drop("redundant")
             else:
                 views.append(view)
         return views[-self.config.window.size :]
 
-    def _unfit(self, view: WindowView, before: WindowView | None) -> str:
-        """Why an encoded view cannot follow the one before it, or an empty string."""
-        if before is None:
-            return ""
-        if view.encoded.image.shape != before.encoded.image.shape:
-            height, width = view.encoded.image.shape[:2]
-            self._last_error = f"a frame of {view.camera!r} has {width} x {height} pixels, unlike the others"
-            return "size"
+    def _redundant(self, view: WindowView, before: WindowView | None) -> bool:
+        """Whether the tokens of a view are too much alike those of the keyframe before it."""
         most = self.config.keyframes.max_similarity
-        alike = float(view.encoded.descriptor @ before.encoded.descriptor)
-        return "redundant" if most < 1.0 and alike > most and view.camera == before.camera else ""
+        if before is None or before.camera != view.camera or most >= 1.0:
+            return False
+        return float(view.encoded.descriptor @ before.encoded.descriptor) > most
 
     def _retrieve(self, new: Sequence[WindowView]) -> list[WindowView]:
         """Known keyframes that may show what the new views show, encoded again from their images."""
@@ -177,10 +171,12 @@ class Mapper:
         live = [self.map.keyframes[i] for i in self._window.ids]
         descriptors = np.stack([view.encoded.descriptor for view in new])
         found = self._loops.candidates(descriptors, live, self._submap, self.map, room)
-        return self._views_of(found, new[-1].encoded.image.shape)
+        return self._views_of(found)
 
-    def _views_of(self, found: Sequence[int], shape: tuple[int, ...]) -> list[WindowView]:
-        """Keyframes as views; those that this network does not take (a map of another one) are left out."""
+    def _views_of(self, found: Sequence[int]) -> list[WindowView]:
+        """Keyframes as views; those that this network sees in another size (a map of another one) are left
+        out.
+        """
         views = []
         for keyframe in (self.map.keyframes[i] for i in found):
             assert keyframe.image is not None
@@ -190,7 +186,7 @@ class Mapper:
             except UserError as error:
                 self._last_error = str(error)
                 continue
-            if encoded.image.shape == shape:
+            if encoded.image.shape == keyframe.image.shape:
                 views.append(WindowView(keyframe.id, keyframe.stamp_ns, keyframe.camera, encoded))
         return views
 
@@ -337,7 +333,7 @@ class Mapper:
         """The pose of one frame in the map, which is not changed; None when it is not recognised."""
         view = WindowView.of(frame, self._network.encode(frame))
         found = self._loops.index.search(view.encoded.descriptor[None], _LOCALIZE_WITH, set(), -1.0)
-        views = [*self._views_of(found, view.encoded.image.shape), view]
+        views = [*self._views_of(found), view]
         if len(views) < 2:
             return None
         start = self._submap_start(view)

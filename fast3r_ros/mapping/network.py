@@ -1,4 +1,4 @@
-"""The network as mapping sees it: frames to tokens, windows of tokens to pointmaps as numpy arrays."""
+"""The network as mapping sees it: frames to tokens, windows of tokens to pointmaps."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from fast3r_ros.errors import UserError
 from fast3r_ros.geometry.camera_pose import poses_by_pnp
 from fast3r_ros.geometry.focal import first_view_focal
 from fast3r_ros.geometry.rigid import inverse, transform_points
@@ -39,32 +39,28 @@ class Fast3RNetwork:
 
     @torch.inference_mode()
     def reconstruct(self, views: Sequence[EncodedView]) -> Reconstruction:
-        """One forward pass.  Raises UserError when the views differ in size."""
-        sizes = {view.image.shape[:2] for view in views}
-        if len(sizes) != 1:
-            raise UserError(
-                f"the views of a window have different sizes {sorted(sizes)}; crop the images alike"
-            )
+        """One forward pass; the pointmaps stay on the model's device."""
         features = self._model.fuse([view.tokens for view in views])
-        points_global, confidence_global = _arrays(self._model.global_head(features))
+        points_global, confidence_global = _per_view(self._model.global_head(features))
         if self._model.downstream_head_local is None:
             points_local = _local_from_global(points_global, confidence_global)
             return Reconstruction(points_global, confidence_global, points_local, confidence_global)
-        points_local, confidence_local = _arrays(self._model.local_head(features))
+        points_local, confidence_local = _per_view(self._model.local_head(features))
         return Reconstruction(points_global, confidence_global, points_local, confidence_local)
 
 
-def _arrays(maps: Sequence[Pointmap]) -> tuple[np.ndarray, np.ndarray]:
-    """Pointmaps of V views -> points (V, h, w, 3) and confidence (V, h, w), float32."""
-    points = torch.cat([view.points for view in maps]).float().cpu().numpy()
-    return points, torch.cat([view.confidence for view in maps]).float().cpu().numpy()
+def _per_view(maps: Sequence[Pointmap]) -> tuple[list[Tensor], list[Tensor]]:
+    """Pointmaps of V views -> points (h, w, 3) and confidence (h, w) of each, float32."""
+    return [view.points[0].float() for view in maps], [view.confidence[0].float() for view in maps]
 
 
-def _local_from_global(points_global: np.ndarray, confidence: np.ndarray) -> np.ndarray:
+def _local_from_global(points_global: Sequence[Tensor], confidence: Sequence[Tensor]) -> list[Tensor]:
     """For a network without a local head: the global points seen from each camera, whose pose PnP gives."""
-    poses = poses_by_pnp(points_global, confidence, first_view_focal(points_global, confidence))
+    points = [view.cpu().numpy() for view in points_global]
+    trust = [view.cpu().numpy() for view in confidence]
+    poses = poses_by_pnp(points, trust, first_view_focal(points, trust))
     local = [
-        transform_points(inverse(pose), points) if ok else np.full_like(points, np.nan)
-        for pose, points, ok in zip(poses.window_from_camera, points_global, poses.ok, strict=True)
+        transform_points(inverse(pose), view) if ok else np.full_like(view, np.nan)
+        for pose, view, ok in zip(poses.window_from_camera, points, poses.ok, strict=True)
     ]
-    return np.stack(local)
+    return [torch.from_numpy(view).to(points_global[0].device) for view in local]

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fast3r_ros.geometry.camera_pose import CameraPoses
 from fast3r_ros.geometry.focal import estimate_focal
@@ -54,18 +56,23 @@ def overlaps_with_map(views: Sequence[WindowView], keyframes: dict[int, Keyframe
 def window_intrinsics(views: Sequence[WindowView], reconstruction: Reconstruction) -> tuple[Float64, bool]:
     """(V, 3, 3) intrinsics at network size, given or estimated, and whether all were given.
 
-    Views of one camera without intrinsics share one estimated focal length; where none can be estimated it is
-    the image width (a field of view of 53 degrees).
+    Views of one camera and size without intrinsics share one estimated focal length; where none can be
+    estimated it is the image width (a field of view of 53 degrees).
     """
-    height, width = reconstruction.points_local.shape[1:3]
-    given = [view.encoded.intrinsics for view in views]
-    result = np.stack([np.eye(3) if matrix is None else matrix for matrix in given])
-    unknown = sorted({view.camera for view, matrix in zip(views, given, strict=True) if matrix is None})
-    for camera in unknown:
-        mine = [i for i, v in enumerate(views) if v.camera == camera and given[i] is None]
-        focal = estimate_focal(
-            reconstruction.points_local[mine], reconstruction.confidence_local[mine], shared=True
+    result = np.stack([np.eye(3)] * len(views))
+    unknown: dict[tuple[str, int, int], list[int]] = {}
+    for number, view in enumerate(views):
+        if view.encoded.intrinsics is not None:
+            result[number] = view.encoded.intrinsics
+        else:
+            height, width = view.encoded.image.shape[:2]
+            unknown.setdefault((view.camera, height, width), []).append(number)
+    for (_, height, width), mine in unknown.items():
+        points, confidence = (
+            torch.stack([maps[i] for i in mine])
+            for maps in (reconstruction.points_local, reconstruction.confidence_local)
         )
+        focal = estimate_focal(points, confidence, shared=True)
         pixels = float(focal.focal[0]) if focal.ok[0] else float(width)
         result[mine] = centred_intrinsics(pixels, height, width)
     return result, not unknown
@@ -74,10 +81,14 @@ def window_intrinsics(views: Sequence[WindowView], reconstruction: Reconstructio
 def estimate_view(
     window: RegisteredWindow, view: int, keyframe_id: int, config: PointsConfig
 ) -> ViewEstimate:
-    """One view placed in the map, with its local points in map scale."""
+    """One view placed in the map, with its local points in map scale, on the host."""
     place = window.map_from_local(view)
     local = window.reconstruction.points_local[view]
     confidence = window.reconstruction.confidence_local[view]
+    points, trust, valid = (
+        values.cpu().numpy()
+        for values in (local * place.scale, confidence, valid_points(local, confidence, config))
+    )
     pose = np.eye(4)
     pose[:3, :3], pose[:3, 3] = place.rotation, place.translation
     seen = window.views[view]
@@ -90,9 +101,9 @@ def estimate_view(
         intrinsics=window.intrinsics[view],
         network_from_image=seen.encoded.network_from_image,
         image=seen.encoded.image,
-        points_camera=local * np.float32(place.scale),
-        confidence=confidence,
-        valid=valid_points(local, confidence, config),
+        points_camera=points,
+        confidence=trust,
+        valid=valid,
     )
 
 
@@ -124,7 +135,7 @@ def new_keyframe(
         descriptor=view.encoded.descriptor,
         image=estimate.image,
         points=points,
-        depth=median_depth([estimate]),
+        depth=_median(estimate.points_camera[..., 2][estimate.valid]),
         metric_scale=metric_scale,
     )
 
@@ -156,11 +167,19 @@ def interpolate(start: Sim3, end: Sim3, share: float) -> Sim3:
     )
 
 
-def median_depth(estimates: Sequence[ViewEstimate]) -> float:
-    """Median depth of the valid points of several views, in their unit; 1 if there are none."""
-    depths = [estimate.points_camera[..., 2][estimate.valid] for estimate in estimates]
-    together = np.concatenate(depths) if depths else np.zeros(0)
-    return float(np.median(together)) if len(together) else 1.0
+def median_depth(window: RegisteredWindow, views: Sequence[int], config: PointsConfig) -> float:
+    """Median depth of the valid points of some views of a window, in the window's unit; 1 without any."""
+    depths: list[Tensor] = []
+    for view in views:
+        local, scale = window.reconstruction.points_local[view], float(window.poses.scale[view])
+        valid = valid_points(local, window.reconstruction.confidence_local[view], config)
+        depths.append(scale * local[..., 2][valid])
+    return _median(torch.cat(depths).cpu().numpy())
+
+
+def _median(values: NDArray[np.float32]) -> float:
+    """The median, 1 without any values."""
+    return float(np.median(values)) if len(values) else 1.0
 
 
 def _view_covariance(window: RegisteredWindow, view: int) -> Float64:

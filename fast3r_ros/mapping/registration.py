@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fast3r_ros.geometry.camera_pose import CameraPoses, pointmap_weights, poses_from_pointmaps
 from fast3r_ros.geometry.robust_similarity import RobustOptions, SimilarityFit, fit_similarity_robust
@@ -58,11 +59,13 @@ def place_views(
 
     intrinsics: (V, 3, 3) at network size if every view has them.  Views below `min_view_share` are not ok.
     """
-    weights = pointmap_weights(
-        torch.from_numpy(np.minimum(reconstruction.confidence_local, _MOST_CONFIDENT)),
-        torch.from_numpy(np.minimum(reconstruction.confidence_global, _MOST_CONFIDENT)),
-    )
-    pixels = weights[0].numel()
+    weights = [
+        pointmap_weights(local.clamp_max(_MOST_CONFIDENT), other.clamp_max(_MOST_CONFIDENT))
+        for local, other in zip(
+            reconstruction.confidence_local, reconstruction.confidence_global, strict=True
+        )
+    ]
+    pixels = max(view.numel() for view in weights)
     options = RobustOptions(
         max_points=config.pixels,
         inlier_distance=config.inlier_distance,
@@ -76,33 +79,30 @@ def place_views(
 
 def register(
     overlaps: Sequence[Overlap],
-    points_window: Float32,
-    confidence: Float32,
+    points_window: Sequence[Tensor],
+    confidence: Sequence[Tensor],
     config: RegistrationConfig,
     min_inlier_share: float | None = None,
 ) -> Registration:
     """The robust similarity from the window to the map over all shared pixels, and whether it is believed.
 
-    points_window: (V, h, w, 3) in `window`.  confidence: (V, h, w).
+    points_window: per view (h, w, 3) in `window`.  confidence: per view (h, w).  Computed on their device.
     """
     least = config.min_inlier_share if min_inlier_share is None else min_inlier_share
     if not overlaps:
         return Registration(Sim3.identity(), 0.0, np.inf, np.full((7, 7), np.inf), "no view is in the map")
     per_view = max(1, config.pixels // 2)
     parts = [_thin(overlap, per_view) for overlap in overlaps]
-    flat_points = points_window.reshape(len(points_window), -1, 3)
-    flat_confidence = confidence.reshape(len(confidence), -1)
-    source = np.concatenate([flat_points[part.view][part.pixels] for part in parts])
-    source_confidence = np.concatenate([flat_confidence[part.view][part.pixels] for part in parts])
-    target = np.concatenate([part.points_map for part in parts])
-    depth = np.concatenate([part.depth for part in parts])
-    target_confidence = np.concatenate([part.confidence for part in parts])
+    source, source_confidence = _in_window(parts, points_window), _in_window(parts, confidence)
+    target, depth, target_confidence = (
+        torch.from_numpy(np.concatenate(arrays)).to(source.device)
+        for arrays in zip(*((part.points_map, part.depth, part.confidence) for part in parts), strict=True)
+    )
     weights = pointmap_weights(
-        torch.from_numpy(np.minimum(source_confidence, _MOST_CONFIDENT)),
-        torch.from_numpy(np.minimum(target_confidence, _MOST_CONFIDENT)),
-    ).numpy()
+        source_confidence.clamp_max(_MOST_CONFIDENT), target_confidence.clamp_max(_MOST_CONFIDENT)
+    )
     # errors grow with the distance from the camera: nearby points say more about the pose
-    weights = np.where(np.isfinite(target).all(axis=-1), weights / np.maximum(depth, 1e-6) ** 2, 0)
+    weights = torch.where(torch.isfinite(target).all(dim=-1), weights / depth.clamp_min(1e-6).square(), 0.0)
     options = RobustOptions(
         max_points=12288,
         min_inlier_share=0.0,
@@ -115,22 +115,33 @@ def register(
 
 def _judge(
     fit: SimilarityFit,
-    source: Float32,
-    target: Float32,
-    depth: Float32,
-    used: NDArray[np.bool_],
+    source: Tensor,
+    target: Tensor,
+    depth: Tensor,
+    used: Tensor,
     inlier_distance: float,
     least: float,
 ) -> Registration:
     """Count the pixels whose points agree relative to their distance from the camera."""
-    moved = fit.target_from_source.apply(source)
-    error = np.linalg.norm(moved - target, axis=-1)
+    linear = torch.from_numpy(fit.target_from_source.scale * fit.target_from_source.rotation.T).to(source)
+    moved = source @ linear + torch.from_numpy(fit.target_from_source.translation).to(source)
+    error = (moved - target).square().sum(dim=-1).sqrt()
     agree = used & (error < inlier_distance * depth)
     share = float(agree.sum()) / max(int(used.sum()), 1)
     reason = fit.reason
     if not reason and share < least:
         reason = f"only {share:.0%} of the shared pixels agree with the map, {least:.0%} are needed"
     return Registration(fit.target_from_source, share, fit.residual, fit.covariance, reason)
+
+
+def _in_window(parts: Sequence[Overlap], maps: Sequence[Tensor]) -> Tensor:
+    """What maps (h, w, ...) of the window's views hold at the overlaps' pixels, (N, ...) end to end."""
+    return torch.cat(
+        [
+            maps[part.view].flatten(0, 1)[torch.from_numpy(part.pixels).to(maps[part.view].device)]
+            for part in parts
+        ]
+    )
 
 
 def _thin(overlap: Overlap, most: int) -> Overlap:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from fast3r_ros.geometry.rigid import inverse
@@ -15,7 +16,6 @@ from fast3r_ros.mapping.data import Float64, WindowNetwork
 from fast3r_ros.mapping.map import Keyframe
 from fast3r_ros.mapping.placement import (
     RegisteredWindow,
-    estimate_view,
     median_depth,
     overlaps_with_map,
     window_intrinsics,
@@ -137,7 +137,8 @@ def _connected(window: RegisteredWindow, config: MapperConfig) -> NDArray[np.boo
     """New views that could be placed and are not far less confident than the known ones (or than each
     other).
     """
-    confidence = np.median(window.reconstruction.confidence_global[:, ::2, ::2], axis=(1, 2)) - 1.0
+    medians = [view[::2, ::2].median() for view in window.reconstruction.confidence_global]
+    confidence = torch.stack(medians).cpu().numpy() - 1.0
     known = np.array([view.keyframe_id is not None for view in window.views])
     usual = float(np.median(confidence[known])) if known.any() else float(confidence.max())
     enough = confidence >= config.registration.min_view_confidence * usual
@@ -153,8 +154,7 @@ def _start(
     usable = [int(i) for i in order if fresh[i]]
     if len(usable) < 2:
         return replace(_NOWHERE, reason="fewer than two views of the first window could be placed")
-    unit = [estimate_view(window, i, -1, config.points) for i in usable]
-    scale = start.depth / median_depth(unit)
+    scale = start.depth / median_depth(window, usable, config.points)
     camera_from_window = inverse(window.poses.window_from_camera[usable[0]])
     place = Sim3(scale, np.eye(3), np.zeros(3)) @ Sim3.from_rigid(camera_from_window)
     share = float(np.mean(window.poses.inlier_share[usable]))

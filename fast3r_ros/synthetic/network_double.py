@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fast3r_ros.errors import UserError
 from fast3r_ros.geometry.intrinsics import pixel_rays
@@ -103,29 +104,27 @@ class TrueNetwork:
         return EncodedView(frame.image, np.eye(3), frame.intrinsics, self._descriptor(pose), truth)
 
     def reconstruct(self, views: Sequence[EncodedView]) -> Reconstruction:
-        """True pointmaps in view 0's camera and in each own camera, disturbed."""
+        """True pointmaps in view 0's camera and in each own camera, disturbed; views may differ in size."""
         truths = [view.tokens for view in views]
-        depth = np.stack([truth.depth for truth in truths])
-        rays = np.stack([pixel_rays(truth.intrinsics, *depth.shape[1:]) for truth in truths]).astype(
-            np.float32
-        )
         if self.disturbance.pure_noise:
-            return self._nonsense(depth.shape)
+            return self._nonsense([truth.depth.shape for truth in truths])
         window_from_view0 = Sim3(float(np.exp(self._rng.normal(0, 0.5))), np.eye(3), np.zeros(3))
         view0_from_world = inverse(truths[0].world_from_camera)
-        missing = self._missing(depth.shape)
-        global_depth, confidence_global = self._disturb(depth, missing)
-        local_depth, confidence_local = self._disturb(depth, missing)
-        points_global, points_local = rays * global_depth[..., None], rays * local_depth[..., None]
+        rays = [pixel_rays(truth.intrinsics, *truth.depth.shape).astype(np.float32) for truth in truths]
+        disturbed = self._disturbed([truth.depth for truth in truths])
         connected = _connected_to_first(truths, rays, self.disturbance.min_covisibility)
-        for i, truth in enumerate(truths):
+        result: list[tuple[Float32, Float32, Float32, Float32]] = []
+        for truth, ray, linked, view in zip(truths, rays, connected, disturbed, strict=True):
+            global_depth, confidence_global, local_depth, confidence_local = view
             placed = window_from_view0 @ Sim3.from_rigid(view0_from_world @ truth.world_from_camera)
-            if not connected[i]:
+            if not linked:
                 placed = placed @ self._random_similarity()
-                confidence_global[i] = 1 + 0.02 * (confidence_global[i] - 1)
-            points_global[i] = placed.apply(points_global[i])
-            points_local[i] *= np.float32(np.exp(self._rng.normal(0, 0.3)))
-        return Reconstruction(points_global, confidence_global, points_local, confidence_local)
+                confidence_global = 1 + np.float32(0.02) * (confidence_global - 1)
+            points_global = placed.apply(ray * global_depth[..., None])
+            scale = np.float32(np.exp(self._rng.normal(0, 0.3)))
+            points_local = scale * (ray * local_depth[..., None])
+            result.append((points_global, confidence_global, points_local, confidence_local))
+        return Reconstruction(*([torch.from_numpy(v) for v in maps] for maps in zip(*result, strict=True)))
 
     def _depth(self, frame: Frame, sequence: SyntheticSequence, index: int) -> Float32:
         """The exact depth, rendered at most once per frame of a sequence."""
@@ -143,6 +142,18 @@ class TrueNetwork:
         )
         features = np.cos(pose @ self._frequencies + self._phases)
         return (features / np.linalg.norm(features)).astype(np.float32)
+
+    def _disturbed(self, depths: Sequence[Float32]) -> list[tuple[Float32, ...]]:
+        """Per view: depth and confidence of the global head, and those of the local one, all (h, w)."""
+        result: list[tuple[Float32, ...]] = [()] * len(depths)
+        for shape in dict.fromkeys(depth.shape for depth in depths):
+            alike = [i for i, depth in enumerate(depths) if depth.shape == shape]
+            stack = np.stack([depths[i] for i in alike])
+            missing = self._missing(stack.shape)
+            both = *self._disturb(stack, missing), *self._disturb(stack, missing)
+            for i, view in zip(alike, zip(*both, strict=True), strict=True):
+                result[i] = view
+        return result
 
     def _disturb(self, depth: Float32, missing: NDArray[np.bool_]) -> tuple[Float32, Float32]:
         """Depth with errors and the confidence in it, both (V, h, w)."""
@@ -182,14 +193,16 @@ class TrueNetwork:
             float(np.exp(rng.normal(0, 0.5))), matrix_from_vector(rng.normal(size=3)), rng.normal(size=3)
         )
 
-    def _nonsense(self, shape: tuple[int, ...]) -> Reconstruction:
+    def _nonsense(self, shapes: Sequence[tuple[int, ...]]) -> Reconstruction:
         """Points and confidences that have nothing to do with the views."""
 
-        def points() -> Float32:
-            return self._rng.normal(size=(*shape, 3)).astype(np.float32) + np.array([0, 0, 2], np.float32)
+        def points() -> list[Tensor]:
+            noise = [self._rng.normal([0, 0, 2], 1, (*shape, 3)) for shape in shapes]
+            return [torch.from_numpy(view.astype(np.float32)) for view in noise]
 
-        def confidence() -> Float32:
-            return 1 + np.exp(self._rng.normal(2.0, 0.3, shape)).astype(np.float32)
+        def confidence() -> list[Tensor]:
+            trust = [1 + np.exp(self._rng.normal(2.0, 0.3, shape)) for shape in shapes]
+            return [torch.from_numpy(view.astype(np.float32)) for view in trust]
 
         return Reconstruction(points(), confidence(), points(), confidence())
 
@@ -203,7 +216,7 @@ def _rendered_depth(sequence: SyntheticSequence, index: int) -> Float32:
     return seen.depth[0].numpy()
 
 
-def _connected_to_first(truths: Sequence[_Truth], rays: Float32, least: float) -> NDArray[np.bool_]:
+def _connected_to_first(truths: Sequence[_Truth], rays: Sequence[Float32], least: float) -> NDArray[np.bool_]:
     """Which views are linked to view 0 by a chain of pairs that see the same surfaces, (V,)."""
     seen = np.array([[_covisibility(a, b, rays[i]) for b in truths] for i, a in enumerate(truths)])
     linked = np.maximum(seen, seen.T) >= least
@@ -228,7 +241,7 @@ def _covisibility(a: _Truth, b: _Truth, rays: Float32) -> float:
     pixel = moved[front] @ b.intrinsics.T
     column = (pixel[:, 0] / pixel[:, 2]).astype(int)
     row = (pixel[:, 1] / pixel[:, 2]).astype(int)
-    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+    inside = (column >= 0) & (column < b.depth.shape[1]) & (row >= 0) & (row < b.depth.shape[0])
     seen = b.depth[row[inside], column[inside]]
     same = np.abs(seen - depth[front][inside]) < 0.05 * depth[front][inside]
     return float(same.sum()) / len(points)

@@ -23,7 +23,7 @@ from fast3r_ros.evaluation.runner import BASELINES, OFFLINE_TABLES, SETTING, ave
 from fast3r_ros.evaluation.views import Views, read_views
 from fast3r_ros.geometry.intrinsics import pixel_rays
 from fast3r_ros.geometry.rigid import inverse, transform_points
-from fast3r_ros.mapping.data import Reconstruction, UInt8
+from fast3r_ros.mapping.data import UInt8
 from fast3r_ros.model import Fast3R, Fast3RConfig
 from fast3r_ros.synthetic.network_double import Disturbance, TrueNetwork
 from fast3r_ros.synthetic.sequence import demo_sequence
@@ -54,7 +54,7 @@ def random_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def true_answer(views: Views, scale: float = 0.37) -> Reconstruction:
+def true_answer(views: Views, scale: float = 0.37) -> offline.Prediction:
     """What a perfect network says, in its own scale."""
     height, width = views.images.shape[1:3]
     assert views.depth is not None
@@ -69,7 +69,7 @@ def true_answer(views: Views, scale: float = 0.37) -> Reconstruction:
     points = scale * np.stack([transform_points(first_from_world, view) for view in world])
     confidence = np.full(views.images.shape[:3], 5.0, np.float32)
     own_scale = np.linspace(0.5, 2, len(local))[:, None, None, None]
-    return Reconstruction(
+    return offline.Prediction(
         points.astype(np.float32), confidence, (own_scale * local).astype(np.float32), confidence
     )
 
@@ -146,7 +146,7 @@ def test_the_grid_runs_every_setting_on_every_scene(walks: list) -> None:
     seen = {read_views([f], SIZE).images.tobytes(): f for walk in walks for f in walk.frames}
 
     def predict_with(indices: str) -> offline.Predict:
-        def predict(images: UInt8) -> Reconstruction:
+        def predict(images: UInt8) -> offline.Prediction:
             calls.append((indices, len(images)))
             return true_answer(read_views([seen[image.tobytes()] for image in images], SIZE))
 

@@ -108,6 +108,25 @@ def test_pnp_does_not_depend_on_the_scale_or_the_place_of_the_world() -> None:
     np.testing.assert_allclose((pose[:3, 3] - 7.0) / 1e-4, truth[0, :3, 3], atol=2e-2)
 
 
+def test_views_of_different_size_are_each_fitted_as_if_alone() -> None:
+    """The second has fewer pixels than are sampled of the others."""
+    local, world, truth = window(3)
+    cut = [[maps[0], maps[1, ::16, ::16], maps[2, :, :200]] for maps in (local, world)]
+    weights = [np.ones(view.shape[:2], np.float32) for view in cut[0]]
+    intrinsics = np.stack([centred_intrinsics(FOCAL, HEIGHT, WIDTH)] * 3)
+    intrinsics[1, :2, 2] = (intrinsics[1, :2, 2] - 0.5) / 16 + 0.5
+    intrinsics[1, [0, 1], [0, 1]] /= 16
+    for known in (None, intrinsics):
+        together = poses_from_pointmaps(*cut, weights, known)
+        assert together.ok.all()
+        assert np.abs(together.window_from_camera - truth).max() < 2e-2
+        for i in range(3):
+            part = slice(i, i + 1)
+            given = None if known is None else known[part]
+            alone = poses_from_pointmaps(cut[0][part], cut[1][part], weights[part], given)
+            np.testing.assert_allclose(alone.window_from_camera[0], together.window_from_camera[i], atol=1e-2)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device in this machine")
 def test_the_device_gives_the_same_poses() -> None:
     local, world, _ = window(4)

@@ -5,6 +5,7 @@ from dataclasses import replace
 import cv2
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -108,9 +109,11 @@ def test_frames_from_several_threads_are_all_counted():
 
 
 def wall(height=40, width=60, depth=2.0):
-    columns, rows = np.meshgrid(np.linspace(-1, 1, width), np.linspace(-0.7, 0.7, height))
-    points = np.stack([columns, rows, np.ones_like(rows)], -1) * depth
-    return points.astype(np.float32), np.full((height, width), 5.0, np.float32)
+    columns, rows = torch.meshgrid(
+        torch.linspace(-1, 1, width), torch.linspace(-0.7, 0.7, height), indexing="xy"
+    )
+    points = torch.stack([columns, rows, torch.ones_like(rows)], -1) * depth
+    return points, torch.full((height, width), 5.0)
 
 
 def test_good_points_are_kept():
@@ -120,31 +123,38 @@ def test_good_points_are_kept():
 
 def test_bad_points_are_dropped():
     points, confidence = wall()
-    points[5, 5], points[6, 20, 2], confidence[20, 30] = np.nan, -1, 1.0
+    points[5, 5], points[6, 20, 2], confidence[20, 30] = torch.nan, -1, 1.0
     points[30:, 50:] *= 20  # far behind everything
     valid = valid_points(points, confidence, PointsConfig(drop_share=0.01))
     for bad in ((5, 5), (6, 20), (20, 30), (35, 55)):
         assert not valid[bad]
     assert valid[20, 20]
-    assert valid_points(np.full_like(points, np.nan), confidence, PointsConfig()).sum() == 0
+    assert valid_points(torch.full_like(points, torch.nan), confidence, PointsConfig()).sum() == 0
 
 
 def test_depth_edges_are_where_the_depth_jumps():
-    depth = np.full((20, 20), 2.0, np.float32)
+    depth = torch.full((20, 20), 2.0)
     depth[:, 10:] = 4.0
-    edges = depth_edges(depth, np.ones((20, 20), bool), 0.1)
+    edges = depth_edges(depth, torch.ones(20, 20, dtype=torch.bool), 0.1)
     assert edges[:, 9:11].all()
     assert not edges[:, :9].any()
     assert not edges[:, 11:].any()
 
 
+def test_what_is_not_usable_makes_no_edge():
+    depth, usable = torch.full((20, 20), 2.0), torch.ones(20, 20, dtype=torch.bool)
+    depth[5, 5], depth[9, 9], depth[12, 12] = torch.nan, 1e6, -3.0
+    usable[5, 5] = usable[9, 9] = usable[12, 12] = False
+    assert not depth_edges(depth, usable, 0.1).any()
+
+
 @given(st.floats(0, 0.6))
 def test_the_least_confident_share_is_dropped(share):
     points, confidence = wall()
-    confidence[:] = 1 + np.random.default_rng(0).random(confidence.shape)
+    confidence = 1 + torch.rand(confidence.shape, generator=torch.Generator().manual_seed(0))
     valid = valid_points(points, confidence, replace(PointsConfig(), drop_share=share))
-    assert valid.mean() == pytest.approx(1 - share, abs=0.02)
-    assert confidence[valid].min() >= confidence[~valid].max(initial=0)
+    assert float(valid.float().mean()) == pytest.approx(1 - share, abs=0.02)
+    assert confidence[valid].min() >= (confidence[~valid].max() if (~valid).any() else 0)
 
 
 @given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 5000))

@@ -12,6 +12,7 @@ from fast3r_ros.mapping.config import MapperConfig
 from fast3r_ros.mapping.data import Frame
 from fast3r_ros.mapping.mapper import Mapper
 from fast3r_ros.synthetic.network_double import TrueNetwork
+from fast3r_ros.synthetic.sequence import pinhole
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +102,23 @@ def test_without_intrinsics_the_focal_length_is_found():
     assert run.scores()["rmse_percent"] < 1.0
     for view in run.results[-1].views:
         assert view.intrinsics[0, 0] == pytest.approx(sequence.intrinsics[0, 0], rel=0.03)
+
+
+def test_cameras_of_different_shape_share_one_window():
+    wide, frames = the_loop()
+    offset = np.eye(4)
+    offset[0, 3] = 0.2
+    poses = (wide.world_from_camera @ offset)[:80]
+    tall = replace(wide, camera="tall", world_from_camera=poses, width=48, height=64)
+    tall = replace(tall, intrinsics=pinhole(48, 64, np.deg2rad(60)))
+    run = start([wide, tall])
+    run.feed(frame for i in range(80) for frame in (frames[i], tall[i]))
+    scores, views = run.scores(), run.results[-1].views
+    assert scores["rejected"] == 0
+    assert scores["rmse_percent"] < 1.0
+    assert {view.points_camera.shape for view in views} == {(48, 64, 3), (64, 48, 3)}
+    assert {k.camera for k in run.mapper.map.keyframes.values()} == {wide.camera, "tall"}
+    assert "size" not in run.mapper.status().dropped
 
 
 def test_missing_regions_and_more_noise_do_no_harm():

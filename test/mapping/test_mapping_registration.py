@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -56,7 +57,8 @@ def overlap_problem(rng, views=4, height=30, width=40, noise=0.01, outliers=0.0)
         )
         for view in range(views)
     ]
-    return truth, overlaps, points.astype(np.float32), np.full(depth.shape, 5.0, np.float32)
+    confidence = torch.full(depth.shape, 5.0)
+    return truth, overlaps, torch.from_numpy(points.astype(np.float32)).unbind(), confidence.unbind()
 
 
 @settings(max_examples=15, deadline=None)
@@ -85,10 +87,21 @@ def test_the_covariance_tells_the_error():
 def test_noise_is_refused_with_a_reason():
     rng = np.random.default_rng(0)
     _, overlaps, points, confidence = overlap_problem(rng)
-    noise = rng.normal(size=points.shape).astype(np.float32)
+    noise = [torch.from_numpy(rng.normal(size=view.shape).astype(np.float32)) for view in points]
     result = register(overlaps, noise, confidence, RegistrationConfig())
     assert "agree" in result.reason
     assert register([], points, confidence, RegistrationConfig()).reason == "no view is in the map"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device in this machine")
+def test_the_device_gives_the_same_registration():
+    _, overlaps, points, confidence = overlap_problem(np.random.default_rng(0), outliers=0.2)
+    cpu = register(overlaps, points, confidence, RegistrationConfig())
+    cuda = register(
+        overlaps, [v.cuda() for v in points], [v.cuda() for v in confidence], RegistrationConfig()
+    )
+    assert cuda.map_from_window.scale == pytest.approx(cpu.map_from_window.scale, rel=1e-6)
+    assert cuda.inlier_share == pytest.approx(cpu.inlier_share, abs=1e-3)
 
 
 @given(st.floats(0, 1), st.integers(0, 100))

@@ -56,8 +56,8 @@ class Noise:
 
     def reconstruct(self, views: Sequence[EncodedView]) -> Reconstruction:
         rng = np.random.default_rng(0)
-        points = rng.normal(size=(len(views), 48, 64, 3)).astype(np.float32) + np.float32(3)
-        confidence = np.ones((len(views), 48, 64), np.float32)
+        points = torch.from_numpy(rng.normal(3, 1, (len(views), 48, 64, 3)).astype(np.float32)).unbind()
+        confidence = torch.ones(len(views), 48, 64).unbind()
         return Reconstruction(points, confidence, points, confidence)
 
 

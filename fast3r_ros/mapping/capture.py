@@ -1,0 +1,87 @@
+"""Work of fixed shapes recorded once and launched as a whole: CUDA graphs, where there is CUDA.
+
+A window's pass is some thousand short kernels; launched one by one from Python they can leave a fast GPU
+waiting.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Hashable, Sequence
+
+import torch
+from torch import Tensor
+
+TensorFunction = Callable[..., Sequence[Tensor]]
+Record = Callable[[TensorFunction, Sequence[Tensor]], TensorFunction]
+
+_WARM_UP_RUNS = 3  # kernels are chosen and workspaces allocated before anything is recorded
+_log = logging.getLogger(__name__)
+
+
+class Captured:
+    """Functions of tensors that were recorded, by name and by the shapes of their inputs."""
+
+    def __init__(self, record: Record | None) -> None:
+        """record: makes a replay of a function for inputs of the given shapes; None: nothing is recorded."""
+        self._record = record
+        self._replays: dict[Hashable, TensorFunction] = {}
+
+    def capture(self, name: Hashable, function: TensorFunction, *inputs: Tensor) -> bool:
+        """Record a function for inputs like these; False, with a warning, where that fails.
+
+        The function must use nothing but its arguments and constants, and must not wait for the device.
+        """
+        if self._record is None:
+            return False
+        key = _key(name, inputs)
+        if key in self._replays:
+            return True
+        try:
+            self._replays[key] = self._record(function, inputs)
+        except RuntimeError as error:
+            shapes = ", ".join(str(tuple(value.shape)) for value in inputs)
+            reason = str(error).splitlines()[0]
+            _log.warning("%s of %s is not captured and runs kernel by kernel: %s", name, shapes, reason)
+            return False
+        return True
+
+    def find(self, name: Hashable, *inputs: Tensor) -> TensorFunction | None:
+        """The replay for inputs of exactly these shapes; its results stay as they are whatever runs next."""
+        return self._replays.get(_key(name, inputs)) if self._replays else None
+
+    def __len__(self) -> int:
+        """How many functions were recorded."""
+        return len(self._replays)
+
+
+def cuda_graph(function: TensorFunction, inputs: Sequence[Tensor]) -> TensorFunction:
+    """A CUDA graph of `function`: it reads buffers of its own, and its results are copied out of the graph's.
+
+    Raises RuntimeError when the function does what a graph cannot hold, such as waiting for the device, and
+    when memory does not suffice.
+    """
+    buffers = [value.clone() for value in inputs]
+    device = buffers[0].device
+    with torch.cuda.device(device):
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(_WARM_UP_RUNS):
+                function(*buffers)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            results = function(*buffers)
+
+    def replay(*values: Tensor) -> list[Tensor]:
+        for buffer, value in zip(buffers, values, strict=True):
+            buffer.copy_(value)
+        graph.replay()
+        return [result.clone() for result in results]
+
+    return replay
+
+
+def _key(name: Hashable, inputs: Sequence[Tensor]) -> Hashable:
+    return (name, tuple((tuple(value.shape), value.dtype, value.device) for value in inputs))
