@@ -32,7 +32,10 @@ class TransformLookup(Protocol):
         ...
 
     def lookup(self, target: str, source: str, stamp_ns: int | None) -> Float64:
-        """(4, 4) `target_from_source` at a time, None for the newest.  Raises TransformMissing."""
+        """(4, 4) `target_from_source` at a time, None: the newest for which all of the chain is known.
+
+        Raises TransformMissing.
+        """
         ...
 
     def clear(self) -> None:
@@ -69,7 +72,8 @@ class Tf2Lookup:
         return matrix_from_transform(found.transform)
 
     def clear(self) -> None:
-        """Nothing: tf2's own clear would forget the static transforms, which are published only once."""
+        """See TransformLookup.  Without it, tf2 would refuse what is older than its newest by ten seconds."""
+        self._buffer.clear()
 
 
 @dataclass
@@ -82,14 +86,20 @@ class _Edge:
     matrices: list[Float64] = field(default_factory=list)
 
     def insert(self, stamp_ns: int, matrix: Float64) -> None:
+        """As tf2: what is ten seconds older than the newest entry goes at the next one, or never comes in."""
+        if self.static:
+            self.stamps, self.matrices = [stamp_ns], [matrix]
+            return
+        if self.stamps:
+            limit = self.stamps[-1] - KEEP_NS
+            old = bisect.bisect_left(self.stamps, limit)
+            del self.stamps[:old], self.matrices[:old]
+            if stamp_ns < limit:
+                return
         place = bisect.bisect_left(self.stamps, stamp_ns)
-        if self.static or (place < len(self.stamps) and self.stamps[place] == stamp_ns):
-            self.stamps[place : place + 1], self.matrices[place : place + 1] = [stamp_ns], [matrix]
-        else:
-            self.stamps.insert(place, stamp_ns)
-            self.matrices.insert(place, matrix)
-        old = bisect.bisect_left(self.stamps, self.stamps[-1] - KEEP_NS)
-        del self.stamps[:old], self.matrices[:old]
+        known = place < len(self.stamps) and self.stamps[place] == stamp_ns
+        self.stamps[place : place + known] = [stamp_ns]
+        self.matrices[place : place + known] = [matrix]
 
     def at(self, stamp_ns: int | None, child: str) -> Float64:
         if self.static or stamp_ns is None:
@@ -123,8 +133,6 @@ class OwnLookup:
             edge = self._edges.get(child)
             if edge is None or edge.parent != parent or edge.static != static:
                 edge = self._edges[child] = _Edge(parent, static)
-            elif static:
-                edge.stamps, edge.matrices = [], []
             edge.insert(ns_from_stamp(transform.header.stamp), matrix)
 
     def lookup(self, target: str, source: str, stamp_ns: int | None) -> Float64:
@@ -135,9 +143,17 @@ class OwnLookup:
             common = next((frame for frame in sources if frame in targets), None)
             if common is None:
                 raise TransformMissing(f"{target} and {source} are not connected on /tf")
-            common_from_target = self._compose(targets[: targets.index(common)], stamp_ns)
-            common_from_source = self._compose(sources[: sources.index(common)], stamp_ns)
+            targets, sources = targets[: targets.index(common)], sources[: sources.index(common)]
+            if stamp_ns is None:
+                stamp_ns = self._newest_common([*targets, *sources])
+            common_from_target = self._compose(targets, stamp_ns)
+            common_from_source = self._compose(sources, stamp_ns)
         return rigid_inverse(common_from_target) @ common_from_source
+
+    def _newest_common(self, children: list[str]) -> int | None:
+        """The newest time that every edge above `children` has reached; None when all are static."""
+        edges = [self._edges[child] for child in children]
+        return min((edge.stamps[-1] for edge in edges if not edge.static), default=None)
 
     def _chain(self, frame: str) -> list[str]:
         """The frame and its ancestors, the root last; a loop of parents ends it."""

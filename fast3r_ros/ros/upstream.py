@@ -13,8 +13,11 @@ library and equivalent wherever both exist.
 
 from __future__ import annotations
 
+import array
 import importlib
 from typing import Any
+
+from sensor_msgs.msg import Image
 
 # bytes per pixel of what cv_bridge converts to rgb8 as we define it; everything else goes through `images`
 CV_BRIDGE_ENCODINGS = {
@@ -24,15 +27,31 @@ CV_BRIDGE_ENCODINGS = {
 
 
 def installed(module: str) -> Any | None:
-    """The module, or None where it is not there or does not load (cv_bridge built for another numpy)."""
+    """The module, or None where it is not there or does not load."""
     try:
         return importlib.import_module(module)
     except Exception:
         return None
 
 
-_cv_bridge = installed("cv_bridge")
-CV_BRIDGE = _cv_bridge.CvBridge() if _cv_bridge else None
+def working_cv_bridge() -> Any | None:
+    """A CvBridge, or None where there is none that converts.
+
+    Its compiled half is loaded at the first conversion only, and fails there when it was built for another
+    NumPy: better now than at every image.
+    """
+    module = installed("cv_bridge")
+    if module is None:
+        return None
+    pixel = Image(height=1, width=1, step=3, encoding="bgr8", data=array.array("B", (1, 2, 3)))
+    try:
+        bridge = module.CvBridge()
+        return bridge if bridge.imgmsg_to_cv2(pixel, "rgb8").tolist() == [[[3, 2, 1]]] else None
+    except Exception:
+        return None
+
+
+CV_BRIDGE = working_cv_bridge()
 POINT_CLOUD2 = installed("sensor_msgs_py.point_cloud2")
 TF_TRANSFORMATIONS = installed("tf_transformations")
 TF2_ROS = installed("tf2_ros")

@@ -15,7 +15,6 @@ from sensor_msgs.msg import PointCloud2, PointField
 
 from fast3r_ros.mapping.data import Cloud
 from fast3r_ros.ros.clouds import cloud_to_message, message_to_cloud
-from fast3r_ros.ros.upstream import POINT_CLOUD2
 
 
 def random_cloud(count: int, seed: int) -> Cloud:
@@ -87,15 +86,3 @@ def test_other_layouts_are_read() -> None:
     message.fields = message.fields[:3]
     with pytest.raises(ValueError, match="rgb"):
         message_to_cloud(message)
-
-
-@pytest.mark.skipif(POINT_CLOUD2 is None, reason="sensor_msgs_py is not installed here")
-def test_sensor_msgs_py_reads_the_same() -> None:
-    cloud = random_cloud(1000, 5)
-    message = cloud_to_message(cloud, 0, "map")
-    read = POINT_CLOUD2.read_points(message)
-    for column, name in enumerate("xyz"):
-        assert np.array_equal(read[name], cloud.points[:, column])
-    assert np.array_equal(read["confidence"], cloud.confidence)
-    red = (np.ascontiguousarray(read["rgb"]).view(np.uint32) >> 16) & 255
-    assert np.array_equal(red, cloud.colors[:, 0])

@@ -18,7 +18,6 @@ from sensor_msgs.msg import CompressedImage, Image
 
 from fast3r_ros.io.pixels import ENCODINGS, BadImage
 from fast3r_ros.ros.images import (
-    _decode,
     _is_plain,
     compressed_to_rgb,
     float_to_image,
@@ -26,7 +25,7 @@ from fast3r_ros.ros.images import (
     rgb_to_image,
     rgb_to_jpeg,
 )
-from fast3r_ros.ros.upstream import CV_BRIDGE, CV_BRIDGE_ENCODINGS
+from fast3r_ros.ros.upstream import CV_BRIDGE_ENCODINGS
 
 NAMES = [name for name in ENCODINGS if name != "16uc1"]
 
@@ -189,11 +188,3 @@ def test_damaged_jpegs_never_do_more_than_raise(position: int, value: int, lengt
     data[position % len(data)] = value
     with contextlib.suppress(BadImage):
         assert compressed_to_rgb(compressed(bytes(data[:length]))).ndim == 3
-
-
-@pytest.mark.skipif(CV_BRIDGE is None, reason="cv_bridge is not installed here")
-@pytest.mark.parametrize("encoding", sorted(CV_BRIDGE_ENCODINGS))
-def test_cv_bridge_says_the_same(encoding: str) -> None:
-    message = encode(known_picture(), encoding)
-    theirs = CV_BRIDGE.imgmsg_to_cv2(message, "rgb8")
-    assert np.abs(theirs.astype(int) - _decode(message)).max() <= 1
