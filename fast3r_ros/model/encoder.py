@@ -27,6 +27,8 @@ class Encoder(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.patch = config.patch_size
+        self.width = config.embed_dim
+        self.mlp_ratio = config.mlp_ratio
         self.head_dim = config.embed_dim // config.num_heads
         self.rope_base = float(config.pos_embed.removeprefix("RoPE"))
         self.absolute_positions = config.absolute_positions
@@ -48,6 +50,11 @@ class Encoder(nn.Module):
         for block in self.enc_blocks:
             tokens = run_block(block, tokens, rotation, None, self.recompute)
         return self.enc_norm(tokens)
+
+    def bytes_per_image(self, size: tuple[int, int], element_size: int) -> int:
+        """What one image of (H, W) pixels needs at the widest place of a block, roughly."""
+        tokens = (size[0] // self.patch) * (size[1] // self.patch)
+        return tokens * element_size * int(self.width * (4 + 2 * self.mlp_ratio))
 
 
 def position_table(grid: tuple[int, int], width: int, base: float) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -18,29 +19,34 @@ from fast3r_ros.model import checkpoint
 from fast3r_ros.model.attention import check_attention
 from fast3r_ros.model.config import Fast3RConfig
 from fast3r_ros.model.encoder import Encoder
-from fast3r_ros.model.fusion import Fusion
+from fast3r_ros.model.fusion import Fusion, fuse_views
 from fast3r_ros.model.heads import PointmapHead
 from fast3r_ros.model.image_index import counted_indices, drawn_indices, index_embedding, spread_indices
 from fast3r_ros.model.layers import Attention
 from fast3r_ros.model.outputs import FusedFeatures, Pointmap, ViewPrediction, ViewTokens
 
+if TYPE_CHECKING:
+    from fast3r_ros.model.parallel import Split
+
 __all__ = ["Fast3R", "FusedFeatures", "Pointmap", "ViewPrediction", "ViewTokens"]
 
 CPU_MEMORY_BUDGET = 64 * 2**20
-CUDA_MEMORY_SHARE = 0.25
+GPU_MEMORY_BUDGET = 2**30
 
 
 class Fast3R(nn.Module):
     """The network.
 
     memory_budget: bytes that the encoder's and the heads' intermediate results may take; None (the default)
-    means 64 MiB on the CPU and a quarter of the free memory on a GPU.
+    means 64 MiB on the CPU and 1 GiB on a GPU.  split: how several processes share the work, None for one
+    process alone; set by `parallel.parallelise`.
     """
 
     def __init__(self, config: Fast3RConfig) -> None:
         super().__init__()
         self.config = config
         self.memory_budget: int | None = None
+        self.split: Split | None = None
         self.encoder = Encoder(config.encoder)
         self.decoder = Fusion(config.decoder, config.hooks)
         self.downstream_head = PointmapHead(config)
@@ -72,7 +78,12 @@ class Fast3R(nn.Module):
         return model.eval()
 
     def save_pretrained(self, directory: str | Path) -> None:
-        """Write config.json and model.safetensors in the official layout."""
+        """Write config.json and model.safetensors in the official layout.
+
+        Raises UserError for a model that several processes share.
+        """
+        if self.split is not None:
+            raise UserError("a model that several processes share is not saved; save it before parallelise")
         checkpoint.write(self, self.config, Path(directory))
 
     def set_attention(self, name: str) -> None:
@@ -116,10 +127,10 @@ class Fast3R(nn.Module):
             raise UserError(
                 f"image_indices has shape {tuple(image_indices.shape)}, expected {(batch, len(views))}"
             )
-        tokens = torch.cat([view.tokens for view in views], dim=1) if len(views) > 1 else views[0].tokens
-        rows = index_embedding(image_indices, self.config.decoder.embed_dim).to(tokens)
-        hooks = self.decoder(tokens, rows, [view.tokens.shape[1] for view in views])
-        return FusedFeatures(hooks, tuple(view.grid for view in views))
+        rows = index_embedding(image_indices, self.config.decoder.embed_dim).to(views[0].tokens)
+        if self.split is not None:
+            return self.split.fuse(self.decoder, views, rows)
+        return fuse_views(self.decoder, views, rows)
 
     def global_head(self, features: FusedFeatures, views: Sequence[int] | None = None) -> list[Pointmap]:
         """Pointmaps in view 0's camera for the chosen views (all by default), in the order asked for."""
@@ -173,13 +184,18 @@ class Fast3R(nn.Module):
         return [results[number] for number in range(len(images))]
 
     def _encode(self, images: Tensor) -> ViewTokens:
-        config = self.config.encoder
-        grid = (images.shape[2] // config.patch_size, images.shape[3] // config.patch_size)
+        patch = self.config.encoder.patch_size
+        grid = (images.shape[2] // patch, images.shape[3] // patch)
         images = images.to(self.encoder.patch_embed.proj.weight)
-        hidden = int(config.embed_dim * (4 + 2 * config.mlp_ratio)) * images.element_size()
-        chunk = max(1, self._budget(images.device) // (grid[0] * grid[1] * hidden))
+        if self.split is not None:
+            return ViewTokens(self.split.encode(self._encode_in_chunks, images), grid)
+        return ViewTokens(self._encode_in_chunks(images), grid)
+
+    def _encode_in_chunks(self, images: Tensor) -> Tensor:
+        needed = self.encoder.bytes_per_image((images.shape[2], images.shape[3]), images.element_size())
+        chunk = max(1, self._budget(images.device) // needed)
         parts = [self.encoder(part) for part in images.split(chunk)]
-        return ViewTokens(torch.cat(parts) if len(parts) > 1 else parts[0], grid)
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def _predict(
         self, head: PointmapHead, features: FusedFeatures, views: Sequence[int] | None
@@ -189,14 +205,15 @@ class Fast3R(nn.Module):
         wrong = [view for view in chosen if not 0 <= view < count]
         if wrong:
             raise UserError(f"view {wrong[0]} was asked for, but there are {count} views, numbered from 0")
-        return head.predict(features, chosen, self._budget(features.hooks[0].device))
+        budget = self._budget(features.hooks[0].device)
+        if self.split is not None:
+            return self.split.predict(head, features, chosen, budget)
+        return head.predict(features, chosen, budget)
 
     def _budget(self, device: torch.device) -> int:
         if self.memory_budget is not None:
             return self.memory_budget
-        if device.type != "cuda":
-            return CPU_MEMORY_BUDGET
-        return int(torch.cuda.mem_get_info(device)[0] * CUDA_MEMORY_SHARE)
+        return CPU_MEMORY_BUDGET if device.type == "cpu" else GPU_MEMORY_BUDGET
 
     def _check_images(self, images: Tensor, name: str) -> None:
         patch = self.config.encoder.patch_size

@@ -8,8 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from fast3r_ros.model.attention import attend
 from fast3r_ros.model.config import DecoderConfig
-from fast3r_ros.model.layers import Block, run_block
+from fast3r_ros.model.layers import AttentionFunction, Block, run_block
+from fast3r_ros.model.outputs import FusedFeatures, ViewTokens
 
 # Scale of the attention logits at inference, relative to training with 20 views (official constant).
 INFERENCE_LOGIT_GAIN = math.sqrt(math.log(137) / math.log(20))
@@ -33,25 +35,37 @@ class Fusion(nn.Module):
         )
         self.dec_norm = nn.LayerNorm(config.embed_dim, eps=1e-6)
 
-    def forward(self, tokens: Tensor, rows: Tensor, counts: Sequence[int]) -> tuple[Tensor, ...]:
+    def forward(
+        self, tokens: Tensor, rows: Tensor, counts: Sequence[int], function: AttentionFunction = attend
+    ) -> tuple[Tensor, ...]:
         """tokens (B, T, C_e) of V views to the four hooked features, in the order of `hooks`.
 
         rows: (B, V, C_d) index embedding of each view; counts: the number of tokens of each view.
         The first is the input itself, the last is normalised; the others are plain block outputs.
+        function: what mixes the values in every block.
         """
         scale = self.logit_scale * (1.0 if self.training else self.inference_gain)
         x = add_per_view(self.decoder_embed(tokens), rows, counts)
         kept = [tokens]
         for number, block in enumerate(self.dec_blocks, start=1):
-            x = run_block(block, x, None, scale, self.recompute)
+            x = run_block(block, x, None, scale, self.recompute, function)
             if number in self.hooks[1:-1]:
                 kept.append(x)
         return (*kept, self.dec_norm(x))
+
+
+def fuse_views(
+    fusion: Fusion, views: Sequence[ViewTokens], rows: Tensor, function: AttentionFunction = attend
+) -> FusedFeatures:
+    """Fuse the tokens of views with their rows (B, V, C_d) of the index embedding."""
+    tokens = torch.cat([view.tokens for view in views], dim=1) if len(views) > 1 else views[0].tokens
+    hooks = fusion(tokens, rows, [view.tokens.shape[1] for view in views], function)
+    return FusedFeatures(hooks, tuple(view.grid for view in views))
 
 
 def add_per_view(x: Tensor, rows: Tensor, counts: Sequence[int]) -> Tensor:
     """Add a view's row (B, V, C) to each of its tokens (B, T, C)."""
     if len(set(counts)) == 1:  # without a second tensor of the size of x
         return (x.unflatten(1, (len(counts), counts[0])) + rows[:, :, None]).flatten(1, 2)
-    repeats = torch.tensor(counts, device=x.device)
+    repeats = torch.tensor(counts, dtype=torch.long, device=x.device)
     return x + rows.repeat_interleave(repeats, dim=1, output_size=x.shape[1])

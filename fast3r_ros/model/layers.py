@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -10,29 +12,49 @@ from fast3r_ros.model.attention import attend
 
 TOKENS_AT_ONCE = 16384
 
+# (query, key, value, scale, kernel) -> mixed values; `attend` is the exact one of a single process
+AttentionFunction = Callable[[Tensor, Tensor, Tensor, float, str], Tensor]
+
 
 class Attention(nn.Module):
-    """Multi-head self-attention; `kernel` is one of ATTENTION_NAMES, `scale` multiplies the logits."""
+    """Multi-head self-attention; `kernel` is one of ATTENTION_NAMES, `scale` multiplies the logits.
+
+    heads: those computed here, fewer than the network has where tensor parallelism splits them.
+    """
 
     def __init__(self, width: int, heads: int, bias: bool = True) -> None:
         super().__init__()
         self.heads = heads
-        self.scale = (width // heads) ** -0.5
+        self.head_dim = width // heads
+        self.scale = self.head_dim**-0.5
         self.kernel = "auto"
         self.qkv = nn.Linear(width, 3 * width, bias=bias)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, scale: float) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        rotation: tuple[Tensor, Tensor] | None,
+        scale: float,
+        function: AttentionFunction = attend,
+    ) -> Tensor:
         """(B, N, C) to (B, N, C); rotation: the cos and sin of `rope_tables`, scale: of the logits."""
-        batch, count, width = x.shape
-        qkv = self.qkv(x).view(batch, count, 3, self.heads, width // self.heads)
+        return self.proj(self.mix(self.qkv(x), rotation, scale, function))
+
+    def mix(
+        self, qkv: Tensor, rotation: tuple[Tensor, Tensor] | None, scale: float, function: AttentionFunction
+    ) -> Tensor:
+        """(B, N, 3 heads D) queries, keys and values to the values mixed by attention, (B, N, heads D)."""
+        parts = qkv.unflatten(-1, (3, self.heads, self.head_dim))
         if rotation is not None:
-            query, key = rotate(qkv[:, :, :2], *rotation).unbind(2)
+            query, key = rotate(parts[:, :, :2], *rotation).unbind(2)
         else:
-            query, key = qkv[:, :, 0], qkv[:, :, 1]
-        value = qkv[:, :, 2]
-        mixed = attend(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), scale, self.kernel)
-        return self.proj(mixed.transpose(1, 2).reshape(batch, count, width))
+            query, key = parts[:, :, 0], parts[:, :, 1]
+        value = parts[:, :, 2]
+        mixed = function(
+            query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), scale, self.kernel
+        )
+        return mixed.transpose(1, 2).flatten(2)
 
 
 class Mlp(nn.Module):
@@ -62,25 +84,59 @@ class Block(nn.Module):
         self.mlp = Mlp(width, int(width * mlp_ratio))
 
     def forward(
-        self, x: Tensor, rotation: tuple[Tensor, Tensor] | None = None, scale: float | None = None
+        self,
+        x: Tensor,
+        rotation: tuple[Tensor, Tensor] | None = None,
+        scale: float | None = None,
+        function: AttentionFunction = attend,
     ) -> Tensor:
-        """(B, N, C) to (B, N, C)."""
-        x = x + self.attn(self.norm1(x), rotation, self.attn.scale if scale is None else scale)
+        """(B, N, C) to (B, N, C); `function` mixes the values, exactly and in this process by default."""
+        scale = self.attn.scale if scale is None else scale
         if torch.is_grad_enabled():
+            x = x + self.attn(self.norm1(x), rotation, scale, function)
             return x + self.mlp(self.norm2(x))
+        x = self._attended(x, rotation, scale, function)
         for part in x.split(TOKENS_AT_ONCE, dim=1):  # the hidden layer of 1500 views would need tens of GB
             part.add_(self.mlp(self.norm2(part)))
         return x
 
+    def _attended(
+        self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, scale: float, function: AttentionFunction
+    ) -> Tensor:
+        """x + attention(norm(x)) without gradients: beside x only queries, keys, values and their mix."""
+        qkv = in_parts(lambda part: self.attn.qkv(self.norm1(part)), x)
+        mixed = self.attn.mix(qkv, rotation, scale, function)
+        del qkv  # three times the size of x
+        return x + self.attn.proj(mixed)
+
+
+def in_parts(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """`function` of (B, N, C) tokens, each for itself, on TOKENS_AT_ONCE at a time: (B, N, C')."""
+    first, *others = x.split(TOKENS_AT_ONCE, dim=1)
+    if not others:
+        return function(x)
+    result = function(first)
+    whole = result.new_empty(*x.shape[:2], result.shape[-1])
+    places = iter(whole.split(TOKENS_AT_ONCE, dim=1))
+    next(places).copy_(result)
+    for part, place in zip(others, places, strict=True):
+        place.copy_(function(part))
+    return whole
+
 
 def run_block(
-    block: nn.Module, x: Tensor, rotation: tuple[Tensor, Tensor] | None, scale: float | None, recompute: bool
+    block: nn.Module,
+    x: Tensor,
+    rotation: tuple[Tensor, Tensor] | None,
+    scale: float | None,
+    recompute: bool,
+    function: AttentionFunction = attend,
 ) -> Tensor:
     """Run one block; with `recompute` its activations are computed again in the backward pass."""
     if recompute and torch.is_grad_enabled():
-        result: Tensor = checkpoint(block, x, rotation, scale, use_reentrant=False)
+        result: Tensor = checkpoint(block, x, rotation, scale, function, use_reentrant=False)
         return result
-    result = block(x, rotation, scale)
+    result = block(x, rotation, scale, function)
     return result
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 
 from torch import Tensor
@@ -18,17 +19,22 @@ class ViewTokens:
 
 @dataclass(frozen=True)
 class FusedFeatures:
-    """What the heads read.  hooks: four tensors (B, T, C) over all views' tokens; grids: (h, w) of every
-    view.
+    """What the heads read.
+
+    hooks: four tensors (B, T, C) over the views' tokens.  grids: (h, w) of every view.  held: the views whose
+    tokens are in the hooks, one after the other; all of them unless several processes share the views.
     """
 
     hooks: tuple[Tensor, ...]
     grids: tuple[tuple[int, int], ...]
+    held: tuple[int, ...] | None = None
 
-    @property
-    def offsets(self) -> tuple[int, ...]:
-        """The first token of every view."""
-        return tuple(accumulate((rows * columns for rows, columns in self.grids), initial=0))[:-1]
+    @cached_property
+    def offsets(self) -> dict[int, int]:
+        """The place in the hooks of the first token of every view held."""
+        held = range(len(self.grids)) if self.held is None else self.held
+        counts = (self.grids[view][0] * self.grids[view][1] for view in held)
+        return dict(zip(held, accumulate(counts, initial=0), strict=False))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,221 @@
+"""One network on several processes (one GPU each) through torch.distributed.
+
+Every process (rank) loads the whole weights file, then makes the same calls with the same arguments and gets
+the same results.  Views are independent in the encoder and in the heads, so there the views are split over
+the ranks.  The fusion transformer is split in one of two ways (`MODES`):
+
+tensor    every rank has all tokens, but only its part of the attention heads and of the MLP's hidden layer
+          (Shoeybi et al., Megatron-LM, 2019); two all-reduces of the tokens per block.
+sequence  every rank has all weights, but only the tokens of its views; the keys and values of all ranks are
+          gathered in every block.  Memory for tokens and hooks shrinks with the number of ranks.
+
+Only inference is split.  Training has its own data parallelism in `fast3r_ros/training/parallel.py`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+from fast3r_ros.errors import UserError
+from fast3r_ros.model.attention import attend
+from fast3r_ros.model.config import DecoderConfig
+from fast3r_ros.model.fast3r import Fast3R
+from fast3r_ros.model.fusion import Fusion, fuse_views
+from fast3r_ros.model.heads import PointmapHead
+from fast3r_ros.model.layers import Attention, Block
+from fast3r_ros.model.outputs import FusedFeatures, Pointmap, ViewTokens
+
+MODES = ("none", "tensor", "sequence")
+
+
+def parallelise(model: Fast3R, mode: str, group: dist.ProcessGroup | None = None) -> Fast3R:
+    """Split a loaded model over the ranks of `group` (all ranks by default); changes it and returns it.
+
+    mode: one of MODES.  The model is put in eval mode without gradients.  Raises UserError when there is no
+    process group, when the model is split already, and in tensor mode when heads or hidden layer cannot be
+    split evenly.
+    """
+    if mode not in MODES:
+        raise UserError(f"parallel mode is {mode!r}, expected one of {', '.join(MODES)}")
+    if mode == "none":
+        return model
+    if not dist.is_initialized():
+        raise UserError(
+            f"parallel mode {mode} needs several processes; start them with torchrun --nproc_per_node N"
+        )
+    if model.split is not None:
+        raise UserError("this model is split over processes already; load it again to split it otherwise")
+    group = group or cast(dist.ProcessGroup, dist.group.WORLD)
+    model.eval().requires_grad_(False)
+    if mode == "tensor":
+        _split_fusion(model.decoder, model.config.decoder, group)
+    model.split = Split(group, mode)
+    return model
+
+
+def join_processes(device: str) -> str:
+    """Join the processes that torchrun started; returns this process's device, as cuda:1.
+
+    device: auto, cpu or cuda.  Raises UserError outside torchrun and for the name of one single GPU.
+    """
+    if not dist.is_torchelastic_launched():
+        raise UserError("--parallel needs several processes; start with torchrun --nproc_per_node N")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device not in ("cpu", "cuda"):
+        raise UserError(
+            f"--device {device} names one device, but there are several processes; give cuda or cpu"
+        )
+    if device == "cuda":
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(device)
+    dist.init_process_group("gloo" if device == "cpu" else "nccl")
+    return device
+
+
+class Split:
+    """How the ranks of a group share the work on one model: views in turn, view v to rank v mod size."""
+
+    def __init__(self, group: dist.ProcessGroup, mode: str) -> None:
+        self.group = group
+        self.mode = mode
+        self.rank = dist.get_rank(group)
+        self.size = dist.get_world_size(group)
+
+    def __repr__(self) -> str:
+        return f"Split({self.mode}, rank {self.rank} of {self.size})"
+
+    def encode(self, encode: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        """Tokens (B, N, C) of images (B, 3, H, W): every rank encodes a part of the batch.
+
+        A single image is encoded by every rank, which is as fast as waiting for another.
+        """
+        if len(images) == 1:
+            return encode(images)
+        shares = images.tensor_split(self.size)
+        mine = shares[self.rank]
+        sample = encode(mine if len(mine) else images[:1])
+        tokens = sample.new_empty(len(images), *sample.shape[1:])
+        parts = tokens.split([len(share) for share in shares])
+        if len(mine):
+            parts[self.rank].copy_(sample)
+        self.exchange(parts, range(self.size))
+        return tokens
+
+    def fuse(self, fusion: Fusion, views: Sequence[ViewTokens], rows: Tensor) -> FusedFeatures:
+        """Fuse the tokens of all views with their rows (B, V, C_d) of the index embedding.
+
+        In sequence mode the features hold this rank's views only.
+        """
+        if self.mode == "tensor":
+            return fuse_views(fusion, views, rows)
+        grids = tuple(view.grid for view in views)
+        shares = [range(rank, len(views), self.size) for rank in range(self.size)]
+        lengths = [sum(views[view].tokens.shape[1] for view in share) for share in shares]
+        held = shares[self.rank]
+        own = [views[view] for view in held] or [ViewTokens(views[0].tokens[:, :0], (0, 0))]
+        own_rows = rows[:, held.start :: held.step] if held else rows[:, :1]
+        hooks = fuse_views(fusion, own, own_rows, GatheredAttention(self, lengths)).hooks
+        return FusedFeatures(hooks, grids, tuple(held))
+
+    def predict(
+        self, head: PointmapHead, features: FusedFeatures, views: Sequence[int], budget: int
+    ) -> list[Pointmap]:
+        """Pointmaps of the given views, in their order, each from the rank that its view belongs to."""
+        owners = [view % self.size for view in views]
+        mine = [view for view, owner in zip(views, owners, strict=True) if owner == self.rank]
+        predicted = iter(head.predict(features, mine, budget))
+        results = [
+            next(predicted) if owner == self.rank else _blank(head, features, view)
+            for view, owner in zip(views, owners, strict=True)
+        ]
+        self.exchange([result.points for result in results], owners)
+        self.exchange([result.confidence for result in results], owners)
+        return results
+
+    def exchange(self, tensors: Sequence[Tensor], owners: Sequence[int]) -> None:
+        """Give every rank each tensor as its owner (a rank of the group) has it; sizes may differ."""
+        works = [
+            dist.broadcast(tensor, dist.get_global_rank(self.group, owner), self.group, async_op=True)
+            for tensor, owner in zip(tensors, owners, strict=True)
+            if tensor.numel()
+        ]
+        for work in works:
+            cast(dist.Work, work).wait()
+
+
+class GatheredAttention:
+    """Attention of this rank's queries to the keys and values of all ranks, an `AttentionFunction`.
+
+    lengths: the number of tokens of each rank.  The order of the tokens differs from that of one process,
+    which attention does not depend on but for rounding.
+    """
+
+    def __init__(self, split: Split, lengths: Sequence[int]) -> None:
+        self._split = split
+        self._lengths = list(lengths)
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, scale: float, kernel: str) -> Tensor:
+        """Queries (B, heads, N, D) of this rank to their mixed values, of the same shape."""
+        batch, heads, _, dim = key.shape
+        gathered = key.new_empty(sum(self._lengths), batch, 2, heads, dim)
+        parts = gathered.split(self._lengths)
+        own = parts[self._split.rank]
+        own[:, :, 0].copy_(key.permute(2, 0, 1, 3))
+        own[:, :, 1].copy_(value.permute(2, 0, 1, 3))
+        self._split.exchange(parts, range(len(parts)))
+        if not len(own):
+            return torch.empty_like(query)
+        key, value = gathered.permute(2, 1, 3, 0, 4).unbind()
+        return attend(query, key, value, scale, kernel)
+
+
+def _split_fusion(fusion: Fusion, config: DecoderConfig, group: dist.ProcessGroup) -> None:
+    """Leave each rank its heads and its part of the MLP of every block."""
+    size = dist.get_world_size(group)
+    hidden = int(config.embed_dim * config.mlp_ratio)
+    for name, count in (("attention heads", config.num_heads), ("MLP columns", hidden)):
+        if count % size:
+            raise UserError(
+                f"the fusion transformer has {count} {name}, which {size} processes cannot share evenly; "
+                "use another number of processes or sequence parallelism"
+            )
+    device = next(fusion.parameters()).device.type
+    mesh = DeviceMesh.from_group(group, device)
+    plan = {
+        "attn.qkv": ColwiseParallel(),
+        "attn.proj": RowwiseParallel(),
+        "mlp.fc1": ColwiseParallel(),
+        "mlp.fc2": RowwiseParallel(),
+    }
+    for block in fusion.dec_blocks:
+        attention = cast(Block, block).attn
+        _order_by_rank(attention, size)
+        parallelize_module(block, mesh, plan)
+        attention.heads //= size
+
+
+def _order_by_rank(attention: Attention, size: int) -> None:
+    """Bring the rows of the fused qkv layer from (q, k, v) of all heads to (q, k, v) of each rank's heads, so
+    that equal consecutive parts are whole heads.
+    """
+    for name, rows in list(attention.qkv.named_parameters()):
+        ordered = rows.detach().unflatten(0, (3, size, -1)).transpose(0, 1).flatten(0, 2)
+        setattr(attention.qkv, name, nn.Parameter(ordered, requires_grad=False))
+
+
+def _blank(head: PointmapHead, features: FusedFeatures, view: int) -> Pointmap:
+    """A pointmap of the right shape that another rank will fill."""
+    hook = features.hooks[0]
+    dtype = torch.promote_types(hook.dtype, torch.float32)
+    height, width = (side * head.patch for side in features.grids[view])
+    points = hook.new_empty(hook.shape[0], height, width, 3, dtype=dtype)
+    return Pointmap(points, points.new_empty(points.shape[:-1]))

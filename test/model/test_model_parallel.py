@@ -1,0 +1,90 @@
+"""One network on two processes gives what one process gives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from parallel_cases import CASES, case_model, results, run_ranks
+from small_model import small_model
+
+from fast3r_ros.errors import UserError
+from fast3r_ros.model.parallel import join_processes, parallelise
+
+RANKS = 2
+Results = dict[tuple[str, str], list[torch.Tensor]]
+
+
+@pytest.fixture(scope="module")
+def of_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[Results]:
+    """The results of every rank, by mode and case."""
+    folder: Path = tmp_path_factory.mktemp("ranks")
+    run_ranks(RANKS, folder)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(RANKS)]
+
+
+@pytest.mark.parametrize("mode", ["tensor", "sequence"])
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes_give_what_one_gives(of_ranks: list[Results], name: str, mode: str) -> None:
+    expected = results(case_model(CASES[name]), CASES[name])
+    for found in of_ranks:
+        for ours, theirs in zip(found[mode, name], expected, strict=True):
+            torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+            assert ours.is_contiguous()
+
+
+def test_the_gain_of_inference_is_seen_by_the_comparison(of_ranks: list[Results]) -> None:
+    case = CASES["even"]
+    without = results(case_model(replace(case, gain=False)), case)
+    found = of_ranks[0]["sequence", "even"]
+    assert max(float((a - b).abs().max()) for a, b in zip(found, without, strict=True)) > 1e-3
+
+
+@pytest.mark.parametrize("mode", ["tensor", "sequence"])
+def test_all_ranks_have_the_very_same_results(of_ranks: list[Results], mode: str) -> None:
+    for name in CASES:
+        for first, second in zip(of_ranks[0][mode, name], of_ranks[1][mode, name], strict=True):
+            assert torch.equal(first, second)
+
+
+def test_without_processes_there_is_nothing_to_split() -> None:
+    model = small_model()
+    assert parallelise(model, "none") is model
+    with pytest.raises(UserError, match="torchrun"):
+        parallelise(model, "tensor")
+    with pytest.raises(UserError, match="torchrun"):
+        join_processes("cpu")
+    with pytest.raises(UserError, match="parallel mode is 'ring'"):
+        parallelise(model, "ring")
+
+
+@pytest.fixture
+def three_ranks() -> Iterator[None]:
+    """A process group that says it has three ranks and sends nothing."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", rank=0, world_size=3, store=FakeStore())
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("three_ranks")
+def test_heads_that_cannot_be_shared_are_refused_and_the_model_stays_whole() -> None:
+    model = small_model()
+    with pytest.raises(UserError, match="4 attention heads, which 3 processes cannot share"):
+        parallelise(model, "tensor")
+    assert model.split is None
+    assert parallelise(model, "sequence").split is not None
+    with pytest.raises(UserError, match="already"):
+        parallelise(model, "sequence")
+
+
+@pytest.mark.usefixtures("three_ranks")
+def test_a_split_model_is_not_saved(tmp_path: Path) -> None:
+    model = parallelise(small_model(), "sequence")
+    with pytest.raises(UserError, match="not saved"):
+        model.save_pretrained(tmp_path)
