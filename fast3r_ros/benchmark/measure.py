@@ -8,7 +8,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -47,18 +47,41 @@ def measure(
         stage()
     times, peaks = [], []
     for _ in range(max(runs, 1)):
-        _synchronize(device)
-        before = _start_peak(device)
-        start = time.perf_counter()
-        result = stage()
-        _synchronize(device)
-        times.append(time.perf_counter() - start)
-        after = _peak(device)
-        peaks.append(None if before is None or after is None else max(after - before, 0))
+        synchronize(device)
+        with PeakMemory(device) as peak:
+            start = time.perf_counter()
+            result = stage()
+            synchronize(device)
+            times.append(time.perf_counter() - start)
+        peaks.append(peak.bytes)
     known = [peak for peak in peaks if peak is not None]
-    return result, Measurement(
-        statistics.median(times), min(times), max(times), len(times), max(known) if known else None
-    )
+    return result, summary(times, max(known) if known else None)
+
+
+def summary(seconds: Sequence[float], peak_bytes: int | None = None) -> Measurement:
+    """Median and spread of the times of several runs."""
+    return Measurement(statistics.median(seconds), min(seconds), max(seconds), len(seconds), peak_bytes)
+
+
+class PeakMemory:
+    """The most memory above what was in use before, of a stretch of code: `with PeakMemory(device) as peak`.
+
+    bytes: as `Measurement.peak_bytes`, known after the block.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.bytes: int | None = None
+        self._device = device
+        self._before: int | None = None
+
+    def __enter__(self) -> PeakMemory:
+        self._before = _start_peak(self._device)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        after = _peak(self._device)
+        if self._before is not None and after is not None:
+            self.bytes = max(after - self._before, 0)
 
 
 def machine(device: torch.device) -> dict[str, Any]:
@@ -87,7 +110,8 @@ def _processor() -> str:
     return names[0] if names else platform.machine()
 
 
-def _synchronize(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what it was told."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
