@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from fast3r_ros.synthetic.floor_plan import on_border, ring_cells, route_through
 from fast3r_ros.synthetic.painting import paint_by_role
 from fast3r_ros.synthetic.textures import textures_of
 
@@ -110,10 +111,10 @@ def ring_scene(seed: int, route_length: float = 60.0, columns: int = 4, rows: in
     leads through a single door and back.
     """
     rng = np.random.default_rng([seed, 3])
-    cells = _ring(columns, rows)
+    cells = ring_cells(columns, rows)
     x_edges = np.concatenate([[0], np.cumsum(rng.uniform(0.75, 1.25, columns))])
     y_edges = np.concatenate([[0], np.cumsum(rng.uniform(0.75, 1.25, rows))])
-    route, doors = _route(cells, x_edges, y_edges, rng)
+    route, doors = route_through(cells, x_edges, y_edges, rng)
     scale = route_length / float(np.linalg.norm(np.diff(route, axis=0), axis=1).sum())
     x_edges, y_edges, route, doors = x_edges * scale, y_edges * scale, route * scale, doors * scale
     height = float(rng.uniform(2.5, 3.0))
@@ -123,7 +124,7 @@ def ring_scene(seed: int, route_length: float = 60.0, columns: int = 4, rows: in
     for column, row in cells:
         cell = np.array([x_edges[column], y_edges[row], x_edges[column + 1], y_edges[row + 1]])
         room = cell + np.array([1, 1, -1, -1]) * WALL / 2
-        own_doors = [door for door in doors if _on_border(door, cell)]
+        own_doors = [door for door in doors if on_border(door, cell)]
         faces, boxes = _furnished_room(rng, room, height, int(rng.integers(4, 8)), own_doors, route)
         rectangles += faces
         obstacles += boxes
@@ -356,47 +357,3 @@ def _cross(u: Float64, v: Float64) -> Float64:
     ux, uy, uz = u.tolist()
     vx, vy, vz = v.tolist()
     return np.array([uy * vz - uz * vy, uz * vx - ux * vz, ux * vy - uy * vx])
-
-
-def _ring(columns: int, rows: int) -> list[tuple[int, int]]:
-    """The border cells of a grid, counter-clockwise."""
-    if rows == 1:
-        return [(column, 0) for column in range(columns)]
-    bottom = [(column, 0) for column in range(columns)]
-    right = [(columns - 1, row) for row in range(1, rows)]
-    top = [(column, rows - 1) for column in range(columns - 2, -1, -1)]
-    left = [(0, row) for row in range(rows - 2, 0, -1)]
-    return bottom + right + top + left
-
-
-def _route(
-    cells: Sequence[tuple[int, int]], x_edges: Float64, y_edges: Float64, rng: np.random.Generator
-) -> tuple[Float64, Float64]:
-    """The closed polyline centre, door, centre, ... and the (D, 2) doors."""
-    centers = [
-        np.array([(x_edges[column] + x_edges[column + 1]) / 2, (y_edges[row] + y_edges[row + 1]) / 2])
-        for column, row in cells
-    ]
-    closed = len(cells) > 2 and all(abs(a - b) <= 1 for a, b in zip(cells[0], cells[-1], strict=True))
-    points, doors = [], []
-    for index, center in enumerate(centers):
-        points.append(center)
-        if index + 1 == len(cells) and not closed:
-            break
-        after = (index + 1) % len(cells)
-        first, second = np.array(cells[index]), np.array(cells[after])
-        door = (center + centers[after]) / 2
-        axis = int(np.argmax(np.abs(second - first)))
-        edges = (x_edges, y_edges)[axis]
-        door[axis] = edges[max(first[axis], second[axis])]
-        door[1 - axis] = (center + rng.uniform(-0.1, 0.1, 2))[1 - axis]
-        points.append(door)
-        doors.append(door)
-    points += [centers[0]] if closed else points[-2::-1]
-    return np.array(points), np.array(doors)
-
-
-def _on_border(door: Float64, cell: Float64) -> bool:
-    x0, y0, x1, y1 = cell
-    inside = (x0 - 1e-6 <= door[0] <= x1 + 1e-6) and (y0 - 1e-6 <= door[1] <= y1 + 1e-6)
-    return inside and bool(np.isclose([door[0] - x0, door[0] - x1, door[1] - y0, door[1] - y1], 0).any())
