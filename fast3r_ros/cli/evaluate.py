@@ -49,6 +49,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=["spread"],
         help="image indices: spread over the trained range, drawn at random, counted from 0",
     )
+    parser.add_argument(
+        "--same-frames",
+        action="store_true",
+        help="with several --views: more tables, which score only the frames that all of them have in common",
+    )
     parser.add_argument("--max-gap", type=int, help="largest number of frames between chosen views")
     parser.add_argument("--cloud-points", type=int, default=20_000, help="points per cloud; 0: all, slow")
     parser.add_argument("--walks", type=int, default=3, help="synthetic walks for the mapper")
@@ -97,6 +102,8 @@ def _check(arguments: argparse.Namespace) -> None:
         smallest = min(value) if isinstance(value, list) else value
         if smallest is not None and smallest < 1:
             raise UserError(f"--{name.replace('_', '-')} is {smallest}, it must be 1 or more")
+    if arguments.same_frames and len(set(arguments.views)) < 2:
+        raise UserError("--same-frames compares numbers of views; give several, such as --views 2 4 8")
     if importlib.util.find_spec("evo") is None:
         raise UserError("evaluation needs the package evo; install fast3r_ros with its extra `train`")
     if arguments.dataset != SYNTHETIC and arguments.data_root is None:
@@ -141,11 +148,12 @@ def _offline(
             size,
             max_gap=arguments.max_gap,
             max_points=arguments.cloud_points,
+            same_frames=arguments.same_frames,
             on_scene=bar.update,
         )
     return {
-        table: {"mean": runner.average(rows[table], runner.SETTING), "scenes": rows[table]}
-        for table in chosen
+        table: {"mean": runner.average(scenes, runner.SETTING), "scenes": scenes}
+        for table, scenes in rows.items()
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from fast3r_ros.errors import UserError
 from fast3r_ros.evaluation.views import Views
 from fast3r_ros.geometry.camera_pose import (
-    CameraPoses,
     pointmap_weights,
     poses_by_pnp,
     poses_from_pointmaps,
@@ -20,7 +19,7 @@ from fast3r_ros.geometry.camera_pose import (
 from fast3r_ros.geometry.focal import first_view_focal
 from fast3r_ros.geometry.rigid import inverse, transform_points
 from fast3r_ros.geometry.robust_similarity import RobustOptions
-from fast3r_ros.mapping.data import Float32, UInt8
+from fast3r_ros.mapping.data import Float32, Float64, UInt8
 from fast3r_ros.metrics.depth import depth_scores
 from fast3r_ros.metrics.pose import pair_errors, pose_scores
 from fast3r_ros.metrics.reconstruction import align, estimate_normals, reconstruction_scores
@@ -61,13 +60,21 @@ class PlacedViews:
     """A prediction in the `window` frame.
 
     points: (V, h, w, 3) float32 in `window`, NaN for a view without a pose.  depth: (V, h, w) z in the
-    view's own camera, in any scale.  confidence: (V, h, w) of these points.
+    view's own camera, in any scale.  confidence: (V, h, w) of these points.  window_from_camera: (V, 4, 4)
+    float64, NaN for a view without a pose.
     """
 
     points: Float32
     depth: Float32
     confidence: Float32
-    poses: CameraPoses
+    window_from_camera: Float64
+
+    def part(self, chosen: Sequence[int]) -> PlacedViews:
+        """Some of the views."""
+        index = list(chosen)
+        return PlacedViews(
+            self.points[index], self.depth[index], self.confidence[index], self.window_from_camera[index]
+        )
 
 
 def predictor(model: Fast3R, indices: str = "spread", seed: int = 0) -> Predict:
@@ -121,7 +128,9 @@ def place(prediction: Prediction, head: str) -> PlacedViews:
             )
         ]
     )
-    return PlacedViews(points, prediction.points_local[..., 2], prediction.confidence_local, poses)
+    return PlacedViews(
+        points, prediction.points_local[..., 2], prediction.confidence_local, poses.window_from_camera
+    )
 
 
 def _place_global(prediction: Prediction) -> PlacedViews:
@@ -131,13 +140,13 @@ def _place_global(prediction: Prediction) -> PlacedViews:
         transform_points(inverse(pose), view)[..., 2]
         for pose, view in zip(poses.window_from_camera, points, strict=True)
     ]
-    return PlacedViews(points, np.stack(depth).astype(np.float32), confidence, poses)
+    return PlacedViews(points, np.stack(depth).astype(np.float32), confidence, poses.window_from_camera)
 
 
 def score_poses(placed: PlacedViews, truth: Views) -> Scores:
-    """RRA, RTA, mAA(30), and the share of views that got a pose."""
-    scores = pose_scores(pair_errors(placed.poses.window_from_camera, truth.world_from_camera))
-    return {**scores, "placed": float(placed.poses.ok.mean())}
+    """RRA, RTA, mAA(30), median errors of the pairs in degrees, and the share of views that got a pose."""
+    scores = _pair_scores(placed.window_from_camera, truth)
+    return {**scores, "placed": float(np.isfinite(placed.window_from_camera).all(axis=(1, 2)).mean())}
 
 
 def score_no_motion(truth: Views) -> Scores | None:
@@ -149,13 +158,22 @@ def score_no_motion(truth: Views) -> Scores | None:
     if len(truth.images) < 2:
         return None
     still = np.tile(np.eye(4), (len(truth.images), 1, 1))
-    return pose_scores(pair_errors(still, truth.world_from_camera))
+    return _pair_scores(still, truth)
+
+
+def _pair_scores(window_from_camera: Float64, truth: Views) -> dict[str, float]:
+    errors = pair_errors(window_from_camera, truth.world_from_camera)
+    return {
+        **pose_scores(errors),
+        "rotation_error": float(np.median(errors.rotation)),
+        "direction_error": float(np.median(errors.translation)),
+    }
 
 
 def score_trajectory(placed: PlacedViews, truth: Views) -> Scores:
     """ATE and RPE of the views in their order; infinite when they cannot be aligned."""
     try:
-        return trajectory_scores(placed.poses.window_from_camera, truth.world_from_camera).row()
+        return trajectory_scores(placed.window_from_camera, truth.world_from_camera).row()
     except UserError:
         return {"ate": np.inf, "ate_percent": np.inf}
 

@@ -13,10 +13,12 @@ import numpy as np
 from fast3r_ros.datasets.posed import PosedSequence
 from fast3r_ros.errors import UserError
 from fast3r_ros.evaluation import offline
-from fast3r_ros.evaluation.views import Views, read_views, spread_views
+from fast3r_ros.evaluation.views import Views, read_views, spread_frames
 
 Row = dict[str, Any]
 OFFLINE_TABLES = ("pose", "reconstruction", "depth", "trajectory")
+COMPARED = ("pose", "reconstruction", "depth")  # tables that a pair of views is enough for
+SAME_FRAMES = ", same frames"  # ends the name of a table that scores the same frames in every row
 SETTING = ("views", "head", "indices")  # columns that tell rows of the offline tables apart
 # table -> what stands in the place of a head, and a score that needs no network, to compare with
 BASELINES = {
@@ -48,29 +50,33 @@ def run_offline(
     *,
     max_gap: int | None = None,
     max_points: int = 20_000,
+    same_frames: bool = False,
     on_scene: Callable[[], None] = lambda: None,
 ) -> dict[str, list[Row]]:
     """Rows of every table, one per scene and setting, and those of `BASELINES`.
 
     predict_with: the network for an index strategy.  grid: as `settings` orders it.  long_side: pixels at
     the network.  max_gap: largest distance between chosen frames.  max_points: see `offline.score_points`.
-    Raises UserError when a sequence cannot be read or has too few frames.
+    same_frames: a second set of tables, named with `SAME_FRAMES`, scores of every pass only the frames that
+    all numbers of views of the grid have in common, so that its rows differ in what the network saw and not
+    in what is scored.  Raises UserError when a sequence cannot be read or has too few frames.
     """
-    rows: dict[str, list[Row]] = {table: [] for table in tables}
+    names = [*tables, *(table + SAME_FRAMES for table in tables if table in COMPARED and same_frames)]
+    rows: dict[str, list[Row]] = {name: [] for name in names}
     for sequence in sequences:
+        chosen = {setting.views: spread_frames(sequence, setting.views, max_gap) for setting in grid}
+        common = _common_frames(sequence.name, chosen) if same_frames else set()
         for views, group in itertools.groupby(grid, attrgetter("views")):
-            truth = read_views(spread_views(sequence, views, max_gap), long_side)
-            label: Row = {"scene": sequence.name, "views": views}
-            for table, (name, baseline) in BASELINES.items():
-                scores = baseline(truth) if table in rows else None
-                if scores is not None:
-                    rows[table].append({**label, "head": name, "indices": "", **scores})
-            for setting, placed in _place_all(truth, predict_with, list(group)):
-                label |= {"head": setting.head, "indices": setting.indices}
-                for table in tables:
-                    scores = _score(table, placed, truth, max_points)
-                    if scores is not None:
-                        rows[table].append({**label, **scores})
+            truth = read_views([sequence.frames[number] for number in chosen[views]], long_side)
+            parts = {"": range(views)}
+            if same_frames:
+                parts[SAME_FRAMES] = [place for place, number in enumerate(chosen[views]) if number in common]
+            answers = list(_place_all(truth, predict_with, list(group)))
+            for suffix, part in parts.items():
+                scored = [table for table in tables if table + suffix in rows]
+                some = [(setting, placed.part(part)) for setting, placed in answers]
+                for table, row in _score_all(some, truth.part(part), scored, max_points):
+                    rows[table + suffix].append({"scene": sequence.name, "views": views, **row})
         on_scene()
     return rows
 
@@ -84,6 +90,34 @@ def _place_all(
         for setting in group:
             if setting.indices == indices:
                 yield setting, offline.place(prediction, setting.head)
+
+
+def _score_all(
+    answers: Sequence[tuple[Setting, offline.PlacedViews]],
+    truth: Views,
+    tables: Sequence[str],
+    max_points: int,
+) -> Iterator[tuple[str, Row]]:
+    """Table and row of every baseline and every answer."""
+    for table in tables:
+        if table in BASELINES:
+            name, baseline = BASELINES[table]
+            scores = baseline(truth)
+            if scores is not None:
+                yield table, {"head": name, "indices": "", **scores}
+        for setting, placed in answers:
+            scores = _score(table, placed, truth, max_points)
+            if scores is not None:
+                yield table, {"head": setting.head, "indices": setting.indices, **scores}
+
+
+def _common_frames(name: str, chosen: Mapping[int, Sequence[int]]) -> set[int]:
+    """The frames that are chosen for every number of views.  Raises UserError when they make no pair."""
+    common = set.intersection(*(set(numbers) for numbers in chosen.values()))
+    if len(common) < 2:
+        counts = ", ".join(map(str, chosen))
+        raise UserError(f"{name}: passes of {counts} views have only {len(common)} frame in common")
+    return common
 
 
 def average(rows: Sequence[Row], by: Sequence[str]) -> list[Row]:

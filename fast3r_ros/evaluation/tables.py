@@ -8,21 +8,34 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fast3r_ros.evaluation.published import published_rows
-from fast3r_ros.evaluation.runner import SETTING, Row
+from fast3r_ros.evaluation.runner import SAME_FRAMES, SETTING, Row
 from fast3r_ros.io.files import whole_file
 
 PERCENT = ("RRA", "RTA", "mAA", "delta", "valid", "placed", "f_score", "point_error", "tracked", "rejected")
 WHOLE = ("views", "scenes", "failed", "poses", "keyframes", "windows")
 LABELS = (*SETTING, "source")
-# table -> (column, title) of its pictures
-CURVES = {
-    "pose": (("RRA@15", "RRA@15 (%)"), ("RTA@15", "RTA@15 (%)"), ("mAA(30)", "mAA(30) (%)")),
+DEGREES = ("rotation", "rotation_error", "direction_error", "rpe_rotation")
+# picture -> its panels: table, column, title
+PICTURES = {
+    "pose": (
+        ("pose", "RRA@15", "RRA@15 (%)"),
+        ("pose", "RTA@15", "RTA@15 (%)"),
+        ("pose", "mAA(30)", "mAA(30) (%)"),
+    ),
     "reconstruction": (
-        ("point_error", "median point error (% of depth)"),
-        ("chamfer", "chamfer distance (m)"),
+        ("reconstruction", "point_error", "median point error (% of depth)"),
+        ("reconstruction", "chamfer", "chamfer distance (m)"),
+    ),
+    "more_views": (
+        ("pose" + SAME_FRAMES, "rotation_error", "rotation error (°)"),
+        ("pose" + SAME_FRAMES, "direction_error", "error of the direction of motion (°)"),
+        ("pose" + SAME_FRAMES, "RRA@15", "RRA@15 (%)"),
+        ("pose" + SAME_FRAMES, "RTA@15", "RTA@15 (%)"),
+        ("reconstruction" + SAME_FRAMES, "point_error", "median point error (% of depth)"),
     ),
 }
 
@@ -55,23 +68,27 @@ def write(report: Mapping[str, Any], folder: Path) -> list[Path]:
         with whole_file(folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
         written.append(folder / name)
-    for table, curves in CURVES.items():
-        content = report["tables"].get(table)
-        if not content or not content["mean"]:
-            continue
-        figure = _figure(content["mean"], content["scenes"], curves)
-        with whole_file(folder / f"{table}.png") as temporary:
-            figure.savefig(temporary, dpi=120)
-        written.append(folder / f"{table}.png")
+    for name, panels in PICTURES.items():
+        filled = [panel for panel in panels if report["tables"].get(panel[0], {}).get("mean")]
+        if filled:
+            with whole_file(folder / f"{name}.png") as temporary:
+                _figure(report["tables"], filled).savefig(temporary, dpi=120)
+            written.append(folder / f"{name}.png")
     return written
 
 
 def _table(rows: Sequence[Row]) -> list[str]:
     names = list(dict.fromkeys(name for row in rows for name in row))
-    heading = [f"{name} (%)" if name.startswith(PERCENT) else name for name in names]
+    heading = [_heading(name) for name in names]
     lines = ["| " + " | ".join(heading) + " |", "|" + " --- |" * len(names)]
     lines += ["| " + " | ".join(_cell(name, row.get(name)) for name in names) + " |" for row in rows]
     return lines
+
+
+def _heading(name: str) -> str:
+    if name.startswith(PERCENT):
+        return f"{name} (%)"
+    return f"{name} (°)" if name in DEGREES else name
 
 
 def _cell(name: str, value: Any) -> str:
@@ -84,28 +101,30 @@ def _cell(name: str, value: Any) -> str:
     return f"{100 * value:.1f}" if name.startswith(PERCENT) else f"{value:.4g}"
 
 
-def _figure(mean: Sequence[Row], scenes: Sequence[Row], curves: Sequence[tuple[str, str]]) -> Figure:
-    """Each score over the number of views, one line per head and index strategy, over dots for the scenes."""
-    figure = Figure(figsize=(4.2 * len(curves), 3.4), layout="constrained")
-    for axes, (name, title) in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves, strict=True):
-        factor = 100 if name.startswith(PERCENT) else 1
-        for kind in dict.fromkeys((row["head"], row["indices"]) for row in mean):
-            chosen = [row for row in mean if (row["head"], row["indices"]) == kind]
-            heights = [factor * row.get(name, math.nan) for row in chosen]
-            (line,) = axes.plot([row["views"] for row in chosen], heights, "o-", label=_label(*kind))
-            dots = [row for row in scenes if (row["head"], row["indices"]) == kind]
-            axes.plot(
-                [row["views"] for row in dots],
-                [factor * row.get(name, math.nan) for row in dots],
-                ".",
-                color=line.get_color(),
-                alpha=0.15,
-            )
+def _figure(tables: Mapping[str, Any], panels: Sequence[tuple[str, str, str]]) -> Figure:
+    """A panel for each score."""
+    figure = Figure(figsize=(3.4 * len(panels), 3.4), layout="constrained")
+    places = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, (table, name, title) in zip(places, panels, strict=True):
+        _draw(axes, tables[table]["mean"], tables[table]["scenes"], name)
         axes.set(title=title, xlabel="views", ylim=(0, None))
-        axes.set_xticks(sorted({row["views"] for row in mean}))
         axes.grid(alpha=0.3)
-        axes.legend(title="mean over scenes", fontsize=8)
+    places[0].legend(title="mean over scenes", fontsize=8)
     return figure
+
+
+def _draw(axes: Axes, mean: Sequence[Row], scenes: Sequence[Row], name: str) -> None:
+    """A score over the number of views, one line per head and index strategy, over dots for the scenes."""
+    factor = 100 if name.startswith(PERCENT) else 1
+    for kind in dict.fromkeys((row["head"], row["indices"]) for row in mean):
+        lines = [
+            ([row["views"] for row in chosen], [factor * row.get(name, math.nan) for row in chosen])
+            for rows in (mean, scenes)
+            for chosen in [[row for row in rows if (row["head"], row["indices"]) == kind]]
+        ]
+        (line,) = axes.plot(*lines[0], "o-", label=_label(*kind))
+        axes.plot(*lines[1], ".", color=line.get_color(), alpha=0.15)
+    axes.set_xticks(sorted({row["views"] for row in mean}))
 
 
 def _label(head: str, indices: str) -> str:

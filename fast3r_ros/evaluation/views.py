@@ -34,6 +34,12 @@ class Views:
         """(V, h, w): pixels whose depth is known."""
         return np.zeros(self.images.shape[:3], bool) if self.depth is None else self.depth > 0
 
+    def part(self, chosen: Sequence[int]) -> Views:
+        """Some of the views."""
+        index = list(chosen)
+        depth = None if self.depth is None else self.depth[index]
+        return Views(self.images[index], self.intrinsics[index], self.world_from_camera[index], depth)
+
     def points_world(self) -> Float32:
         """(V, h, w, 3) float32 true points in the world; the camera's own place where the depth is
         unknown.
@@ -47,17 +53,16 @@ class Views:
         return np.stack(points).astype(np.float32)
 
 
-def spread_views(sequence: PosedSequence, count: int, max_gap: int | None = None) -> list[PosedFrame]:
-    """`count` frames spread evenly from the first on, at most `max_gap` frames apart.
+def spread_frames(sequence: PosedSequence, count: int, max_gap: int | None = None) -> list[int]:
+    """Numbers of `count` frames spread evenly from the first on, at most `max_gap` frames apart.
 
-    Raises UserError when the sequence is shorter.
+    Without `max_gap` the last frame is always among them.  Raises UserError when the sequence is shorter.
     """
     available = len(sequence.frames)
     if available < count:
         raise UserError(f"{sequence.name} has {available} frames with a pose, {count} views were asked for")
     last = available - 1 if max_gap is None else min(available - 1, max_gap * (count - 1))
-    chosen = np.linspace(0, last, count).round().astype(int)
-    return [sequence.frames[index] for index in chosen]
+    return [int(number) for number in np.linspace(0, last, count).round()]
 
 
 def read_views(frames: Sequence[PosedFrame], long_side: int) -> Views:
