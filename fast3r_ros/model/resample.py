@@ -34,8 +34,8 @@ def prepare_images(images: Tensor, long_side: int) -> tuple[Tensor, NDArray[np.f
         )
     plan = plan_resize(images.shape[2], images.shape[1], long_side)
     kind = "lanczos" if plan.shrinks else "bicubic"
-    columns = _weights(plan.source[0], plan.scaled[0], plan.left, plan.size[0], kind).to(images.device)
-    rows = _weights(plan.source[1], plan.scaled[1], plan.top, plan.size[1], kind).to(images.device)
+    columns = _weights(plan.source[0], plan.scaled[0], plan.left, plan.size[0], kind, images.device)
+    rows = _weights(plan.source[1], plan.scaled[1], plan.top, plan.size[1], kind, images.device)
     planes = images.movedim(3, 1).float()
     planes = (planes @ columns.T).round_().clamp_(0, 255)
     planes = (rows @ planes).round_().clamp_(0, 255)
@@ -43,7 +43,7 @@ def prepare_images(images: Tensor, long_side: int) -> tuple[Tensor, NDArray[np.f
 
 
 @functools.lru_cache(maxsize=16)
-def _weights(source: int, scaled: int, start: int, count: int, kind: str) -> Tensor:
+def _weights(source: int, scaled: int, start: int, count: int, kind: str, device: torch.device) -> Tensor:
     """Filter weights (count, source) float32 of the scaled pixels start..start + count - 1; rows sum to
     one.
     """
@@ -56,7 +56,7 @@ def _weights(source: int, scaled: int, start: int, count: int, kind: str) -> Ten
     last = np.minimum(np.floor(centres + support * width + 0.5), source)
     values = function((positions + 0.5 - centres) / width)
     values = np.where((positions >= first) & (positions < last), values, 0.0)
-    return torch.from_numpy((values / values.sum(axis=1, keepdims=True)).astype(np.float32))
+    return torch.from_numpy((values / values.sum(axis=1, keepdims=True)).astype(np.float32)).to(device)
 
 
 def _lanczos(x: NDArray[np.float64]) -> NDArray[np.float64]:
