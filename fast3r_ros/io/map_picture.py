@@ -76,7 +76,7 @@ def draw_from_above(axes: Axes, drawing: MapDrawing) -> None:
         visible = drawing.points[:, 2] <= drawing.way[:, 2].max() + margin
     nearer = drawing.points[visible, 2]
     _draw(axes, drawing, 1, drawing.points[visible], drawing.colors[visible], nearer)
-    axes.set_title("from above", loc="left", fontsize=12, color=INK)
+    axes.set_title("from above, without what lies above the camera", loc="left", fontsize=12, color=INK)
 
 
 def draw_from_the_side(axes: Axes, drawing: MapDrawing) -> None:
@@ -87,7 +87,7 @@ def draw_from_the_side(axes: Axes, drawing: MapDrawing) -> None:
         visible = drawing.points[:, 1] >= drawing.way[:, 1].min() - margin
     nearer = -drawing.points[visible, 1]
     _draw(axes, drawing, 2, drawing.points[visible], drawing.colors[visible], nearer)
-    axes.set_title("from the side", loc="left", fontsize=12, color=INK)
+    axes.set_title("from the side, cut open", loc="left", fontsize=12, color=INK)
 
 
 def _draw(
@@ -99,12 +99,14 @@ def _draw(
     picture = _splat(points[order][:, plane], colors[order], low[plane], high[plane])
     axes.imshow(picture, extent=(low[0], high[0], low[vertical], high[vertical]), zorder=1)
     if len(drawing.true_way):
-        axes.plot(*drawing.true_way[:, plane].T, color=TRUTH, lw=2, ls="--", label="truth", zorder=3)
+        axes.plot(*drawing.true_way[:, plane].T, color=TRUTH, lw=2, ls="--", label="true way", zorder=3)
     axes.add_collection(
         LineCollection(list(drawing.frusta[:, :, plane]), colors=WAY, linewidths=0.7, alpha=0.8, zorder=4)
     )
     if len(drawing.way):
-        axes.plot(*drawing.way[:, plane].T, color=WAY, lw=2, label="camera", zorder=5)
+        axes.plot(*drawing.way[:, plane].T, color=WAY, lw=2, label="camera's way and views", zorder=5)
+        start: dict[str, Any] = {"marker": "o", "ms": 9, "mfc": "white", "mec": WAY, "mew": 2, "ls": ""}
+        axes.plot(*drawing.way[:1, plane].T, label="start", zorder=6, **start)
         axes.legend(loc="upper right", fontsize=9, framealpha=0.9)
     axes.set_facecolor("#f4f5f7")
     axes.set_aspect("equal", adjustable="datalim")

@@ -5,15 +5,12 @@ from __future__ import annotations
 import shutil
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from fast3r_ros.errors import UserError
-from fast3r_ros.geometry.similarity import fit_similarity
 from fast3r_ros.io.cameras import CameraRecord, write_cameras
 from fast3r_ros.io.colmap import write_colmap
 from fast3r_ros.io.files import writable
@@ -25,7 +22,7 @@ from fast3r_ros.io.recorder import Recorder
 from fast3r_ros.io.report import peak_memory, versions, write_report
 from fast3r_ros.io.rerun_file import write_rerun
 from fast3r_ros.io.sources import Source
-from fast3r_ros.io.trajectory import write_trajectory
+from fast3r_ros.io.trajectory import trajectory_error, write_trajectory
 from fast3r_ros.mapping.data import Cloud, Float64, Frame, PoseEstimate, ViewEstimate, WindowResult
 from fast3r_ros.mapping.mapper import Mapper
 
@@ -153,6 +150,7 @@ def write_results(
         recorder.samples(mapper.map.keyframes),
         trajectory_error(trajectory, source.truth),
         "m" if status.metres else "map units",
+        Path(source.name).name or source.name,
     )
     numbers = _numbers(progress, len(trajectory), status.windows, len(outcome.cloud.points), outcome.error)
     writers = _writers(directory, outcome, numbers, source.truth)
@@ -189,7 +187,9 @@ def write_results(
 
 @dataclass(frozen=True)
 class _Outcome:
-    """What a run has made, in the map frame; error: see `trajectory_error`; unit: of length."""
+    """What a run has made, in the map frame; error: see `trajectory_error`; unit: of length; title:
+    what was mapped, in a word.
+    """
 
     cloud: Cloud
     trajectory: list[PoseEstimate]
@@ -197,6 +197,7 @@ class _Outcome:
     samples: list[ViewEstimate]
     error: dict[str, float] | None
     unit: str
+    title: str
 
 
 def _writers(
@@ -211,6 +212,7 @@ def _writers(
             trajectory=outcome.trajectory,
             views=outcome.samples,
             numbers=numbers,
+            title=outcome.title,
             truth=truth,
             unit=outcome.unit,
         )
@@ -240,34 +242,6 @@ def _first_failure(writers: Iterable[Callable[[], None]]) -> UserError | None:
     return failure
 
 
-def trajectory_error(
-    trajectory: Sequence[PoseEstimate], truth: Mapping[int, Float64] | None
-) -> dict[str, float] | None:
-    """RMSE of the camera positions after one similarity, in the truth's unit and as a share of its path.
-
-    `standing_still` is the RMSE of an estimate that knows nothing: a camera in the middle of its true way.
-    None without truth, or when the positions do not determine a similarity (fewer than three, or on a line).
-    """
-    known = [pose for pose in trajectory if truth and pose.stamp_ns in truth]
-    if not truth or len(known) < 3:
-        return None
-    estimated = np.array([pose.map_from_camera[:3, 3] for pose in known])
-    true = np.array([truth[pose.stamp_ns][:3, 3] for pose in known])
-    try:
-        aligned = fit_similarity(estimated, true).apply(estimated)
-    except ValueError:
-        return None
-    rmse = float(np.sqrt(np.mean(np.sum((aligned - true) ** 2, axis=1))))
-    path = float(np.linalg.norm(np.diff(true, axis=0), axis=1).sum())
-    standing_still = float(np.sqrt(np.mean(np.sum((true - true.mean(0)) ** 2, axis=1))))
-    return {
-        "rmse": round(rmse, 5),
-        "path": round(path, 3),
-        "share_of_path": round(rmse / path, 5),
-        "standing_still": round(standing_still, 5),
-    }
-
-
 def _numbers(
     progress: Progress, keyframes: int, windows: int, points: int, error: dict[str, float] | None
 ) -> dict[str, str]:
@@ -282,8 +256,8 @@ def _numbers(
     if windows:
         numbers["network per window"] = f"{network / windows:.2f} s"
     if error:
-        label = f"trajectory error\n({error['standing_still']:.2f} m: knowing nothing)"
+        label = f"error of the way (RMSE);\n{error['standing_still']:.2f} m if it stood still"
         numbers[label] = f"{error['rmse']:.3f} m"
     if progress.stopped:
-        numbers["partial result"] = "partial"
+        numbers["not all was mapped"] = "partial"
     return numbers

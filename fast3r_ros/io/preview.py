@@ -1,7 +1,7 @@
 """preview.png: one picture that shows at a glance whether a reconstruction worked.
 
-The map from above and from the side with the camera's way and its frusta, some input frames with their depth
-and confidence, and the main numbers.  Drawn without a display.
+A verdict in words, the main numbers, the map from above and from the side with the camera's way and its
+frusta, and some input frames with their depth and confidence.  Drawn without a display.
 """
 
 from __future__ import annotations
@@ -19,9 +19,13 @@ from matplotlib.gridspec import GridSpecFromSubplotSpec, SubplotSpec
 
 from fast3r_ros.io.files import whole_file
 from fast3r_ros.io.map_picture import FAINT, INK, draw_from_above, draw_from_the_side, prepare, some
+from fast3r_ros.io.trajectory import trajectory_error
 from fast3r_ros.mapping.data import Cloud, Float64, PoseEstimate, ViewEstimate
 
 _COLUMNS = 6  # views that are shown
+_TITLE = 100  # letters
+# limits of an error relative to that of an estimate without any motion
+GOOD, FAIR = 0.2, 0.6
 
 
 def write_preview(
@@ -31,22 +35,28 @@ def write_preview(
     trajectory: Sequence[PoseEstimate],
     views: Sequence[ViewEstimate],
     numbers: Mapping[str, object],
+    title: str = "",
     truth: Mapping[int, Float64] | None = None,
     unit: str = "map units",
 ) -> None:
     """Draw the picture (1600 pixels wide) and write it as PNG.
 
     cloud, trajectory: in the map frame (z up).  views: in time order; six of them, evenly spread, are shown
-    with depth and confidence.  numbers: label -> value, shown in this order, about six of them.
+    with depth and confidence.  numbers: label -> value, shown in this order, about six of them.  title: what
+    was mapped.
     truth: stamp in ns -> (4, 4) `world_from_camera` in any frame; it is fitted to the trajectory by one
     similarity before it is drawn.  unit: the map's unit of length.  Anything may be empty.
     Raises UserError when the file cannot be written.
     """
-    figure = Figure(figsize=(16, 12.4), dpi=100, facecolor="white")
+    figure = Figure(figsize=(16, 13), dpi=100, facecolor="white")
     FigureCanvasAgg(figure)
+    left = 0.04
     grid = figure.add_gridspec(
-        3, 1, height_ratios=(0.8, 6.2, 5.9), hspace=0.17, left=0.04, right=0.985, top=0.985, bottom=0.02
+        3, 1, height_ratios=(0.8, 6.2, 6.1), hspace=0.16, left=left, right=0.985, top=0.935, bottom=0.02
     )
+    text: dict[str, Any] = {"color": INK, "va": "center"}
+    figure.text(left, 0.979, _shortened(title), fontsize=17, fontweight="bold", **text)
+    figure.text(left, 0.956, verdict(cloud, trajectory, truth), fontsize=13, **text)
     _draw_numbers(figure.add_subplot(grid[0]), numbers)
     drawing = prepare(cloud, trajectory, views, truth)
     maps = GridSpecFromSubplotSpec(1, 2, grid[1], width_ratios=(1.1, 1), wspace=0.09)
@@ -58,6 +68,27 @@ def write_preview(
         _draw_views(figure, grid[2], some(views, _COLUMNS), unit)
     with whole_file(path) as temporary:
         figure.savefig(temporary, format="png")
+
+
+def verdict(cloud: Cloud, trajectory: Sequence[PoseEstimate], truth: Mapping[int, Float64] | None) -> str:
+    """A sentence on whether it worked; without a truth, how to see it."""
+    if not len(cloud.points):
+        return "There is no map: the model could not reconstruct these images."
+    error = trajectory_error(trajectory, truth)
+    if error is None:
+        return (
+            "It worked if walls are single and straight, the way is smooth and depths look like their images."
+        )
+    if error["rmse"] < GOOD * error["standing_still"]:
+        return "Good: the camera's way follows the truth."
+    if error["rmse"] < FAIR * error["standing_still"]:
+        return "Fair: the camera's way follows the truth roughly."
+    return "Poor: the camera's way has little to do with the truth. Do not trust this map."
+
+
+def _shortened(text: str) -> str:
+    """One line that fits into the picture."""
+    return text if len(text) <= _TITLE else f"{text[: _TITLE - 1]}…"
 
 
 def _draw_numbers(axes: Axes, numbers: Mapping[str, object]) -> None:
@@ -76,7 +107,12 @@ def _draw_views(figure: Figure, cell: SubplotSpec, views: Sequence[ViewEstimate]
     surest = max(float(np.percentile(np.concatenate([view.confidence.ravel() for view in views]), 99)), 1.01)
     depth_style: dict[str, Any] = {"cmap": "turbo_r", "vmin": near, "vmax": far}
     confidence_style: dict[str, Any] = {"cmap": "magma", "norm": LogNorm(1.0, surest, clip=True)}
-    labels = ("input", f"depth\n{near:.1f} to {far:.1f} {unit}", f"confidence\n1 to {surest:.1f}")
+    labels = (
+        "image",
+        f"depth\nred {near:.1f} … blue {far:.1f} {unit}\nwhite: left out",
+        f"confidence\ndark 1 … bright {surest:.1f}",
+    )
+    start_ns = min(view.stamp_ns for view in views)
     grid = GridSpecFromSubplotSpec(3, _COLUMNS, cell, hspace=0.04, wspace=0.04)
     for column, (view, depth) in enumerate(zip(views, depths, strict=True)):
         rows: tuple[tuple[Any, dict[str, Any]], ...] = (
@@ -87,8 +123,11 @@ def _draw_views(figure: Figure, cell: SubplotSpec, views: Sequence[ViewEstimate]
         for row, (picture, style) in enumerate(rows):
             axes = figure.add_subplot(grid[row, column])
             axes.imshow(picture, **style)
-            axes.set(xticks=[], yticks=[], facecolor="#f4f5f7")
+            axes.set(xticks=[], yticks=[], facecolor="white")
             for spine in axes.spines.values():
                 spine.set_visible(False)
+            if row == 0:
+                seconds = (view.stamp_ns - start_ns) / 1e9
+                axes.set_title(f"{seconds:.1f} s", loc="left", fontsize=9, color=FAINT, pad=3)
             if column == 0:
                 axes.set_ylabel(labels[row], fontsize=9, color=INK)

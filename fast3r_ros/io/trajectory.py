@@ -1,12 +1,14 @@
-"""Trajectories in the TUM RGB-D format, which other tools (such as evo) read."""
+"""Trajectories in the TUM RGB-D format, which other tools (such as evo) read, and their error."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 from scipy.spatial.transform import Rotation
 
+from fast3r_ros.geometry.similarity import fit_similarity
 from fast3r_ros.io.files import whole_file
 from fast3r_ros.mapping.data import Float64, PoseEstimate
 
@@ -25,3 +27,31 @@ def write_trajectory(path: str | Path, poses: Sequence[PoseEstimate] | Mapping[i
             quaternion = Rotation.from_matrix(map_from_camera[:3, :3]).as_quat()
             numbers = " ".join(f"{value:.9f}" for value in (*map_from_camera[:3, 3], *quaternion))
             file.write(f"{stamp_ns // 10**9}.{stamp_ns % 10**9:09d} {numbers}\n")
+
+
+def trajectory_error(
+    trajectory: Sequence[PoseEstimate], truth: Mapping[int, Float64] | None
+) -> dict[str, float] | None:
+    """RMSE of the camera positions after one similarity, in the truth's unit and as a share of its path.
+
+    `standing_still` is the RMSE of an estimate that knows nothing: a camera in the middle of its true way.
+    None without truth, or when the positions do not determine a similarity (fewer than three, or on a line).
+    """
+    known = [pose for pose in trajectory if truth and pose.stamp_ns in truth]
+    if not truth or len(known) < 3:
+        return None
+    estimated = np.array([pose.map_from_camera[:3, 3] for pose in known])
+    true = np.array([truth[pose.stamp_ns][:3, 3] for pose in known])
+    try:
+        aligned = fit_similarity(estimated, true).apply(estimated)
+    except ValueError:
+        return None
+    rmse = float(np.sqrt(np.mean(np.sum((aligned - true) ** 2, axis=1))))
+    path = float(np.linalg.norm(np.diff(true, axis=0), axis=1).sum())
+    standing_still = float(np.sqrt(np.mean(np.sum((true - true.mean(0)) ** 2, axis=1))))
+    return {
+        "rmse": round(rmse, 5),
+        "path": round(path, 3),
+        "share_of_path": round(rmse / path, 5),
+        "standing_still": round(standing_still, 5),
+    }

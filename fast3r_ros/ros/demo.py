@@ -199,6 +199,7 @@ def run(model: str, source_name: str, output: Path, stop: StopSignal) -> None:
         trajectory=listener.trajectory(),
         views=listener.views(),
         numbers=numbers(listener, status, sent),
+        title=Path(source.name).name,
         truth=listener.truth or None,
         unit=unit(status),
     )

@@ -20,7 +20,6 @@ from fast3r_ros.io.offline import (
     Progress,
     begin_results,
     map_source,
-    trajectory_error,
     with_odometry,
     write_results,
 )
@@ -28,7 +27,7 @@ from fast3r_ros.io.recorder import Recorder
 from fast3r_ros.io.results import read_results
 from fast3r_ros.io.sources.rosbag import RosBag
 from fast3r_ros.io.sources.synthetic import SyntheticSource
-from fast3r_ros.io.trajectory import write_trajectory
+from fast3r_ros.io.trajectory import trajectory_error, write_trajectory
 from fast3r_ros.io.view_images import DEPTH_STEPS
 from fast3r_ros.mapping.data import PoseEstimate
 from fast3r_ros.mapping.mapper import Mapper

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -28,7 +29,7 @@ from fast3r_ros.io.files import whole_file
 from fast3r_ros.io.glb import GLTF_FROM_MAP, write_glb
 from fast3r_ros.io.pcd import write_pcd
 from fast3r_ros.io.ply import read_ply, write_ply
-from fast3r_ros.io.preview import write_preview
+from fast3r_ros.io.preview import verdict, write_preview
 from fast3r_ros.io.trajectory import write_trajectory
 from fast3r_ros.io.view_images import CONFIDENCE_STEPS, DEPTH_STEPS, write_view_images
 from fast3r_ros.mapping.data import Cloud, ViewEstimate
@@ -215,12 +216,27 @@ def test_preview_shows_map_way_truth_and_views(tmp_path, walk):
     world_from_map = np.eye(4)
     world_from_map[:3, :3] = 3.0 * Rotation.from_euler("xyz", [0.3, -0.2, 1.0]).as_matrix()
     moved = {stamp: world_from_map @ pose for stamp, pose in walk.truth.items()}
-    write_preview(tmp_path / "preview.png", **arguments, truth=moved, unit="m")
+    write_preview(tmp_path / "preview.png", **arguments, title="walk.mp4", truth=moved, unit="m")
     picture = cv2.imread(str(tmp_path / "preview.png"))[:, :, ::-1].astype(int)
     assert picture.shape[1] == 1600
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 5000, "a map and six colourful views are shown"
     way = np.abs(picture - (0xE4, 0x57, 0x2E)).max(-1) < 12
     assert way[:800].sum() > 500, "the camera's way is drawn"
+
+
+@pytest.mark.parametrize(("noise", "word"), [(0.0, "Good"), (0.4, "Fair"), (3.0, "Poor")])
+def test_verdict_of_a_way_with_noise(walk, noise, word):
+    """Noise in shares of the way's own spread."""
+    places = np.array([pose.map_from_camera[:3, 3] for pose in walk.trajectory])
+    spread = np.sqrt(((places - places.mean(0)) ** 2).sum(1).mean())
+    shifts = np.random.default_rng(0).normal(size=places.shape) * noise * spread / np.sqrt(3)
+    moved = []
+    for pose, shift in zip(walk.trajectory, shifts, strict=True):
+        map_from_camera = pose.map_from_camera.copy()
+        map_from_camera[:3, 3] += shift
+        moved.append(replace(pose, map_from_camera=map_from_camera))
+    assert verdict(walk.cloud, moved, walk.truth).startswith(word)
+    assert verdict(walk.cloud, moved, None).startswith("It worked if")
 
 
 @pytest.mark.parametrize("what", ["nothing", "one pose", "no views"])
