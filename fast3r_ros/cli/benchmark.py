@@ -13,9 +13,11 @@ import json
 # name, module, one line of help
 BENCHMARKS = (
     ("network", "fast3r_ros.benchmark.network", "the network's stages by views, size and dtype"),
+    ("window", "fast3r_ros.benchmark.window", "a sliding window from frame to message, per stage"),
     ("indices", "fast3r_ros.benchmark.indices", "accuracy by the choice of image indices"),
     ("mapping", "fast3r_ros.benchmark.mapping", "the mapper's promises on synthetic truth"),
     ("node", "fast3r_ros.benchmark.node", "the ROS node: callbacks, drops, latency, CPU over DDS"),
+    ("report", "fast3r_ros.benchmark.report", "tables and pictures of what the others printed"),
 )
 
 

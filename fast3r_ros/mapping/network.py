@@ -2,51 +2,229 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize as to_unit
 
 from fast3r_ros.geometry.camera_pose import poses_by_pnp
 from fast3r_ros.geometry.focal import first_view_focal
 from fast3r_ros.geometry.rigid import inverse, transform_points
-from fast3r_ros.mapping.data import EncodedView, Frame, Reconstruction
-from fast3r_ros.model import Fast3R, Pointmap
+from fast3r_ros.mapping.capture import Captured, Record, cuda_graph
+from fast3r_ros.mapping.data import EncodedView, Float64, Frame, Reconstruction, UInt8
+from fast3r_ros.model import Fast3R, FusedFeatures, Pointmap, ViewTokens
+from fast3r_ros.model.image_index import index_embedding
 from fast3r_ros.model.preprocess import normalize, prepare_image
+from fast3r_ros.model.resample import prepare_images
+
+Lap = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class PreparedFrame:
+    """A frame at network size.  pixels: (h, w, 3) uint8 on the network's device.  network_from_image: (3, 3)
+    pixel transform.  intrinsics: (3, 3) at network size, or None.
+    """
+
+    pixels: Tensor
+    network_from_image: Float64
+    intrinsics: Float64 | None
+
+
+def no_lap(stage: str) -> None:
+    """What a stage's end means to those who do not measure: nothing."""
 
 
 class Fast3RNetwork:
     """A `WindowNetwork` over `Fast3R`: a frame is encoded once, its tokens are fused in every window it is
     in.
+
+    On a GPU images are resized there, and windows of the sizes given to `warm_up` run as CUDA graphs; others
+    give the same results, launched kernel by kernel.
     """
 
-    def __init__(self, model: Fast3R, image_size: int | None = None) -> None:
-        """image_size: pixels of the longer side at the network; None is what the model was made for."""
+    def __init__(self, model: Fast3R, image_size: int | None = None, record: Record | None = None) -> None:
+        """image_size: pixels of the longer side at the network; None is what the model was made for.  record:
+        how work of fixed shapes is recorded; by default as CUDA graphs on a GPU, and not at all on a CPU.
+        """
         self._model = model
         self._image_size = image_size or model.config.image_size
         self._device = next(model.parameters()).device
+        on_gpu = self._device.type == "cuda"
+        self._uploads = torch.cuda.Stream(self._device) if on_gpu else None
+        if record is None and on_gpu and model.split is None:
+            record = cuda_graph
+        self._captured = Captured(record)
+        self._kept_rows: dict[int, Tensor] = {}
+
+    @property
+    def captured(self) -> int:
+        """How many functions are replayed as a whole."""
+        return len(self._captured)
 
     @torch.inference_mode()
-    def encode(self, frame: Frame) -> EncodedView:
-        """Resize, crop and encode one frame.  Raises UserError for an image that cannot be used."""
-        prepared = prepare_image(frame.image, self._image_size)
-        tokens = self._model.encode(normalize(prepared.pixels, self._device)[None])
-        pooled = tokens.tokens[0].float().mean(dim=0)
-        descriptor = torch.nn.functional.normalize(pooled, dim=0).cpu().numpy()
-        intrinsics = None if frame.intrinsics is None else prepared.pixel_transform @ frame.intrinsics
-        return EncodedView(prepared.pixels, prepared.pixel_transform, intrinsics, descriptor, tokens)
+    def warm_up(self, views: int, size: tuple[int, int]) -> None:
+        """Run a window once and record it, so that the first one from a camera is as quick as the others.
+
+        size: width and height at the network, in pixels.
+        """
+        pixels = torch.zeros((size[1], size[0], 3), dtype=torch.uint8, device=self._device)
+        self._captured.capture("encode", self._tokens_of, pixels[None])
+        view = self.encode_prepared([PreparedFrame(pixels, np.eye(3), None)])[0]
+        tokens, rows = view.tokens.tokens.repeat(1, views, 1), self._rows(views)
+        self._captured.capture("fuse", self._hooks_of, tokens, rows)
+        features = self.fuse([view] * views)
+        if self._model.downstream_head_local is not None:
+            heads = self._heads_of(view.tokens.grid, views)
+            self._captured.capture(_heads_name(view.tokens.grid), heads, *features.hooks)
+        self.pointmaps(features)
+
+    def encode(self, frame: Frame, lap: Lap = no_lap) -> EncodedView:
+        """Resize, crop and encode one frame.  Raises UserError for an image that cannot be used.
+
+        lap: is told the end of `preprocess`, `encode` and `describe`.
+        """
+        prepared = self.prepare(frame)
+        lap("preprocess")
+        return self.encode_prepared([prepared], lap)[0]
 
     @torch.inference_mode()
-    def reconstruct(self, views: Sequence[EncodedView]) -> Reconstruction:
-        """One forward pass; the pointmaps stay on the model's device."""
-        features = self._model.fuse([view.tokens for view in views])
-        points_global, confidence_global = _per_view(self._model.global_head(features))
+    def prepare(self, frame: Frame) -> PreparedFrame:
+        """Resize and crop on the network's device.  Raises UserError for an image that cannot be used."""
+        if self._uploads is None:
+            prepared = prepare_image(frame.image, self._image_size)
+            pixels, transform = torch.from_numpy(prepared.pixels).to(self._device), prepared.pixel_transform
+        else:
+            pixels, transform = self._upload(frame.image, self._uploads)
+        intrinsics = None if frame.intrinsics is None else transform @ frame.intrinsics
+        return PreparedFrame(pixels, transform, intrinsics)
+
+    @torch.inference_mode()
+    def encode_prepared(self, frames: Sequence[PreparedFrame], lap: Lap = no_lap) -> list[EncodedView]:
+        """Encode frames of one size together."""
+        pixels = torch.stack([frame.pixels for frame in frames])
+        replay = self._captured.find("encode", pixels)
+        if replay is None:
+            tokens = self._model.encode(normalize(pixels)).tokens
+            descriptors = _pooled(tokens)
+        else:
+            tokens, descriptors = replay(pixels)
+        lap("encode")
+        images, described = to_host(pixels, descriptors)
+        lap("describe")
+        patch = self._model.config.encoder.patch_size
+        grid = (pixels.shape[1] // patch, pixels.shape[2] // patch)
+        return [
+            EncodedView(
+                images[i],
+                frame.network_from_image,
+                frame.intrinsics,
+                described[i],
+                ViewTokens(tokens[i : i + 1], grid),
+            )
+            for i, frame in enumerate(frames)
+        ]
+
+    def reconstruct(self, views: Sequence[EncodedView], lap: Lap = no_lap) -> Reconstruction:
+        """One forward pass; the pointmaps stay on the model's device.  lap: see `encode`; fuse and heads."""
+        features = self.fuse(views)
+        lap("fuse")
+        result = self.pointmaps(features)
+        lap("heads")
+        return result
+
+    @torch.inference_mode()
+    def fuse(self, views: Sequence[EncodedView]) -> FusedFeatures:
+        """What the heads read, of a window's views."""
+        tokens = [view.tokens for view in views]
+        grids = tuple(view.grid for view in tokens)
+        if self.captured and len(set(grids)) == 1:
+            together, rows = torch.cat([view.tokens for view in tokens], dim=1), self._rows(len(views))
+            replay = self._captured.find("fuse", together, rows)
+            if replay is not None:
+                return FusedFeatures(tuple(replay(together, rows)), grids)
+        return self._model.fuse(tokens)
+
+    @torch.inference_mode()
+    def pointmaps(self, features: FusedFeatures, views: Sequence[int] | None = None) -> Reconstruction:
+        """Pointmaps of the chosen views (all by default), in their order."""
+        if views is None and len(set(features.grids)) == 1:
+            replay = self._captured.find(_heads_name(features.grids[0]), *features.hooks)
+            if replay is not None:
+                return Reconstruction(*(maps.unbind(0) for maps in replay(*features.hooks)))
+        points_global, confidence_global = _per_view(self._model.global_head(features, views))
         if self._model.downstream_head_local is None:
-            points_local = _local_from_global(points_global, confidence_global)
+            first = self._model.global_head(features, [0])
+            points_local = _local_from_global(points_global, confidence_global, first[0])
             return Reconstruction(points_global, confidence_global, points_local, confidence_global)
-        points_local, confidence_local = _per_view(self._model.local_head(features))
+        points_local, confidence_local = _per_view(self._model.local_head(features, views))
         return Reconstruction(points_global, confidence_global, points_local, confidence_local)
+
+    def _upload(self, image: UInt8, stream: torch.cuda.Stream) -> tuple[Tensor, Float64]:
+        """Pinned memory to the GPU and preprocessing there, beside what the GPU does otherwise."""
+        writable = np.require(image, requirements=["C", "W"])
+        current = torch.cuda.current_stream(self._device)
+        with torch.cuda.stream(stream):
+            source = torch.from_numpy(writable).pin_memory().to(self._device, non_blocking=True)
+            pixels, transform = prepare_images(source[None], self._image_size)
+        current.wait_stream(stream)
+        pixels.record_stream(current)
+        return pixels[0], transform
+
+    def _rows(self, views: int) -> Tensor:
+        """The index embedding (1, V, C_d) of a window's views, kept on the device."""
+        if views not in self._kept_rows:
+            indices = self._model.default_indices(1, views)
+            rows = index_embedding(indices, self._model.config.decoder.embed_dim)
+            self._kept_rows[views] = rows.to(next(self._model.parameters()))
+        return self._kept_rows[views]
+
+    # What is recorded: functions of tensors that do not wait for the device.
+
+    def _tokens_of(self, pixels: Tensor) -> Sequence[Tensor]:
+        """(B, h, w, 3) uint8 to tokens (B, T, C) and descriptors (B, C)."""
+        tokens = self._model.encoder(normalize(pixels).to(next(self._model.parameters())))
+        return tokens, _pooled(tokens)
+
+    def _hooks_of(self, tokens: Tensor, rows: Tensor) -> Sequence[Tensor]:
+        """Tokens (1, V * n, C) of V views of one size to the hooks."""
+        views = rows.shape[1]
+        hooks: tuple[Tensor, ...] = self._model.decoder(tokens, rows, [tokens.shape[1] // views] * views)
+        return hooks
+
+    def _heads_of(self, grid: tuple[int, int], views: int) -> Callable[..., Sequence[Tensor]]:
+        """Hooks to points and confidence of the global and of the local head, each (V, h, w, ...)."""
+
+        def heads(*hooks: Tensor) -> Sequence[Tensor]:
+            features = FusedFeatures(hooks, (grid,) * views)
+            both = _per_view(self._model.global_head(features)), _per_view(self._model.local_head(features))
+            return [torch.stack(maps) for pair in both for maps in pair]
+
+        return heads
+
+
+def to_host(*tensors: Tensor) -> list[np.ndarray]:
+    """Arrays of the same content, after waiting for the device once."""
+    if tensors[0].device.type != "cuda":
+        return [tensor.cpu().numpy() for tensor in tensors]
+    copies = [torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in tensors]
+    for copy, tensor in zip(copies, tensors, strict=True):
+        copy.copy_(tensor, non_blocking=True)
+    torch.cuda.current_stream(tensors[0].device).synchronize()
+    return [copy.numpy() for copy in copies]
+
+
+def _pooled(tokens: Tensor) -> Tensor:
+    """Tokens (B, T, C) to descriptors (B, C) of unit norm, float32."""
+    return to_unit(tokens.float().mean(dim=1), dim=-1)
+
+
+def _heads_name(grid: tuple[int, int]) -> str:
+    """Views of different shape can have equally many tokens."""
+    return f"heads of {grid[0]}x{grid[1]} patches"
 
 
 def _per_view(maps: Sequence[Pointmap]) -> tuple[list[Tensor], list[Tensor]]:
@@ -54,11 +232,16 @@ def _per_view(maps: Sequence[Pointmap]) -> tuple[list[Tensor], list[Tensor]]:
     return [view.points[0].float() for view in maps], [view.confidence[0].float() for view in maps]
 
 
-def _local_from_global(points_global: Sequence[Tensor], confidence: Sequence[Tensor]) -> list[Tensor]:
-    """For a network without a local head: the global points seen from each camera, whose pose PnP gives."""
+def _local_from_global(
+    points_global: Sequence[Tensor], confidence: Sequence[Tensor], first: Pointmap
+) -> list[Tensor]:
+    """For a network without a local head: the global points seen from each camera, whose pose PnP gives.
+
+    first: view 0's global points, which tell the focal length.
+    """
+    focal = first_view_focal(*(maps.float().cpu().numpy() for maps in (first.points, first.confidence)))
     points = [view.cpu().numpy() for view in points_global]
-    trust = [view.cpu().numpy() for view in confidence]
-    poses = poses_by_pnp(points, trust, first_view_focal(points, trust))
+    poses = poses_by_pnp(points, [view.cpu().numpy() for view in confidence], focal)
     local = [
         transform_points(inverse(pose), view) if ok else np.full_like(view, np.nan)
         for pose, view, ok in zip(poses.window_from_camera, points, poses.ok, strict=True)

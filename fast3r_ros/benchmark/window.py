@@ -1,0 +1,247 @@
+"""`fast3r benchmark window`: from the newest frame's arrival to the packed message, stage by stage.
+
+A window of a fixed number of views slides by 1, 2, 4, 8 frames.  The network runs in full on what a camera
+would send; with random weights its answer is of no use, so mapping goes on with the synthetic truth of the
+same views on the same device.  What the stand-in takes is not counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+from fast3r_ros.benchmark.measure import Measurement, machine, summary, synchronize
+from fast3r_ros.benchmark.models import DTYPES, add_model_arguments, chosen_device, load, parse_size
+from fast3r_ros.errors import UserError
+from fast3r_ros.mapping.config import MapperConfig
+from fast3r_ros.mapping.data import Cloud, EncodedView, Frame, Reconstruction, WindowResult
+from fast3r_ros.mapping.mapper import Mapper
+from fast3r_ros.mapping.network import Fast3RNetwork, to_host
+from fast3r_ros.synthetic.network_double import TrueNetwork
+from fast3r_ros.synthetic.sequence import SyntheticSequence, loop_sequence
+
+NETWORK_STAGES = ("encode", "fuse", "heads")
+CAMERA_FACTOR = 2.5  # pixels of the camera per pixel at the network, along a side
+OVERLAP = 4
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The benchmark's arguments."""
+    add_model_arguments(parser)
+    parser.add_argument("--views", type=int, default=32, help="views of the window (default: %(default)s)")
+    parser.add_argument("--slides", type=int, nargs="+", default=[1, 2, 4, 8], help="new views per window")
+    parser.add_argument("--size", default="512x384", metavar="WxH", help="size of a view at the network")
+    parser.add_argument("--dtype", default="float32", choices=DTYPES, help="dtype of the weights")
+    parser.add_argument("--runs", type=int, default=5, help="measured windows of each slide")
+    parser.add_argument("--no-capture", action="store_true", help="on a GPU: without CUDA graphs")
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measure every slide; returns the JSON document.  Raises UserError for a slide that is too long."""
+    wrong = [slide for slide in arguments.slides if not 0 < slide < arguments.views]
+    if wrong:
+        raise UserError(
+            f"--slides {wrong[0]}: a window of {arguments.views} views slides by 1 or more, not all"
+        )
+    device = chosen_device(arguments)
+    size = parse_size(arguments.size)
+    model = load(arguments.model, device, DTYPES[arguments.dtype], arguments.attention)
+    network = Fast3RNetwork(model, max(size))
+    if device.type == "cuda" and not arguments.no_capture:
+        network.warm_up(arguments.views, size)
+    most = max(arguments.slides)
+    sequence = loop_sequence(width=size[0], height=size[1])
+    frames = [sequence[i] for i in range(arguments.views + OVERLAP + most * (2 + arguments.runs))]
+    results = []
+    for slide in arguments.slides:
+        stand_in = StandIn(network, sequence, frames, device)
+        results.append(measure_slide(stand_in, frames, arguments.views, slide, arguments.runs))
+    return {
+        "benchmark": "window",
+        "machine": machine(device),
+        "model": arguments.model,
+        "attention": arguments.attention,
+        "dtype": arguments.dtype,
+        "size_wh": list(size),
+        "camera_wh": [round(side * CAMERA_FACTOR) for side in size],
+        "captured": network.captured,
+        "packed": packer() is not None,
+        "results": results,
+    }
+
+
+class StandIn:
+    """A `WindowNetwork` that runs the real one on the camera's picture and answers with the truth.
+
+    seconds: stage -> time since the last `clear`.  `stand_in` is what the truth took, and `copy` an extra
+    copy of the pointmaps to the host: nobody else would spend either.
+    """
+
+    def __init__(
+        self,
+        network: Fast3RNetwork,
+        sequence: SyntheticSequence,
+        frames: Sequence[Frame],
+        device: torch.device,
+    ) -> None:
+        self._network, self._device = network, device
+        self._truth = TrueNetwork(sequence)
+        self._pictures = {frame.stamp_ns: _from_camera(frame) for frame in frames}
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._last = 0.0
+
+    def clear(self) -> None:
+        """Start a window."""
+        self.seconds.clear()
+
+    def encode(self, frame: Frame) -> EncodedView:
+        """See `WindowNetwork`; the tokens are a pair of the real ones and the truth's."""
+        self._begin()
+        real = self._network.encode(self._pictures[frame.stamp_ns], self._lap)
+        true = self._truth.encode(frame)
+        self._lap("stand_in")
+        return replace(true, tokens=(real, true))
+
+    def reconstruct(self, views: Sequence[EncodedView]) -> Reconstruction:
+        """See `WindowNetwork`."""
+        self._begin()
+        real = self._network.reconstruct([view.tokens[0] for view in views], self._lap)
+        for maps in zip(real.points_local, real.confidence_local, strict=True):
+            to_host(*maps)
+        self._lap("copy")
+        truth = self._truth.reconstruct([view.tokens[1] for view in views])
+        answer = Reconstruction(
+            *(
+                [view.to(self._device) for view in maps]
+                for maps in (
+                    truth.points_global,
+                    truth.confidence_global,
+                    truth.points_local,
+                    truth.confidence_local,
+                )
+            )
+        )
+        self._lap("stand_in")
+        return answer
+
+    def _begin(self) -> None:
+        synchronize(self._device)
+        self._last = time.perf_counter()
+
+    def _lap(self, stage: str) -> None:
+        synchronize(self._device)
+        now = time.perf_counter()
+        self.seconds[stage] += now - self._last
+        self._last = now
+
+
+def measure_slide(
+    network: StandIn, frames: Sequence[Frame], views: int, slide: int, runs: int
+) -> dict[str, Any]:
+    """Fill a window, let it slide twice unmeasured, then measure `runs` windows."""
+    mapper = Mapper(network, window_config(views, slide))
+    waiting = iter(frames)
+    first = views - mapper.config.window.overlap
+    for count in [first] + [slide] * -(-(mapper.config.window.overlap + slide) // slide):
+        _window(mapper, network, waiting, count, None)
+    pack = packer()
+    samples = [_window(mapper, network, waiting, slide, pack) for _ in range(runs)]
+    stages = {name: summary([sample[name] for sample in samples]) for name in samples[0]}
+    copy = stages.pop("copy")
+    network_s = sum(stages[name].median_s for name in NETWORK_STAGES)
+    outside = stages["total"].median_s - network_s
+    return {
+        "views": views,
+        "slide": slide,
+        "stages": {name: _times(stage) for name, stage in stages.items()},
+        "copy_within_map": _times(copy),
+        "windows_accepted": mapper.status().windows,
+        "windows_rejected": mapper.status().windows_rejected,
+        "network_s": network_s,
+        "outside_network_s": outside,
+        "outside_share": outside / network_s,
+    }
+
+
+def window_config(views: int, slide: int) -> MapperConfig:
+    """Every frame is a keyframe, windows hold `views`, and no loop is looked for."""
+    return MapperConfig.from_flat(
+        {
+            "keyframes.motion": 0.0,
+            "keyframes.sharpness": 0.0,
+            "keyframes.contrast": 0.0,
+            "window.size": views,
+            "window.stride": slide,
+            "window.overlap": min(OVERLAP, views - slide),
+            "loop.enabled": False,
+        }
+    )
+
+
+def _window(
+    mapper: Mapper,
+    network: StandIn,
+    frames: Iterator[Frame],
+    count: int,
+    pack: Callable[[WindowResult], object] | None,
+) -> dict[str, float]:
+    """Seconds per stage of one window with `count` new frames, of which all but the newest wait already."""
+    *early, newest = (next(frames) for _ in range(count))
+    for frame in early:
+        mapper.add_frame(frame)
+    network.clear()
+    start = time.perf_counter()
+    mapper.add_frame(newest)
+    selected = time.perf_counter()
+    result = mapper.process_window()
+    processed = time.perf_counter()
+    if pack is not None and result.views:
+        pack(result)
+    packed = time.perf_counter()
+    spent, laps = network.seconds, result.timings
+    return {
+        "selection": selected - start,
+        **{name: spent[name] for name in ("preprocess", "encode", "describe", "fuse", "heads", "copy")},
+        "registration": laps.get("register", 0.0),
+        "map": laps.get("fuse", 0.0),
+        "loop_and_scale": laps.get("loop", 0.0) + laps.get("scale", 0.0),
+        "packing": packed - processed,
+        "total": packed - start - spent["stand_in"] - spent["copy"],
+    }
+
+
+def packer() -> Callable[[WindowResult], object] | None:
+    """What turns a window's newest view into a PointCloud2; None where there are no ROS messages."""
+    try:
+        from fast3r_ros.ros.clouds import cloud_to_message
+    except ImportError:
+        return None
+
+    def pack(result: WindowResult) -> object:
+        view = result.views[-1]
+        chosen = view.valid
+        cloud = Cloud(view.points_camera[chosen], view.image[chosen], view.confidence[chosen])
+        return cloud_to_message(cloud, view.stamp_ns, view.camera)
+
+    return pack
+
+
+def _from_camera(frame: Frame) -> Frame:
+    """The frame as a camera of more pixels would send it."""
+    height, width = (round(side * CAMERA_FACTOR) for side in frame.image.shape[:2])
+    picture = cv2.resize(frame.image, (width, height), interpolation=cv2.INTER_LINEAR)
+    return Frame(frame.stamp_ns, frame.camera, np.asarray(picture, np.uint8))
+
+
+def _times(stage: Measurement) -> dict[str, Any]:
+    content = stage.content()
+    del content["peak_bytes"]
+    return content

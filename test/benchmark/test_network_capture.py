@@ -1,0 +1,138 @@
+"""The network behind mapping gives the same results captured, batched and by the chosen view."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from fast3r_ros.errors import UserError
+from fast3r_ros.mapping.capture import TensorFunction
+from fast3r_ros.mapping.data import Frame, Reconstruction
+from fast3r_ros.mapping.network import Fast3RNetwork
+from fast3r_ros.model import Fast3R
+
+VIEWS = 3
+
+
+class GraphDouble:
+    """Records as CUDA graphs are recorded, and counts replays."""
+
+    def __init__(self) -> None:
+        self.replays = 0
+
+    def __call__(self, function: TensorFunction, inputs: Sequence[Tensor]) -> TensorFunction:
+        buffers = [value.clone() for value in inputs]
+        results = [result.clone() for result in function(*buffers)]
+
+        def replay(*values: Tensor) -> list[Tensor]:
+            self.replays += 1
+            for buffer, value in zip(buffers, values, strict=True):
+                buffer.copy_(value)
+            for kept, result in zip(results, function(*buffers), strict=True):
+                kept.copy_(result)
+            return [result.clone() for result in results]
+
+        return replay
+
+
+def frames(count: int, height: int = 48, width: int = 64) -> list[Frame]:
+    rng = np.random.default_rng(0)
+    return [Frame(i, "a", rng.integers(0, 256, (height, width, 3), np.uint8)) for i in range(count)]
+
+
+def assert_alike(result: Reconstruction, expected: Reconstruction) -> None:
+    for name in ("points_global", "confidence_global", "points_local", "confidence_local"):
+        for view, other in zip(getattr(result, name), getattr(expected, name), strict=True):
+            torch.testing.assert_close(view, other, rtol=1e-5, atol=1e-5)
+
+
+def test_a_captured_window_gives_what_the_network_gives(network: Fast3R) -> None:
+    double = GraphDouble()
+    captured, plain = Fast3RNetwork(network, record=double), Fast3RNetwork(network)
+    captured.warm_up(VIEWS, (64, 48))
+    assert captured.captured == 3
+    seen = frames(VIEWS + 1)
+    kept = [captured.encode(frame) for frame in seen]
+    expected = [plain.encode(frame) for frame in seen]
+    for view, other in zip(kept, expected, strict=True):
+        np.testing.assert_allclose(view.descriptor, other.descriptor, atol=1e-6)
+    assert double.replays >= len(seen)
+    before = double.replays
+    first = captured.reconstruct(kept[:VIEWS])
+    second = captured.reconstruct(kept[1:])
+    assert double.replays == before + 4  # fusion and heads of two windows
+    assert_alike(first, plain.reconstruct(expected[:VIEWS]))  # after the second has run: nothing is shared
+    assert_alike(second, plain.reconstruct(expected[1:]))
+
+
+@pytest.mark.parametrize(("count", "height", "width"), [(2, 48, 64), (4, 48, 64), (3, 64, 48)])
+def test_windows_that_were_not_captured_fall_back(
+    network: Fast3R, count: int, height: int, width: int
+) -> None:
+    captured, plain = Fast3RNetwork(network, record=GraphDouble()), Fast3RNetwork(network)
+    captured.warm_up(VIEWS, (64, 48))
+    views = [captured.encode(frame) for frame in frames(count, height, width)]
+    result = captured.reconstruct(views)
+    assert result.points_global[0].shape == (height, width, 3)
+    assert_alike(result, plain.reconstruct(views))
+
+
+def test_a_window_of_two_shapes_falls_back(network: Fast3R) -> None:
+    captured = Fast3RNetwork(network, record=GraphDouble())
+    captured.warm_up(VIEWS, (64, 48))
+    views = [captured.encode(frame) for frame in (*frames(2), *frames(1, 64, 48))]
+    assert_alike(captured.reconstruct(views), Fast3RNetwork(network).reconstruct(views))
+
+
+def test_a_cpu_captures_nothing(network: Fast3R) -> None:
+    plain = Fast3RNetwork(network)
+    plain.warm_up(VIEWS, (64, 48))
+    assert plain.captured == 0
+
+
+def test_chosen_views_are_those_of_the_whole(network: Fast3R) -> None:
+    plain = Fast3RNetwork(network)
+    features = plain.fuse([plain.encode(frame) for frame in frames(4)])
+    whole = plain.pointmaps(features)
+    part = plain.pointmaps(features, [2, 0])
+    for name in ("points_global", "confidence_local"):
+        torch.testing.assert_close(getattr(part, name)[0], getattr(whole, name)[2], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(getattr(part, name)[1], getattr(whole, name)[0], rtol=1e-5, atol=1e-5)
+
+
+def test_frames_encoded_together_are_those_encoded_alone(network: Fast3R) -> None:
+    plain = Fast3RNetwork(network)
+    seen = frames(3)
+    together = plain.encode_prepared([plain.prepare(frame) for frame in seen])
+    for view, frame in zip(together, seen, strict=True):
+        alone = plain.encode(frame)
+        np.testing.assert_array_equal(view.image, alone.image)
+        np.testing.assert_allclose(view.descriptor, alone.descriptor, atol=1e-6)
+        torch.testing.assert_close(view.tokens.tokens, alone.tokens.tokens, rtol=1e-5, atol=1e-5)
+
+
+def test_stages_are_told_as_they_end(network: Fast3R) -> None:
+    plain, stages = Fast3RNetwork(network), list[str]()
+    view = plain.encode(frames(1)[0], stages.append)
+    plain.reconstruct([view, view], stages.append)
+    assert stages == ["preprocess", "encode", "describe", "fuse", "heads"]
+    with pytest.raises(UserError):
+        plain.encode(Frame(0, "a", np.zeros((48, 64), np.uint8)))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the CUDA path needs a GPU")
+def test_on_a_gpu_the_window_is_captured_and_agrees_with_the_cpu(network: Fast3R) -> None:
+    on_gpu = Fast3RNetwork(Fast3R(network.config).eval().cuda())
+    on_gpu._model.load_state_dict(network.state_dict())
+    on_gpu.warm_up(VIEWS, (64, 48))
+    assert on_gpu.captured == 3
+    seen = frames(VIEWS)
+    result = on_gpu.reconstruct([on_gpu.encode(frame) for frame in seen])
+    plain = Fast3RNetwork(network)
+    expected = plain.reconstruct([plain.encode(frame) for frame in seen])
+    for view, other in zip(result.points_global, expected.points_global, strict=True):
+        torch.testing.assert_close(view.cpu(), other, rtol=1e-2, atol=1e-2)
