@@ -45,10 +45,13 @@ class FrameIntake:
                 self._dropped[reason] += 1
                 return reason
             self._waiting.append(Waiting(frame, motion))
-            if len(self._waiting) > self._capacity:
-                self._waiting = without_least_motion(self._waiting)
-                self._dropped["overload"] += 1
+            self._drop_overload()
             return ""
+
+    def _drop_overload(self) -> None:
+        while len(self._waiting) > self._capacity:
+            self._waiting = without_least_motion(self._waiting)
+            self._dropped["overload"] += 1
 
     def take(self) -> list[Frame]:
         """The waiting keyframes in time order; none waits afterwards."""
@@ -74,6 +77,7 @@ class FrameIntake:
         with self._lock:
             self._selector.config = config
             self._capacity = capacity
+            self._drop_overload()
 
     @property
     def waiting(self) -> int:

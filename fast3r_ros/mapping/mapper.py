@@ -104,7 +104,10 @@ class Mapper:
         return self._intake.waiting >= needed
 
     def process_window(self) -> WindowResult:
-        """Look at the waiting keyframes with known ones; register, fuse, close loops, find the scale."""
+        """Look at the waiting keyframes with known ones; register, fuse, close loops, find the scale.
+
+        What the network raises (out of memory) passes through; the map stays, the new keyframes are lost.
+        """
         clock = Clock()
         self._loops.apply(self.map, wait=False)
         new = self._encode_waiting()
@@ -115,7 +118,11 @@ class Mapper:
             return self._reject(new, None, "fewer than two usable views", clock)
         known = {view.keyframe_id for view in retrieved if view.keyframe_id is not None}
         start = self._submap_start(new[0])
-        tracked = track(self._network, views, known, self.map.keyframes, start, self.config, clock.lap)
+        try:
+            tracked = track(self._network, views, known, self.map.keyframes, start, self.config, clock.lap)
+        except Exception:
+            self._lose(new)
+            raise
         if tracked.reason:
             return self._reject(new, tracked, tracked.reason, clock)
         fusion = self._fuse(tracked)
@@ -154,7 +161,15 @@ class Mapper:
                 self._intake.drop("redundant")
             else:
                 views.append(view)
-        return views[-self.config.window.size :]
+        size = self.config.window.size
+        self._intake.drop("overload", len(views[:-size]))
+        return views[-size:]
+
+    def _lose(self, new: Sequence[WindowView]) -> None:
+        """Count the new views of a window that failed; before a submap, they hold the orphans, too."""
+        self._intake.drop("window_failed", len(new))
+        if not self._window.ids:
+            self._orphans = []
 
     def _redundant(self, view: WindowView, before: WindowView | None) -> bool:
         """Whether the tokens of a view are too much alike those of the keyframe before it."""

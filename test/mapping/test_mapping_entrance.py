@@ -92,6 +92,15 @@ def test_overload_drops_and_counts_and_the_newest_waits():
     assert intake.waiting == 0
 
 
+def test_fewer_wait_after_the_window_became_smaller():
+    intake = FrameIntake(KeyframeConfig(), capacity=8)
+    for i in range(8):
+        intake.offer(frame(i * 0.1, texture(12 * i)))
+    intake.set_config(KeyframeConfig(), 3)
+    assert intake.waiting == 3
+    assert intake.counts() == (8, {"overload": 5})
+
+
 def test_frames_from_several_threads_are_all_counted():
     from concurrent.futures import ThreadPoolExecutor
 

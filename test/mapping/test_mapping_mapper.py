@@ -161,6 +161,31 @@ def test_bad_frames_are_dropped_and_counted():
     assert status.keyframes + sum(status.dropped.values()) == status.received
 
 
+def test_a_window_that_runs_out_of_memory_is_counted_and_a_smaller_one_goes_on():
+    sequence, frames = the_loop()
+    run = start(sequence).feed(frames[:60], finish=False)
+    mapper, version = run.mapper, run.mapper.map.version
+
+    class Small(TrueNetwork):
+        def reconstruct(self, views):
+            if len(views) > 12:
+                raise MemoryError("no room")
+            return super().reconstruct(views)
+
+    mapper._network = Small([sequence])
+    for frame in frames[60:120]:
+        mapper.add_frame(frame)
+    with pytest.raises(MemoryError):
+        mapper.process_window()
+    assert mapper.map.version == version
+    assert mapper.status().dropped["window_failed"] > 0
+    mapper.set_config(replace(mapper.config, window=replace(mapper.config.window, size=12)))
+    run.feed(frames[120:180])
+    assert run.results[-1].accepted
+    status = mapper.status()
+    assert status.keyframes + sum(status.dropped.values()) == status.received
+
+
 def test_overload_keeps_the_newest_and_the_map_goes_on():
     sequence, frames = the_loop()
     run = start(sequence)
