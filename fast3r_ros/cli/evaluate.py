@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +72,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Measure, print the tables as Markdown, and write them when --output is given."""
     _check(arguments)
+    # Small networks run in many short parallel sections; on a busy CPU threads that wait for the next one by
+    # spinning take three times as long as all the work.  Counts when PyTorch is loaded for the first time.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from fast3r_ros.cli.loading import load_model
     from fast3r_ros.evaluation import tables
 

@@ -158,7 +158,9 @@ def score_no_motion(truth: Views) -> Scores | None:
     if len(truth.images) < 2:
         return None
     still = np.tile(np.eye(4), (len(truth.images), 1, 1))
-    return _pair_scores(still, truth)
+    scores = _pair_scores(still, truth)
+    del scores["direction_error"]  # nothing moves, so there is no direction
+    return scores
 
 
 def _pair_scores(window_from_camera: Float64, truth: Views) -> dict[str, float]:

@@ -68,7 +68,7 @@ def run_offline(
         common = _common_frames(sequence.name, chosen) if same_frames else set()
         for views, group in itertools.groupby(grid, attrgetter("views")):
             truth = read_views([sequence.frames[number] for number in chosen[views]], long_side)
-            parts = {"": range(views)}
+            parts = {"": list(range(views))}
             if same_frames:
                 parts[SAME_FRAMES] = [place for place, number in enumerate(chosen[views]) if number in common]
             answers = list(_place_all(truth, predict_with, list(group)))

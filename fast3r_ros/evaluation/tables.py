@@ -114,16 +114,21 @@ def _figure(tables: Mapping[str, Any], panels: Sequence[tuple[str, str, str]]) -
 
 
 def _draw(axes: Axes, mean: Sequence[Row], scenes: Sequence[Row], name: str) -> None:
-    """A score over the number of views, one line per head and index strategy, over dots for the scenes."""
+    """A score over the number of views, one line per head and index strategy (baselines grey), over dots for
+    the scenes.
+    """
     factor = 100 if name.startswith(PERCENT) else 1
-    for kind in dict.fromkeys((row["head"], row["indices"]) for row in mean):
+    kinds = list(dict.fromkeys((row["head"], row["indices"]) for row in mean))
+    networks = [kind for kind in kinds if kind[1]]
+    for kind in kinds:
         lines = [
             ([row["views"] for row in chosen], [factor * row.get(name, math.nan) for row in chosen])
             for rows in (mean, scenes)
             for chosen in [[row for row in rows if (row["head"], row["indices"]) == kind]]
         ]
-        (line,) = axes.plot(*lines[0], "o-", label=_label(*kind))
-        axes.plot(*lines[1], ".", color=line.get_color(), alpha=0.15)
+        color = f"C{networks.index(kind)}" if kind in networks else "0.6"
+        axes.plot(*lines[0], "o-", color=color, label=_label(*kind))
+        axes.plot(*lines[1], ".", color=color, alpha=0.15)
     axes.set_xticks(sorted({row["views"] for row in mean}))
 
 
