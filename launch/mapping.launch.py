@@ -5,8 +5,12 @@ everything else is in the params_file (config/mapping.yaml names every parameter
 import os
 from pathlib import Path
 
-from ament_index_python.packages import get_package_share_directory
-from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable
+from ament_index_python.packages import (
+    PackageNotFoundError,
+    get_package_prefix,
+    get_package_share_directory,
+)
+from launch.actions import DeclareLaunchArgument, LogInfo, OpaqueFunction, SetEnvironmentVariable
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
@@ -30,6 +34,7 @@ ARGUMENTS = (
     ("map_directory", "", "where ~/save_map may write"),
     ("use_sim_time", "false", "take the time from /clock"),
     ("rviz", "false", "start RViz"),
+    ("viewer_port", "", "port of the web viewer on this machine, for example 8080"),
     ("log_level", "info", "debug, info, warn, error or fatal"),
 )
 # launch argument -> parameter, for those that override the params_file
@@ -40,7 +45,11 @@ OVERRIDES = {
     "scale_source": "scale.source",
     "autostart": "autostart",
     "map_directory": "map_directory",
+    "viewer_port": "viewer.port",
 }
+NO_RVIZ = (
+    "RViz is not installed (package rviz2): going on without; viewer_port:=8080 shows the map in a browser"
+)
 RVIZ_TOPICS = ("map_cloud", "cloud", "confidence_color", "path", "odometry")
 
 
@@ -60,7 +69,7 @@ def large_messages() -> list[SetEnvironmentVariable]:
     return [SetEnvironmentVariable(name, str(SHARE / "config" / "fastdds.xml"))]
 
 
-def start(context: LaunchContext) -> list[Node]:
+def start(context: LaunchContext) -> list[Node | LogInfo]:
     given = {name: LaunchConfiguration(name).perform(context) for name, _, _ in ARGUMENTS}
     parameters: dict[str, object] = {
         parameter: given[argument] for argument, parameter in OVERRIDES.items() if given[argument]
@@ -68,6 +77,8 @@ def start(context: LaunchContext) -> list[Node]:
     parameters["use_sim_time"] = is_true(given["use_sim_time"])
     if given["autostart"]:
         parameters["autostart"] = is_true(given["autostart"])
+    if given["viewer_port"]:
+        parameters["viewer.port"] = int(given["viewer_port"])
     camera_info = given["camera_info"] or beside(given["image"], "camera_info")
     mapping = Node(
         package="fast3r_ros",
@@ -87,8 +98,21 @@ def start(context: LaunchContext) -> list[Node]:
     return [mapping, rviz(given)] if is_true(given["rviz"]) else [mapping]
 
 
-def rviz(given: dict[str, str]) -> Node:
-    """RViz with config/mapping.rviz, whose topics are those of a node without a namespace."""
+def is_installed(package: str) -> bool:
+    try:
+        get_package_prefix(package)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+def rviz(given: dict[str, str]) -> Node | LogInfo:
+    """RViz with config/mapping.rviz, whose topics are those of a node without a namespace.
+
+    Where it is missing, launch would end with an error after the mapping node was started.
+    """
+    if not is_installed("rviz2"):
+        return LogInfo(msg=NO_RVIZ)
     prefix = f"/{given['namespace'].strip('/')}" if given["namespace"].strip("/") else ""
     image = given["image"] if given["image"].startswith("/") else f"{prefix}/{given['image']}"
     names = [f"/fast3r_mapping/{topic}" for topic in RVIZ_TOPICS]

@@ -6,13 +6,17 @@ Needs nav2_costmap_2d, nav2_lifecycle_manager, odometry in metres (nav_msgs/Odom
 
 from pathlib import Path
 
-from ament_index_python.packages import get_package_share_directory
-from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription
+from ament_index_python.packages import (
+    PackageNotFoundError,
+    get_package_prefix,
+    get_package_share_directory,
+)
+from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription, OpaqueFunction
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
-from launch import LaunchDescription
+from launch import LaunchContext, LaunchDescription
 
 SHARE = Path(get_package_share_directory("fast3r_ros"))
 ARGUMENTS = (
@@ -61,4 +65,15 @@ def generate_launch_description() -> LaunchDescription:
             }
         ],
     )
-    return LaunchDescription([*declared, mapping, costmap, manager])
+    return LaunchDescription([OpaqueFunction(function=check), *declared, mapping, costmap, manager])
+
+
+def check(context: LaunchContext) -> None:
+    """Before anything is started, so that nothing is left behind.  Raises RuntimeError without Nav2."""
+    for package in ("nav2_costmap_2d", "nav2_lifecycle_manager"):
+        try:
+            get_package_prefix(package)
+        except PackageNotFoundError as error:
+            raise RuntimeError(
+                f"{package} is not installed: apt install ros-$ROS_DISTRO-nav2-bringup"
+            ) from error

@@ -5,10 +5,13 @@ Same metadata as `fast3r_ros.mapping.config`; `parameters` declares both togethe
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass, field, fields
 
 from fast3r_ros.errors import UserError
 from fast3r_ros.mapping.config import MapperConfig, parameter
+
+CAMERA_NAME = re.compile(r"/?[A-Za-z_][A-Za-z0-9_]*(/[A-Za-z_][A-Za-z0-9_]*)*")  # as topics are named
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,14 @@ class FramesConfig:
         "fast3r_camera",
         "the estimated camera, child of the map frame in tf_mode camera; _<name> is added in a rig",
     )
+
+    def __post_init__(self) -> None:
+        names = {item.name: getattr(self, item.name) for item in fields(self)}
+        for key, frame in names.items():
+            if not frame or frame.startswith("/"):
+                raise UserError(f"frames.{key} is {frame!r}; give a frame's name, without a / in front")
+        if len(set(names.values())) != len(names):
+            raise UserError(f"frames {names} have to differ from each other")
 
 
 @dataclass(frozen=True)
@@ -110,6 +121,21 @@ class GridConfig:
 
 
 @dataclass(frozen=True)
+class ViewerConfig:
+    """The map in a web browser."""
+
+    port: int = parameter(
+        0,
+        "port of the web viewer, which shows the map as it grows (needs viser); 0: none; a port in use is "
+        "replaced by the next free one",
+        range=(0, 65535),
+    )
+    host: str = parameter(
+        "127.0.0.1", "address that the viewer listens on; 0.0.0.0 lets everybody on the network look"
+    )
+
+
+@dataclass(frozen=True)
 class NodeConfig:
     """All parameters of the mapping node; `mapper` holds the sections of the mapper."""
 
@@ -118,6 +144,17 @@ class NodeConfig:
     )
     device: str = parameter(
         "auto", "where the network runs: auto (a GPU if there is one), cpu, cuda, cuda:1 …"
+    )
+    dtype: str = parameter(
+        "auto",
+        "precision of the network: auto (bfloat16 on a GPU that has it, otherwise float32), float32, "
+        "bfloat16 or float16",
+        choices=("auto", "float32", "bfloat16", "float16"),
+    )
+    expected_image: str = parameter(
+        "640x480",
+        "WIDTHxHEIGHT of the cameras' images, for which a GPU is warmed up at configure; with others windows "
+        "are slower (empty: no warm-up)",
     )
     torch_threads: int = parameter(0, "CPU threads of the network (0: PyTorch's choice)", range=(0, 1024))
     autostart: bool = parameter(True, "configure and activate at start; false waits for a lifecycle manager")
@@ -139,6 +176,7 @@ class NodeConfig:
     output: OutputConfig = field(default_factory=OutputConfig)
     tf: TransformConfig = field(default_factory=TransformConfig)
     grid: GridConfig = field(default_factory=GridConfig)
+    viewer: ViewerConfig = field(default_factory=ViewerConfig)
     mapper: MapperConfig = field(default_factory=MapperConfig)
 
     def __post_init__(self) -> None:
@@ -155,5 +193,8 @@ class NodeConfig:
             raise UserError(f"cameras {list(self.cameras)} has a name twice")
         if self.input.frame_id and len(self.cameras) > 1:
             raise UserError("input.frame_id is for one camera; a rig's frames come from its images")
-        if not self.frames.map or self.frames.map == self.frames.camera:
-            raise UserError(f"frames.map {self.frames.map!r} and frames.camera have to differ and be set")
+        for name in self.cameras:
+            if not CAMERA_NAME.fullmatch(name):
+                raise UserError(
+                    f"cameras has {name!r}; a name is letters, digits, _ and /, not a digit first"
+                )

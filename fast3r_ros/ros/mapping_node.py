@@ -35,6 +35,7 @@ from fast3r_ros.ros.cameras import CameraSubscriptions
 from fast3r_ros.ros.config import NodeConfig
 from fast3r_ros.ros.counters import Counters
 from fast3r_ros.ros.inputs import Inputs
+from fast3r_ros.ros.live_viewer import LiveViewer
 from fast3r_ros.ros.mapping_thread import MappingThread
 from fast3r_ros.ros.network import free_gpu_memory, gpu_memory, load_network, resolve_device
 from fast3r_ros.ros.outputs import Outputs
@@ -108,9 +109,7 @@ class MappingNode(LifecycleNode):
         try:
             self._set_up()
         except Exception as error:
-            text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-            self._counters.error(text)
-            self.get_logger().error(text)
+            self._tell(error)
             self._tear_down()
             self._state = MappingStatus.ERROR
             return TransitionCallbackReturn.FAILURE
@@ -148,12 +147,17 @@ class MappingNode(LifecycleNode):
             self._broadcaster,
             self._inputs.facts,
             self._inputs.arrivals,
+            LiveViewer(config.viewer, self.get_logger()),
             self._publish_status,
         )
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Subscribe and map."""
-        self._set_active(True)
+        """Subscribe and map; an error that nobody foresaw ends in `on_error`."""
+        try:
+            self._set_active(True)
+        except Exception as error:
+            self._tell(error)
+            return TransitionCallbackReturn.ERROR
         self._state = MappingStatus.WAITING
         return TransitionCallbackReturn.SUCCESS
 
@@ -180,8 +184,15 @@ class MappingNode(LifecycleNode):
         return self.on_cleanup(state)
 
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """As cleanup; the node can be configured again."""
-        return self.on_cleanup(state)
+        """As cleanup; ~/status says ERROR and why, and the node can be configured again."""
+        self._tear_down()
+        self._state = MappingStatus.ERROR
+        return TransitionCallbackReturn.SUCCESS
+
+    def _tell(self, error: Exception) -> None:
+        text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        self._counters.error(text)
+        self.get_logger().error(text)
 
     def _tear_down(self, timeout: float | None = None) -> bool:
         """End every thread; False when a pass goes on after `timeout` seconds."""

@@ -16,6 +16,7 @@ from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 
 from fast3r_ros.mapping.data import Cloud, PoseEstimate, ViewEstimate, WindowResult
+from fast3r_ros.mapping.map import Keyframe
 from fast3r_ros.mapping.mapper import Mapper
 from fast3r_ros.msg import WindowEstimate
 from fast3r_ros.ros.broadcaster import Broadcaster
@@ -25,6 +26,7 @@ from fast3r_ros.ros.counters import Counters
 from fast3r_ros.ros.grid import occupancy_grid
 from fast3r_ros.ros.images import float_to_image, rgb_to_image
 from fast3r_ros.ros.intake import CameraFacts
+from fast3r_ros.ros.live_viewer import LiveViewer
 from fast3r_ros.ros.messages import camera_info, input_intrinsics, window_message
 from fast3r_ros.ros.poses import odometry_message, path_message
 from fast3r_ros.ros.view_images import at_input_size, confidence_color, depth_of
@@ -46,6 +48,7 @@ TOPICS: dict[str, tuple[Any, QoSProfile]] = {
     "window": (WindowEstimate, RELIABLE),
     "grid": (OccupancyGrid, LATCHED),
 }
+MAP_TOPICS = ("map_cloud", "path", "grid")
 
 
 @dataclass(frozen=True)
@@ -56,14 +59,15 @@ class MapSnapshot:
     stamp_ns: int
     cloud: Cloud
     trajectory: Sequence[PoseEstimate]
+    keyframes: Mapping[int, Keyframe]
 
 
 class Outputs:
     """Publishers and the publishing thread.
 
     window(…) and idle(…) are called on the mapping thread and hand work over.  facts: what is known of the
-    camera of a frame id.  after_window() runs on the publishing thread.  config may be replaced at run
-    time.  Nothing is published while `active` is False.
+    camera of a frame id.  viewer: stopped with the thread.  after_window() runs on the publishing thread.
+    config may be replaced at run time.  Nothing is published while `active` is False.
     """
 
     def __init__(
@@ -74,6 +78,7 @@ class Outputs:
         broadcaster: Broadcaster,
         facts: Mapping[str, CameraFacts],
         arrivals: Mapping[int, float],
+        viewer: LiveViewer,
         after_window: Callable[[], None],
     ) -> None:
         self.config = config
@@ -82,7 +87,8 @@ class Outputs:
         self.image_age = 0.0
         self.latencies: dict[str, float] = {}
         self._node, self._counters, self._broadcaster = node, counters, broadcaster
-        self._facts, self._arrivals, self._after_window = facts, arrivals, after_window
+        self._facts, self._arrivals = facts, arrivals
+        self._viewer, self._after_window = viewer, after_window
         self._publishers = {
             name: node.create_publisher(kind, f"~/{name}", qos) for name, (kind, qos) in TOPICS.items()
         }
@@ -92,6 +98,7 @@ class Outputs:
         self._pose_ns = 0
         self._map_sent = -1
         self._map_time = 0.0
+        self._map_subscribers = 0
         self._thread = threading.Thread(target=self._run, name="fast3r_publishing", daemon=True)
         self._thread.start()
 
@@ -114,14 +121,22 @@ class Outputs:
         self._offer_map(mapper, mapper.map.version, self.newest_ns, at_once=False)
 
     def _offer_map(self, mapper: Mapper, version: int, stamp_ns: int, at_once: bool) -> None:
-        if version == self._map_sent or not self.active or not self._somebody("map_cloud", "path", "grid"):
+        """Hand the map over: at once for a new subscriber and where asked for, otherwise by the rate."""
+        if not self.active:
+            return
+        subscribers = self._subscribers(*MAP_TOPICS)
+        somebody_new = subscribers > self._map_subscribers
+        self._map_subscribers = subscribers
+        if version == self._map_sent or not (subscribers or self._viewer.active):
             return
         now = time.monotonic()
         first = self._map_sent < 0
-        if not (first or at_once) and now - self._map_time < 1.0 / self.config.output.map_rate:
+        due = now - self._map_time >= 1.0 / self.config.output.map_rate
+        if not (first or at_once or somebody_new or due):
             return
         self._map_sent, self._map_time = version, now
-        snapshot = MapSnapshot(version, stamp_ns, mapper.map.cloud(), mapper.trajectory())
+        keyframes = dict(mapper.map.keyframes) if self._viewer.active else {}
+        snapshot = MapSnapshot(version, stamp_ns, mapper.map.cloud(), mapper.trajectory(), keyframes)
         self._put(lambda: self._publish_map(snapshot))
 
     def _put(self, job: Callable[[], None]) -> None:
@@ -141,6 +156,7 @@ class Outputs:
         """End the thread and withdraw the publishers."""
         self._stopping = True
         self._thread.join()
+        self._viewer.stop()
         for publisher in self._publishers.values():
             self._node.destroy_publisher(publisher)
 
@@ -160,7 +176,10 @@ class Outputs:
                 self._node.get_logger().error(f"publishing failed: {error!r}", throttle_duration_sec=5.0)
 
     def _somebody(self, *topics: str) -> bool:
-        return any(self._publishers[topic].get_subscription_count() > 0 for topic in topics)
+        return self._subscribers(*topics) > 0
+
+    def _subscribers(self, *topics: str) -> int:
+        return sum(self._publishers[topic].get_subscription_count() for topic in topics)
 
     def _send(self, topic: str, message: Any) -> None:
         self._publishers[topic].publish(message)
@@ -241,3 +260,4 @@ class Outputs:
         self._send("path", path_message(stamps, [pose.map_from_camera for pose in newest], frame, stamp))
         if self.config.grid.enabled:
             self._send("grid", occupancy_grid(snapshot.cloud.points, self.config.grid, stamp, frame))
+        self._viewer.show(snapshot.cloud, snapshot.keyframes)
