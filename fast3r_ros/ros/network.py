@@ -2,22 +2,63 @@
 
 from __future__ import annotations
 
+import logging
+
 from fast3r_ros.errors import UserError
 from fast3r_ros.mapping.data import WindowNetwork
 from fast3r_ros.ros.config import NodeConfig
 
+_log = logging.getLogger(__name__)
+
 
 def load_network(config: NodeConfig) -> WindowNetwork:
-    """The network of `model` on `device`.  Raises UserError when there is no such model or device."""
+    """The network of `model` on `device` in `dtype`, warmed up where that is a GPU.
+
+    Raises UserError when there is no such model or device.
+    """
     import torch
 
     from fast3r_ros.mapping.network import Fast3RNetwork
     from fast3r_ros.model import Fast3R
+    from fast3r_ros.model.preprocess import plan_resize
 
     if config.torch_threads:
         torch.set_num_threads(config.torch_threads)
-    model = Fast3R.from_pretrained(config.model, device=resolve_device(config.device))
-    return Fast3RNetwork(model, model.config.image_size)
+    expected = expected_size(config.expected_image)
+    device = resolve_device(config.device)
+    dtype = getattr(torch, resolve_dtype(config.dtype, device))
+    model = Fast3R.from_pretrained(config.model, device=device, dtype=dtype)
+    network = Fast3RNetwork(model, model.config.image_size)
+    if device.startswith("cuda") and expected is not None:
+        size = plan_resize(*expected, model.config.image_size).size
+        try:
+            network.warm_up(config.mapper.window.size, size)
+        except torch.OutOfMemoryError:  # the first window tells so too, and smaller ones follow
+            views = config.mapper.window.size
+            _log.warning("no memory on %s to warm up for windows of %d views", device, views)
+            free_gpu_memory()
+    return network
+
+
+def expected_size(text: str) -> tuple[int, int] | None:
+    """The parameter `expected_image` as (width, height); None when it is empty.  Raises UserError."""
+    if not text:
+        return None
+    width, mark, height = text.partition("x")
+    if not (mark and width.isdecimal() and height.isdecimal() and int(width) and int(height)):
+        raise UserError(f"expected_image is {text!r}; give WIDTHxHEIGHT as 640x480, or leave it empty")
+    return int(width), int(height)
+
+
+def resolve_dtype(dtype: str, device: str) -> str:
+    """A PyTorch dtype name for the parameter `dtype` on a device of `resolve_device`."""
+    import torch
+
+    if dtype != "auto":
+        return dtype
+    if device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False):
+        return "bfloat16"
+    return "float32"
 
 
 def resolve_device(device: str) -> str:
