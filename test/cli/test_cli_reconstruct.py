@@ -3,28 +3,46 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from itertools import cycle, islice
 from pathlib import Path
 
 import cv2
 import pytest
 from evo.tools import file_interface
+from rosbags.rosbag2 import Writer
+from rosbags.typesys import Stores, get_typestore
 
 from fast3r_ros.cli import main
 from fast3r_ros.io.results import read_results
 
 # random weights never pass the gates; what is tested here is the command, not the map
 NO_GATES = ("--set", "registration.min_view_share=0", "--set", "registration.min_inlier_share=0")
+EVERY_FRAME = ("--set", "keyframes.motion=0", "--set", "keyframes.max_similarity=1", *NO_GATES)
+LONG = 60  # frames of `long_list`
 FILES = {"map.ply", "map.pcd", "map.glb", "trajectory.txt", "cameras.json", "preview.png", "report.json"}
 
 
 def reconstruct(*arguments: object) -> int:
     """The command in this process, which saves the start of another; the status that it would end with."""
     return main(["reconstruct", *map(str, arguments)])
+
+
+@pytest.fixture(scope="module")
+def long_list(tmp_path_factory, video) -> Path:
+    """A list that goes through the video again and again."""
+    folder = tmp_path_factory.mktemp("long")
+    capture = cv2.VideoCapture(str(video))
+    names = [f"{index}.png" for index in range(30)]
+    for name in names:
+        cv2.imwrite(str(folder / name), capture.read()[1])
+    (folder / "list.txt").write_text("\n".join(islice(cycle(names), LONG)))
+    return folder / "list.txt"
 
 
 @pytest.mark.parametrize("mode", ["window", "all"])
@@ -56,16 +74,28 @@ def test_rate_and_maximum_of_views(tmp_path, small_model, video):
     assert frames == [6, 4]
 
 
+def write_chatter(path: Path) -> None:
+    """A bag with one text message, written by rosbags."""
+    store, kind = get_typestore(Stores.ROS2_JAZZY), "std_msgs/msg/String"
+    with Writer(path, version=9) as writer:
+        connection = writer.add_connection("/chatter", kind, typestore=store)
+        writer.write(connection, 10**9, store.serialize_cdr(store.types[kind](data="hello"), kind))
+
+
 def wrong_uses(folder: Path, model: Path, video: Path) -> dict[str, tuple[list[object], str]]:
     """What people get wrong -> the arguments and words that the one line must have."""
     (folder / "empty").mkdir()
     (folder / "text.mp4").write_text("a text\n" * 100)
     (folder / "a_file").write_text("")
+    cv2.VideoWriter(str(folder / "no_frames.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 10.0, (64, 48)).release()
+    write_chatter(folder / "bag")
     good = ["--model", model, "--output", folder / "out"]
     return {
         "no source": ([folder / "missing.mp4", *good], "missing.mp4"),
         "empty folder": ([folder / "empty", *good], "no images in"),
         "text as video": ([folder / "text.mp4", *good], "not a video"),
+        "video without frames": ([folder / "no_frames.avi", *good], "no_frames.avi"),
+        "bag without images": ([folder / "bag", *good], "has no images; its topics: /chatter"),
         "no model": ([video, "--model", folder / "nowhere", "--output", folder / "out"], "nowhere"),
         "unknown parameter": ([video, *good, "--set", "window.sise=8"], "window.sise"),
         "parameter out of range": ([video, *good, "--set", "window.size=100000"], "window.size"),
@@ -82,9 +112,9 @@ def wrong_uses(folder: Path, model: Path, video: Path) -> dict[str, tuple[list[o
     }
 
 
-WRONG = """no source, empty folder, text as video, no model, unknown parameter, parameter out of range,
-no assignment, unknown scale, odometry of a video, no such GPU, output is a file, not writable,
-output below a file"""
+WRONG = """no source, empty folder, text as video, video without frames, bag without images, no model,
+unknown parameter, parameter out of range, no assignment, unknown scale, odometry of a video, no such GPU,
+output is a file, not writable, output below a file"""
 
 
 @pytest.mark.parametrize("case", WRONG.replace("\n", " ").split(", "))
@@ -118,23 +148,20 @@ def test_a_broken_image_is_skipped_counted_and_named(tmp_path, small_model, vide
     assert [Path(skipped["name"]).name for skipped in report["frames_skipped"]] == ["3.jpg"]
 
 
-def test_ctrl_c_keeps_a_partial_result_and_resume_says_that_it_restarts(
-    tmp_path, child_environment, small_model, video, capsys
+def test_ctrl_c_keeps_a_partial_result_and_resuming_gives_what_an_uninterrupted_run_gives(
+    tmp_path, child_environment, small_model, long_list, capsys
 ):
-    output = tmp_path / "out"
-    frame = tmp_path / "frame.png"
-    cv2.imwrite(str(frame), cv2.VideoCapture(str(video)).read()[1])
-    (tmp_path / "long.txt").write_text("\n".join([frame.name] * 3000))
-    everything = ("--set", "keyframes.motion=0", "--set", "keyframes.max_similarity=1", *NO_GATES)
-    common = ("--model", small_model, "--output", output, *everything)
-    arguments = ["reconstruct", tmp_path / "long.txt", *common]
+    whole, output = tmp_path / "whole", tmp_path / "out"
+    common = (long_list, "--model", small_model, *EVERY_FRAME)
+    assert reconstruct(*common, "--output", whole) == 0
+    arguments = ["reconstruct", *common, "--output", output]
     command = [sys.executable, "-m", "fast3r_ros", *map(str, arguments)]
     process = subprocess.Popen(command, env=child_environment, stderr=subprocess.PIPE, text=True)
     end = time.monotonic() + 60
     while len(list(output.glob("images/*.png"))) < 8:
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < end
-        time.sleep(0.1)
+        time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -142,13 +169,65 @@ def test_ctrl_c_keeps_a_partial_result_and_resume_says_that_it_restarts(
     report = json.loads((output / "report.json").read_text())
     assert not report["complete"]
     assert report["stopped"] == "interrupted"
-    assert 0 < report["frames"] < 3000
+    assert 0 < report["frames"] < LONG
     assert len(read_results(output).cameras) == report["keyframes"] > 0
-    assert reconstruct(video, *common, "--resume") == 0
+    capsys.readouterr()
+    assert reconstruct(*common, "--output", output, "--resume") == 0
     assert "starts over from the first frame" in capsys.readouterr().out
-    assert reconstruct(video, *common, "--resume") == 0
+    assert json.loads((output / "report.json").read_text())["frames"] == LONG
+    files = [path for path in whole.rglob("*") if path.is_file() and path.suffix != ".json"]
+    assert len(files) > 3 * LONG
+    for path in (*files, whole / "cameras.json"):
+        assert (output / path.relative_to(whole)).read_bytes() == path.read_bytes(), path.name
+    assert reconstruct(*common, "--output", output, "--resume") == 0
     assert "complete result" in capsys.readouterr().out
-    assert json.loads((output / "report.json").read_text())["frames"] == 30
+
+
+def test_no_write_permission_is_one_line(tmp_path, child_environment, small_model, video):
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0o555)
+    command = [sys.executable, "-m", "fast3r_ros", "reconstruct", video, "--model", small_model]
+    if os.geteuid() == 0:  # root may write everywhere, unless it gives that up
+        if shutil.which("setpriv") is None:
+            pytest.skip("running as root without setpriv: every folder can be written")
+        command = ["setpriv", "--bounding-set", "-dac_override", *command]
+    done = subprocess.run(
+        [*map(str, command), "--output", str(locked / "out")],
+        env=child_environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.strip().splitlines()
+    assert f"cannot write {locked / 'out'}: Permission denied" in line
+
+
+def test_a_file_that_cannot_grow_is_one_line_and_the_rest_is_kept(
+    tmp_path, child_environment, small_model, video
+):
+    """As on a full disk, where files of some size fail: whole small files, a report that says what failed."""
+    output = tmp_path / "out"
+    arguments = ["reconstruct", video, "--model", small_model, "--output", output, *NO_GATES]
+    limit = 150_000  # bytes: more than a picture, less than the cloud
+    code = (
+        "import resource, sys; "
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); "
+        "from fast3r_ros.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    done = subprocess.run(command, env=child_environment, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("fast3r reconstruct: ")]
+    assert len(lines) == 1
+    assert "Traceback" not in done.stderr
+    report = json.loads((output / "report.json").read_text())
+    assert not report["complete"]
+    assert "cannot write" in report["stopped"]
+    assert report["stopped"] in lines[0]
+    assert not (output / "map.ply").exists()
+    poses = file_interface.read_tum_trajectory_file(output / "trajectory.txt").num_poses
+    assert poses == report["keyframes"] == len(list((output / "depth").glob("*.png"))) > 0
+    assert not list(output.rglob("*.part*")), "no halves are left behind"
 
 
 def test_full_disk_is_one_line_and_the_result_is_marked_partial(
