@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
+import pycolmap
 import pytest
+import trimesh
 from evo.core import metrics, sync
 from evo.tools import file_interface
+from pypcd4 import PointCloud
 from rosbags.rosbag2 import Writer
 from rosbags.typesys import Stores, get_typestore
 from scipy.spatial.transform import Rotation, Slerp
@@ -44,9 +49,19 @@ class Arguments:
         self.mode = mode
 
 
+class Run(NamedTuple):
+    """mode, the folder of results, the report, the true poses, and the mapper that has the map."""
+
+    mode: str
+    folder: Path
+    report: dict
+    truth: dict
+    mapper: Mapper
+
+
 @pytest.fixture(scope="module", params=["window", "all"])
 def run(request, tmp_path_factory):
-    """(mode, folder of results, report, truth) of six seconds of the demo walk."""
+    """Six seconds of the demo walk."""
     sequence = demo_sequence(6.0, width=112, height=80)
     source = SyntheticSource(sequence)
     mode = request.param
@@ -57,43 +72,71 @@ def run(request, tmp_path_factory):
     recorder, progress = Recorder(folder), Progress()
     map_source(source.frames(indices), mapper, recorder, progress, lambda result: None)
     report = write_results(folder, source, mapper, recorder, progress, {"mode": mode})
-    return mode, folder, report, source.truth
+    return Run(mode, folder, report, source.truth, mapper)
 
 
 def test_the_map_agrees_with_the_truth(run):
-    mode, _, report, _ = run
-    assert report["complete"]
-    assert report["trajectory_error"]["share_of_path"] < 0.02
-    if mode == "all":
-        assert (report["windows"], report["keyframes"]) == (1, 12)
+    assert run.report["complete"]
+    assert run.report["trajectory_error"]["share_of_path"] < 0.02
+    if run.mode == "all":
+        assert (run.report["windows"], run.report["keyframes"]) == (1, 12)
 
 
 def test_evo_measures_the_error_that_the_report_tells(run, tmp_path):
-    _, folder, report, truth = run
-    write_trajectory(tmp_path / "truth.txt", truth)
+    write_trajectory(tmp_path / "truth.txt", run.truth)
     reference = file_interface.read_tum_trajectory_file(tmp_path / "truth.txt")
-    estimate = file_interface.read_tum_trajectory_file(folder / "trajectory.txt")
+    estimate = file_interface.read_tum_trajectory_file(run.folder / "trajectory.txt")
     reference, estimate = sync.associate_trajectories(reference, estimate)
     estimate.align(reference, correct_scale=True)
     error = metrics.APE(metrics.PoseRelation.translation_part)
     error.process_data((reference, estimate))
     rmse = error.get_statistic(metrics.StatisticsType.rmse)
-    assert rmse == pytest.approx(report["trajectory_error"]["rmse"], abs=1e-4)
+    assert rmse == pytest.approx(run.report["trajectory_error"]["rmse"], abs=1e-4)
 
 
-def test_the_files_agree_with_each_other(run):
-    _, folder, report, _ = run
-    results = read_results(folder)
-    assert len(results.cloud.points) == report["map_points"]
-    assert len(results.cameras) == len(results.read_images()) == report["keyframes"]
-    poses = file_interface.read_tum_trajectory_file(folder / "trajectory.txt").poses_se3
-    expected = [camera.map_from_camera for camera in results.cameras]
-    np.testing.assert_allclose(np.array(poses), np.array(expected), atol=1e-6)
+def test_tools_by_others_find_the_map_in_every_cloud(run):
+    cloud = run.mapper.map.cloud()
+    assert len(cloud.points) == run.report["map_points"] > 10_000
+    ply, pcd = trimesh.load(run.folder / "map.ply"), PointCloud.from_path(run.folder / "map.pcd")
+    glb = trimesh.load(run.folder / "map.glb").geometry["map"]
+    colmap = pycolmap.Reconstruction(str(run.folder / "sparse" / "0"))
+    colmap_points = [point for _, point in sorted(colmap.points3D.items())]
+    for points, colors in (
+        (ply.vertices, ply.colors[:, :3]),
+        (pcd.numpy(("x", "y", "z")), PointCloud.decode_rgb(pcd.pc_data["rgb"])),
+        (glb.vertices, glb.colors[:, :3]),
+        ([point.xyz for point in colmap_points], [point.color for point in colmap_points]),
+    ):
+        np.testing.assert_allclose(points, cloud.points, atol=1e-4)
+        np.testing.assert_array_equal(colors, cloud.colors)
+    confidence = ply.metadata["_ply_raw"]["vertex"]["data"]["confidence"].ravel()
+    np.testing.assert_allclose(confidence, cloud.confidence, atol=1e-4)
+
+
+def test_tools_by_others_find_the_same_poses_and_cameras(run):
+    poses = {pose.stamp_ns: pose.map_from_camera for pose in run.mapper.trajectory()}
+    evo = file_interface.read_tum_trajectory_file(run.folder / "trajectory.txt")
+    np.testing.assert_allclose(evo.timestamps, np.array(list(poses)) / 1e9, atol=1e-6)
+    np.testing.assert_allclose(np.array(evo.poses_se3), np.array(list(poses.values())), atol=1e-4)
+    results = read_results(run.folder)
+    colmap = pycolmap.Reconstruction(str(run.folder / "sparse" / "0"))
+    images = {image.name: image for image in colmap.images.values()}
+    corners = trimesh.load(run.folder / "map.glb").geometry["cameras"].vertices
+    assert len(results.cameras) == len(results.read_images()) == len(images) == run.report["keyframes"]
+    for camera in results.cameras:
+        image = images[f"{camera.name}.png"]
+        np.testing.assert_allclose(camera.map_from_camera, poses[camera.stamp_ns], atol=1e-4)
+        camera_from_map = np.vstack([image.cam_from_world().matrix(), [0, 0, 0, 1]])
+        np.testing.assert_allclose(camera_from_map @ camera.map_from_camera, np.eye(4), atol=1e-4)
+        lens = colmap.cameras[image.camera_id]
+        np.testing.assert_allclose(lens.calibration_matrix(), camera.intrinsics, atol=1e-4)
+        shown = cv2.imread(str(run.folder / "images" / image.name)).shape
+        assert (lens.height, lens.width) == shown[:2] == (camera.height, camera.width)
+        assert np.linalg.norm(corners - camera.map_from_camera[:3, 3], axis=1).min() < 1e-4
 
 
 def test_report_is_json_and_tells_stages_memory_and_versions(run):
-    _, folder, _, _ = run
-    report = json.loads((folder / "report.json").read_text())
+    report = json.loads((run.folder / "report.json").read_text())
     assert {"read", "encode", "network", "write"} <= set(report["seconds"])
     assert report["peak_memory_mib"]["host"] > 100
     assert {"fast3r_ros", "torch", "python"} <= set(report["versions"])
