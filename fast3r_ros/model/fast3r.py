@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fast3r_ros.errors import UserError
 from fast3r_ros.model import checkpoint
+from fast3r_ros.model.acceleration import Acceleration
 from fast3r_ros.model.attention import check_attention
 from fast3r_ros.model.config import Fast3RConfig
 from fast3r_ros.model.encoder import Encoder
@@ -47,6 +48,7 @@ class Fast3R(nn.Module):
         self.config = config
         self.memory_budget: int | None = None
         self.split: Split | None = None
+        self.acceleration = Acceleration()
         self.encoder = Encoder(config.encoder)
         self.decoder = Fusion(config.decoder, config.hooks)
         self.downstream_head = PointmapHead(config)
@@ -77,13 +79,17 @@ class Fast3R(nn.Module):
         model.set_attention(attention)
         return model.eval()
 
+    def extra_repr(self) -> str:
+        """What is not exact and how the work is split, for printing."""
+        return f"acceleration={self.acceleration}, split={self.split}"
+
     def save_pretrained(self, directory: str | Path) -> None:
         """Write config.json and model.safetensors in the official layout.
 
-        Raises UserError for a model that several processes share.
+        Raises UserError for a model that several processes share and for one with quantised layers.
         """
-        if self.split is not None:
-            raise UserError("a model that several processes share is not saved; save it before parallelise")
+        if self.split is not None or self.acceleration.linears != "exact":
+            raise UserError("a split or quantised model is not saved; save it before that")
         checkpoint.write(self, self.config, Path(directory))
 
     def set_attention(self, name: str) -> None:
@@ -138,7 +144,8 @@ class Fast3R(nn.Module):
         rows = index_embedding(image_indices, self.config.decoder.embed_dim).to(views[0].tokens)
         if self.split is not None:
             return self.split.fuse(self.decoder, views, rows)
-        return fuse_views(self.decoder, views, rows)
+        function = self.acceleration.attention_function([view.grid for view in views])
+        return fuse_views(self.decoder, views, rows, function)
 
     def global_head(self, features: FusedFeatures, views: Sequence[int] | None = None) -> list[Pointmap]:
         """Pointmaps in view 0's camera for the chosen views (all by default), in the order asked for."""

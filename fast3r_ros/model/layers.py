@@ -107,7 +107,7 @@ class Block(nn.Module):
         qkv = in_parts(lambda part: self.attn.qkv(self.norm1(part)), x)
         mixed = self.attn.mix(qkv, rotation, scale, function)
         del qkv  # three times the size of x
-        return x + self.attn.proj(mixed)
+        return x + in_parts(self.attn.proj, mixed)
 
 
 def in_parts(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

@@ -53,6 +53,10 @@ def parallelise(model: Fast3R, mode: str, group: dist.ProcessGroup | None = None
         )
     if model.split is not None:
         raise UserError("this model is split over processes already; load it again to split it otherwise")
+    if str(model.acceleration) != "exact":
+        raise UserError(
+            f"acceleration {model.acceleration} and several processes do not work together; choose one"
+        )
     group = group or cast(dist.ProcessGroup, dist.group.WORLD)
     model.eval().requires_grad_(False)
     if mode == "tensor":

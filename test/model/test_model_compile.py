@@ -10,7 +10,6 @@ import pytest
 import torch
 from small_model import random_views, small_model
 
-
 can_compile = shutil.which("g++") and (Path(sysconfig.get_paths()["include"]) / "Python.h").is_file()
 
 

@@ -13,6 +13,7 @@ from parallel_cases import CASES, case_model, results, run_ranks
 from small_model import small_model
 
 from fast3r_ros.errors import UserError
+from fast3r_ros.model.acceleration import Acceleration, accelerate
 from fast3r_ros.model.parallel import join_processes, parallelise
 
 RANKS = 2
@@ -81,6 +82,15 @@ def test_heads_that_cannot_be_shared_are_refused_and_the_model_stays_whole() -> 
     assert parallelise(model, "sequence").split is not None
     with pytest.raises(UserError, match="already"):
         parallelise(model, "sequence")
+
+
+@pytest.mark.usefixtures("three_ranks")
+def test_acceleration_and_several_processes_are_not_combined() -> None:
+    merging = Acceleration(merge=2)
+    with pytest.raises(UserError, match="do not work together"):
+        parallelise(accelerate(small_model(), merging), "sequence")
+    with pytest.raises(UserError, match="do not work together"):
+        accelerate(parallelise(small_model(), "sequence"), merging)
 
 
 @pytest.mark.usefixtures("three_ranks")

@@ -1,0 +1,132 @@
+"""Accelerations that need no training and change the results a little; off unless asked for.
+
+What is on stands in the model's repr and in `model.acceleration`, so that reports can say it.  Their error
+on a given model and scene is measured by `fast3r benchmark acceleration`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from fast3r_ros.errors import UserError
+from fast3r_ros.model.attention import attend
+from fast3r_ros.model.layers import AttentionFunction, Block
+from fast3r_ros.model.merged_attention import MergedAttention
+from fast3r_ros.model.outputs import ViewPrediction
+from fast3r_ros.model.quantised import Fp8Linear, Int8Linear, check_fp8
+
+if TYPE_CHECKING:
+    from fast3r_ros.model.fast3r import Fast3R
+
+LINEARS = ("exact", "int8", "fp8")
+
+
+@dataclass(frozen=True)
+class Acceleration:
+    """merge: in fusion, far views' keys and values are merged in cells of merge x merge tokens; 1 is exact.
+
+    linears: arithmetic of the transformer blocks' linear layers, one of LINEARS.  Raises UserError for other
+    values.
+    """
+
+    merge: int = 1
+    linears: str = "exact"
+
+    def __post_init__(self) -> None:
+        if self.merge < 1:
+            raise UserError(f"acceleration merge is {self.merge}, expected a whole number, at least 1")
+        if self.linears not in LINEARS:
+            raise UserError(f"acceleration linears is {self.linears!r}, expected one of {', '.join(LINEARS)}")
+
+    def __str__(self) -> str:
+        parts = []
+        if self.merge > 1:
+            parts.append(f"merge={self.merge}")
+        if self.linears != "exact":
+            parts.append(f"linears={self.linears}")
+        return ",".join(parts) or "exact"
+
+    @classmethod
+    def parse(cls, text: str) -> Acceleration:
+        """Read what `str` writes, as merge=2,linears=int8.  Raises UserError for anything else."""
+        values: dict[str, str] = {}
+        for assignment in [] if text == "exact" else text.split(","):
+            name, equals, value = assignment.partition("=")
+            if name not in ("merge", "linears") or not equals:
+                raise UserError(
+                    f"acceleration {text!r} is unknown; give merge=2, linears=int8 or both with a comma"
+                )
+            values[name] = value
+        merge = values.get("merge", "1")
+        if not merge.isdecimal():
+            raise UserError(f"acceleration merge={merge} is no whole number")
+        return cls(int(merge), values.get("linears", "exact"))
+
+    def attention_function(self, grids: Sequence[tuple[int, int]]) -> AttentionFunction:
+        """What mixes the values in fusion for views of these token grids (h, w)."""
+        return MergedAttention(grids, self.merge) if self.merge > 1 else attend
+
+
+def accelerate(model: Fast3R, acceleration: Acceleration) -> Fast3R:
+    """Apply accelerations to a model; changes it and returns it.
+
+    Raises UserError for a model that is split over processes, for linear layers in 8 bits that should become
+    other ones, and for FP8 where the device has none.
+    """
+    if model.split is not None and str(acceleration) != "exact":
+        raise UserError(f"acceleration {acceleration} and several processes do not work together; choose one")
+    before = model.acceleration.linears
+    if acceleration.linears != before:
+        if before != "exact":
+            raise UserError(f"the linear layers are {before} already; load the model again to change that")
+        if acceleration.linears == "fp8":
+            check_fp8(next(model.parameters()).device)
+        layer = Int8Linear if acceleration.linears == "int8" else Fp8Linear
+        for module in (model.encoder, model.decoder):
+            for block in module.modules():
+                if isinstance(block, Block):
+                    _replace_linears(block, layer)
+    model.acceleration = acceleration
+    return model.eval()
+
+
+@dataclass(frozen=True)
+class PointmapError:
+    """How far results are from the exact ones, over all pixels of the global points.
+
+    points_median, points_95: distance to the exact point over its distance to view 0's camera, median and
+    95th percentile.  confidence_median: relative difference.
+    """
+
+    points_median: float
+    points_95: float
+    confidence_median: float
+
+
+def pointmap_error(exact: Sequence[ViewPrediction], other: Sequence[ViewPrediction]) -> PointmapError:
+    """The error of `other` where `exact` has the same views without acceleration."""
+    points, confidences = [], []
+    for true, found in zip(exact, other, strict=True):
+        a, b = true.global_points, found.global_points
+        distance = (a.points - b.points).norm(dim=-1) / a.points.norm(dim=-1).clamp_min(1e-6)
+        points.append(distance.flatten().cpu())
+        confidences.append(((a.confidence - b.confidence).abs() / a.confidence).flatten().cpu())
+    errors = torch.cat(points).sort().values
+    return PointmapError(
+        points_median=float(errors[len(errors) // 2]),
+        points_95=float(errors[len(errors) * 95 // 100]),
+        confidence_median=float(torch.cat(confidences).median()),
+    )
+
+
+def _replace_linears(block: nn.Module, layer: type[Int8Linear] | type[Fp8Linear]) -> None:
+    """Put `layer` in the place of every linear layer below a block."""
+    for parent in list(block.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.Linear):
+                setattr(parent, name, layer(child))
