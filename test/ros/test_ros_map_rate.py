@@ -1,0 +1,90 @@
+"""When the whole map goes out: by the rate, and at once for new subscribers and changes of the graph."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+pytest.importorskip("rclpy", reason="ROS is not installed here")
+
+import rclpy
+from rclpy.node import Node
+from ros_harness import Listener, domain, wait_until
+from sensor_msgs.msg import PointCloud2
+
+from fast3r_ros.benchmark.synthetic_run import start, the_loop
+from fast3r_ros.ros.broadcaster import Broadcaster
+from fast3r_ros.ros.config import NodeConfig, OutputConfig
+from fast3r_ros.ros.counters import Counters
+from fast3r_ros.ros.intake import CameraFacts
+from fast3r_ros.ros.live_viewer import LiveViewer
+from fast3r_ros.ros.outputs import Outputs
+from fast3r_ros.ros.transforms import OwnFrames, OwnLookup
+
+DOMAIN = domain(12)
+TOPIC = "/mapper/map_cloud"
+CONFIG = NodeConfig(tf_mode="none", output=OutputConfig(map_rate=0.01))
+
+
+@pytest.fixture
+def node() -> Iterator[Node]:
+    context = rclpy.Context()
+    rclpy.init(context=context, domain_id=DOMAIN)
+    node = rclpy.create_node("mapper", context=context)
+    yield node
+    node.destroy_node()
+    rclpy.shutdown(context=context)
+
+
+def outputs_of(node: Node, camera: str) -> Outputs:
+    facts = {camera: CameraFacts((64, 48), True, "")}
+    broadcaster = Broadcaster(lambda _: None, CONFIG, OwnFrames(), OwnLookup(), facts)
+    viewer = LiveViewer(CONFIG.viewer, node.get_logger())
+    outputs = Outputs(node, CONFIG, Counters(), broadcaster, facts, {}, viewer, lambda: None)
+    outputs.active = True
+    return outputs
+
+
+def listener_on(outputs: Outputs, count: int) -> Listener:
+    listener = Listener(DOMAIN)
+    listener.listen(PointCloud2, TOPIC, latched=True)
+    publisher = outputs._publishers["map_cloud"]
+    wait_until(lambda: publisher.get_subscription_count() == count, 10, "the subscription")
+    return listener
+
+
+def test_the_map_goes_out_when_it_is_due(node: Node) -> None:
+    sequence, frames = the_loop()
+    run = start(sequence).feed(frames[:60])
+    outputs = outputs_of(node, sequence.camera)
+    first = listener_on(outputs, 1)
+    clouds = first.heard[TOPIC]
+    outputs.idle(run.mapper)
+    wait_until(lambda: len(clouds) == 1, 10, "the first map")
+
+    run.feed(frames[60:100])
+    for _ in range(3):  # a hundred seconds have not passed
+        outputs.idle(run.mapper)
+        outputs.window(run.mapper, run.results[-1])
+    time.sleep(0.5)
+    assert len(clouds) == 1
+
+    outputs.window(run.mapper, replace(run.results[-1], loop_closed=True))
+    wait_until(lambda: len(clouds) == 2, 10, "the map after a loop")
+    assert clouds[-1].width == run.mapper.map.points
+
+    run.feed(frames[100:140])
+    second = listener_on(outputs, 2)
+    outputs.idle(run.mapper)
+    wait_until(lambda: len(clouds) == 3, 10, "the map for a new subscriber")
+    wait_until(lambda: second.heard[TOPIC][-1:] == clouds[-1:], 10, "the newest map")
+    assert clouds[-1].width == run.mapper.map.points
+    outputs.idle(run.mapper)
+    time.sleep(0.3)
+    assert len(clouds) == 3
+    outputs.stop()
+    for listener in (first, second):
+        listener.close()

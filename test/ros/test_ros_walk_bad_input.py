@@ -1,0 +1,115 @@
+"""Bad input over DDS: each kind is counted with its reason, and the map stays as it was."""
+
+from __future__ import annotations
+
+import array
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy", reason="ROS is not installed here")
+
+from fast3r_ros.msg import MappingStatus
+from fast3r_ros.srv import SaveMap
+from nav_msgs.msg import Odometry
+from ros_encoders import encode, known_picture
+from ros_harness import NODE, wait_until
+from sensor_msgs.msg import CameraInfo, Image
+from walk_session import Session
+
+from fast3r_ros.ros.times import stamp_from_ns
+
+SECOND = 100  # stamp of the bad images; a good one lies a second before
+
+
+def good(stamp: float = SECOND) -> Image:
+    message = encode(known_picture(240, 320), "rgb8")
+    message.header.stamp = stamp_from_ns(round(stamp * 1e9))
+    return message
+
+
+def changed(**changes: Any) -> Image:
+    message = good()
+    for name, value in changes.items():
+        setattr(message, name, value)
+    return message
+
+
+def test_bad_images_are_counted_and_leave_the_map_alone(session: Session) -> None:
+    session.publish([good(SECOND - 1)])
+    session.listener.call(SaveMap, f"{NODE}/save_map", name="before.ply")  # works off what waits
+    version, before = session.status().map_version, session.drops()
+    other_frame = good()
+    other_frame.header.frame_id = "another_camera"
+    small = encode(known_picture(48, 64), "rgb8")
+    small.header.stamp.sec = SECOND
+    bad = {
+        "truncated data": changed(data=good().data[:1000]),
+        "wrong step": changed(step=11),
+        "empty image": changed(width=0),
+        "unknown encoding": changed(encoding="rgb9"),
+        "size changed": small,
+        "frame id changed": other_frame,
+        "stamp repeated": good(SECOND - 1),
+        "stamp went back": good(SECOND - 1.5),
+    }
+    session.publish(list(bad.values()))
+    after = session.drops()
+    counted = {reason: after.get(reason, 0) - before.get(reason, 0) for reason in bad}
+    assert counted == dict.fromkeys(bad, 1)
+    assert session.status().map_version == version
+    for reason in bad:
+        wait_until(lambda reason=reason: reason in session.diagnosis(0), 5, f"{reason!r} in diagnostics")
+
+
+def test_bad_calibration_and_odometry_are_counted(session: Session) -> None:
+    session.publish([CameraInfo(width=320, height=240, k=[float("nan")] * 9)], "/camera_info")
+    spinning = Odometry()
+    spinning.pose.pose.orientation.w = 5.0
+    session.publish([spinning], "/odometry")
+    reasons = ("unusable camera_info", "odometry: quaternion not of unit length")
+    drops = session.drops()
+    assert [drops[reason] for reason in reasons] == [1, 1]
+    for reason in reasons:
+        wait_until(lambda reason=reason: reason in session.diagnosis(0), 5, f"{reason!r} in diagnostics")
+
+
+def test_random_images_over_dds_do_no_harm(session: Session) -> None:
+    version = session.status().map_version
+    rng = np.random.default_rng(0)
+    node = session.listener.node
+    publisher = node.create_publisher(Image, "/image", 10)
+    time.sleep(1.0)
+    for _ in range(2000):
+        height, width, step = (int(value) for value in rng.integers(0, 60, 3))
+        message = Image(
+            height=height, width=width, step=step, encoding=str(rng.choice(["rgb8", "mono8", "x"]))
+        )
+        message.data = array.array("B", rng.integers(0, 256, int(rng.integers(0, 3000)), np.uint8).tobytes())
+        message.header.frame_id = "camera_optical_frame"
+        publisher.publish(message)
+    node.destroy_publisher(publisher)
+    status = session.status()
+    assert status.map_version == version
+    assert status.state == MappingStatus.MAPPING
+    assert session.node.process.poll() is None
+
+
+def test_a_second_publisher_is_told_and_left_out(session: Session) -> None:
+    node = session.listener.node
+    first, second = (node.create_publisher(Image, "/image", 10) for _ in range(2))
+    wait_until(lambda: min(p.get_subscription_count() for p in (first, second)) > 1, 10, "subscribers")
+    time.sleep(1.5)
+    for _ in range(5):
+        first.publish(changed(step=11))
+        time.sleep(0.05)
+        second.publish(changed(step=12))
+        time.sleep(0.05)
+    assert session.drops()["second publisher on the image topic"] >= 4
+    wait_until(
+        lambda: "2 publishers on /image" in session.diagnosis(0), 5, "diagnostics to name both publishers"
+    )
+    for publisher in (first, second):
+        node.destroy_publisher(publisher)

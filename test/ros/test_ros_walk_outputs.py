@@ -1,0 +1,181 @@
+"""What the node publishes during the walk: every topic, looked at from the side of its subscribers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy", reason="ROS is not installed here")
+
+from ros_harness import NODE, Listener
+from sensor_msgs.msg import PointCloud2
+from walk_session import DOMAIN, PARAMETERS, Session, stamps
+
+from fast3r_ros.ros.clouds import message_to_cloud
+from fast3r_ros.ros.poses import matrix_from_pose, matrix_from_transform
+from fast3r_ros.ros.times import ns_from_stamp
+from fast3r_ros.synthetic.sequence import demo_sequence
+
+
+def test_status_accounts_for_the_walk(session: Session) -> None:
+    status = session.walked("status")[-1]
+    assert status.frames_received >= 115  # the first few may pass before the subscription is reliable
+    total = status.frames_used + status.frames_waiting + status.frames_dropped
+    assert total == status.frames_received
+    assert status.windows >= 2
+    assert status.windows_rejected == 0
+    assert status.map_points > 10_000
+    assert status.device == "cpu"
+    assert 0 < status.callback_p99 < 0.01
+    assert {"encode", "network", "publish"} <= {each.stage for each in status.latencies}
+    assert 0 < status.image_age < 30
+    assert not status.metres
+    assert status.last_error == ""
+
+
+def test_confidence_has_stamp_frame_and_size_of_the_input(session: Session) -> None:
+    inputs = set(stamps(session.walked("/image")))
+    images = session.walked("confidence")
+    assert len(images) >= 15
+    assert len(set(stamps(images))) == len(images)  # every keyframe once
+    for message in images:
+        assert ns_from_stamp(message.header.stamp) in inputs
+        assert message.header.frame_id == "camera_optical_frame"
+        assert (message.width, message.height, message.encoding) == (320, 240, "32FC1")
+    values = np.frombuffer(images[-1].data, np.float32)
+    assert values.min() >= 1.0  # as the network gives it
+    assert values.max() > 2.0
+    colours = session.walked("confidence_color")
+    assert (colours[-1].encoding, colours[-1].width) == ("rgb8", 320)
+    assert stamps(colours)[-1] in stamps(images)
+
+
+def test_depth_is_the_rooms_up_to_scale(session: Session) -> None:
+    sequence = demo_sequence(with_depth=True)
+    index_of = {sequence.stamp_ns(index): index for index in range(len(sequence))}
+    message = session.walked("depth")[-1]
+    assert (message.encoding, message.header.frame_id) == ("32FC1", "camera_optical_frame")
+    depth = np.frombuffer(message.data, np.float32).reshape(240, 320)
+    truth = sequence[index_of[ns_from_stamp(message.header.stamp)]].depth
+    ratio = (depth / truth)[np.isfinite(depth)]
+    assert ratio.size > 0.5 * depth.size
+    low, middle, high = np.percentile(ratio, [10, 50, 90])
+    assert high - low < 0.1 * middle
+
+
+def test_depth_camera_info_fits_the_depth(session: Session) -> None:
+    info = session.walked("depth/camera_info")[-1]
+    assert stamps([info])[0] in stamps(session.walked("depth"))
+    assert (info.width, info.height) == (320, 240)
+    truth = demo_sequence().intrinsics
+    assert np.allclose(np.reshape(info.k, (3, 3)), truth - [[0, 0, 0.5], [0, 0, 0.5], [0, 0, 0]], atol=0.01)
+
+
+def test_cloud_is_in_the_camera_frame_in_front_of_it(session: Session) -> None:
+    message = session.walked("cloud")[-1]
+    assert message.header.frame_id == "camera_optical_frame"
+    assert ns_from_stamp(message.header.stamp) in stamps(session.walked("depth"))
+    cloud = message_to_cloud(message)
+    assert len(cloud.points) > 1000
+    assert (cloud.points[:, 2] > 0).all()
+    assert cloud.confidence.min() >= 1
+    assert cloud.colors.std() > 5
+
+
+def test_map_cloud_is_the_room_level_and_latched(session: Session) -> None:
+    late = Listener(DOMAIN)
+    try:
+        late.listen(PointCloud2, f"{NODE}/map_cloud", latched=True)
+        message = late.wait_for(f"{NODE}/map_cloud", lambda _: True, 10)
+    finally:
+        late.close()
+    assert message.header.frame_id == "map"
+    cloud = message_to_cloud(message)
+    status = session.status()
+    assert len(cloud.points) == pytest.approx(status.map_points, rel=0.2)
+    assert np.isfinite(cloud.points).all()
+    voxels = np.floor(cloud.points / PARAMETERS["map.voxel_size"]).astype(int)
+    assert len(np.unique(voxels, axis=0)) > 0.9 * len(voxels)
+
+
+def test_camera_is_on_tf_and_odometry_alike(session: Session) -> None:
+    transforms = [each for message in session.walked("/tf") for each in message.transforms]
+    camera = {
+        ns_from_stamp(each.header.stamp): each
+        for each in transforms
+        if each.child_frame_id == "fast3r_camera"
+    }
+    odometry = {ns_from_stamp(message.header.stamp): message for message in session.walked("odometry")}
+    assert len(odometry) >= 2
+    assert {each.header.frame_id for each in camera.values()} == {"map"}
+    both = sorted(set(camera) & set(odometry))
+    assert len(both) >= 2
+    for stamp in both:
+        message = odometry[stamp]
+        assert (message.header.frame_id, message.child_frame_id) == ("map", "fast3r_camera")
+        on_tf = matrix_from_transform(camera[stamp].transform)
+        assert np.allclose(matrix_from_pose(message.pose.pose), on_tf, atol=1e-9)
+    # nobody else says where the image's frame is, so the node links it to the estimated camera
+    links = [each for each in transforms if each.child_frame_id == "camera_optical_frame"]
+    assert {each.header.frame_id for each in links} == {"fast3r_camera"}
+    views = {each.child_frame_id for each in transforms if each.child_frame_id.startswith("fast3r_view_")}
+    assert {"fast3r_view_0", "fast3r_view_7"} <= views
+
+
+def test_path_follows_the_true_camera(session: Session) -> None:
+    """The path is the truth's up to one similarity: 2 % of its extent."""
+    path = session.walked("path")[-1]
+    assert path.header.frame_id == "map"
+    truth = {ns_from_stamp(m.header.stamp): m.pose.pose.position for m in session.walked("/ground_truth")}
+    pairs = [
+        (pose.pose.position, truth[ns_from_stamp(pose.header.stamp)])
+        for pose in path.poses
+        if ns_from_stamp(pose.header.stamp) in truth
+    ]
+    assert len(pairs) >= 10
+    ours, true = (np.array([[p.x, p.y, p.z] for p in side]) for side in zip(*pairs, strict=True))
+    ours, true = ours - ours.mean(axis=0), true - true.mean(axis=0)
+    u, singular, vt = np.linalg.svd(true.T @ ours)
+    sign = np.diag([1, 1, np.linalg.det(u @ vt)])
+    scale = np.trace(np.diag(singular) @ sign) / (ours**2).sum()
+    error = np.linalg.norm(true - scale * ours @ (u @ sign @ vt).T, axis=1)
+    assert error.max() < 0.05 * np.linalg.norm(np.ptp(true, axis=0))
+
+
+def test_windows_tell_their_views(session: Session) -> None:
+    windows = session.walked("window")
+    assert len(windows) >= 2
+    window = windows[-1]
+    assert window.accepted
+    assert window.header.frame_id == "map"
+    assert window.inlier_share > 0.3
+    assert window.scale > 0
+    assert len(window.views) >= 8
+    view = window.views[-1]
+    assert (view.header.frame_id, view.map_frame) == ("camera_optical_frame", "map")
+    assert ns_from_stamp(view.header.stamp) == ns_from_stamp(window.header.stamp)
+    assert (view.width, view.height) == (320, 240)
+    assert not view.intrinsics_estimated
+    assert np.allclose(np.reshape(view.k, (3, 3)), demo_sequence().intrinsics, atol=1e-6)
+    assert view.mean_confidence > 1
+    assert 0.5 < view.valid_share <= 1
+    assert [each.map_version for each in windows] == sorted(each.map_version for each in windows)
+
+
+def test_grid_has_walls_and_floor(session: Session) -> None:
+    grid = session.walked("grid")[-1]
+    cells = np.array(grid.data)
+    assert grid.header.frame_id == "map"
+    assert len(cells) == grid.info.width * grid.info.height
+    assert {-1, 100} <= set(cells.tolist()) <= {-1, 0, 100}
+
+
+def test_diagnostics_come_once_a_second(session: Session) -> None:
+    messages = session.walked("/diagnostics")
+    times = [message for message in messages if message.status[0].name.startswith("fast3r_mapping")]
+    assert len(times) >= 5
+    assert {status.name for status in times[-1].status} == {
+        "fast3r_mapping: input",
+        "fast3r_mapping: mapping",
+        "fast3r_mapping: transforms",
+    }

@@ -1,0 +1,109 @@
+"""One run of the walk: the mapping node with a stand-in network, the replay node, and what was heard."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from diagnostic_msgs.msg import DiagnosticArray
+from fast3r_ros.msg import MappingStatus, WindowEstimate
+from nav_msgs.msg import OccupancyGrid, Odometry
+from nav_msgs.msg import Path as PathMessage
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from ros_harness import DOUBLE, NODE, REPLAY, Listener, Program, arguments, domain, wait_until
+from sensor_msgs.msg import CameraInfo, Image, PointCloud2
+from tf2_msgs.msg import TFMessage
+
+from fast3r_ros.ros.times import ns_from_stamp
+
+DOMAIN = domain(1)
+LATCHED = {"map_cloud": PointCloud2, "path": PathMessage, "grid": OccupancyGrid}
+STREAMS = {
+    "cloud": PointCloud2,
+    "confidence": Image,
+    "confidence_color": Image,
+    "depth": Image,
+    "depth/camera_info": CameraInfo,
+    "odometry": Odometry,
+    "window": WindowEstimate,
+    "status": MappingStatus,
+}
+OTHERS = {"/tf": TFMessage, "/diagnostics": DiagnosticArray, "/image": Image, "/ground_truth": Odometry}
+PARAMETERS = {
+    "grid.enabled": True,
+    "grid.min_height": -0.5,
+    "publish_view_frames": True,
+    "output.status_rate": 5.0,
+    "output.map_rate": 0.5,
+    "map.voxel_size": 0.02,
+}
+
+
+class Session:
+    """The node, the listener, and what was heard while the walk was played."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.node = Program([*DOUBLE, "0.02", *arguments({"map_directory": directory, **PARAMETERS})], DOMAIN)
+        self.listener = Listener(DOMAIN)
+        for name, kind in STREAMS.items():
+            self.listener.listen(kind, f"{NODE}/{name}")
+        for name, kind in LATCHED.items():
+            self.listener.listen(kind, f"{NODE}/{name}", latched=True)
+        for topic, kind in OTHERS.items():
+            self.listener.listen(kind, topic)
+        self._walked: dict[str, list[Any]] = {}
+        self.seconds = 0.0
+
+    def play(self) -> None:
+        """The whole walk, until nothing more waits in the node."""
+        self.wait_for_state(MappingStatus.WAITING)
+        start = time.monotonic()
+        replay = Program([*REPLAY, *arguments({"rate": 1.2, "ground_truth": True})], DOMAIN)
+        assert replay.wait(60) == 0, replay.output()
+        time.sleep(3.0)
+        self.seconds = time.monotonic() - start
+        self._walked = {topic: list(messages) for topic, messages in self.listener.heard.items()}
+
+    def walked(self, topic: str) -> list[Any]:
+        """What was heard during the walk; a relative name is one of the node's own topics."""
+        return self._walked[topic if topic.startswith("/") else f"{NODE}/{topic}"]
+
+    def wait_for_state(self, state: int) -> MappingStatus:
+        """The first status with this state, from now on."""
+        return self.listener.wait_for(f"{NODE}/status", lambda message: message.state == state, 60)
+
+    def status(self) -> MappingStatus:
+        """A status that was made after this call."""
+        heard = self.listener.heard[f"{NODE}/status"]
+        count = len(heard)
+        wait_until(lambda: len(heard) > count + 1, 10, "status")
+        return heard[-1]
+
+    def drops(self) -> dict[str, int]:
+        """Drops and problems by reason."""
+        status = self.status()
+        return {each.reason: each.count for each in [*status.drops, *status.problems]}
+
+    def diagnosis(self, index: int) -> str:
+        """The newest sentence of the input (0), the mapping (1) or the transforms (2)."""
+        return self.listener.newest("/diagnostics").status[index].message
+
+    def publish(self, messages: list[Any], topic: str = "/image") -> None:
+        """Send messages one after the other, slowly enough for each to be looked at."""
+        node = self.listener.node
+        qos = QoSProfile(depth=50, reliability=ReliabilityPolicy.RELIABLE)
+        publisher = node.create_publisher(type(messages[0]), topic, qos)
+        own = topic == "/image"  # the listener hears it, too
+        wait_until(lambda: publisher.get_subscription_count() > own, 10, f"a subscriber on {topic}")
+        time.sleep(1.0)  # until the node's subscription has become reliable
+        for message in messages:
+            publisher.publish(message)
+            time.sleep(0.1)
+        node.destroy_publisher(publisher)
+
+
+def stamps(messages: list[Any]) -> list[int]:
+    """Their stamps in nanoseconds."""
+    return [ns_from_stamp(message.header.stamp) for message in messages]
