@@ -55,7 +55,8 @@ class Fast3RNetwork:
         self._device = next(model.parameters()).device
         on_gpu = self._device.type == "cuda"
         self._uploads = torch.cuda.Stream(self._device) if on_gpu else None
-        if record is None and on_gpu and model.split is None:
+        plain = model.split is None and model.acceleration.merge == 1  # as `_hooks_of` runs the fusion
+        if record is None and on_gpu and plain:
             record = cuda_graph
         self._captured = Captured(record)
         self._kept_rows: dict[int, Tensor] = {}
