@@ -290,3 +290,20 @@ def test_wrong_use_gets_one_line(
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_index_strategies_reach_the_network(walks: list, random_model: Path) -> None:
+    """Two views: view 1 sits at the far end of the trained range, at a drawn place, or at 1."""
+    model = Fast3R.from_pretrained(random_model)
+    images = read_views(walks[0].frames[:2], SIZE).images
+    points = {
+        (indices, seed): offline.predictor(model, indices, seed)(images).points_global[1]
+        for indices in offline.INDEX_STRATEGIES
+        for seed in (0, 1)
+    }
+    again = offline.predictor(model, "drawn", 0)(images).points_global[1]
+    np.testing.assert_array_equal(points["drawn", 0], again)
+    assert not np.array_equal(points["drawn", 0], points["drawn", 1])
+    for fixed in ("spread", "counted"):
+        np.testing.assert_array_equal(points[fixed, 0], points[fixed, 1])
+    assert not np.array_equal(points["spread", 0], points["counted", 0])
