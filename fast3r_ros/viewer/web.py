@@ -5,15 +5,18 @@ Bound to 127.0.0.1 unless told otherwise: whoever reaches the port sees the map.
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from fast3r_ros.errors import UserError
 from fast3r_ros.io.cameras import CameraRecord
 from fast3r_ros.mapping.data import Cloud, Float64, UInt8
+from fast3r_ros.viewer.visibility import first_seen
 
 try:
     import viser
@@ -28,15 +31,21 @@ _WAY = (228, 87, 46)
 class WebViewer:
     """Serves one map that may grow while it is looked at.  Thread-safe; browsers may come and go.
 
-    host, port: where it listens; a port that is taken is replaced by the next free one, 0 by any.
+    host, port: where it listens; a port that is taken is replaced by the next free one, 0 by any.  Raises
+    UserError for an address that is not this machine's.
     """
 
     def __init__(self, host: str = "127.0.0.1", port: int = 8080):
+        try:  # viser would wait for ever at an address that it cannot take
+            socket.create_server((host, 0)).close()
+        except OSError as error:
+            raise UserError(f"cannot listen on {host}: {error.strerror or error}") from error
         self._lock = threading.Lock()
         self._cloud = Cloud(np.zeros((0, 3), np.float32), np.zeros((0, 3), np.uint8), np.zeros(0, np.float32))
         self._ranks = np.zeros(0)  # share of points that are less confident, per point
         self._cameras: dict[str, tuple[Float64, viser.CameraFrustumHandle]] = {}
-        self._stamps: dict[str, int] = {}
+        self._records: list[CameraRecord] = []  # of all cameras, in time order
+        self._seen_ns: NDArray[np.int64] | None = None  # when points were first seen, once the time is set
         self._server = viser.ViserServer(host=host, port=port, label="fast3r", verbose=False)
         self._server.gui.configure_theme(show_logo=False, show_share_button=False)
         self._server.scene.set_up_direction("+z")
@@ -64,8 +73,10 @@ class WebViewer:
             order = np.argsort(self._cloud.confidence, kind="stable")
             self._ranks = np.empty(len(order))
             self._ranks[order] = np.arange(len(order)) / max(len(order), 1)
+            self._records, self._seen_ns = list(cameras), None
             self._show_points()
-            self._show_cameras(cameras, images or {})
+            self._show_cameras(images or {})
+            self._show_way()
 
     def stop(self) -> None:
         """Close the port and all connections."""
@@ -81,14 +92,14 @@ class WebViewer:
         )
         self._size = gui.add_slider("point size", min=0.1, max=5.0, step=0.1, initial_value=1.0)
         self._time = gui.add_slider(
-            "time (%)", min=0, max=100, step=1, initial_value=100, hint="cameras up to this share of the time"
+            "time (%)", min=0, max=100, step=1, initial_value=100, hint="the map at this share of the time"
         )
         self._count = gui.add_text("points shown", "0", disabled=True)
         above = gui.add_button("view from above")
         self._hidden.on_update(lambda _: self._locked(self._show_points))
         self._height.on_update(lambda _: self._locked(self._show_points))
         self._size.on_update(lambda _: self._locked(self._show_points))
-        self._time.on_update(lambda _: self._locked(self._show_time))
+        self._time.on_update(lambda _: self._show_time())
         above.on_click(lambda event: self._look_down(event.client))
 
     def _locked(self, action: Callable[[], None]) -> None:
@@ -98,6 +109,8 @@ class WebViewer:
     def _shown(self) -> np.ndarray:
         """(N,) bool, the points that pass the sliders."""
         shown = self._ranks >= self._hidden.value / 100
+        if self._time.value < 100 and self._seen_ns is not None:
+            shown &= self._seen_ns <= self._until_ns()
         if self._height.value < 100:  # look below the ceiling
             low, high = self._bounds()
             shown &= self._cloud.points[:, 2] <= low[2] + (high[2] - low[2]) * self._height.value / 100
@@ -117,9 +130,9 @@ class WebViewer:
         )
         self._count.value = f"{int(shown.sum()):,}"  # type: ignore[misc]
 
-    def _show_cameras(self, cameras: Sequence[CameraRecord], images: Mapping[str, UInt8]) -> None:
-        step = max(1, -(-len(cameras) // MAX_CAMERAS))
-        chosen = {camera.name: camera for camera in cameras[::step]}
+    def _show_cameras(self, images: Mapping[str, UInt8]) -> None:
+        step = max(1, -(-len(self._records) // MAX_CAMERAS))
+        chosen = {camera.name: camera for camera in self._records[::step]}
         for name in [name for name in self._cameras if name not in chosen]:
             self._cameras.pop(name)[1].remove()
         low, high = self._bounds()
@@ -130,14 +143,6 @@ class WebViewer:
                 continue
             handle = self._add_frustum(camera, images.get(name), depth)
             self._cameras[name] = (camera.map_from_camera, handle)
-        self._stamps = {name: camera.stamp_ns for name, camera in chosen.items()}
-        way = np.array([camera.map_from_camera[:3, 3] for camera in cameras], np.float32).reshape(-1, 3)
-        if len(way) > 1:
-            segments = np.stack([way[:-1], way[1:]], 1)
-            self._server.scene.add_line_segments(
-                "/way", segments, _WAY, thickness=2.5, thickness_units="screen"
-            )
-        self._show_time()
 
     def _add_frustum(
         self, camera: CameraRecord, image: UInt8 | None, depth: float
@@ -157,14 +162,34 @@ class WebViewer:
             position=tuple(camera.map_from_camera[:3, 3]),
         )
 
+    def _until_ns(self) -> float:
+        """The stamp that the time slider is at."""
+        if not self._records:
+            return 0.0
+        first, last = self._records[0].stamp_ns, self._records[-1].stamp_ns
+        return first + (last - first) * self._time.value / 100
+
     def _show_time(self) -> None:
-        """Show the cameras up to the slider's share of the time."""
-        if not self._stamps:
-            return
-        first, last = min(self._stamps.values()), max(self._stamps.values())
-        until = first + (last - first) * self._time.value / 100
-        for name, (_, handle) in self._cameras.items():
-            handle.visible = self._stamps.get(name, first) <= until
+        """Show the map as it was at the slider's share of the time."""
+        with self._lock:
+            points, records, known = self._cloud.points, self._records, self._seen_ns is not None
+        seen_ns = first_seen(points, records) if records and not known else None  # takes its time: no lock
+        with self._lock:
+            if seen_ns is not None and points is self._cloud.points:
+                self._seen_ns = seen_ns
+            self._show_points()
+            self._show_way()
+
+    def _show_way(self) -> None:
+        """The cameras up to the slider's time, and the line through them."""
+        until_ns = self._until_ns()
+        way = [record.map_from_camera[:3, 3] for record in self._records if record.stamp_ns <= until_ns]
+        places = np.array(way, np.float32).reshape(-1, 3)
+        segments = np.stack([places[:-1], places[1:]], 1)
+        self._server.scene.add_line_segments("/way", segments, _WAY, thickness=2.5, thickness_units="screen")
+        for record in self._records:
+            if record.name in self._cameras:
+                self._cameras[record.name][1].visible = record.stamp_ns <= until_ns
 
     def _bounds(self) -> tuple[np.ndarray, np.ndarray]:
         """Corners that hold nearly all points."""

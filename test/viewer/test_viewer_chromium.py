@@ -8,6 +8,8 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -18,7 +20,9 @@ pytest.importorskip("selenium", reason="selenium is not installed: pip install -
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webelement import WebElement
 
+from fast3r_ros.errors import UserError
 from fast3r_ros.io.cameras import CameraRecord
 from fast3r_ros.mapping.data import Cloud
 from fast3r_ros.viewer.web import WebViewer
@@ -28,21 +32,27 @@ DRIVER = shutil.which("chromedriver")
 needs_chromium = pytest.mark.skipif(
     not (CHROMIUM and DRIVER), reason="no browser: apt install chromium chromium-driver"
 )
+ARTEFACTS = Path(__file__).resolve().parents[2] / "build" / "artefacts"
+SLIDERS = ("hide least confident (%)", "cut above (%)", "point size", "time (%)")
+POINTS = 40_000
 COLOURS = np.array([[220, 40, 40], [40, 200, 60], [40, 60, 220], [230, 200, 40]], np.uint8)
 
 
-def coloured_floor(count: int = 40000) -> Cloud:
+def coloured_floor(count: int = POINTS) -> Cloud:
     """A floor of four coloured quarters; confidence rises along x."""
     generator = np.random.default_rng(0)
     points = generator.uniform(-2, 2, (count, 3)).astype(np.float32) * [1, 1, 0.01]
+    points = points[np.argsort(points[:, 0])]
     quarter = (points[:, 0] > 0) * 2 + (points[:, 1] > 0)
     confidence = (1 + points[:, 0] + 2).astype(np.float32)
     return Cloud(points.astype(np.float32), COLOURS[quarter.astype(int)], confidence)
 
 
 def camera(index: int) -> CameraRecord:
+    """Looks along x and down on the floor; goes from x = -2 on, half a metre with each index."""
     pose = np.eye(4)
-    pose[0, 3] = 0.1 * index
+    pose[:3, :3] = np.array([[0, -0.6, 0.8], [-1, 0, 0], [0, -0.8, -0.6]])
+    pose[:3, 3] = [-2 + 0.5 * index, 0, 0.6]
     matrix = np.array([[50.0, 0, 32], [0, 50, 24], [0, 0, 1]])
     return CameraRecord(f"{index:06d}", index * 10**9, "camera", 64, 48, matrix, pose)
 
@@ -61,8 +71,7 @@ def viewer():
     viewer.stop()
 
 
-@pytest.fixture
-def browser():
+def start_browser() -> webdriver.Chrome:
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
     for argument in (
@@ -74,43 +83,105 @@ def browser():
         "--window-size=900,600",
     ):
         options.add_argument(argument)
-    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    yield browser
-    browser.quit()
+    return webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
 
 
-def colour_counts(screenshot: bytes) -> list[int]:
-    """Pixels of the screenshot near each of the four colours."""
-    picture = np.asarray(Image.open(io.BytesIO(screenshot)).convert("RGB")).astype(int)
-    return [int((np.abs(picture - colour).max(-1) < 30).sum()) for colour in COLOURS]
+class Page(NamedTuple):
+    """The viewer's page with a floor of four colours and a camera that goes over it along x."""
+
+    viewer: WebViewer
+    browser: webdriver.Chrome
+
+    def slider(self, name: str) -> WebElement:
+        names = [label.text for label in self.browser.find_elements(By.CSS_SELECTOR, "label")]
+        sliders = self.browser.find_elements(By.CSS_SELECTOR, "[role=slider]")
+        order = [each for each in names if each in SLIDERS]
+        assert order == list(SLIDERS), names
+        return sliders[order.index(name)]
+
+    def pixels(self) -> list[np.ndarray]:
+        """(N, 2) places (row, column) in the screenshot near each of the four colours."""
+        png = self.browser.get_screenshot_as_png()
+        picture = np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
+        return [np.argwhere(np.abs(picture - colour).max(-1) < 30) for colour in COLOURS]
+
+    def counts(self) -> list[int]:
+        return [len(places) for places in self.pixels()]
+
+    def says(self, count: int) -> bool:
+        fields = self.browser.find_elements(By.CSS_SELECTOR, "input[disabled]")
+        return any(field.get_attribute("value") == f"{count:,}" for field in fields)
+
+
+@pytest.fixture(scope="module")
+def page():
+    viewer = WebViewer(port=0)
+    browser = start_browser()
+    try:
+        viewer.show(coloured_floor(), [camera(index) for index in range(5)], {})
+        browser.get(viewer.address)
+        page = Page(viewer, browser)
+        wait_for(lambda: browser.find_elements(By.CSS_SELECTOR, "[role=slider]"), "the sliders")
+        wait_for(lambda: min(page.counts()) > 300, "points of four colours")
+        yield page
+    finally:
+        browser.quit()
+        viewer.stop()
 
 
 @needs_chromium
-def test_the_page_draws_and_the_slider_hides_points(viewer, browser, tmp_path):
-    cloud = coloured_floor()
-    viewer.show(cloud, [camera(index) for index in range(5)], {})
-    browser.get(viewer.address)
-    wait_for(lambda: browser.find_elements(By.CSS_SELECTOR, "[role=slider]"), "the sliders")
-    wait_for(lambda: min(colour_counts(browser.get_screenshot_as_png())) > 300, "points of four colours")
-    browser.save_screenshot(str(tmp_path / "viewer.png"))
-    assert viewer.points_shown == len(cloud.points)
-    slider = browser.find_elements(By.CSS_SELECTOR, "[role=slider]")[0]
+def test_the_page_draws_points_of_four_colours(page):
+    assert page.viewer.points_shown == POINTS
+    assert page.says(POINTS)
+    ARTEFACTS.mkdir(parents=True, exist_ok=True)
+    assert page.browser.save_screenshot(str(ARTEFACTS / "viewer.png"))
+
+
+@needs_chromium
+def test_the_confidence_slider_hides_points(page):
+    slider = page.slider("hide least confident (%)")
     slider.send_keys(Keys.END)
-    expected = round(0.05 * len(cloud.points))
-    wait_for(lambda: abs(viewer.points_shown - expected) <= 1, "the server follows the slider")
-    wait_for(
-        lambda: any(
-            field.get_attribute("value") == f"{viewer.points_shown:,}"
-            for field in browser.find_elements(By.CSS_SELECTOR, "input[disabled]")
-        ),
-        "the page shows the number",
-    )
+    expected = round(0.05 * POINTS)
+    wait_for(lambda: abs(page.viewer.points_shown - expected) <= 1, "the server follows the slider")
+    wait_for(lambda: page.says(page.viewer.points_shown), "the page shows the number")
     # confidence rises along x: what is left lies where x is largest, which two of the colours cover
-    wait_for(lambda: sorted(colour_counts(browser.get_screenshot_as_png()))[1] < 60, "two colours go")
+    wait_for(lambda: sorted(page.counts())[1] < 60, "two colours go")
+    slider.send_keys(Keys.HOME)
+    wait_for(lambda: page.viewer.points_shown == POINTS, "all come back")
+    wait_for(lambda: min(page.counts()) > 300, "the page shows them")
 
 
 @needs_chromium
-def test_a_browser_that_leaves_mid_stream_harms_nothing(viewer, browser):
+def test_view_from_above_is_a_floor_plan(page):
+    (button,) = [b for b in page.browser.find_elements(By.CSS_SELECTOR, "button") if "above" in b.text]
+    button.click()
+
+    def is_plan() -> bool:
+        if min(page.counts()) < 300:
+            return False
+        (near_left, far_left, near_right, far_right) = (places.mean(0) for places in page.pixels())
+        upright = all(a[0] < b[0] - 50 for a, b in ((far_left, near_left), (far_right, near_right)))
+        return upright and all(a[1] < b[1] - 50 for a, b in ((near_left, near_right), (far_left, far_right)))
+
+    wait_for(is_plan, "x to the right and y upwards")
+
+
+@needs_chromium
+def test_the_time_slider_shows_the_map_as_it_was(page):
+    """The first camera sees the ground before it, later ones the rest."""
+    slider = page.slider("time (%)")
+    slider.send_keys(Keys.HOME)
+    wait_for(lambda: page.viewer.points_shown < 0.7 * POINTS, "what later cameras saw is hidden")
+    early = page.viewer.points_shown
+    assert early > 0
+    wait_for(lambda: page.says(early), "the page shows the number")
+    slider.send_keys(Keys.END)
+    wait_for(lambda: page.viewer.points_shown == POINTS, "all come back")
+
+
+@needs_chromium
+def test_a_browser_that_leaves_mid_stream_harms_nothing(viewer):
+    browser = start_browser()
     cloud = coloured_floor(5000)
     stop = threading.Event()
     errors: list[BaseException] = []
@@ -130,13 +201,14 @@ def test_a_browser_that_leaves_mid_stream_harms_nothing(viewer, browser):
     try:
         browser.get(viewer.address)
         wait_for(lambda: browser.find_elements(By.CSS_SELECTOR, "[role=slider]"), "the page")
-        browser.quit()
+        browser.quit()  # while the stream goes on
         time.sleep(1.0)
         assert thread.is_alive()
         assert not errors
     finally:
         stop.set()
         thread.join(10)
+        browser.quit()
     viewer.show(cloud, [], {})
     assert viewer.points_shown == 5000
 
@@ -156,3 +228,8 @@ def test_cameras_follow_corrections_and_time(viewer):
     assert viewer.points_shown == 100
     viewer.show(Cloud(np.zeros((0, 3), np.float32), np.zeros((0, 3), np.uint8), np.zeros(0, np.float32)), [])
     assert viewer.points_shown == 0
+
+
+def test_an_address_of_another_machine_is_one_line():
+    with pytest.raises(UserError, match=r"cannot listen on 192\.0\.2\.1"):
+        WebViewer("192.0.2.1", 0)
