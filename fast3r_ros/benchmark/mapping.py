@@ -89,7 +89,7 @@ def odometry_scale(
     """
     sequence, all_frames = the_loop()
     run = start(sequence, scale__source="odometry")
-    for stamp_ns, odom_from_base in _odometry(sequence, noise, slipping, seed, frames):
+    for stamp_ns, odom_from_base in odometry_of(sequence, noise, slipping, seed, frames):
         run.mapper.add_odometry(stamp_ns, odom_from_base)
     run.feed(all_frames[:frames])
     return _scale_report(run)
@@ -119,14 +119,14 @@ def rig_scale(baseline: float = 0.3, frames: int = 240, seed: int = 0) -> dict[s
     offset[0, 3] = baseline  # to the right, in the optical frame
     poses = (left.world_from_camera @ offset)[:frames]
     right = replace(left, world_from_camera=poses, camera="right_optical_frame")
-    run = start([left, right], seed=seed, scale__source="rig", window__stride=8)
+    run = start([left, right], seed=seed, scale__source="rig")
     run.mapper.set_extrinsics(left.camera, BODY_FROM_OPTICAL)
     run.mapper.set_extrinsics(right.camera, BODY_FROM_OPTICAL @ offset)
     run.feed(frame for i in range(0, frames, 2) for frame in (left_frames[i], right[i]))
     return _scale_report(run)
 
 
-def other_scale(source: str, frames: int = 120) -> dict[str, Any]:
+def other_scale(source: str, frames: int = 200) -> dict[str, Any]:
     """The scale from metric depth images, the camera's height, or a fixed factor."""
     sequence, all_frames = the_loop()
     height = float(sequence.world_from_camera[:frames, 2, 3].mean())
@@ -299,7 +299,7 @@ def _later(sequence: SyntheticSequence, frame: int, seconds: float) -> int:
     return sequence.stamp_ns(frame) + round(seconds * SECOND_NS)
 
 
-def _odometry(
+def odometry_of(
     sequence: SyntheticSequence, noise: float, slipping: float, seed: int, frames: int
 ) -> list[tuple[int, Float64]]:
     """Poses of the base (the body frame at the camera) with noisy increments, in an odometry frame of its

@@ -152,15 +152,15 @@ class ScaleConfig:
         choices=("none", "odometry", "rig", "depth", "camera_height", "fixed"),
     )
     accept_sigma: float = parameter(
-        0.0075,
-        "relative standard deviation below which a scale is adopted",
+        0.0033,
+        "relative standard deviation below which a scale is adopted (three of them are one percent)",
         range=(0.0001, 1.0),
         dynamic=True,
     )
     hysteresis: float = parameter(
         0.005,
-        "an adopted scale is replaced only when a new estimate differs by more than this share (and by two "
-        "standard deviations)",
+        "what comes next is placed with another scale only when newer measurements differ from the adopted "
+        "one by more than this share (and by three standard deviations)",
         range=(0.0, 10.0),
         dynamic=True,
     )

@@ -23,6 +23,8 @@ Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 UInt8 = NDArray[np.uint8]
 
+SIMULTANEOUS_NS = 5_000_000  # images of several cameras that are this close were taken together
+
 
 @dataclass(frozen=True)
 class Frame:
@@ -154,8 +156,8 @@ class MapperStatus:
     """Counts since the start or the last reset.
 
     dropped: reason -> count.  windows: those in the map, without windows_rejected.  scale_source: one of the
-    names of `ScaleConfig.source`; metres is True once map units are metres.  scale_sigma: relative
-    standard deviation of the scale.
+    names of `ScaleConfig.source`; metres: whether the submap in work is in metres.  scale_sigma: relative
+    standard deviation of its scale.
     """
 
     received: int

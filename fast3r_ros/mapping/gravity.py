@@ -25,6 +25,22 @@ def tilt_only(odom_from_base: Float64) -> Float64:
     return np.asarray(matrix_from_vector([0.0, 0.0, -heading]) @ odom_from_base[:3, :3])
 
 
+def level_origin(
+    map_from_base: Float64 | None, odom_from_base: Float64 | None, base_from_camera: Float64
+) -> Float64:
+    """The pose (4, 4) of an empty map's first camera: at the origin, with the attitude of the base.
+
+    That is the given one, else the tilt in odometry, else level.
+    """
+    pose = np.eye(4)
+    if map_from_base is not None:
+        pose[:3, :3] = map_from_base[:3, :3]
+    elif odom_from_base is not None:
+        pose[:3, :3] = tilt_only(odom_from_base)
+    pose[:3, :3] = pose[:3, :3] @ base_from_camera[:3, :3]
+    return pose
+
+
 def leveling(
     keyframes: Sequence[Keyframe], odometry: OdometryBuffer, base_from_camera: Mapping[str, Float64]
 ) -> Float64:

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from fast3r_ros.mapping.config import KeyframeConfig
-from fast3r_ros.mapping.data import Frame, UInt8
+from fast3r_ros.mapping.data import SIMULTANEOUS_NS, Frame, UInt8
 
 _GREY_WIDTH = 160  # pixels; optical flow at this size costs about a millisecond
 _GRID = 12  # tracked points per row and per column
@@ -27,11 +27,16 @@ class _CameraState:
 
 
 class KeyframeSelector:
-    """Decides per frame whether it becomes a keyframe; remembers one small grey image per camera."""
+    """Decides per frame whether it becomes a keyframe; remembers one small grey image per camera.
+
+    Images that other cameras took together with a keyframe become keyframes, too, whatever they saw move:
+    the known distance between the cameras of a rig can be measured only on such pairs.
+    """
 
     def __init__(self, config: KeyframeConfig) -> None:
         self.config = config
         self._cameras: dict[str, _CameraState] = {}
+        self._newest_keyframe_ns: int | None = None
 
     def judge(self, frame: Frame) -> tuple[str, float]:
         """(reason, motion): the reason why the frame is dropped, empty when it is a keyframe.
@@ -58,10 +63,16 @@ class KeyframeSelector:
             return reason, 0.0
         motion = 1.0 if state.keyframe_grey is None else image_motion(state.keyframe_grey, grey)
         overdue = elapsed is not None and 0.0 < self.config.max_interval <= elapsed
-        if motion < self.config.motion and not overdue:
+        if motion < self.config.motion and not overdue and not self._joins(frame.stamp_ns):
             return "no_motion", motion
-        state.keyframe_grey, state.keyframe_stamp_ns = grey, frame.stamp_ns
+        state.keyframe_grey = grey
+        state.keyframe_stamp_ns = self._newest_keyframe_ns = frame.stamp_ns
         return "", motion
+
+    def _joins(self, stamp_ns: int) -> bool:
+        """Whether a frame was taken together with the newest keyframe, which is of another camera then."""
+        newest = self._newest_keyframe_ns
+        return newest is not None and abs(stamp_ns - newest) <= SIMULTANEOUS_NS
 
     def _quality(self, grey: UInt8, recent: deque[float]) -> str:
         """Why the image is of no use, or an empty string."""

@@ -83,6 +83,7 @@ class Map:
         self.config = config
         self.keyframes: dict[int, Keyframe] = {}
         self.metres = False
+        self.guessed: set[int] = set()  # submaps of a metric map whose own scale is not known
         self.version = 0
         self._voxels = VoxelCloud(voxel_size)
         # what of each keyframe is in the cloud: exactly this must be taken out when it moves
@@ -91,10 +92,16 @@ class Map:
         self._bytes = 0
 
     @staticmethod
-    def restored(config: MapConfig, keyframes: Iterable[Keyframe], metres: bool, voxel_size: float) -> Map:
+    def restored(
+        config: MapConfig,
+        keyframes: Iterable[Keyframe],
+        metres: bool,
+        voxel_size: float,
+        guessed: Iterable[int] = (),
+    ) -> Map:
         """The map of a saved one's keyframes."""
         result = Map(config, voxel_size)
-        result.metres = metres
+        result.metres, result.guessed = metres, set(guessed)
         result.put(keyframes)
         result.fuse_moved()
         return result
@@ -138,20 +145,30 @@ class Map:
         """Move a submap's keyframes to where they belong in another submap, and make them part of it."""
         mine = [k for k in self.keyframes.values() if k.submap == submap]
         self.put([replace(_transformed(k, other_from_submap), submap=other) for k in mine])
+        self.guessed.discard(submap)
+
+    def known_scale(self, submap: int) -> bool:
+        """Whether a submap is in metres."""
+        return self.metres and submap not in self.guessed
 
     def rescale_submap(self, submap: int, factor: float) -> Sim3:
-        """Scale one submap, whose scale was guessed when it started, about its first camera; returns the
-        change.
-        """
-        mine = [k for k in self.keyframes.values() if k.submap == submap]
-        origin = mine[0].map_from_local.translation
+        """Bring one submap, whose scale was guessed when it started, to metres; returns the change."""
+        self.guessed.discard(submap)
+        return self.rescale_part([k.id for k in self.keyframes.values() if k.submap == submap], factor)
+
+    def rescale_part(self, ids: Sequence[int], factor: float) -> Sim3:
+        """Scale some keyframes about the camera of the first of them; returns the change."""
+        origin = self.keyframes[ids[0]].map_from_local.translation
         change = Sim3(factor, np.eye(3), (1.0 - factor) * origin)
-        self.put([_transformed(k, change) for k in mine])
+        self.put([_transformed(self.keyframes[i], change) for i in ids])
         return change
 
-    def rescale(self, new_from_old: Sim3, voxel_size: float) -> None:
-        """Move everything to metres by one similarity, and fuse from scratch."""
+    def rescale(self, new_from_old: Sim3, voxel_size: float, submap: int) -> None:
+        """Move everything to metres by one similarity, which was measured on one submap, and fuse from
+        scratch.
+        """
         self.metres = True
+        self.guessed = {k.submap for k in self.keyframes.values()} - {submap}
         self.keyframes = {i: _transformed(k, new_from_old) for i, k in self.keyframes.items()}
         self._voxels = VoxelCloud(voxel_size)
         self._voxels.forget_history(self.version + 1)

@@ -20,20 +20,19 @@ from fast3r_ros.mapping.data import (
     WindowResult,
 )
 from fast3r_ros.mapping.fusion import Fusion, fuse_window
-from fast3r_ros.mapping.gravity import extrinsics, leveling, tilt_only
+from fast3r_ros.mapping.gravity import extrinsics, level_origin
 from fast3r_ros.mapping.intake import FrameIntake
 from fast3r_ros.mapping.loop_closure import LoopCloser
 from fast3r_ros.mapping.map import Map
+from fast3r_ros.mapping.metric import MetricScale
 from fast3r_ros.mapping.odometry import OdometryBuffer
 from fast3r_ros.mapping.outcome import Clock, Context, up_to_date, window_result
 from fast3r_ros.mapping.prediction import extrapolate, follow_odometry, pose_of
-from fast3r_ros.mapping.scale import Scale, adopts, estimate_scale
 from fast3r_ros.mapping.storage import SavedMap, read_map, write_map
-from fast3r_ros.mapping.tracking import SubmapStart, Track, track
+from fast3r_ros.mapping.tracking import SubmapStart, Track, submap_start, track
 from fast3r_ros.mapping.window import SlidingWindow, WindowView
 
 _UNIT_VOXEL = 0.01  # default voxel, as a share of the median depth of the first window
-_SCALE_KEYFRAMES = 200  # the newest keyframes tell the scale
 _LOCALIZE_WITH = 8  # retrieved keyframes that a frame is localised against
 
 
@@ -64,7 +63,7 @@ class Mapper:
         self._orphans: list[WindowView] = []  # of rejected windows, to start a submap with
         self._next_id = self._submap = self._submaps = 0
         self._windows = self._rejected = self._rejected_in_a_row = 0
-        self._scale = Scale()
+        self._scale = MetricScale(self._odometry, self._base_from_camera)
         self._timings: dict[str, float] = {}
         self._last_error = ""
 
@@ -110,6 +109,7 @@ class Mapper:
         """
         clock = Clock()
         self._loops.apply(self.map, wait=False)
+        self._scale.correct(self.map, self._submap, self._window.ids, self.config.scale)
         new = self._encode_waiting()
         retrieved = self._retrieve(new)
         views = self._window.compose(new, retrieved)
@@ -129,9 +129,11 @@ class Mapper:
         clock.lap("fuse")
         loop_closed = self._close_loop(tracked)
         clock.lap("loop")
-        rescaled = self._find_scale()
+        rescaled = self._scale.find(self.map, self._submap, self.config.scale)
+        if rescaled is not None:
+            self._loops.discard()
         clock.lap("scale")
-        return self._accept(tracked, fusion, loop_closed, rescaled, clock)
+        return self._accept(tracked, fusion, loop_closed, rescaled or Sim3.identity(), clock)
 
     def finish(self) -> WindowResult | None:
         """The last, partial window of a source and all work that was put off; None if no keyframe waits."""
@@ -189,9 +191,7 @@ class Mapper:
         return self._views_of(found)
 
     def _views_of(self, found: Sequence[int]) -> list[WindowView]:
-        """Keyframes as views; those that this network sees in another size (a map of another one) are left
-        out.
-        """
+        """Keyframes as views, without those that this network sees in another size than the map's did."""
         views = []
         for keyframe in (self.map.keyframes[i] for i in found):
             assert keyframe.image is not None
@@ -206,19 +206,11 @@ class Mapper:
         return views
 
     def _submap_start(self, first: WindowView) -> SubmapStart:
-        """Where the track was lost, as deep as was usual there; for an empty map the level origin."""
-        recent = list(self.map.keyframes.values())[-8:]
-        if recent:
-            depth = float(np.median([k.depth * k.map_from_local.scale for k in recent]))
-            return SubmapStart(recent[-1].map_from_camera, depth)
+        """Where the track was lost, or the map's origin."""
+        base_from_camera = extrinsics(self._base_from_camera, first.camera)
         odom_from_base = self._odometry.at(first.stamp_ns)
-        pose = np.eye(4)
-        if self._map_from_first_base is not None:
-            pose[:3, :3] = self._map_from_first_base[:3, :3]
-        elif odom_from_base is not None:
-            pose[:3, :3] = tilt_only(odom_from_base)
-        pose[:3, :3] = pose[:3, :3] @ extrinsics(self._base_from_camera, first.camera)[:3, :3]
-        return SubmapStart(pose, 1.0)
+        origin = level_origin(self._map_from_first_base, odom_from_base, base_from_camera)
+        return submap_start(self.map.keyframes, origin)
 
     def _fuse(self, tracked: Track) -> Fusion:
         """Put the window into the map: new keyframes, better poses of live ones, and their points."""
@@ -229,6 +221,8 @@ class Mapper:
         elif not self._window.ids and self.map.keyframes:
             self._submaps += 1
             self._submap = self._submaps
+            if self.map.metres:
+                self.map.guessed.add(self._submap)
         fusion = fuse_window(
             tracked, self.map.keyframes, self._window.ids, self._next_id, self._submap, self.config
         )
@@ -252,32 +246,22 @@ class Mapper:
         newest, old = self._window.ids[-1], self.map.keyframes[tracked.loop_keyframe]
         correction = tracked.loop.map_from_window @ tracked.window.registration.map_from_window.inverse()
         if old.submap != self._submap:
-            self.map.join(self._submap, old.submap, correction)
-            self._loops.discard()
-            self._submap, correction = old.submap, Sim3.identity()
+            self._join(old.submap, correction)
+            correction = Sim3.identity()
         closes = not tracked.relocalized
         disagrees = self._loops.close(old.id, newest, correction, self.map.keyframes, robust=closes)
         if disagrees:
             self._loops.optimize(self.map, self._window.ids)
         return closes
 
-    def _find_scale(self) -> Sim3:
-        """Make the map metric when its scale becomes known or proves wrong; returns the change."""
-        newest = list(self.map.keyframes.values())[-_SCALE_KEYFRAMES:]
-        recent = sorted((k for k in newest if k.submap == self._submap), key=lambda k: k.stamp_ns)
-        scale = estimate_scale(self.config.scale, recent, self._odometry, self._base_from_camera)
-        if not self.map.metres or np.isfinite(scale.sigma):
-            self._scale = scale
-        if not adopts(self.config.scale, scale, self.map.metres):
-            return Sim3.identity()
+    def _join(self, other: int, other_from_mine: Sim3) -> None:
+        """Make the submap in work and another one; of the two, the one whose scale is known stays."""
+        if self.map.known_scale(self._submap) and not self.map.known_scale(other):
+            self.map.join(other, self._submap, other_from_mine.inverse())
+        else:
+            self.map.join(self._submap, other, other_from_mine)
+            self._submap = other
         self._loops.discard()
-        if self.map.metres and self.map.submaps > 1:
-            return self.map.rescale_submap(self._submap, scale.metres_per_unit)
-        level = leveling(recent, self._odometry, self._base_from_camera)
-        change = Sim3(scale.metres_per_unit, level, np.zeros(3))
-        voxel_size = self.config.map.voxel_size or self.map.voxel_size * scale.metres_per_unit
-        self.map.rescale(change, voxel_size)
-        return change
 
     def _leave_track(self) -> None:
         """The views in the window are not continued: their poses are final."""
@@ -331,7 +315,7 @@ class Mapper:
         if waiting is None or waiting.stamp_ns <= last.stamp_ns:
             return pose_of(last)
         before, after = self._odometry.at(last.stamp_ns), self._odometry.at(waiting.stamp_ns)
-        if self.map.metres and before is not None and after is not None:
+        if self.map.known_scale(last.submap) and before is not None and after is not None:
             from_last = extrinsics(self._base_from_camera, last.camera)
             to_newest = extrinsics(self._base_from_camera, waiting.camera)
             step = inverse(before @ from_last) @ after @ to_newest
@@ -373,8 +357,8 @@ class Mapper:
             map_points=self.map.points,
             map_bytes=self.map.nbytes,
             scale_source=self.config.scale.source,
-            metres=self.map.metres,
-            scale_sigma=self._scale.sigma,
+            metres=self.map.known_scale(self._submap),
+            scale_sigma=self._scale.latest.sigma,
             timings=self._timings,
             last_error=self._last_error,
         )
@@ -393,7 +377,9 @@ class Mapper:
         self._loops.apply(self.map)
         keyframes = tuple(self.map.keyframes.values())
         edges = tuple(self._loops.all_edges(self.map.keyframes, self._window.ids))
-        write_map(Path(directory), SavedMap(keyframes, edges, self.map.metres, self.map.voxel_size))
+        guessed = tuple(sorted(self.map.guessed))
+        content = SavedMap(keyframes, edges, self.map.metres, self.map.voxel_size, guessed)
+        write_map(Path(directory), content)
 
     def load_map(self, directory: Path) -> None:
         """Replace the map by a saved one; the next windows join it when a place is recognised.
@@ -402,7 +388,9 @@ class Mapper:
         """
         saved = read_map(Path(directory))
         self.reset()
-        self.map = Map.restored(self.config.map, saved.keyframes, saved.metres, saved.voxel_size)
+        self.map = Map.restored(
+            self.config.map, saved.keyframes, saved.metres, saved.voxel_size, saved.guessed
+        )
         self._loops.edges = list(saved.edges)
         for keyframe in saved.keyframes:
             if keyframe.points is not None:

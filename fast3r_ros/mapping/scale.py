@@ -13,7 +13,7 @@ import numpy as np
 
 from fast3r_ros.geometry.rigid import inverse
 from fast3r_ros.mapping.config import ScaleConfig
-from fast3r_ros.mapping.data import Float32, Float64, ViewEstimate
+from fast3r_ros.mapping.data import SIMULTANEOUS_NS, Float32, Float64, ViewEstimate
 from fast3r_ros.mapping.gravity import extrinsics
 from fast3r_ros.mapping.map import Keyframe
 from fast3r_ros.mapping.odometry import OdometryBuffer
@@ -21,7 +21,7 @@ from fast3r_ros.mapping.odometry import OdometryBuffer
 _FEWEST = 4  # measurements before a scale is believed
 # before the measurements tell their spread, it is taken to be this, with the weight of so many measurements
 _PRIOR_SPREAD, _PRIOR_WEIGHT = 0.03, 4
-_SIMULTANEOUS_NS = 5_000_000  # images of a rig that are this close were taken together
+_SIGNIFICANT = 3.0  # standard deviations
 _LAYERS = 60  # horizontal layers among which the floor is looked for
 
 
@@ -48,7 +48,7 @@ def estimate_scale(
     if config.source == "odometry":
         logs, weights = odometry_ratios(keyframes, odometry, base_from_camera, config.min_baseline)
     elif config.source == "rig":
-        logs = rig_ratios(keyframes, base_from_camera)
+        logs, weights = rig_ratios(keyframes, base_from_camera)
     else:
         known = [(k.metric_scale, k.map_from_local.scale) for k in keyframes if np.isfinite(k.metric_scale)]
         logs = np.array([np.log(metric / unit) for metric, unit in known])
@@ -59,12 +59,12 @@ def estimate_scale(
     return Scale(float(np.exp(mean)), float(np.hypot(sigma, prior)))
 
 
-def adopts(config: ScaleConfig, scale: Scale, metres: bool) -> bool:
-    """Whether the map should be rescaled: once it is metric, only for a change beyond the hysteresis."""
-    if scale.sigma > config.accept_sigma:
+def disagrees(config: ScaleConfig, scale: Scale) -> bool:
+    """Whether what was measured on a map in metres says, beyond doubt, that it is not quite in metres."""
+    if config.source == "fixed" or scale.sigma > config.accept_sigma:
         return False
     change = abs(np.log(scale.metres_per_unit))
-    return not metres or bool(change > max(np.log1p(config.hysteresis), 2.0 * scale.sigma))
+    return bool(change > max(np.log1p(config.hysteresis), _SIGNIFICANT * scale.sigma))
 
 
 def odometry_ratios(
@@ -101,12 +101,17 @@ def odometry_ratios(
     return np.array(ratios), np.array(weights)
 
 
-def rig_ratios(keyframes: Sequence[Keyframe], base_from_camera: Mapping[str, Float64]) -> Float64:
-    """Log ratios of the known to the estimated distance between cameras whose images were taken together."""
-    ratios = []
+def rig_ratios(
+    keyframes: Sequence[Keyframe], base_from_camera: Mapping[str, Float64]
+) -> tuple[Float64, Float64]:
+    """Log ratios of the known to the estimated distance between cameras whose images were taken together.
+
+    Also their weights: a pose that more windows agreed on has less noise.
+    """
+    ratios, weights = [], []
     for i, first in enumerate(keyframes):
         for second in keyframes[i + 1 :]:
-            if second.stamp_ns - first.stamp_ns > _SIMULTANEOUS_NS:
+            if second.stamp_ns - first.stamp_ns > SIMULTANEOUS_NS:
                 break
             cameras = first.camera, second.camera
             if cameras[0] == cameras[1] or not all(camera in base_from_camera for camera in cameras):
@@ -116,7 +121,8 @@ def rig_ratios(keyframes: Sequence[Keyframe], base_from_camera: Mapping[str, Flo
             along = float(estimated @ known) / max(float(known @ known), 1e-12)
             if along > 1e-6:
                 ratios.append(-np.log(along))
-    return np.array(ratios)
+                weights.append(1.0 / (1.0 / first.estimates + 1.0 / second.estimates))
+    return np.array(ratios), np.array(weights)
 
 
 def metric_scale_from_depth(estimate: ViewEstimate, depth: Float32 | None) -> float:
@@ -171,15 +177,19 @@ def metric_scale_from_height(estimate: ViewEstimate, camera_height: float) -> fl
 def robust_mean(values: Float64, weights: Float64 | None = None) -> tuple[float, float]:
     """Mean and its standard deviation by Tukey's biweight from the weighted median; less than half are
     outliers.
+
+    The standard deviation is the M-estimator's, sum(psi^2)^0.5 / sum(psi') (Huber 1981).
     """
     weights = np.ones(len(values)) if weights is None else weights
     mean = _weighted_median(values, weights)
     for _ in range(10):
         spread = max(1.4826 * _weighted_median(np.abs(values - mean), weights), 1e-6)
-        robust = weights * np.clip(1 - ((values - mean) / (4.0 * spread)) ** 2, 0, None) ** 2
+        kernel_root = np.clip(1 - ((values - mean) / (4.0 * spread)) ** 2, 0, None)
+        robust = weights * kernel_root**2
+        error = values - mean
         mean = float((robust * values).sum() / robust.sum())
-    inliers = float(robust.sum() ** 2 / (robust**2).sum())
-    return mean, spread / max(np.sqrt(inliers), 1.0)
+    slope = float((weights * (5 * kernel_root**2 - 4 * kernel_root)).sum())
+    return mean, float(np.linalg.norm(robust * error)) / slope if slope > 0 else float("inf")
 
 
 def _weighted_median(values: Float64, weights: Float64) -> float:

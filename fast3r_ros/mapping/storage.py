@@ -35,6 +35,7 @@ class SavedMap:
     edges: tuple[Edge, ...]
     metres: bool
     voxel_size: float
+    guessed: tuple[int, ...] = ()  # submaps of a metric map whose own scale is not known
 
 
 def write_map(directory: Path, saved: SavedMap) -> None:
@@ -112,6 +113,7 @@ def _index(saved: SavedMap, arrays: Path) -> dict[str, Any]:
         "bytes": arrays.stat().st_size,
         "metres": saved.metres,
         "voxel_size": saved.voxel_size,
+        "guessed": list(saved.guessed),
         "keyframes": [
             {
                 "id": k.id,
@@ -201,7 +203,8 @@ def _restore(content: dict[str, Any], arrays: dict[str, np.ndarray]) -> SavedMap
             arrays["edge"], arrays["edge_pose"], arrays["edge_noise"], strict=True
         )
     )
-    return SavedMap(tuple(keyframes), edges, bool(content["metres"]), float(content["voxel_size"]))
+    guessed = tuple(int(submap) for submap in content.get("guessed", ()))
+    return SavedMap(tuple(keyframes), edges, bool(content["metres"]), float(content["voxel_size"]), guessed)
 
 
 def _flat(similarity: Sim3) -> np.ndarray:

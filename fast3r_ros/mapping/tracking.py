@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -32,6 +32,15 @@ class SubmapStart:
 
     map_from_camera: Float64
     depth: float
+
+
+def submap_start(keyframes: Mapping[int, Keyframe], origin: Float64) -> SubmapStart:
+    """Where the track was lost, as deep as was usual there; for an empty map `origin` (4, 4) and depth 1."""
+    recent = list(keyframes.values())[-8:]
+    if not recent:
+        return SubmapStart(origin, 1.0)
+    depth = float(np.median([k.depth * k.map_from_local.scale for k in recent]))
+    return SubmapStart(recent[-1].map_from_camera, depth)
 
 
 @dataclass(frozen=True)

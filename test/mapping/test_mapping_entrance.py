@@ -64,7 +64,16 @@ def test_cameras_are_judged_apart():
     selector = KeyframeSelector(KeyframeConfig())
     assert selector.judge(frame(1, texture()))[0] == ""
     assert selector.judge(frame(0.5, texture(), "b"))[0] == ""
-    assert selector.judge(frame(1, texture(), "b"))[0] == "no_motion"
+    assert selector.judge(frame(0.98, texture(), "b"))[0] == "no_motion"
+
+
+def test_what_was_taken_together_is_kept_together():
+    selector = KeyframeSelector(KeyframeConfig())
+    assert selector.judge(frame(1, texture()))[0] == ""
+    assert selector.judge(frame(1.001, texture(), "b"))[0] == ""
+    assert selector.judge(frame(2, texture(40)))[0] == ""
+    assert selector.judge(frame(2.001, texture(), "b"))[0] == ""  # though nothing moved there
+    assert selector.judge(frame(2.01, texture(), "b"))[0] == "no_motion"
 
 
 @settings(max_examples=30, deadline=None)

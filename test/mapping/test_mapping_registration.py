@@ -22,7 +22,7 @@ from fast3r_ros.mapping.placement import interpolate
 from fast3r_ros.mapping.registration import Overlap, register
 from fast3r_ros.mapping.scale import (
     Scale,
-    adopts,
+    disagrees,
     estimate_scale,
     metric_scale_from_depth,
     metric_scale_from_height,
@@ -170,9 +170,12 @@ def test_rig_ratios_use_only_what_was_taken_together():
     offset[0, 3] = 0.25
     extrinsics = {"a": BODY_FROM_OPTICAL, "b": BODY_FROM_OPTICAL @ offset}
     pair = [keyframe(0, 0, np.eye(4)), keyframe(1, 0, rigid_matrix(np.eye(3), [0.1, 0, 0]), "b")]
-    assert np.exp(rig_ratios(pair, extrinsics)) == pytest.approx([2.5])
-    assert len(rig_ratios([pair[0], replace(pair[1], stamp_ns=SECOND)], extrinsics)) == 0
-    assert len(rig_ratios(pair, {"a": BODY_FROM_OPTICAL})) == 0
+    logs, weights = rig_ratios(pair, extrinsics)
+    assert np.exp(logs) == pytest.approx([2.5])
+    assert weights == pytest.approx([0.5])
+    assert rig_ratios([replace(k, estimates=4) for k in pair], extrinsics)[1] == pytest.approx([2.0])
+    assert len(rig_ratios([pair[0], replace(pair[1], stamp_ns=SECOND)], extrinsics)[0]) == 0
+    assert len(rig_ratios(pair, {"a": BODY_FROM_OPTICAL})[0]) == 0
 
 
 def view_over_a_floor(height_above, pitch=0.2):
@@ -222,12 +225,12 @@ def test_depth_images_dense_and_sparse_give_the_scale():
 
 def test_hysteresis():
     config = ScaleConfig(source="odometry")
-    assert not adopts(config, Scale(), metres=False)
-    assert adopts(config, Scale(2.0, 0.001), metres=False)
-    assert not adopts(config, Scale(2.0, 0.1), metres=False)
-    assert not adopts(config, Scale(1.004, 0.0001), metres=True)
-    assert not adopts(config, Scale(1.01, 0.007), metres=True)
-    assert adopts(config, Scale(1.05, 0.005), metres=True)
+    assert not disagrees(config, Scale())
+    assert not disagrees(config, Scale(2.0, 0.1))
+    assert not disagrees(config, Scale(1.004, 0.0001))
+    assert not disagrees(config, Scale(1.01, 0.0039))
+    assert disagrees(config, Scale(1.02, 0.003))
+    assert not disagrees(replace(config, source="fixed"), Scale(2.0, 0.0))
 
 
 @given(st.integers(0, 500))
