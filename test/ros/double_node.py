@@ -5,6 +5,7 @@ Usage: double_node.py KIND [ROS arguments].  KIND is one of
            of this length
   noise:SECONDS  any images, windows of nonsense, in passes of this length
   budget:VIEWS   as SECONDS, but windows of more views run out of memory
+  fault:SECONDS  as SECONDS, but the first activation fails
 """
 
 import sys
@@ -18,6 +19,7 @@ import torch
 
 from fast3r_ros.mapping.data import EncodedView, Frame, Reconstruction, WindowNetwork
 from fast3r_ros.ros.config import NodeConfig
+from fast3r_ros.ros.inputs import Inputs
 from fast3r_ros.ros.mapping_node import main
 from fast3r_ros.synthetic.network_double import TrueNetwork
 from fast3r_ros.synthetic.sequence import demo_sequence
@@ -70,5 +72,17 @@ def load_network(config: NodeConfig) -> WindowNetwork:
     return Slow(true_network(), float(value))
 
 
+def fail_at_the_first_activation() -> None:
+    opened = Inputs.open
+
+    def fail(inputs: Inputs) -> None:
+        Inputs.open = opened
+        raise RuntimeError("no room for another subscription")
+
+    Inputs.open = fail
+
+
 if __name__ == "__main__":
+    if sys.argv[1].startswith("fault:"):
+        fail_at_the_first_activation()
     main([sys.argv[0], *sys.argv[2:]], load_network)

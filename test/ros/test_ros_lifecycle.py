@@ -32,12 +32,12 @@ CYCLES = 20
 
 
 class Managed:
-    """A node that waits for its manager, and the manager."""
+    """A node that waits for its manager, and the manager.  kind: see double_node."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: str, domain_id: int) -> None:
         parameters = {"autostart": False, "output.status_rate": 10.0}
-        self.node = Program([*DOUBLE, "0.02", *arguments(parameters)], DOMAIN)
-        self.listener = Listener(DOMAIN)
+        self.node = Program([*DOUBLE, kind, *arguments(parameters)], domain_id)
+        self.listener = Listener(domain_id)
         self.listener.listen(MappingStatus, f"{NODE}/status")
         self.listener.listen(PointCloud2, f"{NODE}/cloud")
 
@@ -60,7 +60,7 @@ class Managed:
 
 @pytest.fixture(scope="module")
 def managed() -> Iterator[Managed]:
-    managed = Managed()
+    managed = Managed("0.02", DOMAIN)
     with running(managed.node):
         yield managed
     managed.listener.close()
@@ -126,11 +126,30 @@ def test_shutdown_transition_works(managed: Managed) -> None:
     assert seconds < 3
 
 
+def test_an_error_at_activation_is_told_and_the_node_starts_again() -> None:
+    faulty = Managed("fault:0.0", domain(5))
+    with running(faulty.node):
+        assert faulty.change(Transition.TRANSITION_CONFIGURE)
+        assert not faulty.change(Transition.TRANSITION_ACTIVATE)
+        assert faulty.state() == "unconfigured"  # error processing has freed everything
+        faulty.wait_for_status(MappingStatus.ERROR)
+        message = faulty.listener.newest(f"{NODE}/status")
+        assert message.last_error == "RuntimeError: no room for another subscription"
+        wait_until(lambda: (faulty.inputs(), faulty.outputs()) == (0, 0), 5, "publishers to go")
+        assert faulty.change(Transition.TRANSITION_CONFIGURE)
+        assert faulty.change(Transition.TRANSITION_ACTIVATE)
+        faulty.wait_for_status(MappingStatus.WAITING)
+        assert faulty.inputs() == 1
+    faulty.listener.close()
+    assert "Traceback" not in faulty.node.output()
+
+
 @pytest.mark.parametrize(
     ("parameters", "words"),
     [
         ({"model": "/no/such/model"}, "/no/such/model"),
         ({"window.size": 1}, "window.size"),
+        ({"cameras": "['front left']"}, "front left"),
     ],
 )
 def test_wrong_starts_end_with_one_clear_line(parameters: dict, words: str) -> None:

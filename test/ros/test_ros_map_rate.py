@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -17,7 +19,7 @@ from sensor_msgs.msg import PointCloud2
 
 from fast3r_ros.benchmark.synthetic_run import start, the_loop
 from fast3r_ros.ros.broadcaster import Broadcaster
-from fast3r_ros.ros.config import NodeConfig, OutputConfig
+from fast3r_ros.ros.config import NodeConfig, OutputConfig, ViewerConfig
 from fast3r_ros.ros.counters import Counters
 from fast3r_ros.ros.intake import CameraFacts
 from fast3r_ros.ros.live_viewer import LiveViewer
@@ -42,10 +44,20 @@ def node() -> Iterator[Node]:
 def outputs_of(node: Node, camera: str) -> Outputs:
     facts = {camera: CameraFacts((64, 48), True, "")}
     broadcaster = Broadcaster(lambda _: None, CONFIG, OwnFrames(), OwnLookup(), facts)
-    viewer = LiveViewer(CONFIG.viewer, node.get_logger())
+    viewer = LiveViewer(ViewerConfig(port=8765), node.get_logger())
     outputs = Outputs(node, CONFIG, Counters(), broadcaster, facts, {}, viewer, lambda: None)
     outputs.active = True
     return outputs
+
+
+@pytest.mark.parametrize("host", ["198.51.100.1", "no such host"])
+def test_a_viewer_that_cannot_listen_is_told(host: str) -> None:
+    told: list[str] = []
+    logger = SimpleNamespace(error=told.append, info=told.append)
+    viewer = LiveViewer(ViewerConfig(port=8765, host=host), logger)
+    assert not viewer.active
+    assert len(told) == 1
+    assert "the node goes on without" in told[0]
 
 
 def listener_on(outputs: Outputs, count: int) -> Listener:
@@ -64,6 +76,12 @@ def test_the_map_goes_out_when_it_is_due(node: Node) -> None:
     clouds = first.heard[TOPIC]
     outputs.idle(run.mapper)
     wait_until(lambda: len(clouds) == 1, 10, "the first map")
+    in_browser = outputs._viewer._viewer
+    assert in_browser is not None
+    assert in_browser.address.startswith("http://127.0.0.1:")
+    page = urllib.request.urlopen(in_browser.address, timeout=10)
+    assert "text/html" in page.headers["Content-Type"]
+    wait_until(lambda: in_browser.points_shown == clouds[-1].width, 10, "the map in the browser")
 
     run.feed(frames[60:100])
     for _ in range(3):  # a hundred seconds have not passed
@@ -86,5 +104,6 @@ def test_the_map_goes_out_when_it_is_due(node: Node) -> None:
     time.sleep(0.3)
     assert len(clouds) == 3
     outputs.stop()
+    assert not outputs._viewer.active
     for listener in (first, second):
         listener.close()

@@ -1,0 +1,123 @@
+"""A robot in the test process that walks through the synthetic room, and what listens to the node."""
+
+from __future__ import annotations
+
+import time
+from functools import lru_cache
+
+import numpy as np
+from diagnostic_msgs.msg import DiagnosticArray
+from fast3r_ros.msg import MappingStatus, WindowEstimate
+from geometry_msgs.msg import TransformStamped
+from nav_msgs.msg import Odometry
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from ros_harness import NODE, Listener, wait_until
+from scipy.spatial.transform import Rotation
+from sensor_msgs.msg import Image
+from tf2_msgs.msg import TFMessage
+
+from fast3r_ros.geometry.axes import optical_pose_from_body
+from fast3r_ros.mapping.data import Frame
+from fast3r_ros.ros.images import packed, rgb_to_image
+from fast3r_ros.ros.poses import matrix_from_pose, odometry_message, rigid_inverse, stamped_transform
+from fast3r_ros.ros.times import ns_from_stamp, stamp_from_ns
+from fast3r_ros.synthetic.sequence import demo_sequence
+
+CAMERA = "camera_optical_frame"
+
+
+def listener_for(domain_id: int, node: str = NODE) -> Listener:
+    """Hears status, windows, transforms and diagnostics."""
+    listener = Listener(domain_id)
+    listener.listen(MappingStatus, f"{node}/status")
+    listener.listen(WindowEstimate, f"{node}/window")
+    listener.listen(TFMessage, "/tf")
+    listener.listen(DiagnosticArray, "/diagnostics")
+    return listener
+
+
+@lru_cache(maxsize=1)
+def frames() -> tuple[Frame, ...]:
+    """The walk with its depth images, rendered once."""
+    return tuple(demo_sequence(with_depth=True))
+
+
+class Robot:
+    """Publishes the walk as a robot would: images, odometry in metres, odom -> base_link -> camera on TF.
+
+    prefix: of the topics of camera and odometry.  best_effort: as most camera drivers publish.
+    """
+
+    def __init__(self, listener: Listener, prefix: str = "", best_effort: bool = False) -> None:
+        self._sequence = demo_sequence()
+        node = listener.node
+        reliability = ReliabilityPolicy.BEST_EFFORT if best_effort else ReliabilityPolicy.RELIABLE
+        qos = QoSProfile(depth=30, reliability=reliability)
+        latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+        self.images = node.create_publisher(Image, f"{prefix}/image", qos)
+        self._depth = node.create_publisher(Image, f"{prefix}/depth", qos)
+        self._odometry = node.create_publisher(Odometry, f"{prefix}/odometry", qos)
+        self._tf = node.create_publisher(TFMessage, "/tf", 100)
+        self._tf_static = node.create_publisher(TFMessage, "/tf_static", latched)
+        self.base_from_camera = optical_pose_from_body(np.eye(4))
+        self.base_from_camera[:3, 3] = (0.2, 0.05, 0.4)
+        # odometry starts somewhere else and turned
+        self._odom_from_world = np.eye(4)
+        self._odom_from_world[:3, :3] = Rotation.from_euler("z", 0.7).as_matrix()
+        self._odom_from_world[:3, 3] = (3.0, -2.0, 0.0)
+        static = stamped_transform(self.base_from_camera, "base_link", CAMERA, 0)
+        self._tf_static.publish(TFMessage(transforms=[static]))
+
+    def odom_from_base(self, index: int) -> np.ndarray:
+        world_from_base = self._sequence.world_from_camera[index] @ rigid_inverse(self.base_from_camera)
+        return self._odom_from_world @ world_from_base
+
+    def index_at(self, stamp_ns: int) -> int:
+        return round((stamp_ns - self._sequence.start_ns) * self._sequence.rate / 1e9)
+
+    def drive(self, rate_hz: float, *, tf: bool = False, odometry: bool = False, depth: bool = False) -> None:
+        """The whole walk.  tf, odometry, depth: what is published beside the images."""
+        wait_until(lambda: self.images.get_subscription_count() > 0, 10, "the node's subscription")
+        time.sleep(1.0)  # until it is as reliable as the images are
+        for index, frame in enumerate(frames()):
+            start = time.monotonic()
+            moved = self.odom_from_base(index)
+            if tf:
+                transform = stamped_transform(moved, "odom", "base_link", frame.stamp_ns)
+                self._tf.publish(TFMessage(transforms=[transform]))
+            if odometry:
+                self._odometry.publish(
+                    odometry_message(moved, np.eye(6) * 1e-4, "odom", "base_link", frame.stamp_ns)
+                )
+            if depth:
+                self._depth.publish(depth_in_millimetres(frame))
+            self.images.publish(rgb_to_image(frame.image, frame.stamp_ns, CAMERA))
+            time.sleep(max(0.0, 1 / rate_hz - (time.monotonic() - start)))
+
+    def broadcast(self, parent: str, child: str) -> None:
+        self._tf.publish(TFMessage(transforms=[stamped_transform(np.eye(4), parent, child, 0)]))
+
+    def scale_error(self, window: WindowEstimate) -> float:
+        """Relative error of the longest distance between two of a window's views."""
+        ours = np.array([matrix_from_pose(view.pose.pose)[:3, 3] for view in window.views])
+        indices = [self.index_at(ns_from_stamp(view.header.stamp)) for view in window.views]
+        true = np.array([self._sequence.world_from_camera[index][:3, 3] for index in indices])
+        distances = np.linalg.norm(true[:, None] - true, axis=-1)
+        i, j = np.unravel_index(distances.argmax(), distances.shape)
+        return abs(float(np.linalg.norm(ours[i] - ours[j]) / distances[i, j]) - 1.0)
+
+
+def depth_in_millimetres(frame: Frame) -> Image:
+    """The frame's metric depth as a RealSense publishes it."""
+    assert frame.depth is not None
+    pixels = np.nan_to_num(frame.depth * 1000).astype("<u2")
+    message = Image(height=pixels.shape[0], width=pixels.shape[1], encoding="16UC1", step=pixels.strides[0])
+    message.header.stamp = stamp_from_ns(frame.stamp_ns)
+    message.header.frame_id = frame.camera
+    message.data = packed(pixels)
+    return message
+
+
+def transforms_to(listener: Listener, child: str) -> list[TransformStamped]:
+    """All transforms heard so far that give a frame a parent."""
+    return [t for message in listener.heard["/tf"] for t in message.transforms if t.child_frame_id == child]

@@ -1,0 +1,116 @@
+"""The node on a robot: metres from odometry, TF and depth images, map -> odom, namespaces and remapping."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy", reason="ROS is not installed here")
+
+from fast3r_ros.msg import MappingStatus
+from robot import CAMERA, Robot, frames, listener_for, transforms_to
+from ros_harness import DOUBLE, NODE, Program, arguments, domain, running, wait_until
+from sensor_msgs.msg import Image
+
+from fast3r_ros.ros.poses import matrix_from_pose, matrix_from_transform
+from fast3r_ros.ros.times import ns_from_stamp
+
+QUICK = {"output.status_rate": 5.0, "window.stride": 2, "scale.accept_sigma": 0.05}  # the walk is short
+
+
+def test_map_to_odom_composes_to_the_estimated_camera() -> None:
+    domain_id = domain(6)
+    parameters = {"tf_mode": "map_to_odom", "scale.source": "odometry", **QUICK}
+    node = Program([*DOUBLE, "0.0", *arguments(parameters)], domain_id)
+    listener = listener_for(domain_id)
+    with running(node):
+        robot = Robot(listener)
+        listener.wait_for(f"{NODE}/status", lambda message: message.state == MappingStatus.WAITING, 60)
+        robot.drive(rate_hz=8, tf=True, odometry=True)
+        status = listener.wait_for(f"{NODE}/status", lambda message: message.metres, 20)
+        assert status.scale_source == "odometry"
+        time.sleep(2.0)  # the last window and its transform
+
+        window = [each for each in listener.heard[f"{NODE}/window"] if each.accepted and each.metres][-1]
+        view = window.views[-1]
+        map_from_odom = transforms_to(listener, "odom")[-1]
+        assert map_from_odom.header.frame_id == "map"
+        index = robot.index_at(ns_from_stamp(view.header.stamp))
+        composed = (
+            matrix_from_transform(map_from_odom.transform)
+            @ robot.odom_from_base(index)
+            @ robot.base_from_camera
+        )
+        assert np.abs(composed - matrix_from_pose(view.pose.pose)).max() < 1e-6
+        # stamped into the future by the tolerance, and broadcast steadily
+        now = time.time_ns()
+        assert -1.0 < (ns_from_stamp(map_from_odom.header.stamp) - now) / 1e9 < 0.2
+        assert len(transforms_to(listener, "odom")) > 20
+        # the image's frame has a parent already: the node gives it no second one
+        assert not transforms_to(listener, CAMERA)
+        assert not transforms_to(listener, "fast3r_camera")
+
+        # somebody else claims odom: the node tells and stops
+        for _ in range(5):
+            robot.broadcast("world", "odom")
+            time.sleep(0.1)
+        words = "odom already has the parent world"
+        wait_until(
+            lambda: words in listener.newest("/diagnostics").status[2].message, 5, "the conflict to be told"
+        )
+        time.sleep(0.3)
+        count = len(transforms_to(listener, "odom"))
+        time.sleep(1.0)
+        assert len(transforms_to(listener, "odom")) == count
+    listener.close()
+    assert "Traceback" not in node.output()
+
+
+def test_metres_come_from_odometry_on_tf() -> None:
+    domain_id = domain(13)
+    parameters = {"scale.source": "odometry", "input.odometry": "tf", **QUICK}
+    node = Program([*DOUBLE, "0.0", *arguments(parameters)], domain_id)
+    listener = listener_for(domain_id)
+    with running(node):
+        robot = Robot(listener)
+        listener.wait_for(f"{NODE}/status", lambda message: message.state == MappingStatus.WAITING, 60)
+        assert listener.node.count_subscribers("/odometry") == 0
+        robot.drive(rate_hz=8, tf=True)
+        status = listener.wait_for(f"{NODE}/status", lambda message: message.metres, 20)
+        assert status.scale_source == "odometry"
+        time.sleep(1.0)
+        metric = [each for each in listener.heard[f"{NODE}/window"] if each.accepted and each.metres]
+    listener.close()
+    assert robot.scale_error(metric[-1]) < 0.05
+    assert "Traceback" not in node.output()
+
+
+def test_metres_come_from_depth_images_in_a_namespace_with_other_topic_names() -> None:
+    """A best-effort depth camera without calibration; nothing is broadcast in tf_mode none."""
+    domain_id, name = domain(14), "/robot1/fast3r_mapping"
+    parameters = {"scale.source": "depth", "tf_mode": "none", "publish_view_frames": False, **QUICK}
+    topics = {"__ns": "/robot1", "image": "camera/image", "depth": "camera/depth"}
+    node = Program([*DOUBLE, "0.0", *arguments(parameters, topics)], domain_id)
+    listener = listener_for(domain_id, name)
+    listener.listen(Image, f"{name}/depth")
+    with running(node):
+        robot = Robot(listener, "/robot1/camera", best_effort=True)
+        listener.wait_for(f"{name}/status", lambda message: message.state == MappingStatus.WAITING, 60)
+        robot.drive(rate_hz=8, depth=True)
+        listener.wait_for(f"{name}/status", lambda message: message.metres, 20)
+        time.sleep(1.0)
+        metric = [each for each in listener.heard[f"{name}/window"] if each.accepted and each.metres]
+        camera = {value.key: value.value for value in listener.newest("/diagnostics").status[0].values}
+        message = listener.heard[f"{name}/depth"][-1]
+    listener.close()
+    assert robot.scale_error(metric[-1]) < 0.05
+    assert camera["/robot1/camera/image"] == "best effort, not calibrated"
+    assert all(view.intrinsics_estimated for view in metric[-1].views)
+    assert not transforms_to(listener, "fast3r_camera")
+    assert not transforms_to(listener, CAMERA)
+    depth = np.frombuffer(message.data, np.float32).reshape(message.height, message.width)
+    truth = frames()[robot.index_at(ns_from_stamp(message.header.stamp))].depth
+    assert np.nanmedian(depth / truth) == pytest.approx(1.0, abs=0.05)
+    assert "Traceback" not in node.output()
