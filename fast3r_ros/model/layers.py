@@ -112,15 +112,19 @@ class Block(nn.Module):
 
 def in_parts(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """`function` of (B, N, C) tokens, each for itself, on TOKENS_AT_ONCE at a time: (B, N, C')."""
-    first, *others = x.split(TOKENS_AT_ONCE, dim=1)
-    if not others:
+    parts = x.split(TOKENS_AT_ONCE, dim=1)
+    if len(parts) == 1:
         return function(x)
-    result = function(first)
-    whole = result.new_empty(*x.shape[:2], result.shape[-1])
-    places = iter(whole.split(TOKENS_AT_ONCE, dim=1))
-    next(places).copy_(result)
-    for part, place in zip(others, places, strict=True):
-        place.copy_(function(part))
+    whole: Tensor | None = None
+    start = 0
+    for part in parts:
+        result = function(part)
+        if whole is None:
+            whole = result.new_empty(*x.shape[:2], result.shape[-1])
+        whole[:, start : start + part.shape[1]] = result
+        start += part.shape[1]
+        del result
+    assert whole is not None
     return whole
 
 
