@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -35,8 +36,8 @@ def sequences(root: Path) -> list[PosedSequence]:
         for entry in _read(path):
             try:
                 frames[entry["sequence_name"]].append((entry["frame_number"], _frame(root, entry)))
-            except (KeyError, TypeError) as error:
-                raise UserError(f"{path} has a frame without {error}") from error
+            except (KeyError, TypeError, ValueError) as error:
+                raise UserError(f"{path} has a frame that lacks something: {error!r}") from error
         for name, numbered in frames.items():
             ordered = tuple(frame for _, frame in sorted(numbered, key=lambda item: item[0]))
             found.append(PosedSequence(f"{path.parent.name}/{name}", ordered))
@@ -47,7 +48,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
     try:
         with gzip.open(path, "rt", encoding="utf-8") as file:
             return list(json.load(file))
-    except (OSError, ValueError) as error:
+    except (OSError, EOFError, ValueError, TypeError, zlib.error) as error:
         raise UserError(f"cannot read {path}: {error}") from error
 
 

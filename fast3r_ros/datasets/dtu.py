@@ -14,7 +14,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from fast3r_ros.datasets.posed import PosedFrame, PosedSequence, depth_reader, image_reader
+from fast3r_ros.datasets.posed import (
+    PosedFrame,
+    PosedSequence,
+    depth_reader,
+    image_reader,
+    read_text,
+)
 from fast3r_ros.errors import UserError
 from fast3r_ros.geometry.intrinsics import shift_pixel_centres
 from fast3r_ros.geometry.rigid import inverse
@@ -37,6 +43,8 @@ def sequences(root: Path) -> list[PosedSequence]:
 
 def _frame(scan: Path, camera: Path) -> PosedFrame:
     name = camera.name.removesuffix("_cam.txt")
+    if not name.isdecimal():
+        raise UserError(f"{camera} is not named by a number, such as 00000000_cam.txt")
     camera_from_world, intrinsics = _read_camera(camera)
     world_from_camera = inverse(camera_from_world)
     world_from_camera[:3, 3] *= METRES
@@ -57,7 +65,7 @@ def _frame(scan: Path, camera: Path) -> PosedFrame:
 
 
 def _read_camera(path: Path) -> tuple[Float64, Float64]:
-    words = path.read_text().split()
+    words = read_text(path).split()
     try:
         extrinsic, intrinsic = words.index("extrinsic") + 1, words.index("intrinsic") + 1
         camera_from_world = np.array(words[extrinsic : extrinsic + 16], dtype=np.float64).reshape(4, 4)
@@ -69,9 +77,11 @@ def _read_camera(path: Path) -> tuple[Float64, Float64]:
 def _masked(read: Callable[[], Float32], mask: Path) -> Callable[[], Float32]:
     def masked() -> Float32:
         depth = read()
+        if not mask.is_file():
+            return depth
         picture = cv2.imread(str(mask), cv2.IMREAD_GRAYSCALE)
         if picture is None:
-            return depth
+            raise UserError(f"cannot read the mask {mask}")
         inside = cv2.resize(picture, depth.shape[::-1], interpolation=cv2.INTER_NEAREST) > 127
         return np.where(inside, depth, np.float32(0))
 

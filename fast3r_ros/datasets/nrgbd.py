@@ -18,9 +18,11 @@ from fast3r_ros.datasets.posed import (
     image_reader,
     is_pose,
     read_matrix,
+    read_table,
 )
 from fast3r_ros.errors import UserError
 from fast3r_ros.geometry.intrinsics import centred_intrinsics
+from fast3r_ros.mapping.data import Float64
 
 OPENGL_FROM_OPTICAL = np.diag([1.0, -1.0, -1.0, 1.0])
 FRAME_NS = 33_333_333
@@ -37,8 +39,8 @@ def sequences(root: Path) -> list[PosedSequence]:
 
 def _frames(scene: Path) -> tuple[PosedFrame, ...]:
     images = sorted((scene / "images").glob("img*.png"), key=_number)
-    poses = np.genfromtxt(scene / "poses.txt").reshape(-1, 4, 4)
-    focal = float(read_matrix(scene / "focal.txt", 1, 1)[0, 0])
+    poses = _read_poses(scene / "poses.txt")
+    focal = float(read_matrix(scene / "focal.txt", (1, 1))[0, 0])
     if not images:
         raise UserError(f"{scene / 'images'} holds no img*.png")
     picture = cv2.imread(str(images[0]))
@@ -63,5 +65,18 @@ def _frames(scene: Path) -> tuple[PosedFrame, ...]:
     return tuple(frames)
 
 
+def _read_poses(path: Path) -> Float64:
+    """(N, 4, 4), NaN where a frame has none."""
+    values = read_table(path)
+    if values.shape[1] != 4 or len(values) % 4:
+        raise UserError(
+            f"{path} has {values.shape[0]} lines of {values.shape[1]} numbers, expected 4 of 4 each"
+        )
+    return values.reshape(-1, 4, 4)
+
+
 def _number(path: Path) -> int:
-    return int("".join(filter(str.isdigit, path.stem)))
+    digits = "".join(filter(str.isdigit, path.stem))
+    if not digits:
+        raise UserError(f"{path} has no number in its name, such as img0.png")
+    return int(digits)

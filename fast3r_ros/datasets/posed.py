@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +60,7 @@ def depth_reader(path: Path, metres_per_unit: float, largest: float = np.inf) ->
     def read() -> Float32:
         try:
             depth = np.load(path) if path.suffix == ".npy" else cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-        except (OSError, ValueError) as error:
+        except (OSError, EOFError, ValueError) as error:
             raise UserError(f"cannot read the depth file {path}: {error}") from error
         if depth is None or depth.ndim != 2:
             raise UserError(f"{path} is no depth map of one channel")
@@ -90,15 +91,35 @@ def sample_depth(
     return depth[np.ix_(*inside)]
 
 
-def read_matrix(path: Path, rows: int, columns: int) -> Float64:
-    """A text file of numbers as a matrix; raises UserError when it holds another number of them."""
+def read_text(path: Path) -> str:
+    """A text file's content; raises UserError when it cannot be read or is no text."""
     try:
-        values = np.loadtxt(path, dtype=np.float64).ravel()
+        return path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {rows}x{columns} numbers from {path}: {error}") from error
-    if values.size != rows * columns:
-        raise UserError(f"{path} holds {values.size} numbers, expected {rows}x{columns}")
-    return values.reshape(rows, columns)
+        raise UserError(f"cannot read {path}: {error}") from error
+
+
+def read_table(path: Path) -> Float64:
+    """A text file of numbers, (lines, numbers per line); raises UserError when it is none."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of an empty file; its size says so
+            return np.loadtxt(path, dtype=np.float64, ndmin=2)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read numbers from {path}: {error}") from error
+
+
+def read_matrix(path: Path, *shapes: tuple[int, int]) -> Float64:
+    """A text file of numbers as a matrix of the first of `shapes` that has as many.
+
+    Raises UserError when the file cannot be read or none has.
+    """
+    values = read_table(path).ravel()
+    shape = next((shape for shape in shapes if shape[0] * shape[1] == values.size), None)
+    if shape is None:
+        names = " or ".join(f"{rows}x{columns}" for rows, columns in shapes)
+        raise UserError(f"{path} holds {values.size} numbers, expected {names}")
+    return values.reshape(shape)
 
 
 def is_pose(matrix: NDArray[np.floating]) -> bool:

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
 from fast3r_ros.datasets.posed import (
     PosedFrame,
     PosedSequence,
@@ -46,7 +44,7 @@ def _frames(scene: Path, images: Path, poses: Path) -> tuple[PosedFrame, ...]:
         pose_file, depth = poses / f"{image.stem}.txt", scene / "depth" / f"{image.stem}.png"
         if not pose_file.is_file():
             continue
-        pose = read_matrix(pose_file, 4, 4)
+        pose = read_matrix(pose_file, (4, 4))
         if not is_pose(pose):
             continue
         frames.append(
@@ -66,8 +64,7 @@ def _intrinsics(scene: Path, name: str) -> Float64:
     path = next((path for path in [*(scene / c for c in COMMON_INTRINSICS), *own] if path.is_file()), None)
     if path is None:
         raise UserError(f"{scene} has no intrinsics; expected one of {', '.join(COMMON_INTRINSICS)}")
-    size = 4 if np.loadtxt(path).size == 16 else 3
-    return read_matrix(path, size, size)[:3, :3]
+    return read_matrix(path, (4, 4), (3, 3))[:3, :3]
 
 
 def _first_folder(scene: Path, names: tuple[str, ...]) -> Path | None:

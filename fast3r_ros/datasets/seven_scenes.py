@@ -17,6 +17,7 @@ from fast3r_ros.datasets.posed import (
     image_reader,
     is_pose,
     read_matrix,
+    read_text,
 )
 from fast3r_ros.geometry.intrinsics import intrinsics_matrix
 
@@ -39,7 +40,7 @@ def _test_folders(scene: Path) -> list[Path]:
     split = scene / "TestSplit.txt"
     if not split.is_file():
         return folders
-    digits = ["".join(filter(str.isdigit, line)) for line in split.read_text().split()]
+    digits = ["".join(filter(str.isdigit, line)) for line in read_text(split).split()]
     chosen = {int(number) for number in digits if number}
     return [folder for folder in folders if int(folder.name.split("-")[1]) in chosen]
 
@@ -48,7 +49,7 @@ def _frames(folder: Path) -> tuple[PosedFrame, ...]:
     frames = []
     for number, image in enumerate(sorted(folder.glob("frame-*.color.png"))):
         stem = image.name.removesuffix(".color.png")
-        pose = read_matrix(folder / f"{stem}.pose.txt", 4, 4)
+        pose = read_matrix(folder / f"{stem}.pose.txt", (4, 4))
         if not is_pose(pose):
             continue
         registered, raw = folder / f"{stem}.depth.proj.png", folder / f"{stem}.depth.png"

@@ -12,7 +12,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fast3r_ros.datasets.posed import PosedFrame, PosedSequence, depth_reader, image_reader
+from fast3r_ros.datasets.posed import (
+    PosedFrame,
+    PosedSequence,
+    depth_reader,
+    image_reader,
+    read_table,
+    read_text,
+)
 from fast3r_ros.errors import UserError
 from fast3r_ros.geometry.intrinsics import intrinsics_matrix
 from fast3r_ros.geometry.rigid import rigid_matrix
@@ -75,7 +82,9 @@ def _nearest(stamps: NDArray[np.float64], stamp: float) -> int | None:
 
 
 def _read_list(path: Path) -> list[tuple[float, str]]:
-    lines = [line.split() for line in path.read_text().splitlines() if line.strip() and line[0] != "#"]
+    lines = [line.split() for line in read_text(path).splitlines() if line.strip() and line[0] != "#"]
+    if not lines:
+        raise UserError(f"{path} lists no files")
     try:
         return [(float(stamp), name) for stamp, name in lines]
     except ValueError as error:
@@ -83,10 +92,9 @@ def _read_list(path: Path) -> list[tuple[float, str]]:
 
 
 def _read_poses(path: Path) -> tuple[NDArray[np.float64], Float64]:
-    try:
-        rows = np.loadtxt(path, dtype=np.float64, ndmin=2)
-    except ValueError as error:
-        raise UserError(f"{path} is no TUM trajectory: {error}") from error
+    """Stamps and poses; lines without a rotation (lost tracking) are left out."""
+    rows = read_table(path)
     if rows.shape[1] != 8:
         raise UserError(f"{path} has {rows.shape[1]} numbers per line, expected stamp tx ty tz qx qy qz qw")
+    rows = rows[np.isfinite(rows).all(axis=1) & (np.linalg.norm(rows[:, 4:], axis=1) > 0)]
     return rows[:, 0], rigid_matrix(matrix_from_quaternion(rows[:, 4:]), rows[:, 1:4])

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -195,17 +198,18 @@ def points_of(truth: SyntheticSequence, index: int) -> np.ndarray:
     return (camera @ truth.world_from_camera[index].T)[..., :3]
 
 
-@pytest.mark.parametrize("name", WRITERS)
-def test_every_pixel_is_where_the_renderer_had_it(name: str, tmp_path: Path) -> None:
-    write, sequence_name = WRITERS[name]
-    truth = write(tmp_path)
-    sequences = open_dataset(name, tmp_path)
-    assert [sequence.name for sequence in sequences] == [sequence_name]
-    assert len(sequences[0].frames) == FRAMES
-    stamps = [frame.stamp_ns for frame in sequences[0].frames]
-    assert sorted(set(stamps)) == stamps
-    # at its own long side the image is only cropped
-    views = read_views(sequences[0].frames, truth.width)
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, SyntheticSequence]]:
+    """A folder of every format and what was written there; not to be changed."""
+    roots = {name: tmp_path_factory.mktemp(name) for name in WRITERS}
+    return {name: (root, WRITERS[name][0](root)) for name, root in roots.items()}
+
+
+def assert_true_points(root: Path, name: str, truth: SyntheticSequence) -> None:
+    """Every pixel's point is where the renderer had it; at its own long side an image is only cropped."""
+    frames = open_dataset(name, root)[0].frames
+    assert len(frames) == FRAMES
+    views = read_views(frames, truth.width)
     points, valid = views.points_world(), views.valid
     assert valid.mean() > 0.9
     cropped = (truth.height - views.images.shape[1]) // 2
@@ -215,6 +219,107 @@ def test_every_pixel_is_where_the_renderer_had_it(name: str, tmp_path: Path) -> 
         assert error[valid[index]].max() < 2e-3
         difference = np.abs(views.images[index].astype(int) - frame.image[rows])
         assert difference.mean() < 6  # JPEG
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_every_pixel_is_where_the_renderer_had_it(name: str, samples: dict) -> None:
+    root, truth = samples[name]
+    sequences = open_dataset(name, root)
+    assert [sequence.name for sequence in sequences] == [WRITERS[name][1]]
+    stamps = [frame.stamp_ns for frame in sequences[0].frames]
+    assert sorted(set(stamps)) == stamps
+    assert_true_points(root, name, truth)
+
+
+def one_intrinsics_file_per_frame(scene: Path) -> None:
+    """ScanNet++-like: other folder names, PNG, and 3x3 intrinsics for each frame."""
+    matrix = np.loadtxt(scene / "intrinsic" / "intrinsic_color.txt")[:3, :3]
+    shutil.rmtree(scene / "intrinsic")
+    (scene / "pose").rename(scene / "poses")
+    for path in sorted((scene / "color").iterdir()):
+        write_matrix(scene / "intrinsics" / f"{path.stem}.txt", matrix)
+        write_image(scene / "images" / f"{path.stem}.png", cv2.imread(str(path))[..., ::-1])
+    shutil.rmtree(scene / "color")
+
+
+def depth_as_pfm(scan: Path) -> None:
+    """As MVSNet's own tools write it; without masks."""
+    for path in (scan / "depths").glob("*.npy"):
+        assert cv2.imwrite(str(path.with_suffix(".pfm")), np.load(path).astype(np.float32))
+        path.unlink()
+    shutil.rmtree(scan / "binary_masks")
+
+
+def other_ndc(category: Path) -> None:
+    """Intrinsics in units of half the width and half the height, as the first release of CO3D has them."""
+    with gzip.open(category / "frame_annotations.jgz", "rt") as file:
+        entries = json.load(file)
+    for entry in entries:
+        height, width = entry["image"]["size"]
+        ratio = min(height, width) / np.array([width, height])
+        for key in ("focal_length", "principal_point"):
+            entry["viewpoint"][key] = (np.array(entry["viewpoint"][key]) * ratio).tolist()
+        entry["viewpoint"]["intrinsics_format"] = "ndc_norm_image_bounds"
+    with gzip.open(category / "frame_annotations.jgz", "wt") as file:
+        json.dump(entries, file)
+
+
+@pytest.mark.parametrize(
+    ("name", "folder", "change"),
+    [
+        ("scannet", "scene0000_00", one_intrinsics_file_per_frame),
+        ("dtu", "scan1", depth_as_pfm),
+        ("co3d", "apple", other_ndc),
+    ],
+)
+def test_variants_of_a_format(
+    name: str, folder: str, change: Callable[[Path], None], samples: dict, tmp_path: Path
+) -> None:
+    shutil.copytree(samples[name][0] / folder, tmp_path / folder)
+    change(tmp_path / folder)
+    assert_true_points(tmp_path, name, samples[name][1])
+
+
+def test_raw_depth_of_7scenes_has_the_depth_cameras_focal_length(samples: dict, tmp_path: Path) -> None:
+    shutil.copytree(samples["7scenes"][0] / "chess" / "seq-03", tmp_path / "chess" / "seq-03")
+    for path in (tmp_path / "chess" / "seq-03").glob("*.depth.proj.png"):
+        path.rename(path.with_name(path.name.replace(".depth.proj", ".depth")))
+    frame = open_dataset("7scenes", tmp_path)[0].frames[0]
+    assert frame.intrinsics[0, 0] == 585
+    assert frame.read_depth is not None
+    depth = frame.read_depth()
+    assert (depth[:5] == 0).all(), "65535 is unknown"
+    assert (depth[5:] > 0.1).mean() > 0.9
+
+
+GARBAGE = {"nothing": b"", "words": b"there are no numbers here\n", "bytes": bytes(range(128, 256)) * 4}
+
+
+@pytest.mark.parametrize("content", GARBAGE)
+@pytest.mark.parametrize("name", WRITERS)
+def test_whatever_file_is_broken_is_named(name: str, content: str, samples: dict, tmp_path: Path) -> None:
+    """One file of each kind is overwritten: a UserError that names it, and nothing else, comes out."""
+    root, copy = samples[name][0], tmp_path / "copy"
+    kinds: dict[str, Path] = {}
+    for path in sorted(root.rglob("*.*")):
+        if "seq-01" not in path.parts and path.is_file():
+            kinds.setdefault(re.sub(r"\d+", "N", str(path.relative_to(root))), path.relative_to(root))
+    assert len(kinds) >= 3
+    for path in kinds.values():
+        shutil.copytree(root, copy, copy_function=os.link)
+        (copy / path).unlink()
+        (copy / path).write_bytes(GARBAGE[content])
+        with pytest.raises(UserError) as problem:
+            read_all(name, copy)
+        assert path.name in str(problem.value) or "holds no sequence" in str(problem.value)
+        shutil.rmtree(copy)
+
+
+def read_all(name: str, root: Path) -> None:
+    for frame in open_dataset(name, root)[0].frames:
+        frame.read_image()
+        assert frame.read_depth is not None
+        frame.read_depth()
 
 
 @pytest.mark.parametrize("name", WRITERS)
