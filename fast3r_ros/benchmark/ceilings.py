@@ -9,8 +9,8 @@ from fast3r_ros.benchmark.measure import measure
 
 # large enough to fill the device, and the copy larger than any cache
 MATRIX_SIDE = {"cpu": 1024, "cuda": 8192}
-COPIED_BYTES = {"cpu": 256 * 2**20, "cuda": 2 * 2**30}
-RUNS = 5
+COPIED_BYTES = {"cpu": 128 * 2**20, "cuda": 2 * 2**30}
+RUNS = 3
 
 
 def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
@@ -18,9 +18,9 @@ def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
     side = MATRIX_SIDE.get(device.type, MATRIX_SIDE["cuda"])
     left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     result = torch.empty_like(left)
-    product = measure(lambda: torch.mm(left, right, out=result), device, RUNS, warmup=2)[1]
+    product = measure(lambda: torch.mm(left, right, out=result), device, RUNS, warmup=1)[1]
     size = COPIED_BYTES.get(device.type, COPIED_BYTES["cuda"])
     source = torch.ones(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    copy = measure(lambda: target.copy_(source), device, RUNS, warmup=2)[1]
+    copy = measure(lambda: target.copy_(source), device, RUNS, warmup=1)[1]
     return Ceilings(2.0 * side**3 / product.fastest_s, 2.0 * size / copy.fastest_s)

@@ -207,7 +207,7 @@ def long_run(windows: int = 1000, memory_mb: float = 200.0, background: bool = T
         run.network.add(again)
         for i, frame in enumerate(frames):
             run.feed([replace(frame, stamp_ns=again.stamp_ns(i))], finish=False)
-            most = max(most, run.mapper.map.nbytes)
+            most = max(most, run.mapper.status().map_bytes)
         lap += 1
     cost = np.array(run.seconds)
     early, late = cost[windows // 20 : 3 * windows // 20], cost[9 * windows // 10 : windows]

@@ -15,15 +15,18 @@ from fast3r_ros.errors import UserError
 from fast3r_ros.io.cameras import name_of
 
 if TYPE_CHECKING:
+    from fast3r_ros.io.offline import Mapped, Progress
     from fast3r_ros.io.recorder import Recorder
     from fast3r_ros.io.sources import Source
     from fast3r_ros.mapping.config import MapperConfig
-    from fast3r_ros.mapping.data import WindowResult
+    from fast3r_ros.mapping.data import Frame, WindowResult
     from fast3r_ros.mapping.mapper import Mapper
     from fast3r_ros.mapping.network import Fast3RNetwork
+    from fast3r_ros.mapping.one_pass import OnePass
     from fast3r_ros.viewer.web import WebViewer
 
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
+SHOW_SECONDS = 1.0  # between two updates of the viewer
 DENSE_POINTS = 40000  # per keyframe: all pixels of a small network's view
 
 
@@ -67,6 +70,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--rerun", type=Path, metavar="FILE.rrd", help="also write a recording for rerun")
     parser.add_argument("--viewer", action="store_true", help="show the growing map in the browser")
+    parser.add_argument(
+        "--viewer-host",
+        default="127.0.0.1",
+        help="address of --viewer; 0.0.0.0 lets others on the network look (default: %(default)s)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -86,12 +94,11 @@ def run(arguments: argparse.Namespace) -> int:
     config = mapper_config(arguments, len(indices))
     odometry = _odometry(source) if config.scale.source == "odometry" else None
     # only now, so that wrong use is told without waiting for PyTorch
-    from fast3r_ros.io.offline import Progress, begin_results, map_source, with_odometry, write_results
+    from fast3r_ros.io.offline import Progress, begin_results, with_odometry, write_results
     from fast3r_ros.io.recorder import Recorder
-    from fast3r_ros.mapping.mapper import Mapper
 
     progress = Progress()
-    mapper = Mapper(_load_network(arguments, progress.timings), config)
+    mapper = _mapper(arguments.mode, _load_network(arguments, progress.timings), config)
     begin_results(arguments.output)
     recorder = Recorder(arguments.output)
     settings = {**vars(arguments), "parameters": config.to_flat()}
@@ -101,7 +108,7 @@ def run(arguments: argparse.Namespace) -> int:
         frames = source.frames(indices)
         if odometry is not None:
             frames = with_odometry(frames, odometry, mapper)
-        map_source(frames, mapper, recorder, progress, show)
+        _map(frames, mapper, recorder, progress, show)
         progress.stopped = ""
     except KeyboardInterrupt:
         progress.stopped = "interrupted"
@@ -117,6 +124,26 @@ def run(arguments: argparse.Namespace) -> int:
     if progress.stopped:
         return INTERRUPTED
     return 0 if report["map_points"] else 1
+
+
+def _mapper(mode: str, network: Fast3RNetwork, config: MapperConfig) -> Mapper | OnePass:
+    """What makes the map: a sliding window, or one pass over everything."""
+    from fast3r_ros.mapping.mapper import Mapper
+    from fast3r_ros.mapping.one_pass import OnePass
+
+    return OnePass(network, config) if mode == "all" else Mapper(network, config)
+
+
+def _map(
+    frames: Iterator[Frame], mapper: Mapper | OnePass, recorder: Recorder, progress: Progress, show: _Show
+) -> None:
+    from fast3r_ros.io.offline import map_at_once, map_source
+    from fast3r_ros.mapping.one_pass import OnePass
+
+    if isinstance(mapper, OnePass):
+        map_at_once(frames, mapper, recorder, progress, show)
+    else:
+        map_source(frames, mapper, recorder, progress, show)
 
 
 def mapper_config(arguments: argparse.Namespace, views: int) -> MapperConfig:
@@ -217,16 +244,17 @@ def _is_complete(output: Path) -> bool:
 class _Show:
     """The progress bar and, if asked for, the viewer."""
 
-    def __init__(self, arguments: argparse.Namespace, total: int, mapper: Mapper, recorder: Recorder):
+    def __init__(self, arguments: argparse.Namespace, total: int, mapper: Mapped, recorder: Recorder):
         from tqdm import tqdm
 
         self._mapper, self._recorder = mapper, recorder
         self._bar = tqdm(total=total, unit="frame", disable=None)
         self._viewer: WebViewer | None = None
+        self._shown_s = -SHOW_SECONDS  # when the viewer got the map, by the monotonic clock
         if arguments.viewer:
             from fast3r_ros.viewer.web import WebViewer
 
-            self._viewer = WebViewer()
+            self._viewer = WebViewer(arguments.viewer_host)
             self._bar.write(f"viewer: {self._viewer.address}")
 
     def __call__(self, result: WindowResult | None) -> None:
@@ -237,7 +265,8 @@ class _Show:
             return
         status = self._mapper.status()
         self._bar.set_postfix(windows=status.windows, points=status.map_points)
-        if self._viewer is not None:
+        if self._viewer is not None and time.monotonic() - self._shown_s > SHOW_SECONDS:
+            self._shown_s = time.monotonic()
             keyframes = self._mapper.map.keyframes
             images = {name_of(i): k.image for i, k in keyframes.items() if k.image is not None}
             self._viewer.show(self._mapper.map.cloud(), self._recorder.cameras(keyframes), images)

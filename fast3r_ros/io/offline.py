@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from fast3r_ros.errors import UserError
 from fast3r_ros.io.cameras import CameraRecord, write_cameras
@@ -23,8 +23,18 @@ from fast3r_ros.io.report import peak_memory, versions, write_report
 from fast3r_ros.io.rerun_file import write_rerun
 from fast3r_ros.io.sources import Source
 from fast3r_ros.io.trajectory import trajectory_error, write_trajectory
-from fast3r_ros.mapping.data import Cloud, Float64, Frame, PoseEstimate, ViewEstimate, WindowResult
+from fast3r_ros.mapping.data import (
+    Cloud,
+    Float64,
+    Frame,
+    MapperStatus,
+    PoseEstimate,
+    ViewEstimate,
+    WindowResult,
+)
+from fast3r_ros.mapping.map import Map
 from fast3r_ros.mapping.mapper import Mapper
+from fast3r_ros.mapping.one_pass import OnePass
 
 RESULTS = (
     "map.ply",
@@ -73,8 +83,22 @@ class Progress:
     stopped: str = ""
 
 
+class Mapped(Protocol):
+    """What results are written of: a `Mapper`, or a `OnePass`."""
+
+    map: Map
+
+    def status(self) -> MapperStatus:
+        """Counts since the start."""
+        ...
+
+    def trajectory(self) -> list[PoseEstimate]:
+        """Every keyframe with its latest pose, in time order."""
+        ...
+
+
 def with_odometry(
-    frames: Iterable[Frame], odometry: Iterable[tuple[int, Float64]], mapper: Mapper
+    frames: Iterable[Frame], odometry: Iterable[tuple[int, Float64]], mapper: Mapper | OnePass
 ) -> Iterator[Frame]:
     """The frames; before each, the mapper gets the odometry up to a little after it, to interpolate.
 
@@ -114,7 +138,27 @@ def map_source(
     on_frame(result)
 
 
-def _note(result: WindowResult | None, mapper: Mapper, recorder: Recorder, progress: Progress) -> None:
+def map_at_once(
+    frames: Iterable[Frame],
+    one_pass: OnePass,
+    recorder: Recorder,
+    progress: Progress,
+    on_frame: Callable[[WindowResult | None], None],
+) -> None:
+    """Feed all frames to one pass; its views are written a few at a time.  on_frame: as in `map_source`."""
+    started = time.perf_counter()
+    for frame in frames:
+        progress.timings["read"] += time.perf_counter() - started
+        one_pass.add_frame(frame)
+        progress.frames += 1
+        on_frame(None)
+        started = time.perf_counter()
+    for result in one_pass.process():
+        _note(result, one_pass, recorder, progress)
+        on_frame(result)
+
+
+def _note(result: WindowResult | None, mapper: Mapped, recorder: Recorder, progress: Progress) -> None:
     if result is None:
         return
     for stage, seconds in result.timings.items():
@@ -129,7 +173,7 @@ def _note(result: WindowResult | None, mapper: Mapper, recorder: Recorder, progr
 def write_results(
     directory: Path,
     source: Source,
-    mapper: Mapper,
+    mapper: Mapped,
     recorder: Recorder,
     progress: Progress,
     settings: Mapping[str, Any],

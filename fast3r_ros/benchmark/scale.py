@@ -1,0 +1,127 @@
+"""`fast3r benchmark scale`: one forward pass over hundreds of views, as `reconstruct --mode all` runs it.
+
+Pictures come and are encoded a few at a time, only the hooks are kept, and the heads' results are brought to
+the host a few views at a time and dropped there, so that what is measured does not depend on a disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+
+from fast3r_ros.benchmark.ceilings import measure_ceilings
+from fast3r_ros.benchmark.floor import Ceilings, floor_seconds, stages
+from fast3r_ros.benchmark.measure import PeakMemory, machine, synchronize
+from fast3r_ros.benchmark.models import DTYPES, add_model_arguments, chosen_device, load, parse_size
+from fast3r_ros.mapping.data import EncodedView, Frame
+from fast3r_ros.mapping.network import Fast3RNetwork, to_host
+from fast3r_ros.mapping.one_pass import CHUNK, streamed
+from fast3r_ros.model import Fast3R
+
+PICTURES = 8  # different ones, which come again and again
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The benchmark's arguments."""
+    add_model_arguments(parser)
+    parser.add_argument(
+        "--views",
+        type=int,
+        nargs="+",
+        default=[320, 1000, 1500],
+        help="numbers of views (default: 320 to 1500)",
+    )
+    parser.add_argument("--size", default="512x384", metavar="WxH", help="size of a view at the network")
+    parser.add_argument("--dtype", default="float32", choices=DTYPES, help="dtype of the weights")
+    parser.add_argument(
+        "--chunk",
+        type=int,
+        default=CHUNK,
+        help="views encoded and predicted at a time (default: %(default)s)",
+    )
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """One pass for each number of views, after one over few that warms up; returns the JSON document."""
+    device = chosen_device(arguments)
+    size, dtype = parse_size(arguments.size), DTYPES[arguments.dtype]
+    model = load(arguments.model, device, dtype, arguments.attention)
+    ceilings = measure_ceilings(device, dtype)
+    measure_pass(model, 2, size, arguments.chunk, ceilings)
+    results = []
+    for views in sorted(arguments.views):
+        measured = measure_pass(model, views, size, arguments.chunk, ceilings)
+        results.append({"views": views, "size_wh": list(size), "dtype": arguments.dtype, **measured})
+    return {
+        "benchmark": "scale",
+        "machine": machine(device),
+        "model": arguments.model,
+        "attention": arguments.attention,
+        "chunk": arguments.chunk,
+        "results": results,
+    }
+
+
+def measure_pass(
+    model: Fast3R, views: int, size: tuple[int, int], chunk: int, ceilings: Ceilings
+) -> dict[str, Any]:
+    """Seconds of each stage, and the peak memory of the device and the host above what was there before.
+
+    `failed` says why there are none: a pass that does not fit into memory is a result, too.
+    """
+    network, device = Fast3RNetwork(model, max(size)), next(model.parameters()).device
+    host = PeakMemory(torch.device("cpu"))
+    try:
+        with PeakMemory(device) as peak, host:
+            seconds = _run_pass(network, device, views, size, chunk)
+    except torch.OutOfMemoryError:
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        return {"failed": "out of memory"}
+    work = stages(model.config, views, size, next(model.parameters()).element_size())
+    floors = {name: floor_seconds(operations, ceilings) for name, operations in work.items()}
+    return {
+        "seconds": seconds,
+        "total_s": sum(seconds.values()),
+        "floor_s": floors,
+        "times_floor": {name: seconds[name] / floors[name] for name in floors},
+        "peak_bytes": peak.bytes,
+        "host_peak_bytes": host.bytes,
+    }
+
+
+def _run_pass(
+    network: Fast3RNetwork, device: torch.device, views: int, size: tuple[int, int], chunk: int
+) -> dict[str, float]:
+    laps = [time.perf_counter()]
+
+    def lap() -> None:
+        synchronize(device)
+        laps.append(time.perf_counter())
+
+    encoded: list[EncodedView] = []
+    frames = _frames(views, size)
+    for _ in range(0, views, chunk):
+        encoded += network.encode_prepared([network.prepare(frame) for frame in islice(frames, chunk)])
+    lap()
+    features = network.fuse(encoded)
+    encoded.clear()
+    lap()
+    for _, maps in streamed(network, features, range(views), chunk):
+        for view in zip(maps.points_global, maps.confidence_global, maps.points_local, strict=True):
+            to_host(*view)
+    lap()
+    return dict(zip(("encode", "fuse", "heads"), np.diff(laps).tolist(), strict=True))
+
+
+def _frames(views: int, size: tuple[int, int]) -> Iterator[Frame]:
+    """Pictures of the network's size, made beforehand; only they are kept."""
+    rng = np.random.default_rng(0)
+    pictures = [rng.integers(0, 256, (size[1], size[0], 3), np.uint8) for _ in range(PICTURES)]
+    return (Frame(i, "camera", pictures[i % PICTURES]) for i in range(views))

@@ -1,0 +1,339 @@
+"""Every frame of a source in one forward pass, with memory that does not hold all pictures or pointmaps.
+
+Frames are encoded a few at a time as they come, and only their tokens and small pictures stay.  After the
+fusion the heads run twice over a few views at a time: first to place the views, which keeps some numbers of
+each, then to put them into the map and to hand them out.  With hundreds of views the heads are a small part
+of the pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fast3r_ros.errors import UserError
+from fast3r_ros.geometry.camera_pose import CameraPoses
+from fast3r_ros.geometry.focal import estimate_focal
+from fast3r_ros.geometry.intrinsics import centred_intrinsics
+from fast3r_ros.geometry.rigid import inverse
+from fast3r_ros.geometry.sim3 import Sim3
+from fast3r_ros.mapping.config import MapperConfig
+from fast3r_ros.mapping.data import (
+    EncodedView,
+    Float64,
+    Frame,
+    MapperStatus,
+    PoseEstimate,
+    Reconstruction,
+    WindowResult,
+)
+from fast3r_ros.mapping.fusion import Fusion, fuse_window
+from fast3r_ros.mapping.gravity import extrinsics, level_origin
+from fast3r_ros.mapping.intake import FrameIntake
+from fast3r_ros.mapping.map import Map
+from fast3r_ros.mapping.metric import MetricScale
+from fast3r_ros.mapping.network import PreparedFrame
+from fast3r_ros.mapping.odometry import OdometryBuffer
+from fast3r_ros.mapping.outcome import Clock, Context, up_to_date, window_result
+from fast3r_ros.mapping.placement import RegisteredWindow, median_depth
+from fast3r_ros.mapping.prediction import pose_of
+from fast3r_ros.mapping.registration import Registration, place_views
+from fast3r_ros.mapping.tracking import Track
+from fast3r_ros.mapping.window import WindowView, reference_order
+
+CHUNK = 16  # views whose pictures or pointmaps are in work at a time
+_UNIT_VOXEL = 0.01  # default voxel, as a share of the median depth of the views
+_NOWHERE = Registration(Sim3.identity(), 0.0, float("inf"), np.zeros((7, 7)), "no view could be placed")
+
+
+class ManyViewNetwork(Protocol):
+    """What one pass needs of a network; `fast3r_ros.mapping.network.Fast3RNetwork` has it."""
+
+    def prepare(self, frame: Frame) -> PreparedFrame:
+        """Resize one frame.  Raises UserError for an image that cannot be used."""
+        ...
+
+    def encode_prepared(self, frames: Sequence[PreparedFrame]) -> list[EncodedView]:
+        """Encode frames of one size."""
+        ...
+
+    def fuse(self, views: Sequence[EncodedView]) -> Any:
+        """One pass of the fusion transformer; view 0 defines the `window` frame."""
+        ...
+
+    def pointmaps(self, features: Any, views: Sequence[int]) -> Reconstruction:
+        """The pointmaps of some views of a pass."""
+        ...
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the views of a pass are.  poses, intrinsics (V, 3, 3): of all views in the network's order.
+    connected: (V,) which of them go into the map.
+    """
+
+    poses: CameraPoses
+    intrinsics: Float64
+    registration: Registration
+    connected: NDArray[np.bool_]
+
+
+def streamed(
+    network: ManyViewNetwork, features: Any, order: Sequence[int], chunk: int = CHUNK
+) -> Iterator[tuple[Sequence[int], Reconstruction]]:
+    """The pointmaps of a pass, `chunk` views at a time in the given order, with the numbers of the views."""
+    for start in range(0, len(order), chunk):
+        numbers = order[start : start + chunk]
+        yield numbers, network.pointmaps(features, numbers)
+
+
+class OnePass:
+    """A map from one forward pass: frames and odometry in, results and the map out, as with a `Mapper`."""
+
+    def __init__(self, network: ManyViewNetwork, config: MapperConfig, chunk: int = CHUNK) -> None:
+        self.config = config
+        self.map = Map(config.map, config.map.voxel_size or _UNIT_VOXEL)
+        self._network, self._chunk = network, chunk
+        self._intake = FrameIntake(config.keyframes, 1)
+        self._odometry = OdometryBuffer()
+        self._metric = MetricScale(self._odometry, {})
+        self._waiting: list[tuple[Frame, PreparedFrame]] = []
+        self._views: list[WindowView] = []
+        self._last_error = ""
+        self._timings: dict[str, float] = {}
+        self._accepted = self._rejected = 0
+
+    def add_odometry(self, stamp_ns: int, odom_from_base: Float64) -> None:
+        """A pose (4, 4) of the robot's base in its odometry frame, metres.  UserError if it is no pose."""
+        self._odometry.add(stamp_ns, odom_from_base)
+
+    def add_frame(self, frame: Frame) -> str:
+        """Take a frame as a view (""), or drop it for the returned reason."""
+        reason = self._intake.offer(frame)
+        if reason:
+            return reason
+        self._intake.take()
+        clock = Clock()
+        try:
+            prepared = self._network.prepare(frame)
+        except UserError as error:
+            self._last_error = str(error)
+            self._intake.drop("unusable")
+            return "unusable"
+        if self._waiting and self._waiting[0][1].pixels.shape != prepared.pixels.shape:
+            self._encode_waiting()
+        # the picture at full size is looked at no more; not even a part of it keeps it in memory
+        small = replace(frame, image=np.empty((0, 0, 3), np.uint8), depth=self._kept_depth(frame))
+        self._waiting.append((small, prepared))
+        if len(self._waiting) == self._chunk:
+            self._encode_waiting()
+        clock.lap("encode")
+        self._note(clock)
+        return ""
+
+    def process(self) -> Iterator[WindowResult]:
+        """Run the pass over all frames; yields the placed views a few at a time, or one refusal."""
+        clock = Clock()
+        self._encode_waiting()
+        clock.lap("encode")
+        self._note(clock)
+        if len(self._views) < 2:
+            self._rejected += 1
+            yield self._result(None, "fewer than two usable views", None)
+            return
+        ordered, features, placement = self._pass()
+        if placement.registration.reason:
+            self._rejected += 1
+            yield self._result(None, placement.registration.reason, None)
+            return
+        self._accepted += 1
+        # the fused features hold the tokens from here on
+        ordered = [replace(view, encoded=replace(view.encoded, tokens=None)) for view in ordered]
+        self._views = []
+        yield from self._map_views(ordered, features, placement)
+
+    def _pass(self) -> tuple[list[WindowView], Any, Placement]:
+        """Views in the network's order, what was fused, and where they are, by the best view 0 that works."""
+        for reference in reference_order(self._views)[: 1 + self.config.registration.retries]:
+            features = None  # those of another attempt make room
+            ordered = [self._views[reference]] + [v for i, v in enumerate(self._views) if i != reference]
+            clock = Clock()
+            features = self._network.fuse([view.encoded for view in ordered])
+            clock.lap("network")
+            placement = self._place(ordered, features, clock)
+            self._note(clock)
+            if not placement.registration.reason:
+                break
+        return ordered, features, placement
+
+    def _map_views(
+        self, views: Sequence[WindowView], features: Any, placement: Placement
+    ) -> Iterator[WindowResult]:
+        """Put the views into the map in time order, and at the end make it metric if the scale is known."""
+        order = np.argsort([view.stamp_ns for view in views], kind="stable").tolist()
+        clock = Clock()
+        for numbers, reconstruction in streamed(self._network, features, order, self._chunk):
+            clock.lap("network")
+            window = RegisteredWindow(
+                [views[i] for i in numbers],
+                reconstruction,
+                _chosen(placement.poses, numbers),
+                placement.intrinsics[numbers],
+                placement.registration,
+            )
+            tracked = Track(window, None, None, False, placement.connected[numbers])
+            fusion = fuse_window(tracked, self.map.keyframes, (), len(self.map.keyframes), 0, self.config)
+            self._intake.drop("not_connected", fusion.left_out)
+            self.map.put(fusion.keyframes)
+            self.map.fuse([keyframe.id for keyframe in fusion.keyframes])
+            self.map.cull(set())
+            clock.lap("fuse")
+            self._note(clock)
+            yield self._result(tracked, "", fusion)
+            clock = Clock()
+        self._metric.find(self.map, 0, self.config.scale)
+
+    def _place(self, views: Sequence[WindowView], features: Any, clock: Clock) -> Placement:
+        """The first run over the heads: poses, focal lengths, how confident and how deep each view is."""
+        given = all(view.encoded.intrinsics is not None for view in views)
+        intrinsics = np.stack(
+            [np.eye(3) if view.encoded.intrinsics is None else view.encoded.intrinsics for view in views]
+        )
+        poses, confidence, depth, focal = [], [], [], []
+        for numbers, maps in streamed(self._network, features, range(len(views)), self._chunk):
+            clock.lap("network")
+            known = intrinsics[list(numbers)]
+            poses.append(place_views(maps, known if given else None, self.config.registration))
+            confidence += [float(view[::2, ::2].median()) - 1.0 for view in maps.confidence_global]
+            chunk = RegisteredWindow([views[i] for i in numbers], maps, poses[-1], known, _NOWHERE)
+            depth += [median_depth(chunk, [i], self.config.points) for i in range(len(numbers))]
+            focal += [np.nan] * len(numbers) if given else _focal_lengths(maps)
+            clock.lap("register")
+        together = _together(poses)
+        if not given:
+            _fill_intrinsics(intrinsics, views, np.array(focal))
+        trusted = np.array(confidence)
+        connected = together.ok & (
+            trusted >= self.config.registration.min_view_confidence * float(trusted.max())
+        )
+        registration = self._registration(views, together, connected, np.array(depth))
+        return Placement(together, intrinsics, registration, np.asarray(connected))
+
+    def _registration(
+        self,
+        views: Sequence[WindowView],
+        poses: CameraPoses,
+        connected: NDArray[np.bool_],
+        depth: Float64,
+    ) -> Registration:
+        """`map_from_window`: the oldest view is the origin, and the median depth of the views is one."""
+        order = np.argsort([view.stamp_ns for view in views], kind="stable")
+        usable = [int(i) for i in order if connected[i]]
+        if len(usable) < 2:
+            return replace(_NOWHERE, reason="fewer than two views could be placed")
+        oldest = views[usable[0]]
+        base_from_camera = extrinsics({}, oldest.camera)
+        origin = level_origin(None, self._odometry.at(oldest.stamp_ns), base_from_camera)
+        unit = Sim3(1.0 / float(np.median(depth[usable])), np.eye(3), np.zeros(3))
+        place = unit @ Sim3.from_rigid(inverse(poses.window_from_camera[usable[0]]))
+        share = float(np.mean(poses.inlier_share[usable]))
+        return Registration(Sim3.from_rigid(origin) @ place, share, 0.0, np.zeros((7, 7)), "")
+
+    def _encode_waiting(self) -> None:
+        if not self._waiting:
+            return
+        encoded = self._network.encode_prepared([prepared for _, prepared in self._waiting])
+        self._views += [
+            WindowView.of(frame, view) for (frame, _), view in zip(self._waiting, encoded, strict=True)
+        ]
+        self._waiting = []
+
+    def _kept_depth(self, frame: Frame) -> Any:
+        return frame.depth if self.config.scale.source == "depth" else None
+
+    def _note(self, clock: Clock) -> None:
+        for stage, seconds in clock.laps.items():
+            self._timings[stage] = self._timings.get(stage, 0.0) + seconds
+
+    def _result(self, tracked: Track | None, reason: str, fusion: Fusion | None) -> WindowResult:
+        """A result with the times since the last one."""
+        timings, self._timings = self._timings, {}
+        estimates = () if fusion is None else fusion.estimates
+        views = up_to_date(estimates, self.map.keyframes, 1.0)
+        context = Context(0, self.map.version, False, Sim3.identity(), timings)
+        self._last_error = reason or self._last_error
+        return window_result(tracked, reason, views, context)
+
+    # ---------------------------------------------------------------- out
+
+    def trajectory(self) -> list[PoseEstimate]:
+        """Every view in the map with its pose, in time order."""
+        return [pose_of(k) for k in sorted(self.map.keyframes.values(), key=lambda k: k.stamp_ns)]
+
+    def status(self) -> MapperStatus:
+        """Counts so far."""
+        received, dropped = self._intake.counts()
+        return MapperStatus(
+            received=received,
+            keyframes=len(self.map.keyframes),
+            dropped=dropped,
+            windows=self._accepted,
+            windows_rejected=self._rejected,
+            submaps=self.map.submaps,
+            loops_closed=0,
+            map_points=self.map.points,
+            map_bytes=self.map.nbytes,
+            scale_source=self.config.scale.source,
+            metres=self.map.metres,
+            scale_sigma=self._metric.latest.sigma,
+            timings=self._timings,
+            last_error=self._last_error,
+        )
+
+
+def _chosen(poses: CameraPoses, numbers: Sequence[int]) -> CameraPoses:
+    """The poses of some views."""
+    chosen = list(numbers)
+    arrays = {
+        item.name: getattr(poses, item.name)[chosen] for item in fields(CameraPoses) if item.name != "reasons"
+    }
+    return CameraPoses(**arrays, reasons=tuple(poses.reasons[i] for i in chosen))
+
+
+def _together(parts: Sequence[CameraPoses]) -> CameraPoses:
+    """The poses of all views, in order."""
+    arrays = {
+        item.name: np.concatenate([getattr(part, item.name) for part in parts])
+        for item in fields(CameraPoses)
+        if item.name != "reasons"
+    }
+    return CameraPoses(**arrays, reasons=tuple(reason for part in parts for reason in part.reasons))
+
+
+def _focal_lengths(maps: Reconstruction) -> list[float]:
+    """Focal length in pixels that each view alone tells, NaN where it tells none."""
+    return [
+        float(estimate_focal(torch.stack([points]), torch.stack([confidence])).focal[0])
+        for points, confidence in zip(maps.points_local, maps.confidence_local, strict=True)
+    ]
+
+
+def _fill_intrinsics(intrinsics: Float64, views: Sequence[WindowView], focal: Float64) -> None:
+    """Views of one camera and size without intrinsics get the median of their focal lengths.
+
+    Where no view tells one, it is the image width, as in `placement.window_intrinsics`.
+    """
+    groups: dict[tuple[str, int, int], list[int]] = {}
+    for number, view in enumerate(views):
+        if view.encoded.intrinsics is None:
+            height, width = view.encoded.image.shape[:2]
+            groups.setdefault((view.camera, height, width), []).append(number)
+    for (_, height, width), members in groups.items():
+        known = focal[members][np.isfinite(focal[members])]
+        pixels = float(np.median(known)) if len(known) else float(width)
+        intrinsics[members] = centred_intrinsics(pixels, height, width)

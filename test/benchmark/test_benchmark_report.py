@@ -1,0 +1,107 @@
+"""The benchmarks run on a small network, and `report` turns what they print into tables and pictures."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from fast3r_ros.benchmark.tables import tables
+from fast3r_ros.cli import main
+
+
+def document(*arguments: str) -> dict[str, Any]:
+    """What `fast3r benchmark` prints."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        assert main(["benchmark", *arguments]) == 0
+    found: dict[str, Any] = json.loads(printed.getvalue())
+    return found
+
+
+@pytest.fixture(scope="module")
+def documents(model_directory: str) -> dict[str, dict[str, Any]]:
+    small = ["--model", model_directory, "--size", "64x48"]
+    return {
+        "network": document("network", *small, "--views", "1", "2", "--runs", "1"),
+        "window": document("window", *small, "--views", "4", "--slides", "1", "2", "--runs", "2"),
+        "scale": document("scale", *small, "--views", "5", "3"),
+        "node": {"benchmark": "node", "machine": {"cpus": 2}, "node": {"drops": {"overload": 3}}},
+    }
+
+
+def test_a_window_is_told_from_frame_to_message(documents: dict[str, dict[str, Any]]) -> None:
+    found = documents["window"]
+    assert [result["slide"] for result in found["results"]] == [1, 2]
+    for result in found["results"]:
+        stages = {name: stage["median_s"] for name, stage in result["stages"].items()}
+        total = stages.pop("total")
+        assert min(stages[name] for name in ("preprocess", "encode", "fuse", "heads", "registration")) > 0
+        assert sum(stages.values()) == pytest.approx(total, rel=0.5)
+        assert result["windows_accepted"] > 0
+        assert result["network_s"] + result["outside_network_s"] == pytest.approx(total)
+
+
+def test_a_pass_over_many_views_is_told_with_its_floor(documents: dict[str, dict[str, Any]]) -> None:
+    results = documents["scale"]["results"]
+    assert [result["views"] for result in results] == [3, 5]
+    for result in results:
+        assert set(result["seconds"]) == set(result["floor_s"]) == {"encode", "fuse", "heads"}
+        assert result["total_s"] == pytest.approx(sum(result["seconds"].values()))
+        for name, seconds in result["seconds"].items():
+            assert result["times_floor"][name] == pytest.approx(seconds / result["floor_s"][name])
+
+
+def test_slides_as_long_as_the_window_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["benchmark", "window", "--views", "4", "--slides", "4"]) == 2
+    assert "--slides 4" in capsys.readouterr().err
+
+
+def test_every_document_becomes_tables_and_pictures(
+    documents: dict[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    files = []
+    for name, content in documents.items():
+        files.append(tmp_path / f"{name}.json")
+        files[-1].write_text(json.dumps(content))
+    written = document("report", *map(str, files), "--output", str(tmp_path / "out"))["written"]
+    assert {Path(path).name for path in written} == {
+        "report.md",
+        "network_network_64x48_float32.png",
+        "window_window.png",
+        "scale_scale.png",
+    }
+    for path in written[1:]:
+        with Image.open(path) as picture:
+            assert picture.size[0] > 500
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "| node.drops.overload | 3 |" in text
+    assert f"| {documents['scale']['results'][1]['total_s']:.2f} |" in text
+
+
+@pytest.mark.parametrize("name", ["network", "window", "scale", "node"])
+def test_table_rows_are_as_wide_as_their_heading(documents: dict[str, dict[str, Any]], name: str) -> None:
+    for table in tables(documents[name]):
+        assert {len(row) for row in table.rows} == {len(table.columns)}
+
+
+def test_a_pass_that_did_not_fit_is_a_row_without_numbers(documents: dict[str, dict[str, Any]]) -> None:
+    failed = {"views": 9, "size_wh": [64, 48], "dtype": "float32", "failed": "out of memory"}
+    table = tables({**documents["scale"], "results": [failed]})[0]
+    assert [len(row) for row in table.rows] == [len(table.columns)]
+    assert "out of memory" in table.rows[0]
+
+
+@pytest.mark.parametrize("content", ["", "[1]", "{}"])
+def test_a_file_that_no_benchmark_wrote_is_refused(
+    tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "other.json"
+    path.write_text(content)
+    assert main(["benchmark", "report", str(path), "--output", str(tmp_path / "out")]) == 2
+    assert "other.json" in capsys.readouterr().err

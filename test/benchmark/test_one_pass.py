@@ -1,0 +1,201 @@
+"""One pass over a whole source: as exact as the plain path, without all pictures and maps in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from fast3r_ros.benchmark.measure import PeakMemory
+from fast3r_ros.cli.reconstruct import mapper_config
+from fast3r_ros.io.offline import Progress, begin_results, map_at_once, write_results
+from fast3r_ros.io.recorder import Recorder
+from fast3r_ros.io.results import read_results
+from fast3r_ros.io.sources.synthetic import SyntheticSource
+from fast3r_ros.mapping.config import MapperConfig
+from fast3r_ros.mapping.data import EncodedView, Frame, Reconstruction
+from fast3r_ros.mapping.mapper import Mapper
+from fast3r_ros.mapping.network import Fast3RNetwork, PreparedFrame
+from fast3r_ros.mapping.one_pass import OnePass, streamed
+from fast3r_ros.model import Fast3R
+from fast3r_ros.model.preprocess import normalize
+from fast3r_ros.synthetic.network_double import TrueNetwork
+from fast3r_ros.synthetic.sequence import SyntheticSequence, demo_sequence
+
+NAMES = ("points_global", "confidence_global", "points_local", "confidence_local")
+
+
+class TruthInChunks:
+    """The stand-in network with the face that one pass needs."""
+
+    def __init__(self, sequence: SyntheticSequence, intrinsics: bool = True) -> None:
+        self._network, self._intrinsics = TrueNetwork(sequence), intrinsics
+        self._frames: dict[int, Frame] = {}
+
+    def prepare(self, frame: Frame) -> PreparedFrame:
+        pixels = torch.from_numpy(frame.image)
+        self._frames[id(pixels)] = frame
+        return PreparedFrame(pixels, np.eye(3), frame.intrinsics)
+
+    def encode_prepared(self, frames: Sequence[PreparedFrame]) -> list[EncodedView]:
+        views = [self._network.encode(self._frames[id(frame.pixels)]) for frame in frames]
+        return views if self._intrinsics else [replace(view, intrinsics=None) for view in views]
+
+    def fuse(self, views: Sequence[EncodedView]) -> Reconstruction:
+        return self._network.reconstruct(views)
+
+    def pointmaps(self, features: Reconstruction, views: Sequence[int]) -> Reconstruction:
+        return Reconstruction(*([getattr(features, name)[i] for i in views] for name in NAMES))
+
+
+class Arguments:
+    """The options of `fast3r reconstruct --mode all`."""
+
+    mode, scale, min_confidence, voxel_size, set = "all", "none", None, None, ()
+
+
+@pytest.fixture(scope="module")
+def walk() -> tuple[SyntheticSequence, list[Frame]]:
+    sequence = demo_sequence(6.0, width=112, height=80)
+    return sequence, [sequence[i] for i in range(0, len(sequence), 5)]
+
+
+def config(views: int) -> MapperConfig:
+    return mapper_config(Arguments(), views)
+
+
+def finished(one_pass: OnePass, frames: Sequence[Frame]) -> OnePass:
+    for frame in frames:
+        assert one_pass.add_frame(frame) == ""
+    for _ in one_pass.process():
+        pass
+    return one_pass
+
+
+def camera_poses(mapper: OnePass | Mapper) -> np.ndarray:
+    return np.stack([pose.map_from_camera for pose in mapper.trajectory()])
+
+
+def test_the_map_is_that_of_the_plain_path(walk: tuple[SyntheticSequence, list[Frame]]) -> None:
+    sequence, frames = walk
+    plain = Mapper(TrueNetwork(sequence), config(len(frames)))
+    for frame in frames:
+        plain.add_frame(frame)
+    plain.finish()
+    one_pass = finished(OnePass(TruthInChunks(sequence), config(len(frames)), chunk=5), frames)
+    poses, expected = camera_poses(one_pass), camera_poses(plain)
+    np.testing.assert_allclose(poses[:, :3, :3], expected[:, :3, :3], atol=1e-5)
+    # the unit is a median of medians here, and a median of all pixels there
+    factor = np.linalg.norm(poses[-1, :3, 3]) / np.linalg.norm(expected[-1, :3, 3])
+    assert factor == pytest.approx(1, abs=0.02)
+    np.testing.assert_allclose(poses[:, :3, 3], factor * expected[:, :3, 3], atol=1e-5)
+    for keyframe, other in zip(one_pass.map.keyframes.values(), plain.map.keyframes.values(), strict=True):
+        assert keyframe.points is not None
+        assert other.points is not None
+        np.testing.assert_allclose(
+            keyframe.points.points, factor * other.points.points, rtol=1e-4, equal_nan=True
+        )
+
+
+def test_the_number_of_views_at_a_time_changes_nothing(walk: tuple[SyntheticSequence, list[Frame]]) -> None:
+    sequence, frames = walk
+    results = [
+        camera_poses(finished(OnePass(TruthInChunks(sequence), config(len(frames)), chunk), frames))
+        for chunk in (1, 100)
+    ]
+    for other in results[1:]:
+        np.testing.assert_allclose(other, results[0], atol=1e-5)
+
+
+def test_streamed_pointmaps_are_those_of_the_network(network: Fast3R) -> None:
+    rng = np.random.default_rng(0)
+    frames = [Frame(i, "a", rng.integers(0, 256, (48, 64, 3), np.uint8)) for i in range(5)]
+    many = Fast3RNetwork(network)
+    views = many.encode_prepared([many.prepare(frame) for frame in frames])
+    features = many.fuse(views)
+    with torch.inference_mode():
+        expected = network([normalize(frame.image)[None] for frame in frames])
+    seen = []
+    for numbers, maps in streamed(many, features, [3, 0, 4, 1, 2], chunk=2):
+        for place, number in enumerate(numbers):
+            local = expected[number].local_points
+            assert local is not None
+            whole = (expected[number].global_points, local)
+            for name, pointmap in zip(("global", "local"), whole, strict=True):
+                points, confidence = getattr(maps, f"points_{name}"), getattr(maps, f"confidence_{name}")
+                torch.testing.assert_close(points[place], pointmap.points[0], rtol=1e-5, atol=1e-5)
+                torch.testing.assert_close(confidence[place], pointmap.confidence[0], rtol=1e-5, atol=1e-5)
+            seen.append(number)
+    assert seen == [3, 0, 4, 1, 2]
+
+
+def test_unknown_intrinsics_are_found(walk: tuple[SyntheticSequence, list[Frame]]) -> None:
+    sequence, frames = walk
+    one_pass = finished(
+        OnePass(TruthInChunks(sequence, intrinsics=False), config(len(frames)), chunk=5), frames
+    )
+    for keyframe in one_pass.map.keyframes.values():
+        assert keyframe.intrinsics[0, 0] == pytest.approx(sequence.intrinsics[0, 0], rel=0.03)
+
+
+def test_files_are_written_from_the_stream(walk: tuple[SyntheticSequence, list[Frame]], tmp_path) -> None:
+    source = SyntheticSource(walk[0])
+    indices = range(0, len(source), 5)
+    one_pass = OnePass(TruthInChunks(walk[0]), config(len(indices)), chunk=5)
+    begin_results(tmp_path)
+    recorder, progress, told = Recorder(tmp_path), Progress(), []
+    map_at_once(source.frames(indices), one_pass, recorder, progress, told.append)
+    report = write_results(tmp_path, source, one_pass, recorder, progress, {})
+    assert (report["windows"], report["keyframes"], report["frames"]) == (1, 12, 12)
+    assert report["trajectory_error"]["share_of_path"] < 0.02
+    assert [0 if result is None else len(result.views) for result in told] == [0] * 12 + [5, 5, 2]
+    results = read_results(tmp_path)
+    assert len(results.cloud.points) == report["map_points"] > 1000
+    assert len(results.cameras) == len(results.read_images()) == 12
+
+
+def test_frames_that_cannot_be_used_are_left_out(network: Fast3R) -> None:
+    one_pass = OnePass(Fast3RNetwork(network), config(4))
+    rng = np.random.default_rng(0)
+    assert one_pass.add_frame(Frame(0, "a", rng.integers(0, 256, (48, 64, 3), np.uint8))) == ""
+    assert one_pass.add_frame(Frame(0, "a", rng.integers(0, 256, (48, 64, 3), np.uint8))) == "duplicate"
+    assert one_pass.add_frame(Frame(1, "a", rng.integers(0, 256, (480, 2, 3), np.uint8))) == "unusable"
+    (result,) = one_pass.process()
+    assert not result.accepted
+    assert result.reason == "fewer than two usable views"
+    assert one_pass.status().windows_rejected == 1
+    assert one_pass.status().dropped == {"duplicate": 1, "unusable": 1}
+
+
+def large_frames(count: int) -> Iterator[Frame]:
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        yield Frame(i, "a", rng.integers(0, 256, (768, 1024, 3), np.uint8))
+
+
+def test_memory_grows_neither_with_pictures_nor_with_pointmaps(network: Fast3R) -> None:
+    few, many = 8, 24
+    everything = replace(
+        config(many),
+        registration=replace(config(many).registration, min_view_share=0.0, min_view_confidence=0.0),
+        map=replace(config(many).map, points_per_keyframe=100),
+    )
+    peaks = []
+    for views in (few, few, many):  # the first fills pools that stay
+        one_pass = OnePass(Fast3RNetwork(network, image_size=256), everything, chunk=4)
+        with PeakMemory(torch.device("cpu")) as peak:
+            for frame in large_frames(views):
+                one_pass.add_frame(frame)
+            placed = sum(len(result.views) for result in one_pass.process())
+        if peak.bytes is None:
+            pytest.skip("this system does not tell a process's peak memory")
+        assert placed == views
+        peaks.append(peak.bytes)
+    per_view = (peaks[2] - peaks[1]) / (many - few)
+    # tokens, what the fusion makes of them and the small picture are a third to a half of the pointmaps, that
+    # would come on top; so would the picture as it came
+    pointmaps, picture = 2 * 4 * 4 * 192 * 256, 3 * 768 * 1024
+    assert per_view < pointmaps < picture
