@@ -198,7 +198,11 @@ class Inputs:
                     self._counters.problem("internal error")
                     self._report(f"a {type(message).__name__} could not be used: {error!r}")
             if image is not None:
-                self._take_image(*image)
+                try:
+                    self._take_image(*image)
+                except Exception as error:
+                    self._counters.dropped("internal error")
+                    self._report(f"an image could not be used: {error!r}")
 
     def _take_image(self, name: str, message: Any) -> None:
         """One image to a frame, or to a count of why not."""
@@ -213,9 +217,6 @@ class Inputs:
         except (Refused, BadImage) as error:
             self._counters.dropped(error.reason)
             self._report(str(error))
-        except Exception as error:
-            self._counters.dropped("internal error")
-            self._report(f"an image could not be used: {error!r}")
         else:
             if self.config.input.odometry == "tf":
                 self._odometry_from_tf(frame.stamp_ns)
@@ -313,4 +314,4 @@ class Inputs:
 
     def _report(self, text: str) -> None:
         self._counters.error(text)
-        self._node.get_logger().warn(text, throttle_duration_sec=5.0)
+        self._node.get_logger().warning(text, throttle_duration_sec=5.0)

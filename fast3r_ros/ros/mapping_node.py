@@ -252,7 +252,7 @@ class MappingNode(LifecycleNode):
             self._mapping.request(lambda mapper: mapper.restart_window())
 
     def _clock_jumped(self, jump: object) -> None:
-        self.get_logger().warn("the clock went back: a new window starts")
+        self.get_logger().warning("the clock went back: a new window starts")
         if self._inputs is not None:
             self._inputs.clock_went_back()
 

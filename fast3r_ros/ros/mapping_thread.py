@@ -144,7 +144,8 @@ class MappingThread:
         config = smaller_window(self.mapper.config)
         if config is not self.mapper.config:
             size = config.window.size
-            self._logger.warn(f"out of memory: going on with windows of {size} views; set window.size {size}")
+            text = f"out of memory: going on with windows of {size} views; set window.size {size}"
+            self._logger.warning(text)
             self.mapper.set_config(config)
 
 

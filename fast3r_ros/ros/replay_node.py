@@ -97,7 +97,7 @@ class ReplayNode(Node):
                 break
         self._images.wait_for_all_acked(Duration(seconds=5))
         for skipped in self.source.skipped:
-            self.get_logger().warn(f"left out: {skipped.name}: {skipped.reason}")
+            self.get_logger().warning(f"left out: {skipped.name}: {skipped.reason}")
         self.get_logger().info(f"{count} images of {self.source.name} published")
         return count
 

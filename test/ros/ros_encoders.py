@@ -15,6 +15,16 @@ def known_picture(height: int = 48, width: int = 64) -> np.ndarray:
     return np.repeat(np.repeat(blocks.round().astype(np.uint8), 2, axis=0), 2, axis=1)
 
 
+def even_slopes(height: int = 48, width: int = 64) -> np.ndarray:
+    """(H, W, 3) uint8: every channel a plane that rises by at most one per pixel.
+
+    A Bayer mosaic has one channel per pixel; what lies between is interpolated, and only planes are known
+    exactly from their neighbours.
+    """
+    y, x = np.mgrid[0:height, 0:width].astype(np.float64)
+    return np.stack([50 + x, 60 + y + 0.5 * x, 200 - 0.5 * x - y], axis=-1).round().astype(np.uint8)
+
+
 def yuv_of(rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """BT.601 limited range: Y in 16 to 235, U and V in 16 to 240, each (H, W) uint8."""
     r, g, b = (rgb[..., i].astype(np.float64) for i in range(3))

@@ -69,6 +69,12 @@ def test_devices_that_are_not_there_are_named() -> None:
             resolve_device(device)
 
 
+def test_no_node_logs_by_the_deprecated_warn() -> None:
+    """All its calls count as one place: they share a throttle, and raise when only some have one."""
+    folder = Path(__file__).resolve().parents[2] / "fast3r_ros" / "ros"
+    assert not [path.name for path in folder.glob("*.py") if ".warn(" in path.read_text()]
+
+
 @pytest.mark.parametrize(("encoding", "dtype", "unit"), [("32FC1", "f4", 1.0), ("16UC1", "u2", 0.001)])
 @pytest.mark.parametrize("order", ["<", ">"])
 def test_depth_images_are_metres(encoding: str, dtype: str, unit: float, order: str) -> None:
