@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from fast3r_ros import __version__
 from fast3r_ros.errors import UserError
@@ -27,9 +27,10 @@ COMMANDS = (
 )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one sub-command; returns the exit status (0 good, 1 a check failed, 2 wrong use)."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, Callable[[argparse.Namespace], int]]:
+    """The parsed arguments of a sub-command and what runs it; ends the process for wrong use, as argparse
+    does.
+    """
     parser = argparse.ArgumentParser(prog="fast3r", description="Multi-view 3D mapping with Fast3R.")
     parser.add_argument("--version", action="version", version=f"fast3r_ros {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -42,8 +43,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             module.add_arguments(subparser)
             runners[name] = module.run
     parsed = parser.parse_args(arguments)
+    return parsed, runners[parsed.command]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one sub-command; returns the exit status (0 good, 1 a check failed, 2 wrong use)."""
+    parsed, run = parse(list(sys.argv[1:] if arguments is None else arguments))
     try:
-        return int(runners[parsed.command](parsed))
+        return int(run(parsed))
     except UserError as error:
         print(f"fast3r {parsed.command}: {error}", file=sys.stderr)
         return 2
