@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fast3r_ros.errors import UserError
 from fast3r_ros.geometry.rigid import rigid_matrix, transform_points
@@ -288,3 +289,25 @@ def test_wrong_configurations_are_named(section: str, values: dict, words: str) 
 def test_shipped_configurations_can_be_read(path: Path) -> None:
     config = read_config(path)
     assert config.run.steps > 0
+
+
+def test_the_papers_recipe_takes_a_step_at_a_tiny_size(tmp_path: Path) -> None:
+    """Its 20 views, precision, checkpointing and data, at our sizes; the log goes to TensorBoard, too."""
+    paper = read_config(REPOSITORY / "config" / "train" / "paper.yaml")
+    assert paper.views_per_step(0) == 128 * 20
+    small = dataclasses.replace(
+        paper,
+        model=tiny().model,
+        data=dataclasses.replace(paper.data, width=64, height=48),
+        run=dataclasses.replace(paper.run, steps=1, views_per_step=20, log_every=1, evaluate_scenes=1),
+    )
+    metrics = train(small, tmp_path, join_processes("cpu"))
+    row = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[0])
+    assert row["views"] == 20
+    assert row["learning_rate"] == pytest.approx(1e-4 / 17400)
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    for name, value in [*row.items(), *metrics.items()]:
+        if name not in ("step", "time"):
+            (scalar,) = events.Scalars(name)
+            assert scalar.step == 1
+            assert scalar.value == pytest.approx(value, rel=1e-5)
