@@ -48,6 +48,7 @@ def generate_launch_description() -> LaunchDescription:
     costmap = Node(
         package="nav2_costmap_2d",
         executable="nav2_costmap_2d",
+        namespace="costmap",  # the node is called costmap, too; its parameters are below costmap/costmap
         output="screen",
         parameters=[LaunchConfiguration("costmap_params_file"), {"use_sim_time": use_sim_time}],
     )
@@ -61,6 +62,7 @@ def generate_launch_description() -> LaunchDescription:
                 "autostart": True,
                 "node_names": ["fast3r_mapping", "costmap/costmap"],
                 "bond_timeout": 0.0,  # the mapping node has no bond; the manager would take it for dead
+                "service_timeout": 60.0,  # loading a model takes a while (Kilted and newer)
                 "use_sim_time": use_sim_time,
             }
         ],

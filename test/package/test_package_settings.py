@@ -1,0 +1,63 @@
+"""The settings of RViz and Nav2 in config/: names that those programs know, topics that the node has."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+pytest.importorskip("rclpy", reason="ROS is not installed here")
+
+from fast3r_ros.ros.outputs import LATCHED, TOPICS
+
+ROOT = Path(__file__).resolve().parents[2]
+# what RViz and Nav2 of Jazzy, Kilted and newer know, as far as it is of use here
+KNOWN = yaml.safe_load("""
+rviz: [rviz_common/Displays, rviz_common/Views, rviz_default_plugins/Grid, rviz_default_plugins/TF,
+  rviz_default_plugins/PointCloud2, rviz_default_plugins/Path, rviz_default_plugins/Odometry,
+  rviz_default_plugins/Image, rviz_default_plugins/MoveCamera, rviz_default_plugins/Select,
+  rviz_default_plugins/FocusCamera, rviz_default_plugins/Measure, rviz_default_plugins/Orbit]
+costmap: [global_frame, robot_base_frame, update_frequency, publish_frequency, rolling_window, width, height,
+  resolution, robot_radius, footprint, transform_tolerance, track_unknown_space, plugins]
+voxel_layer: [plugin, enabled, origin_z, z_resolution, z_voxels, min_obstacle_height, max_obstacle_height,
+  mark_threshold, unknown_threshold, publish_voxel_map, observation_sources, combination_method]
+source: [topic, data_type, marking, clearing, min_obstacle_height, max_obstacle_height, obstacle_min_range,
+  obstacle_max_range, raytrace_min_range, raytrace_max_range, observation_persistence, expected_update_rate,
+  sensor_frame, inf_is_valid]
+inflation_layer: [plugin, enabled, cost_scaling_factor, inflation_radius]
+""")
+
+
+def test_rviz_shows_the_nodes_topics_with_their_qos():
+    settings = yaml.safe_load((ROOT / "config" / "mapping.rviz").read_text())
+    manager = settings["Visualization Manager"]
+    assert manager["Global Options"]["Fixed Frame"] == "map"
+    displays = manager["Displays"]
+    used = [*settings["Panels"], *displays, *manager["Tools"], manager["Views"]["Current"]]
+    assert {each["Class"] for each in used} <= set(KNOWN["rviz"])
+    topics = {each["Topic"]["Value"]: each["Topic"] for each in displays if "Topic" in each}
+    wanted = {"map_cloud", "cloud", "confidence_color", "path"}
+    assert {f"/fast3r_mapping/{name}" for name in wanted} | {"/image"} <= set(topics)
+    assert "rviz_default_plugins/TF" in {each["Class"] for each in displays}
+    for topic, qos in topics.items():
+        if topic != "/image":
+            latched = TOPICS[topic.removeprefix("/fast3r_mapping/")][1] is LATCHED
+            assert qos["Durability Policy"] == ("Transient Local" if latched else "Volatile"), topic
+            assert qos["Reliability Policy"] == "Reliable"
+
+
+def test_the_costmap_is_fed_by_the_cloud():
+    settings = yaml.safe_load((ROOT / "config" / "nav2_costmap.yaml").read_text())
+    costmap = settings["costmap"]["costmap"]["ros__parameters"]  # namespace and node of nav2_example
+    layers = costmap["plugins"]
+    assert set(costmap) - set(layers) <= set(KNOWN["costmap"])
+    voxels, inflation = costmap["voxel_layer"], costmap["inflation_layer"]
+    (name,) = voxels["observation_sources"].split()
+    source = voxels[name]
+    assert set(voxels) - {name} <= set(KNOWN["voxel_layer"])
+    assert set(inflation) <= set(KNOWN["inflation_layer"])
+    assert set(source) <= set(KNOWN["source"])
+    plugins = [layer["plugin"] for layer in (voxels, inflation)]
+    assert plugins == ["nav2_costmap_2d::VoxelLayer", "nav2_costmap_2d::InflationLayer"]
+    assert (source["topic"], source["data_type"]) == ("/fast3r_mapping/cloud", "PointCloud2")
+    assert voxels["z_voxels"] <= 16  # Nav2 keeps a column in 32 bits, two per voxel
+    assert voxels["max_obstacle_height"] <= voxels["origin_z"] + voxels["z_voxels"] * voxels["z_resolution"]
