@@ -20,19 +20,31 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from fast3r_ros.evaluation import golden_recipes as recipes
-from fast3r_ros.model import Fast3R, Fast3RConfig
+from fast3r_ros.model import Fast3R, Fast3RConfig, ViewTokens
 from fast3r_ros.model.checkpoint import aliases
+from fast3r_ros.model.image_index import index_embedding
 
-SLIDE, OVERLAP = 2, 2
-SMALL = [torch.zeros(1, 3, 64, 64)]
+OVERLAP = 2  # older views of a sliding window whose pointmaps are asked for, beside the new ones
+CHUNK = 16  # of many views, those in work at a time
+# width, depth, heads of encoder and fusion
+SHAPES = {
+    "base": ((768, 12, 12), (768, 12, 12)),
+    "paper": ((1024, 24, 16), (768, 12, 12)),
+    "large": ((1024, 24, 16), (1024, 24, 16)),
+}
+
+Results = dict[str, Tensor]
 
 
-def config(attention: str) -> dict[str, Any]:
+def config(network: str, attention: str) -> dict[str, Any]:
     """The official layout's config.json of the compared network."""
-    shape = {"embed_dim": 768, "depth": 12, "num_heads": 12, "attn_implementation": attention}
+    encoder, fusion = (
+        dict(zip(("embed_dim", "depth", "num_heads"), shape, strict=True)) for shape in SHAPES[network]
+    )
     return {
         "encoder_args": {
-            **shape,
+            **encoder,
+            "attn_implementation": attention,
             "encoder_type": "croco",
             "img_size": 512,
             "patch_size": 16,
@@ -41,11 +53,12 @@ def config(attention: str) -> dict[str, Any]:
             "pos_embed": "RoPE100",
         },
         "decoder_args": {
-            **shape,
+            **fusion,
+            "attn_implementation": attention,
             "decoder_type": "fast3r",
             "random_image_idx_embedding": False,
             "attn_bias_for_inference_enabled": False,
-            "enc_embed_dim": 768,
+            "enc_embed_dim": encoder["embed_dim"],
             "mlp_ratio": 4.0,
             "qkv_bias": True,
             "drop": 0.0,
@@ -63,10 +76,10 @@ def config(attention: str) -> dict[str, Any]:
     }
 
 
-def release_tasks(
-    options: dict[str, Any], images: list[Tensor]
-) -> dict[str, Callable[[], dict[str, Tensor]]]:
-    """The official network's tasks."""
+def release_tasks(options: dict[str, Any], images: list[Tensor]) -> dict[str, Callable[[], Results]]:
+    """The official network's tasks.  On a GPU its weights stay float32 and it computes under autocast, as in
+    its own inference function.
+    """
     sys.path.insert(0, options["release"])
     # the model's file imports the data sets' code for a name that it uses only in an error message
     unused = types.ModuleType("fast3r.dust3r.datasets.base.base_stereo_view_dataset")
@@ -74,33 +87,53 @@ def release_tasks(
     sys.modules[unused.__name__] = unused
     from fast3r.models.fast3r import Fast3R as Release
 
-    model = Release(**config(options["attention"]))
+    model = Release(**config(options["network"], options["attention"]))
     load(model)
+    model.to(options["device"])
+    table = model.decoder.image_idx_emb
+    if options["many"] > len(table):  # it ends at 1000 views; what is compared is the time of more
+        rows = index_embedding(torch.arange(options["many"]), table.shape[1])
+        model.decoder.image_idx_emb = rows.to(table)
+    names = {"pts3d_in_other_view": "global", "conf": "confidence", "pts3d_local": "local"}
+    dtype = getattr(torch, options["dtype"])
+    automatic = dtype != torch.float32
 
-    def views_of(images: list[Tensor]) -> list[dict[str, Tensor]]:
-        return [{"img": image, "true_shape": torch.tensor([image.shape[2:]])} for image in images]
+    def forward(images: list[Tensor]) -> list[dict[str, Tensor]]:
+        views = [{"img": image, "true_shape": torch.tensor([image.shape[2:]])} for image in images]
+        with torch.autocast(images[0].device.type, dtype if automatic else torch.bfloat16, automatic):
+            results: list[dict[str, Tensor]] = model(views)
+        return results
 
-    views = views_of(images)
-    small = views_of(SMALL)
-
-    def full() -> dict[str, Tensor]:
-        names = {"pts3d_in_other_view": "global", "conf": "confidence", "pts3d_local": "local"}
+    def full() -> Results:
         return {
             f"{ours}_{number}": view[theirs]
-            for number, view in enumerate(model(views))
+            for number, view in enumerate(forward(images))
             for theirs, ours in names.items()
         }
 
-    return {"full": lambda: measured(full), "touch": lambda: {"none": model(small)[0]["conf"]}}
+    def many() -> Results:
+        for view in forward(repeated(images, options["many"])):
+            for name in names:
+                view[name] = view[name].cpu()
+        return {}
+
+    small = [image[..., :64, :64] for image in images[:1]]
+    return {
+        "full": lambda: measured(full, options),
+        "many": lambda: measured(many, options),
+        "touch": lambda: {"none": forward(small)[0]["conf"]},
+    }
 
 
-def our_tasks(options: dict[str, Any], images: list[Tensor]) -> dict[str, Callable[[], dict[str, Tensor]]]:
-    """Our network's full pass, and a window whose older views' tokens are kept."""
-    model = Fast3R(Fast3RConfig.from_dict(config("pytorch_naive")))
+def our_tasks(options: dict[str, Any], images: list[Tensor]) -> dict[str, Callable[[], Results]]:
+    """Our network's full pass, a window whose older views' tokens are kept, and many views in parts."""
+    model = Fast3R(Fast3RConfig.from_dict(config(options["network"], "pytorch_naive")))
     load(model)
-    kept: list[Any] = []
+    model.to(options["device"], getattr(torch, options["dtype"]))
+    slide_by = options["slide"]
+    kept: list[ViewTokens] = []
 
-    def full() -> dict[str, Tensor]:
+    def full() -> Results:
         return {
             f"{name}_{number}": value
             for number, view in enumerate(model(images))
@@ -111,12 +144,13 @@ def our_tasks(options: dict[str, Any], images: list[Tensor]) -> dict[str, Callab
             )
         }
 
-    def slide() -> dict[str, Tensor]:
-        newest = torch.cat(images[-SLIDE:])
-        tokens = model.encode(newest)
-        new = [type(tokens)(part, tokens.grid) for part in tokens.tokens.chunk(SLIDE)]
-        features = model.fuse([*kept, *new])
-        chosen = range(len(images) - SLIDE - OVERLAP, len(images))
+    def encoded(images: list[Tensor]) -> list[ViewTokens]:
+        tokens = model.encode(torch.cat(images))
+        return [ViewTokens(part, tokens.grid) for part in tokens.tokens.chunk(len(images))]
+
+    def slide() -> Results:
+        features = model.fuse([*kept, *encoded(images[-slide_by:])])
+        chosen = range(max(0, len(images) - slide_by - OVERLAP), len(images))
         maps = {"global": model.global_head(features, chosen), "local": model.local_head(features, chosen)}
         return {
             f"slide_{name}_{number}": view.points
@@ -124,16 +158,34 @@ def our_tasks(options: dict[str, Any], images: list[Tensor]) -> dict[str, Callab
             for number, view in zip(chosen, views, strict=True)
         }
 
-    def prepared_slide() -> dict[str, Tensor]:
+    def prepared_slide() -> Results:
         if not kept:
-            kept.extend(model.encode(image) for image in images[:-SLIDE])
-        return measured(slide)
+            kept.extend(view for image in images[:-slide_by] for view in encoded([image]))
+        return measured(slide, options)
 
+    def many() -> Results:
+        views = repeated(images, options["many"])
+        starts = range(0, len(views), CHUNK)
+        features = model.fuse([view for start in starts for view in encoded(views[start : start + CHUNK])])
+        for start in starts:
+            chosen = range(start, min(start + CHUNK, len(views)))
+            for head in (model.global_head, model.local_head):
+                for pointmap in head(features, chosen):
+                    pointmap.points.cpu(), pointmap.confidence.cpu()
+        return {}
+
+    small = [image[..., :64, :64] for image in images[:1]]
     return {
-        "full": lambda: measured(full),
+        "full": lambda: measured(full, options),
         "slide": prepared_slide,
-        "touch": lambda: {"none": model(SMALL)[0].global_points.confidence},
+        "many": lambda: measured(many, options),
+        "touch": lambda: {"none": model(small)[0].global_points.confidence},
     }
+
+
+def repeated(images: list[Tensor], count: int) -> list[Tensor]:
+    """The images again and again, `count` in all."""
+    return [images[number % len(images)] for number in range(count)]
 
 
 def load(model: torch.nn.Module) -> None:
@@ -151,13 +203,39 @@ def load(model: torch.nn.Module) -> None:
     model.eval()
 
 
-def measured(task: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+def measured(task: Callable[[], Results], options: dict[str, Any]) -> Results:
     """Run a task; its wall time and the processor time of all threads are added to the result."""
+    synchronize(options)
     wall, processor = time.perf_counter(), time.process_time()
     result = task()
+    synchronize(options)
     result["seconds"] = torch.tensor(time.perf_counter() - wall, dtype=torch.float64)
     result["processor_seconds"] = torch.tensor(time.process_time() - processor, dtype=torch.float64)
     return result
+
+
+def synchronize(options: dict[str, Any]) -> None:
+    """Wait until the GPU has done what it was told."""
+    if options["device"] == "cuda":
+        torch.cuda.synchronize()
+
+
+def begin_peak(options: dict[str, Any]) -> None:
+    """Start the peak of the memory anew."""
+    if options["device"] == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak(options: dict[str, Any]) -> int:
+    """The most memory in use since `begin_peak`, in bytes."""
+    return torch.cuda.max_memory_allocated() if options["device"] == "cuda" else memory("VmHWM")
+
+
+def in_use(options: dict[str, Any]) -> int:
+    """The memory in use now, in bytes."""
+    return torch.cuda.memory_allocated() if options["device"] == "cuda" else memory("VmRSS")
 
 
 def memory(field: str) -> int:
@@ -178,24 +256,32 @@ def main() -> None:
     """Build the network, then run what stdin asks for."""
     options = json.loads(sys.argv[1])
     torch.set_num_threads(options["threads"])
-    images = recipes.views("against_release", 1, [options["size"]] * options["views"])
+    images = [
+        image.to(options["device"])
+        for image in recipes.views("against_release", 1, [options["size"]] * options["views"])
+    ]
     build = release_tasks if options["implementation"] == "release" else our_tasks
     tasks = build(options, images)
     with torch.inference_mode():
-        tasks[
-            "touch"
-        ]()  # a pass of no size, so that weights and libraries are in memory before anything counts
+        # a pass of no size, so that weights and libraries are in memory before anything counts
+        tasks["touch"]()
     trim_memory()
-    loaded = memory("VmRSS")
+    loaded = in_use(options)
     print(json.dumps({"ready": True}), flush=True)
     results: dict[str, np.ndarray] = {}
     for line in sys.stdin:
-        Path("/proc/self/clear_refs").write_text("5")  # starts the peak anew
-        with torch.inference_mode():
-            result = tasks[line.strip()]()
+        begin_peak(options)
+        try:
+            with torch.inference_mode():
+                result = tasks[line.strip()]()
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            print(json.dumps({"failed": "out of memory"}), flush=True)
+            continue
         times = {key: float(result.pop(key)) for key in ("seconds", "processor_seconds")}
-        print(json.dumps({**times, "peak_bytes": memory("VmHWM") - loaded}), flush=True)
-        results.update({key: value.numpy() for key, value in result.items()})
+        print(json.dumps({**times, "peak_bytes": peak(options) - loaded}), flush=True)
+        results.update({key: value.float().cpu().numpy() for key, value in result.items()})
+        del result
     save: Callable[..., None] = np.savez
     save(options["results"], **results)
 
