@@ -1,10 +1,11 @@
 """Make the documentation's pictures again: the preview of the built-in walk and the viewer showing its map.
 
-Usage: regenerate.py [MODEL].  The viewer's picture needs chromium, chromedriver and the extra `viewer`.
+The viewer's picture needs chromium, chromedriver and the extra `viewer`.
 """
 
 from __future__ import annotations
 
+import argparse
 import io
 import shutil
 import subprocess
@@ -24,22 +25,26 @@ SECONDS_TO_DRAW = 15  # without a GPU the browser is slow
 
 def main() -> None:
     """Reconstruct into a temporary folder; keep its preview as demo.png and a screenshot as viewer.png."""
-    model = sys.argv[1] if len(sys.argv) > 1 else "demo"
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="demo", help="model that maps the walk (default: %(default)s)")
+    parser.add_argument("--source", default="synthetic", help="what is mapped (default: %(default)s)")
+    parser.add_argument("--output", type=Path, default=PICTURES, help="folder of the pictures")
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        command = ["reconstruct", "synthetic", "--model", model, "--output", folder]
+        command = ["reconstruct", arguments.source, "--model", arguments.model, "--output", folder]
         subprocess.run([sys.executable, "-m", "fast3r_ros", *command], cwd=ROOT, check=True)
-        save((Path(folder) / "preview.png").read_bytes(), "demo.png")
+        save((Path(folder) / "preview.png").read_bytes(), arguments.output / "demo.png")
         if shutil.which("chromium") and shutil.which("chromedriver"):
-            save(screenshot(folder), "viewer.png")
+            save(screenshot(folder), arguments.output / "viewer.png")
         else:
             print("viewer.png is left as it is: install chromium and chromedriver to make it again")
 
 
-def save(png: bytes, name: str) -> None:
+def save(png: bytes, path: Path) -> None:
     """Keep a picture, smaller."""
     with Image.open(io.BytesIO(png)) as picture:
         size = (WIDTH, round(picture.height * WIDTH / picture.width))
-        picture.convert("RGB").resize(size).quantize(COLOURS).save(PICTURES / name, optimize=True)
+        picture.convert("RGB").resize(size).quantize(COLOURS).save(path, optimize=True)
 
 
 def screenshot(results: str) -> bytes:

@@ -173,6 +173,20 @@ def test_documentation_builds_without_a_warning(tmp_path):
     assert (tmp_path / "site" / "index.html").is_file()
 
 
+def test_script_makes_the_pictures(tmp_path, child_environment):
+    """Without a browser, which is slow; test/viewer has one."""
+    if not (DEMO_DIRECTORY / "config.json").is_file():
+        pytest.skip("the demo model is not in this tree: it has not been trained yet")
+    script = [sys.executable, ROOT / "docs" / "pictures" / "regenerate.py", "--source", "synthetic:2"]
+    environment = {**child_environment, "PATH": str(tmp_path)}
+    done = subprocess.run(
+        [*script, "--output", tmp_path], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert "viewer.png is left as it is" in done.stdout, done.stderr
+    with Image.open(tmp_path / "demo.png") as picture, Image.open(ROOT / "docs/pictures/demo.png") as shown:
+        assert picture.width == shown.width
+
+
 def test_links_of_the_readme_lead_somewhere():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     targets = [target for target in re.findall(r"\]\(([^)#]+)", text) if "://" not in target]

@@ -7,7 +7,7 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,6 +35,7 @@ needs_chromium = pytest.mark.skipif(
 ARTEFACTS = Path(__file__).resolve().parents[2] / "build" / "artefacts"
 SLIDERS = ("hide least confident (%)", "cut above (%)", "point size", "time (%)")
 POINTS = 40_000
+MAGENTA = (220, 0, 220)  # of the cameras' images
 COLOURS = np.array([[220, 40, 40], [40, 200, 60], [40, 60, 220], [230, 200, 40]], np.uint8)
 
 
@@ -87,7 +88,7 @@ def start_browser() -> webdriver.Chrome:
 
 
 class Page(NamedTuple):
-    """The viewer's page with a floor of four colours and a camera that goes over it along x."""
+    """The viewer's page with a floor of four colours and cameras above it whose images are magenta."""
 
     viewer: WebViewer
     browser: webdriver.Chrome
@@ -99,11 +100,11 @@ class Page(NamedTuple):
         assert order == list(SLIDERS), names
         return sliders[order.index(name)]
 
-    def pixels(self) -> list[np.ndarray]:
-        """(N, 2) places (row, column) in the screenshot near each of the four colours."""
+    def pixels(self, colours: Iterable = COLOURS) -> list[np.ndarray]:
+        """(N, 2) places (row, column) in the screenshot near each of the colours."""
         png = self.browser.get_screenshot_as_png()
         picture = np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
-        return [np.argwhere(np.abs(picture - colour).max(-1) < 30) for colour in COLOURS]
+        return [np.argwhere(np.abs(picture - colour).max(-1) < 30) for colour in colours]
 
     def counts(self) -> list[int]:
         return [len(places) for places in self.pixels()]
@@ -118,7 +119,9 @@ def page():
     viewer = WebViewer(port=0)
     browser = start_browser()
     try:
-        viewer.show(coloured_floor(), [camera(index) for index in range(5)], {})
+        cameras = [camera(index) for index in range(5)]
+        images = {each.name: np.full((48, 64, 3), MAGENTA, np.uint8) for each in cameras}
+        viewer.show(coloured_floor(), cameras, images)
         browser.get(viewer.address)
         page = Page(viewer, browser)
         wait_for(lambda: browser.find_elements(By.CSS_SELECTOR, "[role=slider]"), "the sliders")
@@ -133,6 +136,7 @@ def page():
 def test_the_page_draws_points_of_four_colours(page):
     assert page.viewer.points_shown == POINTS
     assert page.says(POINTS)
+    wait_for(lambda: len(page.pixels([MAGENTA])[0]) > 100, "the frusta's images")
     ARTEFACTS.mkdir(parents=True, exist_ok=True)
     assert page.browser.save_screenshot(str(ARTEFACTS / "viewer.png"))
 
