@@ -7,9 +7,11 @@ matches them, and the registration's gates decide.
 from __future__ import annotations
 
 import logging
+from bisect import bisect_left
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 
 import numpy as np
 
@@ -17,6 +19,7 @@ from fast3r_ros.geometry.rotation import vector_from_matrix
 from fast3r_ros.geometry.sim3 import Sim3
 from fast3r_ros.mapping.config import LoopConfig
 from fast3r_ros.mapping.data import Float32
+from fast3r_ros.mapping.edges import EdgeStore
 from fast3r_ros.mapping.map import Keyframe, Map
 from fast3r_ros.mapping.pose_graph import Edge, optimize
 
@@ -52,6 +55,11 @@ class PlaceIndex:
         self._rows[: len(keep)] = self._rows[keep]
         self._ids = [self._ids[n] for n in keep]
 
+    @property
+    def nbytes(self) -> int:
+        """Memory in bytes."""
+        return self._rows.nbytes
+
     def similarity(self, one: Float32, other: Float32) -> Float32:
         """Cosines (M, N) of descriptors (M, D) and (N, D), each taken from the mean of all that are known.
 
@@ -85,7 +93,7 @@ class LoopCloser:
     def __init__(self, config: LoopConfig) -> None:
         self.config = config
         self.index = PlaceIndex()
-        self.edges: list[Edge] = []
+        self.edges = EdgeStore()
         self.closed = 0
         self._rest = 0  # windows until candidates are looked for again
         self._settled: deque[int] = deque(maxlen=max(_SPANS))
@@ -106,8 +114,8 @@ class LoopCloser:
             return []
         excluded = {k.id for k in live}
         if live:
-            own = [k.id for k in reversed(map_.keyframes.values()) if k.submap == submap]
-            excluded.update(own[: self.config.min_separation + len(live)])
+            own = (k.id for k in reversed(map_.keyframes.values()) if k.submap == submap)
+            excluded.update(islice(own, self.config.min_separation + len(live)))
         least = self.config.min_similarity
         if live:
             similar = self.index.similarity(np.stack([k.descriptor for k in live]), descriptors).max(axis=1)
@@ -119,8 +127,25 @@ class LoopCloser:
     def settle(self, ids: Iterable[int], keyframes: dict[int, Keyframe]) -> None:
         """Link keyframes whose poses no later window changes to those before them."""
         for identity in ids:
-            self.edges += _links(identity, self._settled, keyframes)
+            for edge in _links(identity, self._settled, keyframes):
+                self.edges.add(edge)
             self._settled.append(identity)
+
+    @property
+    def settled(self) -> list[int]:
+        """The newest keyframes that left the window: the next are linked to them."""
+        return list(self._settled)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of descriptors and edges in bytes."""
+        return self.index.nbytes + self.edges.nbytes
+
+    def forget(self, culled: set[int]) -> None:
+        """Take keyframes out of the graph and of the index; in the map they follow their neighbours."""
+        self.index.remove(culled)
+        for identity in sorted(culled):
+            self.edges.remove(identity)
 
     def cut(self) -> None:
         """The track was lost: what comes next is not linked to what was before."""
@@ -135,7 +160,7 @@ class LoopCloser:
         """
         place, depth = keyframes[new].map_from_local, keyframes[old].depth
         measured = keyframes[old].map_from_local.inverse() @ correction @ place
-        self.edges.append(Edge(old, new, measured, depth, _LOOP_SIGMA, robust))
+        self.edges.add(Edge(old, new, measured, depth, _LOOP_SIGMA, robust))
         self.closed += robust
         error = place.inverse() @ correction @ place
         size = (
@@ -146,7 +171,7 @@ class LoopCloser:
         return any(value > _WORTH_IT * sigma for value, sigma in zip(size, _LOOP_SIGMA, strict=True))
 
     def all_edges(self, keyframes: dict[int, Keyframe], live: Sequence[int]) -> list[Edge]:
-        """All edges; those of keyframes that are still in the window are taken as they are now."""
+        """The settled edges, and those of keyframes that are still in the window, as they are now."""
         edges = list(self.edges)
         recent = deque(self._settled, maxlen=max(_SPANS))
         for identity in live:
@@ -155,13 +180,14 @@ class LoopCloser:
         return edges
 
     def optimize(self, map_: Map, live: Sequence[int]) -> None:
-        """Start to optimise all keyframes; the map follows with `apply`.  Does nothing while one is
-        running.
+        """Start to optimise all keyframes that have points; the map follows with `apply`.
+
+        Does nothing while one is running.
         """
         if self._running is not None:
             return
         edges = self.all_edges(map_.keyframes, live)
-        self._before = {k.id: k.map_from_local for k in map_.keyframes.values()}
+        self._before = {k.id: k.map_from_local for k in map_.held()}
         self._running = self._pool.submit(optimize, self._before, edges)
         if not self.config.background:
             self.apply(map_)
@@ -169,7 +195,7 @@ class LoopCloser:
     def apply(self, map_: Map, wait: bool = True) -> bool:
         """Move the map's keyframes if an optimisation has ended (or wait for it); whether they moved.
 
-        Keyframes that came since move with the newest one that took part.
+        Keyframes that came since move with the newest one that took part, culled ones with the next one.
         """
         if self._running is None or not (wait or self._running.done()):
             return False
@@ -180,18 +206,16 @@ class LoopCloser:
         except (RuntimeError, ValueError) as error:  # a singular system: the map stays as it is
             _log.warning("the pose graph could not be optimised, the map stays as it is: %s", error)
             return False
-        last = max(before)
-        newest = after[last] @ before[last].inverse()
-        moved = {}
-        for i, keyframe in map_.keyframes.items():
-            pose = keyframe.map_from_local
-            if i not in before:
-                moved[i] = newest @ pose
-            elif pose is before[i]:
-                moved[i] = after[i]
-            else:  # it was estimated anew meanwhile
-                moved[i] = after[i] @ before[i].inverse() @ pose
-        map_.move(moved)
+        changes = {i: after[i] @ before[i].inverse() for i in before}
+        guides = _guides(before, map_.keyframes)
+        map_.move(
+            {
+                # exactly what was optimised, unless it was estimated anew meanwhile
+                i: after[i] if k.map_from_local is before.get(i) else changes[guides[i]] @ k.map_from_local
+                for i, k in map_.keyframes.items()
+                if i in guides
+            }
+        )
         return True
 
     def discard(self) -> None:
@@ -204,6 +228,21 @@ class LoopCloser:
         """End the background thread."""
         self.discard()
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _guides(optimised: Iterable[int], keyframes: Mapping[int, Keyframe]) -> dict[int, int]:
+    """For every keyframe the one that it moves with: itself, or the next of its submap that took part."""
+    parts: dict[int, list[int]] = {}
+    for i in sorted(optimised):
+        if i in keyframes:
+            parts.setdefault(keyframes[i].submap, []).append(i)
+    newest = max((i for part in parts.values() for i in part), default=-1)
+    guides = {}
+    for i, keyframe in keyframes.items():
+        part = parts.get(keyframe.submap, [newest] if i > newest >= 0 else [])
+        if part:
+            guides[i] = part[min(bisect_left(part, i), len(part) - 1)]
+    return guides
 
 
 def _links(identity: int, before: deque[int], keyframes: dict[int, Keyframe]) -> list[Edge]:

@@ -15,6 +15,8 @@ from fast3r_ros.mapping.data import Cloud, Float32, Float64, UInt8
 from fast3r_ros.mapping.voxels import CloudUpdate, VoxelCloud
 
 _CULLED_AT_ONCE = 16  # keyframes per window, so that a window's cost stays flat
+_BARE_BYTES = 2000  # of a keyframe without points, image and descriptor
+_TRAJECTORY_SHARE = 0.1  # of the memory that culled keyframes may take before every second one is forgotten
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,8 @@ class Keyframe:
     @property
     def nbytes(self) -> int:
         """Memory in bytes."""
-        points = 0 if self.points is None else self.points.nbytes
-        return points + (0 if self.image is None else self.image.nbytes) + self.descriptor.nbytes + 1000
+        parts = (self.points, self.image, self.descriptor)
+        return _BARE_BYTES + sum(part.nbytes for part in parts if part is not None)
 
 
 class Map:
@@ -89,6 +91,7 @@ class Map:
         # what of each keyframe is in the cloud: exactly this must be taken out when it moves
         self._fused: dict[int, Keyframe] = {}
         self._moved: dict[int, None] = {}  # ids to fuse again, in order
+        self._held: dict[int, None] = {}  # ids of keyframes that have points
         self._bytes = 0
 
     @staticmethod
@@ -113,6 +116,10 @@ class Map:
             self._bytes += keyframe.nbytes - (0 if previous is None else previous.nbytes)
             self.keyframes[keyframe.id] = keyframe
             self._moved[keyframe.id] = None
+            if keyframe.points is not None:
+                self._held[keyframe.id] = None
+            else:
+                self._held.pop(keyframe.id, None)
         self.version += 1
 
     def fuse(self, ids: Iterable[int]) -> None:
@@ -176,32 +183,50 @@ class Map:
         self.version += 1
         self.fuse(list(self.keyframes))
 
-    def cull(self, protected: set[int]) -> set[int]:
+    def held(self) -> list[Keyframe]:
+        """The keyframes that have points, oldest first."""
+        return [self.keyframes[i] for i in self._held]
+
+    def cull(self, protected: set[int], other_bytes: int = 0) -> set[int]:
         """Drop the most redundant keyframes while the map is over its bounds, a few at a time; returns
         their ids.
 
         A culled keyframe keeps its pose but loses points, image and descriptor, and leaves the cloud.
         Redundant is what another keyframe saw from nearly the same place in nearly the same direction.
+        other_bytes: what belongs to the map but is kept elsewhere.
         """
         culled: set[int] = set()
-        if not self._over_bounds():
+        self._thin_trajectory()
+        if not self._over_bounds(other_bytes):
             return culled
-        held = [k for k in self.keyframes.values() if k.points is not None and k.id not in protected]
-        for keyframe in most_redundant(held)[:_CULLED_AT_ONCE]:
+        for keyframe in most_redundant([k for k in self.held() if k.id not in protected])[:_CULLED_AT_ONCE]:
             bare = replace(keyframe, points=None, image=None, descriptor=keyframe.descriptor[:0])
             self.put([bare])
             self.fuse([keyframe.id])
             culled.add(keyframe.id)
-            if not self._over_bounds():
+            if not self._over_bounds(other_bytes):
                 break
         return culled
 
-    def _over_bounds(self) -> bool:
+    def _thin_trajectory(self) -> None:
+        """Forget every second culled keyframe when their poses alone take too much memory."""
+        if (len(self.keyframes) - len(self._held)) * _BARE_BYTES < _TRAJECTORY_SHARE * self._limit:
+            return
+        for identity in [i for i in self.keyframes if i not in self._held][::2]:
+            self._bytes -= self.keyframes.pop(identity).nbytes
+            self._moved.pop(identity, None)
+
+    @property
+    def _limit(self) -> float:
+        """Bytes that the map may take."""
+        return self.config.memory_mb * 2**20
+
+    def _over_bounds(self, other_bytes: int) -> bool:
         """Whether points or memory exceed their bounds; the cloud's arrays grow by half when they are
         full.
         """
-        limit = self.config.memory_mb * 2**20
-        return len(self._voxels) > self.config.max_points or self._bytes + 1.5 * self._voxels.nbytes > limit
+        memory = self._bytes + other_bytes + 1.5 * self._voxels.nbytes
+        return len(self._voxels) > self.config.max_points or memory > self._limit
 
     def cloud(self) -> Cloud:
         """The whole fused cloud in `map`."""

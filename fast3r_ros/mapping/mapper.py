@@ -19,6 +19,7 @@ from fast3r_ros.mapping.data import (
     WindowNetwork,
     WindowResult,
 )
+from fast3r_ros.mapping.edges import EdgeStore
 from fast3r_ros.mapping.fusion import Fusion, fuse_window
 from fast3r_ros.mapping.gravity import extrinsics, level_origin
 from fast3r_ros.mapping.intake import FrameIntake
@@ -163,9 +164,8 @@ class Mapper:
                 self._intake.drop("redundant")
             else:
                 views.append(view)
-        size = self.config.window.size
-        self._intake.drop("overload", len(views[:-size]))
-        return views[-size:]
+        self._intake.drop("overload", len(views[: -self.config.window.size]))
+        return views[-self.config.window.size :]
 
     def _lose(self, new: Sequence[WindowView]) -> None:
         """Count the new views of a window that failed; before a submap, they hold the orphans, too."""
@@ -236,7 +236,8 @@ class Mapper:
         self._loops.settle(settled, self.map.keyframes)
         self.map.fuse([*settled, *fresh])
         self.map.fuse_moved(self.config.map.keyframes_refused, later=self._window.ids)
-        self._loops.index.remove(self.map.cull(set(self._window.ids)))
+        protected = {*self._window.ids, *self._loops.settled}
+        self._loops.forget(self.map.cull(protected, self._loops.nbytes))
         return fusion
 
     def _close_loop(self, tracked: Track) -> bool:
@@ -355,7 +356,7 @@ class Mapper:
             submaps=self.map.submaps,
             loops_closed=self._loops.closed,
             map_points=self.map.points,
-            map_bytes=self.map.nbytes,
+            map_bytes=self.map.nbytes + self._loops.nbytes,
             scale_source=self.config.scale.source,
             metres=self.map.known_scale(self._submap),
             scale_sigma=self._scale.latest.sigma,
@@ -377,9 +378,8 @@ class Mapper:
         self._loops.apply(self.map)
         keyframes = tuple(self.map.keyframes.values())
         edges = tuple(self._loops.all_edges(self.map.keyframes, self._window.ids))
-        guessed = tuple(sorted(self.map.guessed))
-        content = SavedMap(keyframes, edges, self.map.metres, self.map.voxel_size, guessed)
-        write_map(Path(directory), content)
+        metric = self.map.metres, self.map.voxel_size, tuple(self.map.guessed)
+        write_map(Path(directory), SavedMap(keyframes, edges, *metric))
 
     def load_map(self, directory: Path) -> None:
         """Replace the map by a saved one; the next windows join it when a place is recognised.
@@ -391,7 +391,7 @@ class Mapper:
         self.map = Map.restored(
             self.config.map, saved.keyframes, saved.metres, saved.voxel_size, saved.guessed
         )
-        self._loops.edges = list(saved.edges)
+        self._loops.edges = EdgeStore(saved.edges)
         for keyframe in saved.keyframes:
             if keyframe.points is not None:
                 self._loops.index.add(keyframe.id, keyframe.descriptor)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import islice
 
 import numpy as np
 
@@ -64,6 +65,6 @@ class MetricScale:
 
     def _recent(self, map_: Map, submap: int) -> list[Keyframe]:
         """The newest keyframes of a submap, in time order."""
-        newest = list(map_.keyframes.values())[-_KEYFRAMES:]
+        newest = islice(reversed(map_.keyframes.values()), _KEYFRAMES)
         mine = [k for k in newest if k.submap == submap and k.id >= self._from]
         return sorted(mine, key=lambda k: k.stamp_ns)

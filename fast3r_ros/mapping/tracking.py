@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 import torch
@@ -34,13 +35,13 @@ class SubmapStart:
     depth: float
 
 
-def submap_start(keyframes: Mapping[int, Keyframe], origin: Float64) -> SubmapStart:
+def submap_start(keyframes: dict[int, Keyframe], origin: Float64) -> SubmapStart:
     """Where the track was lost, as deep as was usual there; for an empty map `origin` (4, 4) and depth 1."""
-    recent = list(keyframes.values())[-8:]
+    recent = list(islice(reversed(keyframes.values()), 8))
     if not recent:
         return SubmapStart(origin, 1.0)
     depth = float(np.median([k.depth * k.map_from_local.scale for k in recent]))
-    return SubmapStart(recent[-1].map_from_camera, depth)
+    return SubmapStart(recent[0].map_from_camera, depth)
 
 
 @dataclass(frozen=True)
