@@ -9,7 +9,8 @@ tensor    every rank has all tokens, but only its part of the attention heads an
 sequence  every rank has all weights, but only the tokens of its views; the keys and values of all ranks are
           gathered in every block.  Memory for tokens and hooks shrinks with the number of ranks.
 
-Only inference is split.  Training has its own data parallelism in `fast3r_ros/training/parallel.py`.
+The layers are split by hand, not as DTensors, which plan every layer anew for every number of tokens.  Only
+inference is split.  Training has its own data parallelism in `fast3r_ros/training/parallel.py`.
 """
 
 from __future__ import annotations
@@ -21,8 +22,6 @@ from typing import cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from fast3r_ros.errors import UserError
 from fast3r_ros.model.attention import attend
@@ -30,7 +29,7 @@ from fast3r_ros.model.config import DecoderConfig
 from fast3r_ros.model.fast3r import Fast3R
 from fast3r_ros.model.fusion import Fusion, fuse_views
 from fast3r_ros.model.heads import PointmapHead
-from fast3r_ros.model.layers import Attention, Block
+from fast3r_ros.model.layers import Block
 from fast3r_ros.model.outputs import FusedFeatures, Pointmap, ViewTokens
 
 MODES = ("none", "tensor", "sequence")
@@ -192,28 +191,38 @@ def _split_fusion(fusion: Fusion, config: DecoderConfig, group: dist.ProcessGrou
                 f"the fusion transformer has {count} {name}, which {size} processes cannot share evenly; "
                 "use another number of processes or sequence parallelism"
             )
-    device = next(fusion.parameters()).device.type
-    mesh = DeviceMesh.from_group(group, device)
-    plan = {
-        "attn.qkv": ColwiseParallel(),
-        "attn.proj": RowwiseParallel(),
-        "mlp.fc1": ColwiseParallel(),
-        "mlp.fc2": RowwiseParallel(),
-    }
     for block in fusion.dec_blocks:
-        attention = cast(Block, block).attn
-        _order_by_rank(attention, size)
-        parallelize_module(block, mesh, plan)
+        attention, mlp = cast(Block, block).attn, cast(Block, block).mlp
+        _keep_outputs(attention.qkv, 3, group)  # queries, keys and values, each of all heads
+        _keep_inputs(attention.proj, group)
+        _keep_outputs(mlp.fc1, 1, group)
+        _keep_inputs(mlp.fc2, group)
         attention.heads //= size
 
 
-def _order_by_rank(attention: Attention, size: int) -> None:
-    """Bring the rows of the fused qkv layer from (q, k, v) of all heads to (q, k, v) of each rank's heads, so
-    that equal consecutive parts are whole heads.
-    """
-    for name, rows in list(attention.qkv.named_parameters()):
-        ordered = rows.detach().unflatten(0, (3, size, -1)).transpose(0, 1).flatten(0, 2)
-        setattr(attention.qkv, name, nn.Parameter(ordered, requires_grad=False))
+def _keep_outputs(linear: nn.Linear, runs: int, group: dist.ProcessGroup) -> None:
+    """Leave this rank's part of each of `runs` equal runs of a layer's outputs."""
+    shape = (runs, dist.get_world_size(group), -1)
+    for name, rows in list(linear.named_parameters()):
+        kept = rows.unflatten(0, shape)[:, dist.get_rank(group)].flatten(0, 1)
+        setattr(linear, name, nn.Parameter(kept.clone(), requires_grad=False))
+    linear.out_features = len(linear.weight)
+
+
+def _keep_inputs(linear: nn.Linear, group: dist.ProcessGroup) -> None:
+    """Leave this rank's part of a layer's inputs, and let the layer give the sum over all ranks."""
+    rank, size = dist.get_rank(group), dist.get_world_size(group)
+    kept = linear.weight.chunk(size, dim=1)[rank].clone()
+    linear.weight = nn.Parameter(kept, requires_grad=False)
+    linear.in_features = kept.shape[1]
+    if rank and linear.bias is not None:
+        linear.bias = nn.Parameter(torch.zeros_like(linear.bias), requires_grad=False)
+
+    def add_up(layer: nn.Module, inputs: tuple[Tensor, ...], result: Tensor) -> Tensor:
+        dist.all_reduce(result, group=group)
+        return result
+
+    linear.register_forward_hook(add_up)
 
 
 def _blank(head: PointmapHead, features: FusedFeatures, view: int) -> Pointmap:
