@@ -115,19 +115,22 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _sequences(arguments: argparse.Namespace) -> tuple[list[PosedSequence], list[PosedSequence]]:
-    """Sequences for one forward pass, and sequences for the mapper."""
+    """Sequences for one forward pass, and sequences for the mapper; none where no table needs them."""
     from fast3r_ros.datasets import PosedSequence, open_dataset
     from fast3r_ros.evaluation import held_out
 
+    mapped = "mapper" in arguments.tables
+    passes = set(arguments.tables) != {"mapper"}
     if arguments.dataset == SYNTHETIC:
-        scenes = arguments.scenes or 50
+        scenes, split = arguments.scenes or 50, arguments.split
+        walks = min(arguments.walks, scenes)
         return (
-            held_out.short_walks(arguments.split, scenes, max(arguments.views)),
-            held_out.long_walks(arguments.split, min(arguments.walks, scenes), arguments.walk_frames),
+            held_out.short_walks(split, scenes, max(arguments.views)) if passes else [],
+            held_out.long_walks(split, walks, arguments.walk_frames) if mapped else [],
         )
     sequences = open_dataset(arguments.dataset, arguments.data_root)[: arguments.scenes]
-    walks = [PosedSequence(item.name, item.frames[: arguments.walk_frames]) for item in sequences]
-    return sequences, walks
+    starts = [PosedSequence(item.name, item.frames[: arguments.walk_frames]) for item in sequences]
+    return sequences if passes else [], starts if mapped else []
 
 
 def _offline(

@@ -8,6 +8,8 @@ import logging
 import math
 from pathlib import Path
 
+from fast3r_ros.errors import UserError
+
 EXAMPLE = "fast3r train --config config/train/demo.yaml --output runs/demo --resume"
 
 
@@ -28,6 +30,10 @@ def run(arguments: argparse.Namespace) -> int:
     from fast3r_ros.training.parallel import join_processes, leave_processes
     from fast3r_ros.training.trainer import train
 
+    for name in ("steps", "minutes"):
+        value = getattr(arguments, name)
+        if value is not None and not value > 0:
+            raise UserError(f"--{name} is {value}, it must be greater than 0")
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     config = read_config(arguments.config)
     if arguments.steps is not None:

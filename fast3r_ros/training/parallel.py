@@ -18,6 +18,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.nn.parallel import DistributedDataParallel
 
+from fast3r_ros.errors import UserError
 from fast3r_ros.model import Fast3R
 from fast3r_ros.training.objective import Objective
 
@@ -38,9 +39,14 @@ class Process:
 
 
 def join_processes(device: str = "auto") -> Process:
-    """Join the group that torchrun started (gloo on the CPU, nccl on GPUs), or be the only process."""
+    """Join the group that torchrun started (gloo on the CPU, nccl on GPUs), or be the only process.
+
+    device: auto, cpu or cuda.  Raises UserError for cuda where PyTorch sees no GPU.
+    """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device is cuda, but PyTorch sees no GPU here; use --device cpu")
     count, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     if device == "cuda" and count > 1:
         device = f"cuda:{os.environ.get('LOCAL_RANK', rank)}"

@@ -273,6 +273,19 @@ def test_the_command_prints_and_writes_everything(
     }
 
 
+def test_the_command_scores_the_mapper_on_a_walk(
+    random_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--tables", "mapper", "--walks", "1", "--walk-frames", "40", "--output", str(tmp_path)]
+    assert main(["evaluate", "--model", str(random_model), "--split", "easy", *arguments]) == 0
+    assert "ate_percent" in capsys.readouterr().out
+    report = json.loads((tmp_path / "results.json").read_text())
+    (row,) = report["tables"]["mapper"]["scenes"]
+    assert row["scene"] == "walk-000"
+    assert row["windows"] >= 1
+    assert row["ate_percent"] is None or row["ate_percent"] > 3, "random weights know no way"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -18,6 +18,7 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from fast3r_ros.cli import main
 from fast3r_ros.errors import UserError
 from fast3r_ros.geometry.rigid import rigid_matrix, transform_points
 from fast3r_ros.geometry.rotation import matrix_from_vector
@@ -311,3 +312,27 @@ def test_the_papers_recipe_takes_a_step_at_a_tiny_size(tmp_path: Path) -> None:
             (scalar,) = events.Scalars(name)
             assert scalar.step == 1
             assert scalar.value == pytest.approx(value, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--steps", "0"], "--steps is 0"),
+        (["--minutes", "-1"], "--minutes is -1.0"),
+        (["--config", "missing.yaml"], "cannot read missing.yaml"),
+        pytest.param(
+            ["--device", "cuda"],
+            "PyTorch sees no GPU",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
+    ],
+)
+def test_wrong_use_gets_one_line(
+    options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = REPOSITORY / "config" / "train" / "demo.yaml"
+    assert main(["train", "--config", str(config), "--output", str(tmp_path / "run"), *options]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
