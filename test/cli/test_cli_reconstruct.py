@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
+import pty
+import re
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from itertools import cycle, islice
 from pathlib import Path
@@ -64,6 +70,22 @@ def test_every_file_is_written(tmp_path, small_model, video, mode):
     for folder in ("images", "depth", "confidence"):
         assert len(list((output / folder).glob("*.png"))) == report["keyframes"]
     assert cv2.imread(str(output / "preview.png")).shape[1] == 1600
+
+
+def test_on_a_terminal_a_bar_shows_the_time_left(tmp_path, child_environment, small_model, video):
+    terminal, child_side = pty.openpty()
+    fcntl.ioctl(child_side, termios.TIOCSWINSZ, struct.pack("4H", 40, 120, 0, 0))  # rows, columns
+    arguments = ["reconstruct", video, "--model", small_model, "--output", tmp_path / "out", *NO_GATES]
+    command = [sys.executable, "-m", "fast3r_ros", *map(str, arguments)]
+    child = subprocess.Popen(command, env=child_environment, stdout=subprocess.DEVNULL, stderr=child_side)
+    os.close(child_side)
+    shown = b""
+    with contextlib.suppress(OSError):  # how a terminal tells that its last user is gone
+        while part := os.read(terminal, 4096):
+            shown += part
+    os.close(terminal)
+    assert child.wait(60) == 0
+    assert re.search(r"\d+/30 \[\d\d:\d\d<\d\d:\d\d, .*points=\d+", shown.decode()), shown
 
 
 def test_rate_and_maximum_of_views(tmp_path, small_model, video):
