@@ -123,9 +123,11 @@ def _node(model: str, seconds: float, domain: int) -> dict[str, Any]:
                 raise UserError(f"the mapping node did not start with model {model!r}")
         before = _cpu_seconds(node.pid)
         start = time.monotonic()
+        memory = [_memory_mb(node.pid)]
         with _camera(seconds, "reliable", environment) as camera:
             while camera.poll() is None:
                 executor.spin_once(timeout_sec=0.2)
+                memory.append(_memory_mb(node.pid))
             sent = int((camera.communicate()[0] or "0").split()[0])
         busy = (_cpu_seconds(node.pid) - before) / (time.monotonic() - start)
     finally:
@@ -146,6 +148,8 @@ def _node(model: str, seconds: float, domain: int) -> dict[str, Any]:
         "image_to_published_s": round(status.image_age, 3),
         "stages_ms": {each.stage: round(each.seconds * 1e3, 1) for each in status.latencies},
         "cpu_cores": round(busy, 2),
+        # by fifths of the time: flat after the first, which loads the network's working memory
+        "memory_mb": [round(max(part)) for part in np.array_split(memory, 5) if len(part)],
     }
 
 
@@ -192,6 +196,12 @@ def _cpu_seconds(pid: int) -> float:
     """Processor time of a process so far, all threads."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _memory_mb(pid: int) -> float:
+    """Resident memory of a process."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def moving_pictures(count: int = 20) -> list[np.ndarray]:

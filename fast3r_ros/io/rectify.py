@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from fast3r_ros.errors import UserError
-from fast3r_ros.mapping.data import Float64, UInt8
+from fast3r_ros.mapping.data import Float32, Float64, UInt8
 
 FISHEYE_MODELS = ("equidistant", "fisheye")
 PINHOLE_MODELS = ("plumb_bob", "rational_polynomial", "thin_prism")
@@ -58,9 +58,19 @@ class Rectifier:
 
         Raises UserError when the image has another size than the calibration.
         """
+        return self._remapped(image, cv2.INTER_LINEAR)
+
+    def depth(self, depth: Float32) -> Float32:
+        """The depth image (H, W) of the undistorted image; no depth is invented between two pixels.
+
+        Raises UserError as for an image.
+        """
+        return self._remapped(depth, cv2.INTER_NEAREST)
+
+    def _remapped(self, image: Any, interpolation: int) -> Any:
         if (image.shape[1], image.shape[0]) != self._size:
             size = f"{image.shape[1]}x{image.shape[0]}"
             raise UserError(f"the image has {size} pixels, its camera info {self._size[0]}x{self._size[1]}")
         if self._maps is None:
             return image
-        return cv2.remap(image, *self._maps, cv2.INTER_LINEAR)  # type: ignore[return-value]
+        return cv2.remap(image, *self._maps, interpolation)

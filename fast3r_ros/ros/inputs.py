@@ -284,7 +284,7 @@ class Inputs:
             self._counters.problem("depth of another size")
             self._report(f"depth of {depth.shape[::-1]} pixels for an image of {frame.image.shape[1::-1]}")
             return None
-        return depth
+        return self.intakes[name].depth(depth)
 
     def _find_extrinsics(self, camera: str) -> None:
         """Look up where the camera sits on the robot, until TF says so."""

@@ -13,7 +13,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from fast3r_ros.errors import UserError
 from fast3r_ros.io.rectify import Rectifier
-from fast3r_ros.mapping.data import Frame
+from fast3r_ros.mapping.data import Float32, Frame
 from fast3r_ros.ros.images import compressed_to_rgb, image_to_rgb
 from fast3r_ros.ros.times import NS, ns_from_stamp
 
@@ -102,6 +102,10 @@ class Intake:
             intrinsics = self._rectifier.intrinsics
         self._size, self._camera, self._newest_ns = size, camera, stamp_ns
         return Frame(stamp_ns, camera, rgb, intrinsics)
+
+    def depth(self, metres: Float32) -> Float32:
+        """A depth image (H, W) in metres, rectified as the pictures of the frames are.  Raises UserError."""
+        return metres if self._rectifier is None else self._rectifier.depth(metres)
 
     def _check_source(self, camera: str, stamp_ns: int, jump_back: float) -> None:
         """Refuse what comes from another camera or another time."""

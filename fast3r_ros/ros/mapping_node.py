@@ -299,8 +299,10 @@ class MappingNode(LifecycleNode):
     def _report(self) -> Report:
         received, drops, problems, last_error = self._counters.snapshot()
         p99, longest = self._counters.callback_times()
+        now_ns = self.get_clock().now().nanoseconds
         report = Report(
-            stamp_ns=self.get_clock().now().nanoseconds,
+            now_ns=now_ns,
+            stamp_ns=now_ns,
             state=self._state,
             received=received,
             drops=drops,
@@ -320,7 +322,7 @@ class MappingNode(LifecycleNode):
         return replace(
             report,
             window_size=mapping.mapper.config.window.size,
-            stamp_ns=outputs.newest_ns or report.stamp_ns,
+            stamp_ns=outputs.newest_ns or now_ns,
             state=self._current_state(inputs),
             mapper=mapper_status,
             map_version=mapping.mapper.map.version,

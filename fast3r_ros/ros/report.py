@@ -42,9 +42,10 @@ class Report:
     drops and problems: reason -> count, without the mapper's own drops.  parents: our frame -> another's.
 
     waiting_for: why no transform is broadcast, "" when one is.  seconds everywhere; callback times as in
-    Counters.callback_times.
+    Counters.callback_times.  now_ns: the node's clock; stamp_ns: of the newest image used, or now.
     """
 
+    now_ns: int
     stamp_ns: int
     state: int
     received: int = 0
@@ -108,7 +109,7 @@ def _add_mapper(message: MappingStatus, mapper: MapperStatus) -> None:
 def diagnostics_message(report: Report, node_name: str) -> DiagnosticArray:
     """The report as /diagnostics: sentences that say what to do."""
     message = DiagnosticArray()
-    message.header.stamp = stamp_from_ns(report.stamp_ns)
+    message.header.stamp = stamp_from_ns(report.now_ns)  # monitors take what is old for stale
     message.status = [
         _input_status(report, node_name),
         _mapping_status(report, node_name),

@@ -62,6 +62,20 @@ def test_distortion_is_taken_out() -> None:
     assert frame.intrinsics[0, 0] != 50.0
 
 
+def test_depth_is_rectified_as_its_picture_is() -> None:
+    intake = Intake("")
+    depth = np.tile(np.where(np.arange(64) < 20, 1.0, 3.0).astype(np.float32), (48, 1))
+    assert np.array_equal(intake.depth(depth), depth)
+    intake.calibration(info(d=[-0.3, 0.1, 0.0, 0.0, 0.0]))
+    step = np.repeat(np.where(depth < 2, 50, 200)[..., None], 3, axis=-1).astype(np.uint8)
+    picture = intake.frame(rgb_to_image(step, NS, "camera"), 1.0).image[..., 0]
+    rectified = intake.depth(depth)
+    assert set(np.unique(rectified)) <= {0.0, 1.0, 3.0}  # 0: not measured; nothing between
+    assert not np.array_equal(rectified, depth)
+    clear = (picture == 50) | (picture == 200)
+    assert np.array_equal(rectified[clear] < 2, picture[clear] == 50)
+
+
 def test_unusable_calibrations_are_refused_and_the_one_before_stays() -> None:
     intake = Intake("")
     intake.calibration(info())

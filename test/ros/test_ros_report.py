@@ -49,7 +49,7 @@ def camera(**changes) -> CameraReport:
 
 
 def test_status_accounts_for_every_frame() -> None:
-    report = Report(1, MappingStatus.MAPPING, received=12, drops={"wrong step": 2}, mapper=mapper_status())
+    report = Report(2, 1, MappingStatus.MAPPING, received=12, drops={"wrong step": 2}, mapper=mapper_status())
     message = status_message(report, "map")
     assert (message.frames_received, message.frames_used, message.frames_dropped) == (12, 4, 5)
     assert message.frames_waiting == 3
@@ -77,8 +77,12 @@ def test_status_accounts_for_every_frame() -> None:
     ],
 )
 def test_diagnostics_say_what_to_do(changes: dict, place: int, level: bytes, words: str) -> None:
-    report = Report(**{"stamp_ns": 1, "state": MappingStatus.MAPPING, "cameras": [camera()], **changes})
-    status = diagnostics_message(report, "fast3r_mapping").status[place]
+    report = Report(
+        **{"now_ns": 2, "stamp_ns": 1, "state": MappingStatus.MAPPING, "cameras": [camera()], **changes}
+    )
+    message = diagnostics_message(report, "fast3r_mapping")
+    assert message.header.stamp.nanosec == 2
+    status = message.status[place]
     assert status.level == level
     assert words in status.message
 

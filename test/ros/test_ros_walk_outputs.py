@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 
@@ -174,6 +176,9 @@ def test_diagnostics_come_once_a_second(session: Session) -> None:
     messages = session.walked("/diagnostics")
     times = [message for message in messages if message.status[0].name.startswith("fast3r_mapping")]
     assert len(times) >= 5
+    seconds = np.diff([ns_from_stamp(message.header.stamp) / 1e9 for message in times])
+    assert np.median(seconds) == pytest.approx(1.0, abs=0.2)
+    assert abs(times[-1].header.stamp.sec - time.time()) < 3600  # the node's clock, not the images'
     assert {status.name for status in times[-1].status} == {
         "fast3r_mapping: input",
         "fast3r_mapping: mapping",
