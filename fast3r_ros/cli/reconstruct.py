@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from fast3r_ros.errors import UserError
 from fast3r_ros.io.cameras import name_of
@@ -63,6 +63,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="precision of the network (default: bfloat16 on a GPU, float32 on a CPU)",
     )
     parser.add_argument(
+        "--parallel",
+        choices=("none", "tensor", "sequence"),
+        default="none",
+        help="with --mode all, started by torchrun: split the network over the processes, by attention heads "
+        "or by views (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--accelerate",
+        default="exact",
+        metavar="WHAT",
+        help="faster and not exact: merge=2 (tokens of far views), linears=int8 or fp8, or both with a comma",
+    )
+    parser.add_argument(
         "--set", metavar="NAME=VALUE", action="append", default=[], help="any parameter of the mapper"
     )
     parser.add_argument(
@@ -79,6 +92,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Reconstruct; the exit status is 0, 1 for an empty map, or 130 when Ctrl-C left a partial result."""
+    if arguments.parallel == "none":
+        return _reconstruct(arguments)
+    if arguments.mode != "all":
+        raise UserError(f"--parallel {arguments.parallel} needs --mode all: windows are for one process")
+    from fast3r_ros.cli.ranks import run_on_ranks
+
+    return run_on_ranks(arguments, _reconstruct)
+
+
+def _reconstruct(arguments: argparse.Namespace, first: bool = True) -> int:
+    """`run` on this process; one that is not the first of several writes nothing."""
     from fast3r_ros.io.sources import choose_indices, open_source
 
     if arguments.rerun is not None:
@@ -99,15 +123,17 @@ def run(arguments: argparse.Namespace) -> int:
 
     progress = Progress()
     mapper = _mapper(arguments.mode, _load_network(arguments, progress.timings), config)
+    frames = source.frames(indices)
+    if odometry is not None:
+        frames = with_odometry(frames, odometry, mapper)
+    if not first:
+        return _follow(frames, mapper)
     begin_results(arguments.output)
     recorder = Recorder(arguments.output)
     settings = {**vars(arguments), "parameters": config.to_flat()}
     show = _Show(arguments, len(indices), mapper, recorder)
     progress.stopped = "failed"
     try:
-        frames = source.frames(indices)
-        if odometry is not None:
-            frames = with_odometry(frames, odometry, mapper)
         _map(frames, mapper, recorder, progress, show)
         progress.stopped = ""
     except KeyboardInterrupt:
@@ -144,6 +170,15 @@ def _map(
         map_at_once(frames, mapper, recorder, progress, show)
     else:
         map_source(frames, mapper, recorder, progress, show)
+
+
+def _follow(frames: Iterator[Frame], mapper: Mapper | OnePass) -> int:
+    """Take this process's part in the passes of the first one, which writes the results."""
+    for frame in frames:
+        mapper.add_frame(frame)
+    for _ in cast("OnePass", mapper).process():
+        pass
+    return 0
 
 
 def mapper_config(arguments: argparse.Namespace, views: int) -> MapperConfig:
@@ -215,9 +250,13 @@ def _load_network(arguments: argparse.Namespace, timings: dict[str, float]) -> F
     """The network on its device; raises UserError when model or device cannot be used."""
     from fast3r_ros.cli.loading import load_model
     from fast3r_ros.mapping.network import Fast3RNetwork
+    from fast3r_ros.model.acceleration import Acceleration, accelerate
+    from fast3r_ros.model.parallel import parallelise
 
+    acceleration = Acceleration.parse(arguments.accelerate)
     started = time.perf_counter()
     model = load_model(arguments.model, arguments.device, arguments.dtype)
+    parallelise(accelerate(model, acceleration), arguments.parallel)
     timings["load"] += time.perf_counter() - started
     return Fast3RNetwork(model, arguments.size or model.config.image_size)
 
