@@ -7,6 +7,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from fast3r_ros.errors import UserError
 from fast3r_ros.mapping.data import Float32, Float64, UInt8
@@ -58,19 +59,24 @@ class Rectifier:
 
         Raises UserError when the image has another size than the calibration.
         """
-        return self._remapped(image, cv2.INTER_LINEAR)
+        self._check_size(image)
+        if self._maps is None:
+            return image
+        return cv2.remap(image, *self._maps, cv2.INTER_LINEAR)  # type: ignore[return-value]
 
     def depth(self, depth: Float32) -> Float32:
         """The depth image (H, W) of the undistorted image; no depth is invented between two pixels.
 
         Raises UserError as for an image.
         """
-        return self._remapped(depth, cv2.INTER_NEAREST)
+        self._check_size(depth)
+        if self._maps is None:
+            return depth
+        # the nearest pixel by the fixed-point maps would be the one to the upper left
+        columns, rows = cv2.convertMaps(*self._maps, cv2.CV_32FC1)
+        return cv2.remap(depth, columns, rows, cv2.INTER_NEAREST)  # type: ignore[return-value]
 
-    def _remapped(self, image: Any, interpolation: int) -> Any:
+    def _check_size(self, image: NDArray[Any]) -> None:
         if (image.shape[1], image.shape[0]) != self._size:
             size = f"{image.shape[1]}x{image.shape[0]}"
             raise UserError(f"the image has {size} pixels, its camera info {self._size[0]}x{self._size[1]}")
-        if self._maps is None:
-            return image
-        return cv2.remap(image, *self._maps, interpolation)
