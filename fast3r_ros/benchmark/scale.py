@@ -20,8 +20,9 @@ from fast3r_ros.benchmark.floor import Ceilings, floor_seconds, stages
 from fast3r_ros.benchmark.measure import PeakMemory, machine, synchronize
 from fast3r_ros.benchmark.models import DTYPES, add_model_arguments, chosen_device, load, parse_size
 from fast3r_ros.mapping.data import EncodedView, Frame
-from fast3r_ros.mapping.network import Fast3RNetwork, to_host
+from fast3r_ros.mapping.network import Fast3RNetwork
 from fast3r_ros.mapping.one_pass import CHUNK, streamed
+from fast3r_ros.mapping.transfer import to_host
 from fast3r_ros.model import Fast3R
 
 PICTURES = 8  # different ones, which come again and again

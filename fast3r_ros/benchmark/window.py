@@ -24,7 +24,8 @@ from fast3r_ros.errors import UserError
 from fast3r_ros.mapping.config import MapperConfig
 from fast3r_ros.mapping.data import Cloud, EncodedView, Frame, Reconstruction, WindowResult
 from fast3r_ros.mapping.mapper import Mapper
-from fast3r_ros.mapping.network import Fast3RNetwork, to_host
+from fast3r_ros.mapping.network import Fast3RNetwork
+from fast3r_ros.mapping.transfer import to_host
 from fast3r_ros.synthetic.network_double import TrueNetwork
 from fast3r_ros.synthetic.sequence import SyntheticSequence, loop_sequence
 

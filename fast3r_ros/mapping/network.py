@@ -15,6 +15,7 @@ from fast3r_ros.geometry.focal import first_view_focal
 from fast3r_ros.geometry.rigid import inverse, transform_points
 from fast3r_ros.mapping.capture import Captured, Record, cuda_graph
 from fast3r_ros.mapping.data import EncodedView, Float64, Frame, Reconstruction, UInt8
+from fast3r_ros.mapping.transfer import to_host
 from fast3r_ros.model import Fast3R, FusedFeatures, Pointmap, ViewTokens
 from fast3r_ros.model.image_index import index_embedding
 from fast3r_ros.model.preprocess import normalize, prepare_image
@@ -114,7 +115,8 @@ class Fast3RNetwork:
         else:
             tokens, descriptors = replay(pixels)
         lap("encode")
-        images, described = to_host(pixels, descriptors)
+        # keyframes keep their pictures: copies, so that no pinned memory stays with them
+        images, described = (array.copy() for array in to_host(pixels, descriptors))
         lap("describe")
         patch = self._model.config.encoder.patch_size
         grid = (pixels.shape[1] // patch, pixels.shape[2] // patch)
@@ -205,17 +207,6 @@ class Fast3RNetwork:
             return [torch.stack(maps) for pair in both for maps in pair]
 
         return heads
-
-
-def to_host(*tensors: Tensor) -> list[np.ndarray]:
-    """Arrays of the same content, after waiting for the device once."""
-    if tensors[0].device.type != "cuda":
-        return [tensor.cpu().numpy() for tensor in tensors]
-    copies = [torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in tensors]
-    for copy, tensor in zip(copies, tensors, strict=True):
-        copy.copy_(tensor, non_blocking=True)
-    torch.cuda.current_stream(tensors[0].device).synchronize()
-    return [copy.numpy() for copy in copies]
 
 
 def _pooled(tokens: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from fast3r_ros.mapping.data import Float64, Reconstruction, ViewEstimate
 from fast3r_ros.mapping.map import Keyframe, KeyframePoints
 from fast3r_ros.mapping.points import grid_pixels, valid_points
 from fast3r_ros.mapping.registration import Overlap, Registration
+from fast3r_ros.mapping.transfer import to_host
 from fast3r_ros.mapping.window import WindowView
 
 
@@ -85,10 +86,7 @@ def estimate_view(
     place = window.map_from_local(view)
     local = window.reconstruction.points_local[view]
     confidence = window.reconstruction.confidence_local[view]
-    points, trust, valid = (
-        values.cpu().numpy()
-        for values in (local * place.scale, confidence, valid_points(local, confidence, config))
-    )
+    points, trust, valid = to_host(local * place.scale, confidence, valid_points(local, confidence, config))
     pose = np.eye(4)
     pose[:3, :3], pose[:3, 3] = place.rotation, place.translation
     seen = window.views[view]
