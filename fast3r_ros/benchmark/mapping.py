@@ -95,13 +95,17 @@ def odometry_scale(
     return _scale_report(run)
 
 
-def standing_robot(seconds: int = 120) -> dict[str, Any]:
-    """A robot that stands, with odometry that trembles by a millimetre: there is no scale to be had."""
+def standing_robot(seconds: int = 120, max_similarity: float = 1.0) -> dict[str, Any]:
+    """A robot that stands, with odometry that trembles by a millimetre: there is no scale to be had.
+
+    max_similarity: at 1, the same view becomes a keyframe again and again.
+    """
     sequence, all_frames = the_loop()
     still = replace(
         sequence, world_from_camera=np.repeat(sequence.world_from_camera[:1], seconds, axis=0), rate=1.0
     )
-    run = start(still, scale__source="odometry", keyframes__max_interval=1.0, keyframes__max_similarity=1.0)
+    alike = {"keyframes__max_interval": 1.0, "keyframes__max_similarity": max_similarity}
+    run = start(still, scale__source="odometry", **alike)
     rng = np.random.default_rng(0)
     for i in range(seconds):
         pose = np.eye(4)
@@ -109,7 +113,8 @@ def standing_robot(seconds: int = 120) -> dict[str, Any]:
         run.mapper.add_odometry(still.stamp_ns(i), pose)
     run.feed(replace(all_frames[0], stamp_ns=still.stamp_ns(i)) for i in range(seconds))
     status = run.mapper.status()
-    return {"metres": status.metres, "keyframes": status.keyframes, "windows": status.windows}
+    counts = {"keyframes": status.keyframes, "windows": status.windows, "submaps": status.submaps}
+    return {"metres": status.metres, "redundant": status.dropped.get("redundant", 0), **counts}
 
 
 def rig_scale(baseline: float = 0.3, frames: int = 240, seed: int = 0) -> dict[str, Any]:

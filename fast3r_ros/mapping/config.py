@@ -59,9 +59,9 @@ class KeyframeConfig:
         dynamic=True,
     )
     max_similarity: float = parameter(
-        1.0,
-        "a frame whose encoder tokens are more alike to the last keyframe's than this (cosine) is "
-        "redundant (1: accept all)",
+        0.9995,
+        "a frame whose encoder tokens are more alike to its camera's last keyframe's than this (cosine) is "
+        "redundant, as a standing camera's are (1: accept all)",
         range=(0.0, 1.0),
         dynamic=True,
     )

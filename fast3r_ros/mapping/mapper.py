@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 
 from fast3r_ros.errors import UserError
-from fast3r_ros.geometry.rigid import inverse
 from fast3r_ros.geometry.sim3 import Sim3
 from fast3r_ros.mapping.config import MapperConfig
 from fast3r_ros.mapping.data import (
@@ -28,7 +27,7 @@ from fast3r_ros.mapping.map import Map
 from fast3r_ros.mapping.metric import MetricScale
 from fast3r_ros.mapping.odometry import OdometryBuffer
 from fast3r_ros.mapping.outcome import Clock, Context, up_to_date, window_result
-from fast3r_ros.mapping.prediction import extrapolate, follow_odometry, pose_of
+from fast3r_ros.mapping.prediction import odometry_step, pose_of, predict
 from fast3r_ros.mapping.storage import SavedMap, read_map, write_map
 from fast3r_ros.mapping.tracking import SubmapStart, Track, submap_start, track
 from fast3r_ros.mapping.window import SlidingWindow, WindowView
@@ -115,7 +114,9 @@ class Mapper:
         retrieved = self._retrieve(new)
         views = self._window.compose(new, retrieved)
         clock.lap("encode")
-        if not new or len(views) < 2:
+        if not new:
+            return self._skip("no new view to look at", clock)
+        if len(views) < 2:
             return self._reject(new, None, "fewer than two usable views", clock)
         known = {view.keyframe_id for view in retrieved if view.keyframe_id is not None}
         start = self._submap_start(new[0])
@@ -160,7 +161,7 @@ class Mapper:
                 self._last_error = str(error)
                 self._intake.drop("unusable")
                 continue
-            if self._redundant(view, views[-1] if views else self._window.newest):
+            if self._redundant(view, [*self._window.views, *views]):
                 self._intake.drop("redundant")
             else:
                 views.append(view)
@@ -173,12 +174,11 @@ class Mapper:
         if not self._window.ids:
             self._orphans = []
 
-    def _redundant(self, view: WindowView, before: WindowView | None) -> bool:
-        """Whether the tokens of a view are too much alike those of the keyframe before it."""
-        most = self.config.keyframes.max_similarity
-        if before is None or before.camera != view.camera or most >= 1.0:
-            return False
-        return float(view.encoded.descriptor @ before.encoded.descriptor) > most
+    def _redundant(self, view: WindowView, others: Sequence[WindowView]) -> bool:
+        """Whether the tokens of a view are too much alike those of its camera's last keyframe."""
+        last = next((other for other in reversed(others) if other.camera == view.camera), view)
+        alike = float(view.encoded.descriptor @ last.encoded.descriptor)
+        return last is not view and alike > self.config.keyframes.max_similarity
 
     def _retrieve(self, new: Sequence[WindowView]) -> list[WindowView]:
         """Known keyframes that may show what the new views show, encoded again from their images."""
@@ -296,6 +296,10 @@ class Mapper:
         self._intake.drop("rejected", len(seen) - len(self._orphans))
         if self._rejected_in_a_row >= self.config.registration.lost_after:
             self._leave_track()
+        return self._skip(reason, clock, tracked)
+
+    def _skip(self, reason: str, clock: Clock, tracked: Track | None = None) -> WindowResult:
+        """The result of a window that changed nothing."""
         context = Context(self._submap, self.map.version, False, Sim3.identity(), dict(clock.laps))
         return window_result(tracked, reason, (), context)
 
@@ -310,20 +314,13 @@ class Mapper:
         velocity.
         """
         recent = [self.map.keyframes[i] for i in self._window.ids[-2:]]
-        if not recent:
-            return None
-        last, waiting = recent[-1], self._intake.newest
-        if waiting is None or waiting.stamp_ns <= last.stamp_ns:
-            return pose_of(last)
-        before, after = self._odometry.at(last.stamp_ns), self._odometry.at(waiting.stamp_ns)
-        if self.map.known_scale(last.submap) and before is not None and after is not None:
-            from_last = extrinsics(self._base_from_camera, last.camera)
-            to_newest = extrinsics(self._base_from_camera, waiting.camera)
-            step = inverse(before @ from_last) @ after @ to_newest
-            return follow_odometry(pose_of(last), step, waiting.stamp_ns)
-        if len(recent) < 2 or recent[0].camera != recent[1].camera:
-            return pose_of(last)
-        return extrapolate(pose_of(recent[0]), pose_of(last), waiting.stamp_ns)
+        waiting = self._intake.newest
+        if not recent or waiting is None or waiting.stamp_ns <= recent[-1].stamp_ns:
+            return pose_of(recent[-1]) if recent else None
+        step = None
+        if self.map.known_scale(recent[-1].submap):
+            step = odometry_step(self._odometry, self._base_from_camera, recent[-1], waiting)
+        return predict(recent, step, waiting)
 
     def frame_counts(self) -> tuple[int, dict[str, int]]:
         """(frames received, dropped by reason) up to this moment, also while a window is in work."""

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
 import numpy as np
 
 from fast3r_ros.geometry.rigid import inverse
 from fast3r_ros.geometry.rotation import matrix_from_vector, vector_from_matrix
-from fast3r_ros.mapping.data import Float64, PoseEstimate
+from fast3r_ros.mapping.data import Float64, Frame, PoseEstimate
+from fast3r_ros.mapping.gravity import extrinsics
 from fast3r_ros.mapping.map import Keyframe
+from fast3r_ros.mapping.odometry import OdometryBuffer
 
 _ODOMETRY_ERROR = 0.02  # of the way
 
@@ -19,7 +24,31 @@ def pose_of(keyframe: Keyframe) -> PoseEstimate:
     )
 
 
-def extrapolate(before: PoseEstimate, last: PoseEstimate, stamp_ns: int) -> PoseEstimate:
+def odometry_step(
+    odometry: OdometryBuffer, base_from_camera: Mapping[str, Float64], last: Keyframe, frame: Frame
+) -> Float64 | None:
+    """(4, 4) from a frame's camera to that of the last keyframe, metres; None when odometry does not know."""
+    before, after = odometry.at(last.stamp_ns), odometry.at(frame.stamp_ns)
+    if before is None or after is None:
+        return None
+    odom_from_last = before @ extrinsics(base_from_camera, last.camera)
+    return np.asarray(inverse(odom_from_last) @ after @ extrinsics(base_from_camera, frame.camera))
+
+
+def predict(recent: Sequence[Keyframe], step: Float64 | None, frame: Frame) -> PoseEstimate:
+    """The pose of a frame that no window has seen: by odometry, else by constant velocity, else the last.
+
+    recent: the newest keyframes in time order.  step: from `odometry_step`, if the map is in metres.
+    """
+    last = pose_of(recent[-1])
+    if step is not None:
+        return replace(_moved(last, step, frame.stamp_ns, _ODOMETRY_ERROR), camera=frame.camera)
+    if len(recent) < 2 or recent[-2].camera != last.camera:
+        return last
+    return _extrapolated(pose_of(recent[-2]), last, frame.stamp_ns)
+
+
+def _extrapolated(before: PoseEstimate, last: PoseEstimate, stamp_ns: int) -> PoseEstimate:
     """Constant velocity beyond `last`, at most as far again as from `before`; the uncertainty grows with
     the way.
     """
@@ -29,11 +58,6 @@ def extrapolate(before: PoseEstimate, last: PoseEstimate, stamp_ns: int) -> Pose
     ahead[:3, :3] = matrix_from_vector(share * vector_from_matrix(step[:3, :3]))
     ahead[:3, 3] = share * step[:3, 3]
     return _moved(last, ahead, stamp_ns, error=1.0)
-
-
-def follow_odometry(last: PoseEstimate, camera_from_camera: Float64, stamp_ns: int) -> PoseEstimate:
-    """`last` moved by the odometry since then, (4, 4) from the new to the last camera in map units."""
-    return _moved(last, camera_from_camera, stamp_ns, error=_ODOMETRY_ERROR)
 
 
 def _moved(last: PoseEstimate, step: Float64, stamp_ns: int, error: float) -> PoseEstimate:

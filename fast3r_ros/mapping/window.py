@@ -61,9 +61,9 @@ class SlidingWindow:
         return ids
 
     @property
-    def newest(self) -> WindowView | None:
-        """The newest keyframe, None at the start."""
-        return next(reversed(self._live.values())) if self._live else None
+    def views(self) -> list[WindowView]:
+        """Keyframes in the window with their tokens, oldest first."""
+        return list(self._live.values())
 
     @property
     def ids(self) -> list[int]:

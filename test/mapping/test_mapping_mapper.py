@@ -222,6 +222,24 @@ def test_parameters_can_change_while_it_runs():
     assert run.mapper.status().keyframes - before <= 4
 
 
+def test_a_camera_that_stands_fills_neither_map_nor_memory_and_keeps_its_track():
+    sequence, frames = the_loop()
+    place = 60
+    poses = sequence.world_from_camera
+    pause = np.repeat(poses[place : place + 1], 100, axis=0)
+    longer = replace(sequence, world_from_camera=np.concatenate([poses[:place], pause, poses[place:140]]))
+    images = [*frames[:place], *[frames[place]] * 100, *frames[place:140]]
+    offered = [replace(frame, stamp_ns=longer.stamp_ns(i)) for i, frame in enumerate(images)]
+    run = start(longer, keyframes__max_interval=0.5)
+    run.feed(offered)
+    status = run.mapper.status()
+    assert status.dropped["redundant"] >= 15
+    assert (status.windows_rejected, status.submaps) == (0, 1)
+    standing = [p for p in run.mapper.trajectory() if place + 5 < (p.stamp_ns - 10**9) / 1e8 < place + 100]
+    assert len(standing) <= 1
+    assert run.scores()["rmse_percent"] < 1.0
+
+
 def test_nothing_and_little():
     sequence, frames = the_loop()
     mapper = Mapper(TrueNetwork(sequence))

@@ -57,6 +57,9 @@ def test_a_standing_robot_never_gets_a_scale():
     result = benchmark.standing_robot(seconds=50)
     assert result["keyframes"] > 30
     assert not result["metres"]
+    result = benchmark.standing_robot(seconds=50, max_similarity=0.9995)
+    assert result["redundant"] > 30
+    assert not result["metres"]
 
 
 @pytest.mark.parametrize("source", ["depth", "camera_height"])

@@ -14,11 +14,12 @@ from fast3r_ros.geometry.rigid import rigid_matrix
 from fast3r_ros.geometry.rotation import angle_between, matrix_from_vector
 from fast3r_ros.geometry.sim3 import Sim3
 from fast3r_ros.mapping.config import RegistrationConfig, ScaleConfig
-from fast3r_ros.mapping.data import ViewEstimate
+from fast3r_ros.mapping.data import Frame, ViewEstimate
 from fast3r_ros.mapping.gravity import leveling, tilt_only
 from fast3r_ros.mapping.map import Keyframe
 from fast3r_ros.mapping.odometry import OdometryBuffer
 from fast3r_ros.mapping.placement import interpolate
+from fast3r_ros.mapping.prediction import odometry_step, predict
 from fast3r_ros.mapping.registration import Overlap, register
 from fast3r_ros.mapping.scale import (
     Scale,
@@ -163,6 +164,23 @@ def test_the_lever_between_base_and_camera_counts():
         keyframes.append(keyframe(i, i * SECOND // 4, pose))
     scale = estimate_scale(ScaleConfig(source="odometry"), keyframes, odometry, {"a": base_from_camera})
     assert scale.metres_per_unit == pytest.approx(4.0, rel=1e-3)
+
+
+def test_between_windows_odometry_tells_where_the_newest_camera_is():
+    side = rigid_matrix(np.eye(3), [0.2, 0.0, 0.0])
+    mounts = {"a": BODY_FROM_OPTICAL, "b": BODY_FROM_OPTICAL @ side}
+    odometry = OdometryBuffer()
+    odometry.add(0, np.eye(4))
+    odometry.add(SECOND // 4, rigid_matrix(np.eye(3), [0.5, 0.0, 0.0]))
+    last = keyframe(0, 0, rigid_matrix(BODY_FROM_OPTICAL[:3, :3], [3.0, 0.0, 0.0]))
+    frame = Frame(SECOND // 4, "b", np.zeros((1, 1, 3), np.uint8))
+    pose = predict([last], odometry_step(odometry, mounts, last, frame), frame)
+    assert (pose.camera, pose.extrapolated, pose.stamp_ns) == ("b", True, SECOND // 4)
+    assert np.allclose(pose.map_from_camera[:3, 3], [3.5, -0.2, 0.0])  # to the right is -y
+    assert np.trace(pose.covariance) > np.trace(last.covariance)
+    late = replace(frame, stamp_ns=SECOND)
+    assert odometry_step(odometry, mounts, last, late) is None
+    assert np.allclose(predict([last], None, late).map_from_camera, last.map_from_camera)
 
 
 def test_rig_ratios_use_only_what_was_taken_together():
