@@ -47,9 +47,7 @@ OVERRIDES = {
     "map_directory": "map_directory",
     "viewer_port": "viewer.port",
 }
-NO_RVIZ = (
-    "RViz is not installed (package rviz2): going on without; viewer_port:=8080 shows the map in a browser"
-)
+NO_RVIZ = "RViz (package rviz2) is not installed: going on without; viewer_port:=8080 is for a browser"
 RVIZ_TOPICS = ("map_cloud", "cloud", "confidence_color", "path", "odometry")
 
 
