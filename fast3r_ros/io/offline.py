@@ -209,6 +209,7 @@ def write_results(
         "complete": not progress.stopped,
         "stopped": progress.stopped,
         "source": source.name,
+        "model": settings.get("model", ""),
         "unit": outcome.unit,
         "frames": progress.frames,
         "frames_skipped": [asdict(skipped) for skipped in source.skipped],

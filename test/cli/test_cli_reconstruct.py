@@ -58,7 +58,7 @@ def test_every_file_is_written(tmp_path, small_model, video, mode):
     assert {path.name for path in output.iterdir() if path.is_file()} == FILES
     report = json.loads((output / "report.json").read_text())
     assert report["complete"]
-    assert report["frames"] == 30
+    assert (report["frames"], report["model"]) == (30, str(small_model))
     results = read_results(output)
     assert len(results.cloud.points) == report["map_points"] > 0
     assert len(results.cameras) == len(results.read_images()) == report["keyframes"]
