@@ -10,7 +10,7 @@ from fast3r_ros.benchmark.measure import measure
 # large enough to fill the device, and the copy larger than any cache
 MATRIX_SIDE = {"cpu": 1024, "cuda": 8192}
 COPIED_BYTES = {"cpu": 128 * 2**20, "cuda": 2 * 2**30}
-RUNS = 3
+RUNS = 5
 
 
 def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:

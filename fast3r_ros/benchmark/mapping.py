@@ -7,7 +7,6 @@ call the same scenarios, smaller, and hold the promises to them.
 from __future__ import annotations
 
 import argparse
-import platform
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from fast3r_ros.benchmark.measure import machine
 from fast3r_ros.benchmark.synthetic_run import SMALL, Run, start, the_loop
 from fast3r_ros.geometry.axes import BODY_FROM_OPTICAL, body_pose_from_optical
 from fast3r_ros.geometry.rigid import inverse, rigid_matrix
@@ -30,12 +31,17 @@ Float64 = NDArray[np.float64]
 SECOND_NS = 1_000_000_000
 
 
-def loop_accuracy(loop: bool, seed: int = 0, size: tuple[int, int] = SMALL) -> dict[str, float]:
+def loop_accuracy(
+    loop: bool, seed: int = 0, size: tuple[int, int] = SMALL, background: bool = False
+) -> dict[str, float]:
     """600 frames over a 60 m loop: 1 % depth error, half of it smooth, 5 % outliers, unknown scale per
     window.
+
+    background: optimise in a thread as the node does, so that no two runs are quite alike.
     """
     sequence, frames = the_loop(size=size, seed=seed)
-    return start(sequence, seed=seed, loop__enabled=loop).feed(frames).scores()
+    run = start(sequence, seed=seed, loop__enabled=loop, loop__background=background)
+    return run.feed(frames).scores()
 
 
 def many_outliers(frames: int = 200) -> dict[str, float]:
@@ -104,7 +110,7 @@ def standing_robot(seconds: int = 120, max_similarity: float = 1.0) -> dict[str,
     still = replace(
         sequence, world_from_camera=np.repeat(sequence.world_from_camera[:1], seconds, axis=0), rate=1.0
     )
-    alike = {"keyframes__max_interval": 1.0, "keyframes__max_similarity": max_similarity}
+    alike: dict[str, Any] = {"keyframes__max_interval": 1.0, "keyframes__max_similarity": max_similarity}
     run = start(still, scale__source="odometry", **alike)
     rng = np.random.default_rng(0)
     for i in range(seconds):
@@ -278,8 +284,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     document = {name: SCENARIOS[name]() for name in arguments.scenarios or SCENARIOS}
     return {
         "benchmark": "mapping",
-        "python": platform.python_version(),
-        "machine": platform.machine(),
+        "machine": machine(torch.device("cpu")),
         **document,
     }
 

@@ -1,8 +1,8 @@
 """`benchmark node`: what the ROS interface costs, measured over DDS between processes on this machine.
 
-Run by itself, this module is the camera of the measurement: 1280x720 raw images at 30 Hz.
+Run by itself, this module is the camera of the measurement: 1280x720 raw images, 30 a second if not told.
 
-    python -m fast3r_ros.benchmark.node SECONDS [reliable|best_effort]
+    python -m fast3r_ros.benchmark.node SECONDS [reliable|best_effort] [RATE]
 
 ROS is imported only where it is used, so that `fast3r benchmark` needs none for its other measurements.
 """
@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seconds", type=float, default=10.0, help="length of each measurement (default: 10)"
     )
+    parser.add_argument("--rate", type=float, default=RATE, help="images per second (default: %(default)s)")
     parser.add_argument("--dds", action="store_true", help="measure the loss of images by DDS settings, too")
 
 
@@ -46,17 +46,21 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         import rclpy  # noqa: F401
     except ImportError as error:
         raise UserError("benchmark node needs ROS 2: run it in the environment of `make demo`") from error
+    import torch
+
+    from fast3r_ros.benchmark.measure import machine
+
     domain = 100 + os.getpid() % 100
     document: dict[str, Any] = {
         "benchmark": "node",
-        "machine": {"processor": platform.processor() or platform.machine(), "cpus": os.cpu_count()},
+        "machine": machine(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
         "packing_ms": _packing(),
         "conversion_ms": _conversion(),
-        "node": _node(arguments.model, arguments.seconds, domain),
+        "node": _node(arguments.model, arguments.seconds, arguments.rate, domain),
     }
     if arguments.dds:
         document["delivery"] = [
-            _delivery(reliability, profile, arguments.seconds, domain)
+            _delivery(reliability, profile, arguments.seconds, arguments.rate, domain)
             for reliability in ("reliable", "best_effort")
             for profile in (False, True)
         ]
@@ -99,9 +103,10 @@ def _conversion() -> dict[str, float]:
     }
 
 
-def _node(model: str, seconds: float, domain: int) -> dict[str, Any]:
-    """The mapping node under 30 images of 1280x720 a second: what it takes, drops and costs."""
+def _node(model: str, seconds: float, rate: float, domain: int) -> dict[str, Any]:
+    """The mapping node under images of 1280x720: what it takes, drops and costs."""
     import rclpy
+    from sensor_msgs.msg import PointCloud2
 
     from fast3r_ros.msg import MappingStatus
 
@@ -112,6 +117,10 @@ def _node(model: str, seconds: float, domain: int) -> dict[str, Any]:
     listener = rclpy.create_node("benchmark", context=context)
     newest: list[Any] = []
     listener.create_subscription(MappingStatus, "/fast3r_mapping/status", newest.append, 10)
+    delays: list[float] = []
+    listener.create_subscription(
+        PointCloud2, "/fast3r_mapping/cloud", lambda cloud: delays.append(_age(cloud.header.stamp)), 10
+    )
     executor = rclpy.executors.SingleThreadedExecutor(context=context)
     executor.add_node(listener)
     node = subprocess.Popen([sys.executable, "-m", "fast3r_ros.ros.mapping_node", *words], env=environment)
@@ -124,7 +133,7 @@ def _node(model: str, seconds: float, domain: int) -> dict[str, Any]:
         before = _cpu_seconds(node.pid)
         start = time.monotonic()
         memory = [_memory_mb(node.pid)]
-        with _camera(seconds, "reliable", environment) as camera:
+        with _camera(seconds, "reliable", rate, environment) as camera:
             while camera.poll() is None:
                 executor.spin_once(timeout_sec=0.2)
                 memory.append(_memory_mb(node.pid))
@@ -138,6 +147,7 @@ def _node(model: str, seconds: float, domain: int) -> dict[str, Any]:
     status = newest[-1]
     return {
         "model": model,
+        "rate_hz": rate,
         "images_sent": sent,
         "images_received": status.frames_received,
         "keyframes": status.frames_used,
@@ -145,15 +155,39 @@ def _node(model: str, seconds: float, domain: int) -> dict[str, Any]:
         "drops": {drop.reason: drop.count for drop in status.drops},
         "callback_p99_ms": round(status.callback_p99 * 1e3, 3),
         "callback_max_ms": round(status.callback_max * 1e3, 3),
-        "image_to_published_s": round(status.image_age, 3),
-        "stages_ms": {each.stage: round(each.seconds * 1e3, 1) for each in status.latencies},
+        # from the newest image's stamp to its cloud in another process
+        "frame_to_cloud_s": _spread(delays),
+        "stages_s": _stages([each for each in newest if each.windows]),
         "cpu_cores": round(busy, 2),
         # by fifths of the time: flat after the first, which loads the network's working memory
         "memory_mb": [round(max(part)) for part in np.array_split(memory, 5) if len(part)],
     }
 
 
-def _delivery(reliability: str, profile: bool, seconds: float, domain: int) -> dict[str, Any]:
+def _stages(statuses: Sequence[Any]) -> dict[str, dict[str, float]]:
+    """Stage -> median and spread over the windows; a window that several statuses tell of counts once."""
+    windows = {each.windows: each for each in statuses}
+    times: dict[str, list[float]] = {}
+    for status in windows.values():
+        for each in status.latencies:
+            times.setdefault(each.stage, []).append(each.seconds)
+    return {stage: _spread(values) for stage, values in times.items()}
+
+
+def _spread(seconds: Sequence[float]) -> dict[str, float]:
+    """Median, least and most of some times; empty without any."""
+    if not seconds:
+        return {}
+    times = {"median_s": statistics.median(seconds), "fastest_s": min(seconds), "slowest_s": max(seconds)}
+    return {**{name: round(value, 4) for name, value in times.items()}, "runs": len(seconds)}
+
+
+def _age(stamp: Any) -> float:
+    """Seconds since a stamp of this machine's clock."""
+    return time.time() - stamp.sec - stamp.nanosec * 1e-9
+
+
+def _delivery(reliability: str, profile: bool, seconds: float, rate: float, domain: int) -> dict[str, Any]:
     """How many images of another process arrive, by reliability and with or without config/fastdds.xml."""
     import rclpy
     from rclpy.qos import QoSProfile, ReliabilityPolicy
@@ -169,7 +203,7 @@ def _delivery(reliability: str, profile: bool, seconds: float, domain: int) -> d
     )
     executor = rclpy.executors.SingleThreadedExecutor(context=context)
     executor.add_node(listener)
-    with _camera(seconds, reliability, _environment(domain, profile)) as camera:
+    with _camera(seconds, reliability, rate, _environment(domain, profile)) as camera:
         while camera.poll() is None:
             executor.spin_once(timeout_sec=0.1)
         sent = int((camera.communicate()[0] or "0").split()[0])
@@ -178,9 +212,11 @@ def _delivery(reliability: str, profile: bool, seconds: float, domain: int) -> d
     return {"reliability": reliability, "profile": profile, "sent": sent, "received": len(received)}
 
 
-def _camera(seconds: float, reliability: str, environment: dict[str, str]) -> subprocess.Popen[str]:
+def _camera(
+    seconds: float, reliability: str, rate: float, environment: dict[str, str]
+) -> subprocess.Popen[str]:
     """This module as a camera, in a process of its own."""
-    command = [sys.executable, "-m", CAMERA_MODULE, str(seconds), reliability]
+    command = [sys.executable, "-m", CAMERA_MODULE, str(seconds), reliability, str(rate)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
 
@@ -211,7 +247,7 @@ def moving_pictures(count: int = 20) -> list[np.ndarray]:
     return [np.ascontiguousarray(wide[:HEIGHT, 16 * i : 16 * i + WIDTH]) for i in range(count)]
 
 
-def camera(seconds: float, reliability: str = "reliable") -> None:
+def camera(seconds: float, reliability: str = "reliable", rate: float = RATE) -> None:
     """Publish images for some seconds after the first subscriber has come; prints their number."""
     import rclpy
     from rclpy.qos import QoSProfile, ReliabilityPolicy
@@ -232,11 +268,12 @@ def camera(seconds: float, reliability: str = "reliable") -> None:
         message.header.stamp = node.get_clock().now().to_msg()
         publisher.publish(message)
         count += 1
-        time.sleep(max(0.0, start + count / RATE - time.monotonic()))
+        time.sleep(max(0.0, start + count / rate - time.monotonic()))
     time.sleep(0.5)  # for what is still on its way
     print(f"{count} images in {time.monotonic() - start:.1f} s", flush=True)
     rclpy.shutdown()
 
 
 if __name__ == "__main__":
-    camera(float(sys.argv[1]), *sys.argv[2:3])
+    given = dict(zip(("seconds", "reliability", "rate"), sys.argv[1:], strict=False))
+    camera(float(given["seconds"]), given.get("reliability", "reliable"), float(given.get("rate", RATE)))

@@ -11,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 SIZE = (8.0, 4.5)
+FEWEST_BARS = 3  # fewer would be drawn wider
 
 
 def figures(document: Mapping[str, Any]) -> dict[str, Figure]:
@@ -33,7 +34,7 @@ def _network(document: Mapping[str, Any]) -> dict[str, Figure]:
         floors = [sum(stage.get("floor_s", 0.0) for stage in result["stages"].values()) for result in results]
         axes.plot(range(len(results)), floors, "k_", markersize=30, label="floor of encode, fuse, heads")
         axes.set_xlabel("views")
-        axes.legend()
+        figure.legend(loc="outside right upper", fontsize="small")
         drawn[f"network_{size}_{dtype}"] = figure
     return drawn
 
@@ -49,7 +50,7 @@ def _window(document: Mapping[str, Any]) -> dict[str, Figure]:
     ]
     _stack(axes, [str(result["slide"]) for result in results], stacks)
     axes.set_xlabel("new frames per window")
-    axes.legend(fontsize="small")
+    figure.legend(loc="outside right upper", fontsize="small")
     return {"window": figure}
 
 
@@ -64,6 +65,8 @@ def _scale(document: Mapping[str, Any]) -> dict[str, Figure]:
     known = [result for result in results if result["peak_bytes"]]
     memory = [result["peak_bytes"] / 2**30 for result in known]
     axes.loglog([result["views"] for result in known], memory, "s--", label="peak GiB above the weights")
+    axes.set_xticks(views, [str(count) for count in views])
+    axes.set_xticks([], minor=True)
     axes.set_ylabel("s, GiB")
     axes.set_xlabel("views")
     axes.legend()
@@ -91,6 +94,7 @@ def _stack(axes: Axes, labels: Sequence[str], stacks: Sequence[Mapping[str, floa
         axes.bar(range(len(stacks)), heights, bottom=base, width=0.6, label=name)
         base += heights
     axes.set_xticks(range(len(labels)), labels)
+    axes.set_xlim(-0.6, max(len(labels), FEWEST_BARS) - 0.4)
 
 
 def _where(document: Mapping[str, Any]) -> str:

@@ -70,7 +70,7 @@ def _floors(document: Mapping[str, Any]) -> Table:
                     ]
                 )
     ceilings = ", ".join(
-        f"{dtype} {each['matrix_rate'] / 1e12:.2f} TFLOP/s, {each['bandwidth'] / 1e9:.1f} GB/s"
+        f"{dtype} {each['matrix_rate'] / 1e9:,.1f} GFLOP/s, {each['bandwidth'] / 1e9:.1f} GB/s"
         for dtype, each in document["ceilings"].items()
     )
     columns = (
