@@ -19,6 +19,7 @@ from itertools import cycle, islice
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 from evo.tools import file_interface
 from rosbags.rosbag2 import Writer
@@ -94,6 +95,29 @@ def test_rate_and_maximum_of_views(tmp_path, small_model, video):
     reconstruct(*common, "--output", tmp_path / "b", "--rate", 5, "--max-views", 4)
     frames = [json.loads((tmp_path / name / "report.json").read_text())["frames"] for name in "ab"]
     assert frames == [6, 4]
+
+
+def test_options_of_points_and_network_act(tmp_path, small_model, video):
+    """What `--size` and `--voxel-size` promise, seen in the files; `--dtype` and `--device` run."""
+    common = ("reconstruct", video, "--model", small_model, *NO_GATES)
+    runs = {
+        "plain": (),
+        "options": ("--size", 64, "--voxel-size", 0.2, "--dtype", "bfloat16", "--device", "cpu"),
+    }
+    for name, options in runs.items():
+        assert main([*map(str, (*common, "--output", tmp_path / name, *options))]) == 0
+    plain, other = (read_results(tmp_path / name) for name in runs)
+    assert {(camera.width, camera.height) for camera in plain.cameras} == {(112, 80)}
+    assert {max(camera.width, camera.height) for camera in other.cameras} == {64}
+    voxels = np.floor(other.cloud.points / 0.2 + 1e-4).astype(int)
+    assert len(np.unique(voxels, axis=0)) > 0.99 * len(voxels), "one point in a voxel"
+
+
+def test_no_point_of_enough_confidence_is_an_empty_map_and_status_1(tmp_path, small_model, video, capsys):
+    common = (video, "--model", small_model, "--output", tmp_path / "out", *NO_GATES)
+    assert reconstruct(*common, "--min-confidence", 1000) == 1
+    assert "the map is empty" in capsys.readouterr().out
+    assert len(read_results(tmp_path / "out").cloud.points) == 0
 
 
 def write_chatter(path: Path) -> None:
