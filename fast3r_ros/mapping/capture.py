@@ -62,17 +62,15 @@ def cuda_graph(function: TensorFunction, inputs: Sequence[Tensor]) -> TensorFunc
     when memory does not suffice.
     """
     buffers = [value.clone() for value in inputs]
-    device = buffers[0].device
-    with torch.cuda.device(device):
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(_WARM_UP_RUNS):
-                function(*buffers)
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+    graph = torch.cuda.CUDAGraph()
+    side = torch.cuda.Stream(buffers[0].device)
+    side.wait_stream(torch.cuda.current_stream(buffers[0].device))
+    with torch.cuda.stream(side):  # which also restores the stream when recording fails
+        for _ in range(_WARM_UP_RUNS):
+            function(*buffers)
+        with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
             results = function(*buffers)
+    torch.cuda.current_stream(buffers[0].device).wait_stream(side)
 
     def replay(*values: Tensor) -> list[Tensor]:
         for buffer, value in zip(buffers, values, strict=True):

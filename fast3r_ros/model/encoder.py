@@ -45,7 +45,8 @@ class Encoder(nn.Module):
         grid = (images.shape[2] // self.patch, images.shape[3] // self.patch)
         tokens = self.patch_embed(images)
         if self.absolute_positions:
-            tokens = tokens + position_table(grid, tokens.shape[-1], self.rope_base).to(tokens)
+            table = position_table(grid, tokens.shape[-1], self.rope_base, tokens.device)
+            tokens = tokens + table.to(tokens)
         rotation = rope_tables(grid, self.head_dim, self.rope_base, tokens)
         for block in self.enc_blocks:
             tokens = run_block(block, tokens, rotation, None, self.recompute)
@@ -57,13 +58,15 @@ class Encoder(nn.Module):
         return tokens * element_size * int(self.width * (4 + 2 * self.mlp_ratio))
 
 
-def position_table(grid: tuple[int, int], width: int, base: float) -> Tensor:
+def position_table(
+    grid: tuple[int, int], width: int, base: float, device: torch.device | None = None
+) -> Tensor:
     """(h*w, C) fixed table: sines and cosines of the patch row in the first half, of the column in the rest.
 
     Within a half, frequency k is base^(-k / (C / 4)), as in ViTs without learnt positions.
     """
     quarter = width // 4
-    frequencies = base ** (-torch.arange(quarter, dtype=torch.float32) / quarter)
-    rows, columns = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
+    frequencies = base ** (-torch.arange(quarter, dtype=torch.float32, device=device) / quarter)
+    rows, columns = torch.meshgrid(*(torch.arange(side, device=device) for side in grid), indexing="ij")
     angles = torch.stack([rows, columns], dim=-1).reshape(-1, 2, 1) * frequencies
     return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(1)
