@@ -15,6 +15,7 @@ BENCHMARKS = (
     ("network", "fast3r_ros.benchmark.network", "the network's stages by views, size and dtype"),
     ("window", "fast3r_ros.benchmark.window", "a sliding window from frame to message, per stage"),
     ("scale", "fast3r_ros.benchmark.scale", "one pass over hundreds of views: time and peak memory"),
+    ("acceleration", "fast3r_ros.benchmark.acceleration", "what accelerations save, and their error"),
     ("indices", "fast3r_ros.benchmark.indices", "accuracy by the choice of image indices"),
     ("mapping", "fast3r_ros.benchmark.mapping", "the mapper's promises on synthetic truth"),
     ("node", "fast3r_ros.benchmark.node", "the ROS node: callbacks, drops, latency, CPU over DDS"),

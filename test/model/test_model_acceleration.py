@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import cast
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from small_model import random_views, small_model
 from torch import Tensor, nn
 
+from fast3r_ros.cli import main
 from fast3r_ros.errors import UserError
 from fast3r_ros.model import Fast3R
 from fast3r_ros.model.acceleration import Acceleration, PointmapError, accelerate, pointmap_error
@@ -163,3 +165,19 @@ def test_int8_weights_take_a_quarter_and_copies_keep_them() -> None:
 def test_wrong_accelerations_are_named(text: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         Acceleration.parse(text)
+
+
+def test_the_benchmark_reports_every_error_and_what_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    choosy_model().save_pretrained(tmp_path)
+    scene = ["--views", "10", "--size", "48x32", "--runs", "1"]
+    asked = ["--accelerate", "exact", "merge=2", "linears=int8", "linears=fp8"]
+    assert main(["benchmark", "acceleration", "--model", str(tmp_path), *scene, *asked]) == 0
+    document = json.loads(capsys.readouterr().out)
+    exact, merged, rounded, fp8 = document["results"]
+    assert exact["error"]["points_95"] == 0.0
+    assert merged["error"]["points_median"] > 0.0
+    assert rounded["error"]["points_median"] > 0.0
+    assert rounded["median_s"] > 0.0
+    assert "error" in fp8 or "CUDA GPU" in fp8["refused"] or "capability" in fp8["refused"]

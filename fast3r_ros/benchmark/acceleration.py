@@ -1,0 +1,86 @@
+"""`fast3r benchmark acceleration`: what each acceleration saves, and its error against the exact result.
+
+The views are a walk through the synthetic room.  The error says something only of a trained model; with
+random weights just the times count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fast3r_ros.benchmark.measure import machine, measure
+from fast3r_ros.benchmark.models import DTYPES, add_model_arguments, chosen_device, load, parse_size
+from fast3r_ros.errors import UserError
+from fast3r_ros.model import Fast3R, ViewPrediction, normalize
+from fast3r_ros.model.acceleration import Acceleration, accelerate, pointmap_error
+from fast3r_ros.synthetic.sequence import demo_sequence
+
+DURATION = 20.0  # of the walk, in seconds
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The benchmark's arguments."""
+    add_model_arguments(parser)
+    parser.add_argument("--views", type=int, default=32, help="number of views (default: %(default)s)")
+    parser.add_argument("--size", default="512x384", metavar="WxH", help="size of a view")
+    parser.add_argument("--dtype", default="float32", choices=DTYPES, help="dtype of the weights")
+    parser.add_argument(
+        "--accelerate",
+        nargs="+",
+        default=["merge=2", "merge=4", "linears=int8", "merge=2,linears=int8"],
+        metavar="WHAT",
+        help="as for reconstruct (default: %(default)s)",
+    )
+    parser.add_argument("--runs", type=int, default=3, help="measured runs of each (default: %(default)s)")
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """One pass exactly and one with each acceleration; returns the JSON document."""
+    device = chosen_device(arguments)
+    accelerations = [Acceleration.parse(text) for text in arguments.accelerate]
+    model = load(arguments.model, device, DTYPES[arguments.dtype], arguments.attention)
+    images = walk(arguments.views, parse_size(arguments.size), device)
+    with torch.inference_mode():
+        exact, exact_time = measure(lambda: model(images), device, arguments.runs)
+        results = [against(exact, model, each, images, arguments.runs) for each in accelerations]
+    return {
+        "benchmark": "acceleration",
+        "machine": machine(device),
+        "model": arguments.model,
+        "dtype": arguments.dtype,
+        "views": arguments.views,
+        "size_wh": list(parse_size(arguments.size)),
+        "exact": exact_time.content(),
+        "results": results,
+    }
+
+
+def walk(views: int, size: tuple[int, int], device: torch.device) -> list[Tensor]:
+    """Views (1, 3, H, W) along a walk through the synthetic room.  Raises UserError for a wrong size."""
+    if size[0] % 16 or size[1] % 16:
+        raise UserError(f"--size {size[0]}x{size[1]}: both sides must be multiples of 16")
+    sequence = demo_sequence(DURATION, width=size[0], height=size[1])
+    places = [number * len(sequence) // views for number in range(views)]
+    return [normalize(sequence[place].image, device)[None] for place in places]
+
+
+def against(
+    exact: list[ViewPrediction], model: Fast3R, acceleration: Acceleration, images: list[Tensor], runs: int
+) -> dict[str, Any]:
+    """Time and error of one acceleration, or why it cannot be used here."""
+    try:
+        faster = accelerate(copy.deepcopy(model), acceleration)
+    except UserError as error:
+        return {"acceleration": str(acceleration), "refused": str(error)}
+    found, time = measure(lambda: faster(images), images[0].device, runs)
+    return {
+        "acceleration": str(acceleration),
+        "error": asdict(pointmap_error(exact, found)),
+        **time.content(),
+    }
