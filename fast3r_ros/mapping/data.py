@@ -115,7 +115,8 @@ class WindowResult:
 
     accepted: whether it went into the map; reason: why not, in words (empty if accepted).  views are in time
     order, the newest last; empty when not accepted.  map_from_window: the registration.  residual: robust RMS
-    of the overlap in map units; inlier_share in [0, 1].  timings: seconds per stage.
+    of the overlap in map units; inlier_share in [0, 1].  covariance: (7, 7) of the registration, see
+    `SimilarityFit`; infinite without one.  timings: seconds per stage.
     """
 
     stamp_ns: int
@@ -129,6 +130,7 @@ class WindowResult:
     map_version: int
     loop_closed: bool
     timings: Mapping[str, float] = field(default_factory=dict)
+    covariance: Float64 = field(default_factory=lambda: np.full((7, 7), np.inf))
 
 
 @dataclass(frozen=True)

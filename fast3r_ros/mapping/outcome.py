@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from fast3r_ros.geometry.sim3 import Sim3
-from fast3r_ros.mapping.data import ViewEstimate, WindowResult
+from fast3r_ros.mapping.data import Float64, ViewEstimate, WindowResult
 from fast3r_ros.mapping.map import Keyframe
 from fast3r_ros.mapping.tracking import Track
 
@@ -56,6 +56,13 @@ def up_to_date(
     )
 
 
+def moved_covariance(covariance: Float64, new_from_old: Sim3) -> Float64:
+    """(7, 7) of (translation, rotation vector, log scale) after the target frame was moved."""
+    linear = np.eye(7)
+    linear[:3, :3], linear[3:6, 3:6] = new_from_old.scale * new_from_old.rotation, new_from_old.rotation
+    return np.asarray(linear @ covariance @ linear.T)
+
+
 def window_result(
     tracked: Track | None, reason: str, views: tuple[ViewEstimate, ...], context: Context
 ) -> WindowResult:
@@ -65,6 +72,9 @@ def window_result(
     seen = () if tracked is None else tracked.window.views
     registration = None if tracked is None else tracked.window.registration
     place = registration.map_from_window if registration else Sim3.identity()
+    covariance = np.full((7, 7), np.inf)
+    if registration and not registration.reason:
+        covariance = moved_covariance(registration.covariance, context.rescaled)
     return WindowResult(
         stamp_ns=max((view.stamp_ns for view in seen), default=0),
         accepted=not reason,
@@ -72,6 +82,7 @@ def window_result(
         views=views,
         map_from_window=context.rescaled @ place,
         residual=registration.residual * context.rescaled.scale if registration else float("inf"),
+        covariance=covariance,
         inlier_share=registration.inlier_share if registration else 0.0,
         submap=context.submap,
         map_version=context.map_version,

@@ -19,6 +19,7 @@ from fast3r_ros.mapping.data import Float32, Float64, Reconstruction
 # Errors of a network are alike over patches of about this share of a view's pixels; the covariance grows by
 # it.
 _CORRELATED_SHARE = 1 / 64
+_NO_OVERLAP = "no view of the window that the map knows could be placed"
 _MOST_CONFIDENT = 50.0  # confidences above count the same, so that no single view decides
 
 
@@ -90,7 +91,7 @@ def register(
     """
     least = config.min_inlier_share if min_inlier_share is None else min_inlier_share
     if not overlaps:
-        return Registration(Sim3.identity(), 0.0, np.inf, np.full((7, 7), np.inf), "no view is in the map")
+        return Registration(Sim3.identity(), 0.0, np.inf, np.full((7, 7), np.inf), _NO_OVERLAP)
     per_view = max(1, config.pixels // 2)
     parts = [_thin(overlap, per_view) for overlap in overlaps]
     source, source_confidence = _in_window(parts, points_window), _in_window(parts, confidence)

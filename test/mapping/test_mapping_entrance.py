@@ -1,5 +1,6 @@
 """Keyframe selection, overload, point filters."""
 
+import time
 from dataclasses import replace
 
 import cv2
@@ -108,6 +109,15 @@ def test_fewer_wait_after_the_window_became_smaller():
     intake.set_config(KeyframeConfig(), 3)
     assert intake.waiting == 3
     assert intake.counts() == (8, {"overload": 5})
+
+
+def test_selection_costs_little_per_frame():
+    selector = KeyframeSelector(KeyframeConfig())
+    images = [cv2.resize(texture(3 * i), (640, 480)) for i in range(20)]
+    start = time.thread_time()
+    for i, image in enumerate(images):
+        selector.judge(frame(i * 0.1, image))
+    assert (time.thread_time() - start) / len(images) < 0.02  # seconds; about 2 ms on a quiet machine
 
 
 def test_frames_from_several_threads_are_all_counted():

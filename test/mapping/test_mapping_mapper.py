@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from fast3r_ros.benchmark.synthetic_run import start, the_loop
+from fast3r_ros.geometry.axes import BODY_FROM_OPTICAL
+from fast3r_ros.geometry.rigid import rigid_matrix
 from fast3r_ros.geometry.rotation import angle_between, matrix_from_vector
 from fast3r_ros.geometry.similarity import fit_similarity
 from fast3r_ros.mapping.config import MapperConfig
@@ -104,13 +106,14 @@ def test_without_intrinsics_the_focal_length_is_found():
         assert view.intrinsics[0, 0] == pytest.approx(sequence.intrinsics[0, 0], rel=0.03)
 
 
-def test_cameras_of_different_shape_share_one_window():
+@pytest.mark.parametrize("late_ns", [0, 37_000_000])
+def test_cameras_of_different_shape_share_one_window_together_or_unsynchronised(late_ns):
     wide, frames = the_loop()
     offset = np.eye(4)
     offset[0, 3] = 0.2
     poses = (wide.world_from_camera @ offset)[:80]
     tall = replace(wide, camera="tall", world_from_camera=poses, width=48, height=64)
-    tall = replace(tall, intrinsics=pinhole(48, 64, np.deg2rad(60)))
+    tall = replace(tall, intrinsics=pinhole(48, 64, np.deg2rad(60)), start_ns=wide.start_ns + late_ns)
     run = start([wide, tall])
     run.feed(frame for i in range(80) for frame in (frames[i], tall[i]))
     scores, views = run.scores(), run.results[-1].views
@@ -129,6 +132,31 @@ def test_missing_regions_and_more_noise_do_no_harm():
     scores = run.scores()
     assert scores["rejected"] == 0
     assert scores["rmse_percent"] < 2.0
+
+
+def test_poses_are_estimated_again_by_every_window_that_sees_the_keyframe(run):
+    estimates = [k.estimates for k in run.mapper.map.keyframes.values()]
+    assert np.median(estimates[4:-12]) >= 3
+    assert estimates[-1] == 1
+
+
+def test_points_carry_the_colour_of_their_pixel(run):
+    keyframe = run.mapper.map.keyframes[3]
+    assert np.array_equal(keyframe.points.colors, keyframe.image.reshape(-1, 3)[keyframe.points.pixels])
+    colors = run.mapper.map.cloud().colors.astype(float)
+    images = np.stack([k.image for k in run.mapper.map.keyframes.values()]).reshape(-1, 3)
+    assert np.abs(colors.mean(axis=0) - images.mean(axis=0)).max() < 25
+    assert colors.std() > 10
+
+
+def test_a_first_pose_gives_attitude_and_heading():
+    sequence, frames = the_loop()
+    attitude = matrix_from_vector([0.0, 0.0, 1.0]) @ matrix_from_vector([0.0, 0.15, 0.0])
+    run = start(sequence)
+    run.mapper.set_first_pose(rigid_matrix(attitude, [5.0, 5.0, 5.0]))
+    first = run.feed(frames[:50]).mapper.trajectory()[0].map_from_camera
+    assert float(angle_between(first[:3, :3], attitude @ BODY_FROM_OPTICAL[:3, :3])) < 0.02
+    assert np.linalg.norm(first[:3, 3]) < 0.05
 
 
 def test_odometrys_tilt_levels_the_map():

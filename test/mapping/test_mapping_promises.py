@@ -14,7 +14,7 @@ def test_a_60_m_loop_without_closure_stays_below_one_percent():
 
 
 def test_a_60_m_loop_with_closure_stays_below_a_third_of_a_percent():
-    scores = benchmark.loop_accuracy(loop=True)
+    scores = benchmark.loop_accuracy(loop=True, background=True)
     assert scores["loops"] >= 1
     assert scores["rmse_percent"] < 0.3
     assert scores["scale_drift_percent"] < 1.0

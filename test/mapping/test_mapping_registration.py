@@ -91,7 +91,7 @@ def test_noise_is_refused_with_a_reason():
     noise = [torch.from_numpy(rng.normal(size=view.shape).astype(np.float32)) for view in points]
     result = register(overlaps, noise, confidence, RegistrationConfig())
     assert "agree" in result.reason
-    assert register([], points, confidence, RegistrationConfig()).reason == "no view is in the map"
+    assert register([], points, confidence, RegistrationConfig()).reason.endswith("could be placed")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device in this machine")
