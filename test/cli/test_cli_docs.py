@@ -95,11 +95,13 @@ SHORTER = {
     "evaluate": ["--scenes", "1", "--views", "2", "4", "--tables", "pose"],
     "benchmark network": ["--model", "demo", "--views", "2", "--size", "64x48", "--runs", "1"],
     "benchmark window": ["--views", "3", "--slides", "1", "--size", "64x48", "--runs", "1"],
+    "benchmark acceleration": ["--views", "3", "--runs", "1"],
     "benchmark scale": ["--views", "3", "--size", "64x48"],
 }
 # Part of a command -> why no test of documentation runs it.
 NOT_RUN = {
     ".rrd": "needs rerun, which is not installed for the tests; test/io runs it where it is",
+    "--parallel": "needs torchrun; test_cli_parallel.py runs it",
     "view ": "waits for a person; test/viewer runs it",
     "jedyang97/": "needs a network connection, and a GPU to be pleasant",
     "--device cuda": "needs a GPU",
