@@ -66,8 +66,10 @@ class Run:
             self.mapper.add_frame(frame)
             if self.mapper.window_ready():
                 start_time = time.thread_time() - self.meter.seconds
-                self.results.append(self.mapper.process_window())
-                self.seconds.append(time.thread_time() - self.meter.seconds - start_time)
+                result = self.mapper.process_window()
+                if result is not None:
+                    self.results.append(result)
+                    self.seconds.append(time.thread_time() - self.meter.seconds - start_time)
         last = self.mapper.finish() if finish else None
         self.results += [] if last is None else [last]
         return self

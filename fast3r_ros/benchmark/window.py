@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 import torch
 
-from fast3r_ros.benchmark.measure import Measurement, machine, summary, synchronize
+from fast3r_ros.benchmark.measure import machine, summary, synchronize
 from fast3r_ros.benchmark.models import DTYPES, add_model_arguments, chosen_device, load, parse_size
 from fast3r_ros.errors import UserError
 from fast3r_ros.mapping.config import MapperConfig
@@ -162,8 +162,8 @@ def measure_slide(
     return {
         "views": views,
         "slide": slide,
-        "stages": {name: _times(stage) for name, stage in stages.items()},
-        "copy_within_map": _times(copy),
+        "stages": {name: stage.content() for name, stage in stages.items()},
+        "copy_within_map": copy.content(),
         "windows_accepted": mapper.status().windows,
         "windows_rejected": mapper.status().windows_rejected,
         "network_s": network_s,
@@ -179,6 +179,7 @@ def window_config(views: int, slide: int) -> MapperConfig:
             "keyframes.motion": 0.0,
             "keyframes.sharpness": 0.0,
             "keyframes.contrast": 0.0,
+            "keyframes.max_similarity": 1.0,
             "window.size": views,
             "window.stride": slide,
             "window.overlap": min(OVERLAP, views - slide),
@@ -203,6 +204,7 @@ def _window(
     mapper.add_frame(newest)
     selected = time.perf_counter()
     result = mapper.process_window()
+    assert result is not None
     processed = time.perf_counter()
     if pack is not None and result.views:
         pack(result)
@@ -240,9 +242,3 @@ def _from_camera(frame: Frame) -> Frame:
     height, width = (round(side * CAMERA_FACTOR) for side in frame.image.shape[:2])
     picture = cv2.resize(frame.image, (width, height), interpolation=cv2.INTER_LINEAR)
     return Frame(frame.stamp_ns, frame.camera, np.asarray(picture, np.uint8))
-
-
-def _times(stage: Measurement) -> dict[str, Any]:
-    content = stage.content()
-    del content["peak_bytes"]
-    return content

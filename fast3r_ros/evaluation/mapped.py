@@ -34,10 +34,9 @@ def score_mapper(
     for frame in sequence.frames:
         mapper.add_frame(Frame(frame.stamp_ns, CAMERA, frame.read_image(), frame.intrinsics))
         if mapper.window_ready():
-            results.append(mapper.process_window())
+            results += [result for result in [mapper.process_window()] if result is not None]
         on_frame()
-    last = mapper.finish()
-    results += [last] if last is not None else []
+    results += [result for result in [mapper.finish()] if result is not None]
     trajectory = mapper.trajectory()
     scores: dict[str, float] = {"keyframes": len(trajectory), "windows": len(results)}
     scores["rejected"] = sum(not result.accepted for result in results) / max(len(results), 1)

@@ -102,10 +102,11 @@ class Mapper:
             needed += max(0, self.config.window.overlap - len(self._orphans))
         return self._intake.waiting >= needed
 
-    def process_window(self) -> WindowResult:
+    def process_window(self) -> WindowResult | None:
         """Look at the waiting keyframes with known ones; register, fuse, close loops, find the scale.
 
-        What the network raises (out of memory) passes through; the map stays, the new keyframes are lost.
+        None when there was nothing new to look at: all that waited was redundant or unusable.  What the
+        network raises (out of memory) passes through; the map stays, the new keyframes are lost.
         """
         clock = Clock()
         self._loops.apply(self.map, wait=False)
@@ -115,7 +116,7 @@ class Mapper:
         views = self._window.compose(new, retrieved)
         clock.lap("encode")
         if not new:
-            return self._skip("no new view to look at", clock)
+            return None
         if len(views) < 2:
             return self._reject(new, None, "fewer than two usable views", clock)
         known = {view.keyframe_id for view in retrieved if view.keyframe_id is not None}
@@ -296,10 +297,6 @@ class Mapper:
         self._intake.drop("rejected", len(seen) - len(self._orphans))
         if self._rejected_in_a_row >= self.config.registration.lost_after:
             self._leave_track()
-        return self._skip(reason, clock, tracked)
-
-    def _skip(self, reason: str, clock: Clock, tracked: Track | None = None) -> WindowResult:
-        """The result of a window that changed nothing."""
         context = Context(self._submap, self.map.version, False, Sim3.identity(), dict(clock.laps))
         return window_result(tracked, reason, (), context)
 

@@ -265,6 +265,7 @@ def test_a_camera_that_stands_fills_neither_map_nor_memory_and_keeps_its_track()
     assert (status.windows_rejected, status.submaps) == (0, 1)
     standing = [p for p in run.mapper.trajectory() if place + 5 < (p.stamp_ns - 10**9) / 1e8 < place + 100]
     assert len(standing) <= 1
+    assert all(result.accepted for result in run.results)
     assert run.scores()["rmse_percent"] < 1.0
 
 

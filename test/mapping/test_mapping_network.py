@@ -96,7 +96,8 @@ def test_views_of_one_window_may_differ_in_size(local_head):
 
 
 def test_a_network_that_knows_nothing_does_not_break_the_mapper():
-    config = MapperConfig.from_flat({"window.size": 6, "window.stride": 2, "window.overlap": 2})
+    window = {"window.size": 6, "window.stride": 2, "window.overlap": 2}
+    config = MapperConfig.from_flat({**window, "keyframes.max_similarity": 1.0})
     mapper = Mapper(Fast3RNetwork(tiny_model()), config)
     results = []
     for frame in frames(24):
