@@ -9,7 +9,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,18 +25,20 @@ class Measurement:
     """Wall time of several runs of one stage in seconds, and the memory above what was there before.
 
     peak_bytes: the most that one run needed: of the GPU's allocator, or of the process's resident memory on
-    the CPU; None where the system does not tell.
+    the CPU; None where the system does not tell.  processor_s: median processor time of all threads, which
+    other work on the machine hardly changes; None where it was not taken.
     """
 
     median_s: float
     fastest_s: float
     slowest_s: float
     runs: int
-    peak_bytes: int | None
+    peak_bytes: int | None = None
+    processor_s: float | None = None
 
     def content(self) -> dict[str, Any]:
-        """The measurement as the content of a JSON object."""
-        return asdict(self)
+        """The measurement as the content of a JSON object, without what was not taken."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 def measure(
@@ -45,22 +47,24 @@ def measure(
     """Run a stage `warmup` times unmeasured, then `runs` times; returns the last result too."""
     for _ in range(warmup):
         stage()
-    times, peaks = [], []
+    times, processor, peaks = [], [], []
     for _ in range(max(runs, 1)):
         synchronize(device)
         with PeakMemory(device) as peak:
-            start = time.perf_counter()
+            start, busy = time.perf_counter(), time.process_time()
             result = stage()
             synchronize(device)
             times.append(time.perf_counter() - start)
+            processor.append(time.process_time() - busy)
         peaks.append(peak.bytes)
     known = [peak for peak in peaks if peak is not None]
-    return result, summary(times, max(known) if known else None)
+    peak_bytes = max(known) if known else None
+    return result, replace(summary(times), peak_bytes=peak_bytes, processor_s=statistics.median(processor))
 
 
-def summary(seconds: Sequence[float], peak_bytes: int | None = None) -> Measurement:
-    """Median and spread of the times of several runs."""
-    return Measurement(statistics.median(seconds), min(seconds), max(seconds), len(seconds), peak_bytes)
+def summary(seconds: Sequence[float]) -> Measurement:
+    """Median and spread of the wall times of several runs."""
+    return Measurement(statistics.median(seconds), min(seconds), max(seconds), len(seconds))
 
 
 class PeakMemory:

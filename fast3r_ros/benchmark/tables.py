@@ -42,7 +42,7 @@ def _stage_times(results: Sequence[Mapping[str, Any]]) -> Table:
             result["dtype"],
             *(_spread(result["stages"].get(stage)) for stage in names),
             _milliseconds(result["total_median_s"]),
-            _mebibytes(max(stage["peak_bytes"] or 0 for stage in result["stages"].values())),
+            _mebibytes(max(stage.get("peak_bytes", 0) for stage in result["stages"].values())),
         ]
         for result in results
     ]
