@@ -72,12 +72,31 @@ class AdaptiveSubscription:
             self._subscription = None
 
 
+class Gaps:
+    """Finds messages of one publisher that never arrived, by the numbers that the middleware gives them."""
+
+    def __init__(self) -> None:
+        self._newest: int | None = None
+
+    def before(self, number: int | None) -> int:
+        """How many are missing before this message; a number that goes back is another publisher's."""
+        newest, self._newest = self._newest, number
+        if newest is None or number is None or number <= newest:
+            return 0
+        return number - newest - 1
+
+    def restart(self) -> None:
+        """Begin with whatever comes next: what was sent while nobody subscribed is not missing."""
+        self._newest = None
+
+
 class CameraSubscriptions:
     """The topics below a camera's name.
 
     on_image, on_info and on_depth(name, message) run on the executor; on_depth is None where none is wanted.
     With two publishers on the image topic, only the images of the first are passed on where the middleware
-    tells them apart, none otherwise; on_foreign(name) is called for the others.
+    tells them apart, none otherwise; on_foreign(name) is called for the others.  on_lost(name, count) tells
+    of images that were sent and never arrived.
     """
 
     def __init__(
@@ -91,10 +110,12 @@ class CameraSubscriptions:
         on_info: Callable[[str, CameraInfo], None],
         on_depth: Callable[[str, Image], None] | None,
         on_foreign: Callable[[str], None],
+        on_lost: Callable[[str, int], None],
     ) -> None:
         self.name = name
         self._node = node
-        self._on_image, self._on_foreign = on_image, on_foreign
+        self._on_image, self._on_foreign, self._on_lost = on_image, on_foreign, on_lost
+        self._gaps = Gaps()
         self._chosen: bytes | None = None  # the publisher whose images are used
         self._chosen_time = 0.0
         self.publishers: list[str] = []
@@ -131,7 +152,10 @@ class CameraSubscriptions:
 
     def adapt(self) -> None:
         """Follow the publishers."""
+        before = self._image.reliability
         endpoints = self._image.adapt()
+        if self._image.reliability != before:
+            self._gaps.restart()
         if self._depth is not None:
             self._depth.adapt()
         self.publishers = [f"{each.node_namespace.rstrip('/')}/{each.node_name}" for each in endpoints]
@@ -147,8 +171,11 @@ class CameraSubscriptions:
         # a publisher newer than our last look at the graph has a foreign id, too
         if gid != self._chosen or (gid is None and len(self.publishers) > 1):
             self._on_foreign(self.name)
-        else:
-            self._on_image(self.name, message)
+            return
+        missing = self._gaps.before(info.get("publication_sequence_number"))
+        if missing:
+            self._on_lost(self.name, missing)
+        self._on_image(self.name, message)
 
     def destroy(self) -> None:
         """Unsubscribe."""

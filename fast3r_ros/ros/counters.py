@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import numpy as np
 
 CALLBACK_SAMPLES = 2000
+LOST = "images lost on the way"  # sent, but never received; counted as a problem
 
 
 class Counters:
@@ -42,10 +43,10 @@ class Counters:
         with self._lock:
             self._drops[reason] += 1
 
-    def problem(self, reason: str) -> None:
-        """Something other than a frame was left out."""
+    def problem(self, reason: str, count: int = 1) -> None:
+        """Something other than a received frame was left out."""
         with self._lock:
-            self._problems[reason] += 1
+            self._problems[reason] += count
 
     def error(self, text: str) -> None:
         """Something went wrong that a person should read of."""

@@ -27,7 +27,7 @@ from fast3r_ros.io.pixels import BadImage
 from fast3r_ros.mapping.data import Float32, Float64, Frame
 from fast3r_ros.ros.cameras import CameraSubscriptions
 from fast3r_ros.ros.config import NodeConfig
-from fast3r_ros.ros.counters import Counters
+from fast3r_ros.ros.counters import LOST, Counters
 from fast3r_ros.ros.images import depth_to_metres
 from fast3r_ros.ros.intake import CameraFacts, Intake, Refused, TimeWentBack
 from fast3r_ros.ros.mailbox import Mailbox
@@ -123,6 +123,7 @@ class Inputs:
                 self._info_callback,
                 self._depth_callback if self.config.mapper.scale.source == "depth" else None,
                 self._foreign_callback,
+                self._lost_callback,
             )
             for name in self.intakes
         ]
@@ -181,6 +182,9 @@ class Inputs:
     def _foreign_callback(self, name: str) -> None:
         self._counters.received()
         self._counters.dropped("second publisher on the image topic")
+
+    def _lost_callback(self, name: str, count: int) -> None:
+        self._counters.problem(LOST, count)
 
     # Conversion thread -----------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 
 from fast3r_ros.mapping.data import MapperStatus
 from fast3r_ros.msg import MappingStatus
+from fast3r_ros.ros.counters import LOST
 from fast3r_ros.ros.messages import counts, latencies
 from fast3r_ros.ros.times import stamp_from_ns
 
@@ -147,9 +148,13 @@ def _input_status(report: Report, name: str) -> DiagnosticStatus:
     if bad:
         words = ", ".join(f"{reason}: {count}" for reason, count in bad.items())
         found.append((warn, f"images left out ({words}); last error: {report.last_error}"))
-    if report.problems:
-        words = ", ".join(f"{reason}: {count}" for reason, count in report.problems.items())
+    bad_input = {reason: count for reason, count in report.problems.items() if reason != LOST}
+    if bad_input:
+        words = ", ".join(f"{reason}: {count}" for reason, count in bad_input.items())
         found.append((warn, f"bad input left out ({words})"))
+    if LOST in report.problems:
+        advice = "compress them, publish them reliable, or give the publisher config/fastdds.xml"
+        found.append((warn, f"{report.problems[LOST]} {LOST}: {advice}"))
     level, text = _worst(found, f"{report.received} images received, {dropped} left out")
     values: dict[str, object] = {"images received": report.received}
     values["callback p99 (ms)"] = f"{report.callback_p99 * 1e3:.2f}"

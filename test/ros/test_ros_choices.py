@@ -14,7 +14,7 @@ from sensor_msgs.msg import Image
 from fast3r_ros.errors import UserError
 from fast3r_ros.io.pixels import BadImage
 from fast3r_ros.mapping.config import MapperConfig
-from fast3r_ros.ros.cameras import adapted_reliability
+from fast3r_ros.ros.cameras import Gaps, adapted_reliability
 from fast3r_ros.ros.images import depth_to_metres
 from fast3r_ros.ros.map_files import path_for_loading, path_for_saving
 from fast3r_ros.ros.mapping_thread import smaller_window
@@ -35,6 +35,13 @@ RELIABLE, BEST_EFFORT = ReliabilityPolicy.RELIABLE, ReliabilityPolicy.BEST_EFFOR
 )
 def test_reliability_follows_the_publishers(offered: list, wanted: str, expected: ReliabilityPolicy) -> None:
     assert adapted_reliability(offered, wanted) == expected
+
+
+def test_lost_images_are_found_by_their_numbers() -> None:
+    gaps = Gaps()
+    assert [gaps.before(number) for number in (7, 8, 12, 13, 1, 2, 4, None, 9)] == [0, 0, 3, 0, 0, 0, 1, 0, 0]
+    gaps.restart()
+    assert gaps.before(100) == 0
 
 
 def test_windows_shrink_to_stride_and_overlap_only() -> None:

@@ -1,4 +1,4 @@
-"""When the whole map goes out: by the rate, and at once for new subscribers and changes of the graph."""
+"""When the whole map goes out, and in which size images do, by the parameters."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytest.importorskip("rclpy", reason="ROS is not installed here")
 import rclpy
 from rclpy.node import Node
 from ros_harness import Listener, domain, wait_until
-from sensor_msgs.msg import PointCloud2
+from sensor_msgs.msg import Image, PointCloud2
 
 from fast3r_ros.benchmark.synthetic_run import start, the_loop
 from fast3r_ros.ros.broadcaster import Broadcaster
@@ -28,6 +28,7 @@ from fast3r_ros.ros.transforms import OwnFrames, OwnLookup
 
 DOMAIN = domain(12)
 TOPIC = "/mapper/map_cloud"
+INPUT_SIZE, NETWORK_SIZE = (128, 96), (64, 48)
 CONFIG = NodeConfig(tf_mode="none", output=OutputConfig(map_rate=0.01))
 
 
@@ -42,7 +43,7 @@ def node() -> Iterator[Node]:
 
 
 def outputs_of(node: Node, camera: str) -> Outputs:
-    facts = {camera: CameraFacts((64, 48), True, "")}
+    facts = {camera: CameraFacts(INPUT_SIZE, True, "")}
     broadcaster = Broadcaster(lambda _: None, CONFIG, OwnFrames(), OwnLookup(), facts)
     viewer = LiveViewer(ViewerConfig(port=8765), node.get_logger())
     outputs = Outputs(node, CONFIG, Counters(), broadcaster, facts, {}, viewer, lambda: None)
@@ -66,6 +67,26 @@ def listener_on(outputs: Outputs, count: int) -> Listener:
     publisher = outputs._publishers["map_cloud"]
     wait_until(lambda: publisher.get_subscription_count() == count, 10, "the subscription")
     return listener
+
+
+def test_images_have_the_inputs_or_the_networks_size(node: Node) -> None:
+    sequence, frames = the_loop()
+    run = start(sequence).feed(frames[:60])
+    outputs = outputs_of(node, sequence.camera)
+    listener = Listener(DOMAIN)
+    images = listener.heard["/mapper/confidence"]
+    listener.listen(Image, "/mapper/confidence")
+    wait_until(lambda: outputs._publishers["confidence"].get_subscription_count() == 1, 10, "a subscriber")
+    result = replace(run.results[-1], views=run.results[-1].views[-4:])
+    for image_size, (width, height) in (("input", INPUT_SIZE), ("network", NETWORK_SIZE)):
+        outputs.config = replace(CONFIG, output=replace(CONFIG.output, image_size=image_size))
+        outputs.restart()
+        images.clear()
+        outputs.window(run.mapper, result)
+        wait_until(lambda: len(images) == 4, 10, "the images of four views")
+        assert {(message.width, message.height) for message in images} == {(width, height)}
+    outputs.stop()
+    listener.close()
 
 
 def test_the_map_goes_out_when_it_is_due(node: Node) -> None:

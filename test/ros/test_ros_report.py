@@ -10,7 +10,7 @@ from fast3r_ros.msg import MappingStatus
 
 from fast3r_ros.mapping.data import MapperStatus
 from fast3r_ros.ros.config import GridConfig
-from fast3r_ros.ros.counters import Counters
+from fast3r_ros.ros.counters import LOST, Counters
 from fast3r_ros.ros.grid import FREE, OCCUPIED, UNKNOWN, occupancy_grid
 from fast3r_ros.ros.messages import camera_info
 from fast3r_ros.ros.report import CameraReport, Report, diagnostics_message, status_message
@@ -70,6 +70,7 @@ def test_status_accounts_for_every_frame() -> None:
         ({"drops": {"wrong step": 3}}, 0, DiagnosticStatus.WARN, "wrong step: 3"),
         ({"drops": {"paused": 3}}, 0, DiagnosticStatus.OK, "3 left out"),
         ({"problems": {"unusable camera_info": 2}}, 0, DiagnosticStatus.WARN, "unusable camera_info: 2"),
+        ({"problems": {LOST: 9}}, 0, DiagnosticStatus.WARN, "9 images lost on the way: compress them"),
         ({"state": MappingStatus.LOST}, 1, DiagnosticStatus.WARN, "~/reset"),
         ({"state": MappingStatus.ERROR, "last_error": "no model"}, 1, DiagnosticStatus.ERROR, "no model"),
         ({"parents": {"odom": "world"}}, 2, DiagnosticStatus.ERROR, "odom already has the parent world"),

@@ -77,7 +77,7 @@ def test_metres_come_from_odometry_on_tf() -> None:
         robot = Robot(listener)
         listener.wait_for(f"{NODE}/status", lambda message: message.state == MappingStatus.WAITING, 60)
         assert listener.node.count_subscribers("/odometry") == 0
-        robot.drive(rate_hz=8, tf=True)
+        robot.drive(rate_hz=12, tf=True)
         status = listener.wait_for(f"{NODE}/status", lambda message: message.metres, 20)
         assert status.scale_source == "odometry"
         time.sleep(1.0)
@@ -98,7 +98,7 @@ def test_metres_come_from_depth_images_in_a_namespace_with_other_topic_names() -
     with running(node):
         robot = Robot(listener, "/robot1/camera", best_effort=True)
         listener.wait_for(f"{name}/status", lambda message: message.state == MappingStatus.WAITING, 60)
-        robot.drive(rate_hz=8, depth=True)
+        robot.drive(rate_hz=12, depth=True)
         listener.wait_for(f"{name}/status", lambda message: message.metres, 20)
         time.sleep(1.0)
         metric = [each for each in listener.heard[f"{name}/window"] if each.accepted and each.metres]

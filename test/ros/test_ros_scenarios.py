@@ -17,6 +17,7 @@ from ros_harness import DOUBLE, NODE, REPLAY, Program, arguments, domain, runnin
 from sensor_msgs.msg import CompressedImage, Image
 
 from fast3r_ros.benchmark.node import CAMERA_MODULE
+from fast3r_ros.ros.counters import LOST
 from fast3r_ros.ros.times import ns_from_stamp
 
 OVERLOAD_SECONDS = float(os.environ.get("FAST3R_OVERLOAD_SECONDS", "20"))
@@ -104,7 +105,7 @@ def test_too_many_images_are_dropped_and_the_newest_are_used() -> None:
     listener = listener_for(domain_id)
     camera = Program([sys.executable, "-m", CAMERA_MODULE, str(OVERLOAD_SECONDS)], domain_id)
     with running(node, camera):
-        listener.wait_for(f"{NODE}/status", lambda message: message.frames_received > 150, 90)
+        listener.wait_for(f"{NODE}/status", lambda message: message.frames_received > 50, 90)
         memory = [node.memory_mb()]
         while camera.process.poll() is None:
             time.sleep(1.0)
@@ -112,12 +113,18 @@ def test_too_many_images_are_dropped_and_the_newest_are_used() -> None:
         status = listener.newest(f"{NODE}/status")
         windows = list(listener.heard[f"{NODE}/window"])
     drops = {drop.reason: drop.count for drop in status.drops}
-    print(camera.output().strip(), f"received {status.frames_received}, drops {drops}")
+    print(camera.output().strip(), f"received {status.frames_received}, drops {drops}", status.problems)
     print(f"callbacks: p99 {status.callback_p99 * 1e3:.2f} ms, max {status.callback_max * 1e3:.2f} ms")
     print(f"memory {memory[0]:.0f} … {memory[-1]:.0f} MB over {len(memory)} s")
     busy = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))  # others may use this machine, too
     assert status.callback_p99 < 0.01 * busy
-    assert drops["overload"] > 100
+    assert drops["overload"] > 0
+    assert status.frames_dropped > status.frames_received / 2
+    # every image that was sent is accounted for; the last may be on their way when the camera ends
+    lost = {problem.reason: problem.count for problem in status.problems}.get(LOST, 0)
+    assert int(camera.output().split()[0]) - 30 < status.frames_received + lost
+    assert status.frames_received == status.frames_used + status.frames_waiting + status.frames_dropped
+    assert status.frames_waiting <= 40  # in the pass, before it, and in conversion
     assert memory[-1] - memory[0] < 60
     # a window's newest image is not older than the pass before it, a pass, and some slack
     assert len(windows) >= 2

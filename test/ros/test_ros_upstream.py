@@ -116,11 +116,11 @@ def rigid(seed: int) -> np.ndarray:
 
 
 @needs(TF_TRANSFORMATIONS, "tf_transformations")
-@pytest.mark.parametrize("seed", range(20))
-def test_tf_transformations_gives_the_same_rotation(seed: int) -> None:
-    theirs = quaternion_from_matrix(rigid(seed)[:3, :3])
-    ours = Rotation.from_matrix(rigid(seed)[:3, :3]).as_quat()
-    assert abs(abs(float(theirs @ ours)) - 1.0) < 1e-9
+def test_tf_transformations_gives_the_same_rotations() -> None:
+    for seed in range(20):
+        theirs = quaternion_from_matrix(rigid(seed)[:3, :3])
+        ours = Rotation.from_matrix(rigid(seed)[:3, :3]).as_quat()
+        assert abs(abs(float(theirs @ ours)) - 1.0) < 1e-9
 
 
 FRAMES = ("map", "odom", "base", "camera", "mast")  # each is the child of an earlier one

@@ -179,6 +179,8 @@ def test_diagnostics_come_once_a_second(session: Session) -> None:
     seconds = np.diff([ns_from_stamp(message.header.stamp) / 1e9 for message in times])
     assert np.median(seconds) == pytest.approx(1.0, abs=0.2)
     assert abs(times[-1].header.stamp.sec - time.time()) < 3600  # the node's clock, not the images'
+    values = {value.key: value.value for value in times[-1].status[0].values}
+    assert values["/image"] == "reliable, calibrated"  # as the replay node publishes it
     assert {status.name for status in times[-1].status} == {
         "fast3r_mapping: input",
         "fast3r_mapping: mapping",
