@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fast3r_ros.model.attention import attend
 
-TOKENS_AT_ONCE = 16384
+TOKENS_AT_ONCE = 32768
 
 # (query, key, value, scale, kernel) -> mixed values; `attend` is the exact one of a single process
 AttentionFunction = Callable[[Tensor, Tensor, Tensor, float, str], Tensor]

@@ -7,7 +7,7 @@ the ranks.  The fusion transformer is split in one of two ways (`MODES`):
 tensor    every rank has all tokens, but only its part of the attention heads and of the MLP's hidden layer
           (Shoeybi et al., Megatron-LM, 2019); two all-reduces of the tokens per block.
 sequence  every rank has all weights, but only the tokens of its views; the keys and values of all ranks are
-          gathered in every block.  Memory for tokens and hooks shrinks with the number of ranks.
+          gathered in every block.  Memory for hooks and block results shrinks with the number of ranks.
 
 The layers are split by hand, not as DTensors, which plan every layer anew for every number of tokens.  Only
 inference is split.  Training has its own data parallelism in `fast3r_ros/training/parallel.py`.
@@ -67,7 +67,8 @@ def parallelise(model: Fast3R, mode: str, group: dist.ProcessGroup | None = None
 def join_processes(device: str) -> str:
     """Join the processes that torchrun started; returns this process's device, as cuda:1.
 
-    device: auto, cpu or cuda.  Raises UserError outside torchrun and for the name of one single GPU.
+    device: auto, cpu or cuda.  Raises UserError outside torchrun, for the name of one single GPU, and where
+    there are fewer GPUs than processes.
     """
     if not dist.is_torchelastic_launched():
         raise UserError("--parallel needs several processes; start with torchrun --nproc_per_node N")
@@ -78,7 +79,10 @@ def join_processes(device: str) -> str:
             f"--device {device} names one device, but there are several processes; give cuda or cpu"
         )
     if device == "cuda":
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        number, found = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if number >= found:
+            raise UserError(f"process {number} has no GPU, there are {found}; give --nproc_per_node {found}")
+        device = f"cuda:{number}"
         torch.cuda.set_device(device)
     dist.init_process_group("gloo" if device == "cpu" else "nccl")
     return device

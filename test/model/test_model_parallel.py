@@ -63,6 +63,16 @@ def test_without_processes_there_is_nothing_to_split() -> None:
         parallelise(model, "ring")
 
 
+def test_a_process_without_a_gpu_of_its_own_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    count = torch.cuda.device_count()
+    for name, value in (("TORCHELASTIC_RUN_ID", "test"), ("LOCAL_RANK", str(count))):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=f"process {count} has no GPU, there are {count}"):
+        join_processes("cuda")
+    with pytest.raises(UserError, match="cuda:0 names one device"):
+        join_processes("cuda:0")
+
+
 @pytest.fixture
 def three_ranks() -> Iterator[None]:
     """A process group that says it has three ranks and sends nothing."""
