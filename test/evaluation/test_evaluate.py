@@ -142,7 +142,7 @@ def test_untrained_weights_score_near_chance(walks: list, random_model: Path) ->
         walks,
         lambda indices: offline.predictor(model, indices),
         settings([6], ["local"], ["spread"]),
-        ["pose"],
+        ["pose", "depth", "reconstruction"],
         SIZE,
     )
     still, ours = average(rows["pose"], SETTING)
@@ -150,6 +150,13 @@ def test_untrained_weights_score_near_chance(walks: list, random_model: Path) ->
     assert still["RTA@30"] == still["failed"] == 0.0
     assert ours["RRA@15"] < 0.3
     assert ours["RRA@15"] < still["RRA@15"]
+    assert ours["RTA@15"] < 0.2
+    assert ours["mAA(30)"] < 0.1
+    flat, ours = average(rows["depth"], SETTING)
+    assert not ours["AbsRel"] < 0.7 * flat["AbsRel"]  # NaN when no depth was positive
+    (points,) = average(rows["reconstruction"], SETTING)
+    assert points["point_error"] > 0.2
+    assert points["f_score"] < 0.5
 
 
 def test_the_grid_runs_every_setting_on_every_scene(walks: list) -> None:
