@@ -10,7 +10,7 @@ import pytest
 
 from fast3r_ros.benchmark.synthetic_run import start, the_loop
 from fast3r_ros.errors import UserError
-from fast3r_ros.mapping.storage import read_map, write_map
+from fast3r_ros.mapping.storage import SavedMap, read_map, write_map
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +120,15 @@ def test_an_empty_map_can_be_saved(tmp_path):
     mapper.save_map(tmp_path / "map")
     mapper.load_map(tmp_path / "map")
     assert mapper.trajectory() == []
+
+
+def test_submaps_of_unknown_scale_are_still_unknown_after_loading(tmp_path):
+    write_map(tmp_path / "map", SavedMap((), (), True, 0.01, (1, 3)))
+    assert read_map(tmp_path / "map").guessed == (1, 3)
+    index = json.loads((tmp_path / "map" / "map.json").read_text())
+    del index["guessed"]  # a map that was saved before
+    (tmp_path / "map" / "map.json").write_text(json.dumps(index))
+    assert read_map(tmp_path / "map").guessed == ()
 
 
 SAVE_FOR_EVER = """
