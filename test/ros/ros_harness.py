@@ -160,6 +160,11 @@ class Listener:
         rclpy.shutdown(context=self._context)
 
 
+def crowding() -> float:
+    """How many wait for each processor, at least 1: limits in seconds are for a machine of our own."""
+    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
 def wait_until(condition: Callable[[], bool], timeout: float, what: str) -> None:
     limit = time.monotonic() + timeout
     while not condition():

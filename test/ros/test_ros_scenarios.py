@@ -13,7 +13,7 @@ pytest.importorskip("rclpy", reason="ROS is not installed here")
 
 from fast3r_ros.msg import MappingStatus
 from robot import listener_for, transforms_to
-from ros_harness import DOUBLE, NODE, REPLAY, Program, arguments, domain, running, wait_until
+from ros_harness import DOUBLE, NODE, REPLAY, Program, arguments, crowding, domain, running, wait_until
 from sensor_msgs.msg import CompressedImage, Image
 
 from fast3r_ros.benchmark.node import CAMERA_MODULE
@@ -116,8 +116,7 @@ def test_too_many_images_are_dropped_and_the_newest_are_used() -> None:
     print(camera.output().strip(), f"received {status.frames_received}, drops {drops}", status.problems)
     print(f"callbacks: p99 {status.callback_p99 * 1e3:.2f} ms, max {status.callback_max * 1e3:.2f} ms")
     print(f"memory {memory[0]:.0f} … {memory[-1]:.0f} MB over {len(memory)} s")
-    busy = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))  # others may use this machine, too
-    assert status.callback_p99 < 0.01 * busy
+    assert status.callback_p99 < 0.01 * crowding()
     assert drops["overload"] > 0
     assert status.frames_dropped > status.frames_received / 2
     # every image that was sent is accounted for; the last may be on their way when the camera ends
@@ -128,7 +127,7 @@ def test_too_many_images_are_dropped_and_the_newest_are_used() -> None:
     assert memory[-1] - memory[0] < 60
     # a window's newest image is not older than the pass before it, a pass, and some slack
     assert len(windows) >= 2
-    assert status.image_age < 2 * 3 + 3
+    assert status.image_age < 2 * 3 + 3 * crowding()
     listener.close()
 
 

@@ -37,6 +37,7 @@ PARAMETERS = {
     "output.status_rate": 5.0,
     "output.map_rate": 0.5,
     "map.voxel_size": 0.02,
+    "viewer.port": 8700,
 }
 
 
