@@ -6,7 +6,7 @@ import shutil
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -50,6 +50,7 @@ RESULTS = (
     "confidence",
 )
 
+MAX_SCALE_SIGMA = 0.1  # relative: a map whose scale is less certain at the end stays in map units
 _LOOKAHEAD_NS = 200_000_000
 
 
@@ -133,6 +134,10 @@ def map_source(
         _note(result, mapper, recorder, progress)
         on_frame(result)
         started = time.perf_counter()
+    # nothing better will come: the scale is taken as far as it is known
+    config = mapper.config
+    sigma = max(config.scale.accept_sigma, MAX_SCALE_SIGMA)
+    mapper.set_config(replace(config, scale=replace(config.scale, accept_sigma=sigma)))
     result = mapper.finish()
     _note(result, mapper, recorder, progress)
     on_frame(result)

@@ -142,6 +142,8 @@ class Mapper:
         """The last, partial window of a source and all work that was put off; None if no keyframe waits."""
         result = self.process_window() if self._intake.waiting else None
         self._loops.apply(self.map)
+        if self._scale.find(self.map, self._submap, self.config.scale) is not None:
+            self._loops.discard()
         self.map.fuse_moved()
         return result
 

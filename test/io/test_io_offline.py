@@ -204,7 +204,6 @@ def test_odometry_of_a_bag_gives_metres(tmp_path):
     source = SyntheticSource(sequence)
     arguments = Arguments("window")
     arguments.scale = "odometry"
-    arguments.set = ["scale.accept_sigma=0.03"]  # so short a walk says no more
     mapper = Mapper(TrueNetwork(sequence), mapper_config(arguments, len(source)))
     bag = RosBag(write_walk_bag(tmp_path / "bag", sequence))
     assert len(list(bag.odometry())) == 2 * len(sequence) - 1
