@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from fast3r_ros.benchmark.ceilings import measure_ceilings
+from fast3r_ros.benchmark.ceilings import comparable_seconds, measure_ceilings
 from fast3r_ros.benchmark.floor import (
     Ceilings,
     Operation,
@@ -94,10 +94,14 @@ def measure_stages(
     count = features.hooks[0].shape[1]
     attention = measure(_attention_of(model, count), device, runs)[1]
     one_block = fusion_attention(model.config, count, element)
+
+    def compared(stage: Measurement, operations: list[Operation] | None) -> dict[str, Any]:
+        return _with_floor(stage, operations, ceilings, comparable_seconds(stage, device))
+
     return {
-        "stages": {name: _with_floor(each, work.get(name), ceilings) for name, each in measured.items()},
+        "stages": {name: compared(each, work.get(name)) for name, each in measured.items()},
         "total_median_s": sum(each.median_s for each in measured.values()),
-        "fusion_attention": _with_floor(attention, model.config.decoder.depth * [one_block], ceilings),
+        "fusion_attention": compared(attention, model.config.decoder.depth * [one_block]),
     }
 
 
@@ -115,8 +119,10 @@ def _attention_of(model: Fast3R, tokens: int) -> Callable[[], None]:
     return run
 
 
-def _with_floor(stage: Measurement, work: list[Operation] | None, ceilings: Ceilings) -> dict[str, Any]:
-    """The measurement, what had to be done, and how much longer it took than the floor."""
+def _with_floor(
+    stage: Measurement, work: list[Operation] | None, ceilings: Ceilings, seconds: float
+) -> dict[str, Any]:
+    """The measurement, what had to be done, and how much longer it took, `seconds`, than the floor."""
     if work is None:
         return stage.content()
     floor = floor_seconds(work, ceilings)
@@ -126,6 +132,6 @@ def _with_floor(stage: Measurement, work: list[Operation] | None, ceilings: Ceil
         "flops": flops,
         "bytes": sum(operation.bytes for operation in work),
         "floor_s": floor,
-        "times_floor": stage.median_s / floor,
-        "share_of_matrix_rate": flops / stage.median_s / ceilings.matrix_rate,
+        "times_floor": seconds / floor,
+        "share_of_matrix_rate": flops / seconds / ceilings.matrix_rate,
     }
