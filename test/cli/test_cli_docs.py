@@ -94,7 +94,7 @@ SHORTER = {
     "golden": [],
     "evaluate": ["--scenes", "1", "--views", "2", "4", "--tables", "pose"],
     "benchmark network": ["--model", "demo", "--views", "2", "--size", "64x48", "--runs", "1"],
-    "benchmark window": ["--model", "demo", "--views", "3", "--slides", "1", "--size", "64x48", "--runs", "1"],
+    "benchmark window": ["--model", "demo", "--views", "3", "--slides", "1", "--size", "64x48"],
     "benchmark acceleration": ["--views", "3", "--runs", "1"],
     "benchmark scale": ["--model", "demo", "--views", "3", "--size", "64x48"],
 }
