@@ -52,7 +52,7 @@ class DataConfig:
 class RecordedConfig:
     """A recorded dataset that is mixed into the stream.
 
-    dataset: a format of `evaluation.datasets`; root: its folder.  share: of all samples.  window: the views
+    dataset: a format of `datasets`; root: its folder.  share: of all samples.  window: the views
     of a sample are drawn from so many successive frames.
     """
 
@@ -104,9 +104,9 @@ class RunConfig:
     views_per_step: views in one optimiser step over all processes; a step has views_per_step // V samples of
     V views.  accumulation: backward passes per step.  head_views: views per sample that heads and loss look
     at, drawn at random, always with view 0; 0 means all.  precision: float32 or bfloat16 (autocast).
-    recompute: gradient checkpointing.  parallel: ddp or fsdp when started by torchrun.  attention: see
-    `Fast3R.set_attention`.  matching: weight of the auxiliary loss of `training.matching`, 0 for
-    the paper's loss alone.  initial_weights: a model to start from, see `Fast3R.from_pretrained`;
+    recompute: gradient checkpointing.  parallel: ddp, fsdp or deepspeed when started by torchrun.
+    attention: see `Fast3R.set_attention`.  matching: weight of the auxiliary loss of `training.matching`, 0
+    for the paper's loss alone.  initial_weights: a model to start from, see `Fast3R.from_pretrained`;
     initial_dust3r: a DUSt3R file to take the encoder and the global head from, as the authors did.
     *_every: steps between logs, checkpoints and evaluations.
     """
@@ -219,8 +219,8 @@ def _check(config: TrainConfig, source: str) -> None:
         (data.width % 16 == 0 and data.height % 16 == 0, "data.width and height must be multiples of 16"),
         (config.curriculum[0].from_step == 0, "the first stage of the curriculum must start from_step 0"),
         (run.precision in ("float32", "bfloat16"), "run.precision must be float32 or bfloat16"),
-        (run.parallel in ("ddp", "fsdp"), "run.parallel must be ddp or fsdp"),
-        (run.parallel == "ddp" or not config.optimizer.ema, "optimizer.ema must be 0 for run.parallel fsdp"),
+        (run.parallel in ("ddp", "fsdp", "deepspeed"), "run.parallel must be ddp, fsdp or deepspeed"),
+        (run.parallel != "fsdp" or not config.optimizer.ema, "optimizer.ema must be 0 for run.parallel fsdp"),
         (config.optimizer.kind in ("adamw", "muon"), "optimizer.kind must be adamw or muon"),
         (
             run.parallel == "ddp" or (config.optimizer.kind == "adamw" and not run.matching),

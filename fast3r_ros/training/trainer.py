@@ -1,6 +1,6 @@
 """The training loop: endless synthetic samples; resumes exactly after a kill.
 
-One process, or several started by torchrun (DistributedDataParallel or FSDP2); the global batch of a step is
+One process, or several started by torchrun (see `training.parallel`); the global batch of a step is
 the same however many processes share it.
 """
 
@@ -10,7 +10,6 @@ import json
 import logging
 import math
 import time
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,15 +17,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from fast3r_ros.model import Fast3R
 from fast3r_ros.model.checkpoint import initialise_from_dust3r
+from fast3r_ros.training import zero
 from fast3r_ros.training.config import TrainConfig
 from fast3r_ros.training.objective import Objective, initialise
 from fast3r_ros.training.optimizer import learning_rate, make_optimizers
-from fast3r_ros.training.parallel import Process, full_state, load_full_state, wrap
+from fast3r_ros.training.parallel import Process, forward_backward, full_state, load_full_state, update, wrap
 from fast3r_ros.training.state import Average, load_state, save_state
 from fast3r_ros.training.stream import training_batch, view_count
 from fast3r_ros.training.validation import validate
@@ -92,17 +91,8 @@ def train_step(run: Run, config: TrainConfig, process: Process) -> dict[str, flo
         )
         chosen = _chosen_views(config, run.step, batch.images.shape[1])
         last = number == passes - 1
-        with _no_sync(run.objective, wait=not last):
-            with torch.autocast(
-                process.device.type, torch.bfloat16, enabled=config.run.precision == "bfloat16"
-            ):
-                loss, errors = run.objective(batch, chosen)
-            (loss / passes).backward()
-        totals += torch.cat([loss.detach()[None], errors]) / passes
-    norm = nn.utils.clip_grad_norm_(run.objective.parameters(), config.optimizer.clip)
-    for optimizer in run.optimizers:
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        totals += forward_backward(run.objective, batch, chosen, config.run, last) / passes
+    norm = update(run.objective, run.optimizers, config.optimizer.clip)
     run.step += 1
     if run.average is not None:
         run.average.update(run.network, run.step)
@@ -111,7 +101,7 @@ def train_step(run: Run, config: TrainConfig, process: Process) -> dict[str, flo
         **dict(zip(names, process.mean(totals).tolist(), strict=True)),
         "views": float(view_count(config, run.step - 1)),
         "learning_rate": rate,
-        "gradient_norm": float(norm),
+        "gradient_norm": norm,
     }
 
 
@@ -130,7 +120,10 @@ def _start(config: TrainConfig, process: Process) -> Run:
     network.set_recompute(config.run.recompute)
     average = Average(network, config.optimizer.ema) if config.optimizer.ema else None
     objective = wrap(Objective(network, config.run.matching).to(process.device), process, config.run.parallel)
-    return Run(objective, network, make_optimizers(objective, config.optimizer), average)
+    optimizers = make_optimizers(objective, config.optimizer)
+    if config.run.parallel == "deepspeed":
+        objective = zero.wrap(objective, optimizers[0], config, process)
+    return Run(objective, network, optimizers, average)
 
 
 def _resume(run: Run, output: Path, process: Process) -> None:
@@ -138,13 +131,18 @@ def _resume(run: Run, output: Path, process: Process) -> None:
     if state is None:
         _log.info("nothing to resume in %s; starting anew", output)
         return
-    load_full_state(run.objective, run.optimizers, state)
+    if zero.is_engine(run.objective):
+        zero.load(run.objective, output, int(state["step"]))
+    else:
+        load_full_state(run.objective, run.optimizers, state)
     if run.average is not None:
         run.average.load(state["average"], process.device)
     run.step = int(state["step"])
 
 
 def _save(run: Run, config: TrainConfig, output: Path, process: Process) -> None:
+    if zero.is_engine(run.objective):
+        zero.save(run.objective, output, run.step)
     content = full_state(run.objective, run.optimizers)
     if process.rank == 0:
         average = None if run.average is None else run.average.tensors
@@ -177,13 +175,6 @@ def _chosen_views(config: TrainConfig, step: int, views: int) -> list[int]:
         return list(range(views))
     others = np.random.default_rng([config.seed, step, 2**20]).permutation(np.arange(1, views))
     return [0, *sorted(others[: wanted - 1].tolist())]
-
-
-def _no_sync(objective: nn.Module, wait: bool) -> AbstractContextManager[None]:
-    """Keep DistributedDataParallel from averaging gradients before the last pass of a step."""
-    if wait and isinstance(objective, DistributedDataParallel):
-        return objective.no_sync()
-    return nullcontext()
 
 
 class _Log:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import os
 import signal
@@ -139,7 +140,20 @@ def test_a_killed_run_resumes_on_the_same_curve(unbroken: tuple[Path, Path], tmp
         torch.testing.assert_close(own, other, atol=1e-3, rtol=1e-3, msg=name)
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+WITHOUT_DEEPSPEED = importlib.util.find_spec("deepspeed") is None
+
+
+@pytest.mark.parametrize(
+    "parallel",
+    [
+        "ddp",
+        "fsdp",
+        pytest.param(
+            "deepspeed",
+            marks=pytest.mark.skipif(WITHOUT_DEEPSPEED, reason="the optional package deepspeed is missing"),
+        ),
+    ],
+)
 def test_two_processes_train_as_one_with_the_same_global_batch(
     unbroken: tuple[Path, Path], tmp_path: Path, parallel: str
 ) -> None:
@@ -160,6 +174,12 @@ def test_two_processes_train_as_one_with_the_same_global_batch(
     assert set(got) == set(wanted)
     for step, values in got.items():
         assert values[0] == pytest.approx(wanted[step][0], abs=1e-4), f"step {step}"
+
+
+@pytest.mark.skipif(not WITHOUT_DEEPSPEED, reason="deepspeed is installed")
+def test_a_missing_deepspeed_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="install the package deepspeed, or use fsdp"):
+        train(tiny(run={"parallel": "deepspeed"}), tmp_path, join_processes("cpu"))
 
 
 def test_accumulation_equals_one_large_pass(unbroken: tuple[Path, Path], tmp_path: Path) -> None:
@@ -273,6 +293,7 @@ def test_learning_rate_warms_up_and_decays() -> None:
         ("run", {"stepz": 5}, "run.stepz is not known"),
         ("run", {"steps": "many"}, "run.steps is 'many'"),
         ("run", {"precision": "float8"}, "precision must be float32 or bfloat16"),
+        ("run", {"parallel": "horovod"}, "parallel must be ddp, fsdp or deepspeed"),
         ("run", {"views_per_step": 2}, "views_per_step is 2"),
         ("data", {"width": 100}, "multiples of 16"),
         ("optimizer", {"betas": 0.9}, "optimizer.betas"),
