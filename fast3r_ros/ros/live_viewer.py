@@ -54,9 +54,8 @@ def _open(config: ViewerConfig) -> WebViewer:
     """Raises UserError without viser and OSError for an address that is not this machine's."""
     from fast3r_ros.viewer.web import WebViewer
 
-    socket.create_server(
-        (config.host, 0)
-    ).close()  # viser would wait for ever at an address that it cannot take
+    # viser would wait for ever at an address that it cannot take
+    socket.create_server((config.host, 0)).close()
     return WebViewer(config.host, config.port)
 
 
