@@ -23,6 +23,7 @@ from fast3r_ros.io.report import peak_memory, versions, write_report
 from fast3r_ros.io.rerun_file import write_rerun
 from fast3r_ros.io.sources import Source
 from fast3r_ros.io.trajectory import trajectory_error, write_trajectory
+from fast3r_ros.mapping.config import MapperConfig
 from fast3r_ros.mapping.data import (
     Cloud,
     Float64,
@@ -134,10 +135,7 @@ def map_source(
         _note(result, mapper, recorder, progress)
         on_frame(result)
         started = time.perf_counter()
-    # nothing better will come: the scale is taken as far as it is known
-    config = mapper.config
-    sigma = max(config.scale.accept_sigma, MAX_SCALE_SIGMA)
-    mapper.set_config(replace(config, scale=replace(config.scale, accept_sigma=sigma)))
+    mapper.set_config(_with_scale_as_known(mapper.config))
     result = mapper.finish()
     _note(result, mapper, recorder, progress)
     on_frame(result)
@@ -158,9 +156,16 @@ def map_at_once(
         progress.frames += 1
         on_frame(None)
         started = time.perf_counter()
+    one_pass.config = _with_scale_as_known(one_pass.config)
     for result in one_pass.process():
         _note(result, one_pass, recorder, progress)
         on_frame(result)
+
+
+def _with_scale_as_known(config: MapperConfig) -> MapperConfig:
+    """For the end of a source: nothing better will come, the scale is taken as far as it is known."""
+    sigma = max(config.scale.accept_sigma, MAX_SCALE_SIGMA)
+    return replace(config, scale=replace(config.scale, accept_sigma=sigma))
 
 
 def _note(result: WindowResult | None, mapper: Mapped, recorder: Recorder, progress: Progress) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -141,7 +142,9 @@ def test_unknown_intrinsics_are_found(walk: tuple[SyntheticSequence, list[Frame]
         assert keyframe.intrinsics[0, 0] == pytest.approx(sequence.intrinsics[0, 0], rel=0.03)
 
 
-def test_files_are_written_from_the_stream(walk: tuple[SyntheticSequence, list[Frame]], tmp_path) -> None:
+def test_files_are_written_from_the_stream(
+    walk: tuple[SyntheticSequence, list[Frame]], tmp_path: Path
+) -> None:
     source = SyntheticSource(walk[0])
     indices = range(0, len(source), 5)
     one_pass = OnePass(TruthInChunks(walk[0]), config(len(indices)), chunk=5)
@@ -155,6 +158,22 @@ def test_files_are_written_from_the_stream(walk: tuple[SyntheticSequence, list[F
     results = read_results(tmp_path)
     assert len(results.cloud.points) == report["map_points"] > 1000
     assert len(results.cameras) == len(results.read_images()) == 12
+
+
+@pytest.mark.parametrize("scale", ["fixed=2.5", "camera_height=1.3"])
+def test_a_scale_brings_the_map_to_metres(
+    walk: tuple[SyntheticSequence, list[Frame]], tmp_path: Path, scale: str
+) -> None:
+    arguments = Arguments()
+    arguments.scale = scale
+    source = SyntheticSource(walk[0])
+    one_pass = OnePass(TruthInChunks(walk[0]), mapper_config(arguments, 12), chunk=5)
+    begin_results(tmp_path)
+    recorder, progress = Recorder(tmp_path), Progress()
+    map_at_once(source.frames(range(0, len(source), 5)), one_pass, recorder, progress, lambda _: None)
+    report = write_results(tmp_path, source, one_pass, recorder, progress, {})
+    assert report["unit"] == "m"
+    assert len(read_results(tmp_path).cameras) == 12
 
 
 def test_frames_that_cannot_be_used_are_left_out(network: Fast3R) -> None:
