@@ -9,7 +9,7 @@ from typing import cast
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small_model import random_views, small_model
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from fast3r_ros.model.layers import Block
 from fast3r_ros.model.merged_attention import MergedAttention
 from fast3r_ros.model.quantised import Fp8Linear, Int8Linear
 
-few = settings(max_examples=25, deadline=None, derandomize=True)
+few = settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 grids = st.lists(st.tuples(st.integers(1, 5), st.integers(1, 5)), min_size=1, max_size=6)
 
 

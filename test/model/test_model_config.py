@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small_model import small_config
 
@@ -89,7 +89,7 @@ def test_a_key_that_is_not_known_is_told(caplog: pytest.LogCaptureFixture) -> No
     assert "encoder_args: the keys widht are not known" in caplog.text
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(
     heads=st.integers(1, 4),
     depth=st.integers(10, 30),

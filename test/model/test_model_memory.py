@@ -39,9 +39,16 @@ def measured(views: int, at_once: int, budget: int, dtype: torch.dtype) -> Memor
     )
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("tokens_at_once", [64, 16384])
-@pytest.mark.parametrize(("views", "at_once", "budget"), [(20, 5, 1), (20, 20, 4 << 20), (9, 3, 1 << 30)])
+@pytest.mark.parametrize(
+    ("views", "at_once", "budget", "tokens_at_once", "dtype"),
+    [
+        (20, 5, 1, 64, torch.float32),
+        (20, 20, 4 << 20, 64, torch.bfloat16),
+        (20, 20, 4 << 20, 32768, torch.float32),
+        (9, 3, 1 << 30, 64, torch.float32),
+        (9, 3, 1 << 30, 32768, torch.bfloat16),
+    ],
+)
 def test_prediction_and_measurement(
     views: int,
     at_once: int,

@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fast3r_ros.errors import UserError
@@ -16,7 +16,7 @@ from fast3r_ros.model.attention import ATTENTION_NAMES, attend, check_attention
 from fast3r_ros.model.convolution import SMALLEST_SIDE, Conv3x3
 from fast3r_ros.model.layers import rope_tables, rotate
 
-few = settings(max_examples=25, deadline=None, derandomize=True)
+few = settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 
 
 @pytest.mark.parametrize("name", ATTENTION_NAMES)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from fast3r_ros.errors import UserError
@@ -18,7 +18,7 @@ from fast3r_ros.model import normalize, prepare_image, prepare_images
 from fast3r_ros.model.preprocess import plan_resize
 
 FOLDER = Path(__file__).parents[1] / "golden" / "preprocess"
-few = settings(max_examples=25, deadline=None, derandomize=True)
+few = settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 
 
 @pytest.mark.parametrize("number", range(5))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small_model import random_views, small_model
 
@@ -13,7 +13,7 @@ from fast3r_ros.model import ViewPrediction
 
 MODEL = small_model()
 SIZE = (32, 48)
-few = settings(max_examples=12, deadline=None, derandomize=True)
+few = settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 
 
 def tensors(view: ViewPrediction) -> list[torch.Tensor]:
