@@ -18,11 +18,11 @@ def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
     side = MATRIX_SIDE.get(device.type, MATRIX_SIDE["cuda"])
     left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     result = torch.empty_like(left)
-    product = measure(lambda: torch.mm(left, right, out=result), device, RUNS)[1]
+    product = measure(lambda: torch.mm(left, right, out=result), device, RUNS, memory=False)[1]
     size = COPIED_BYTES.get(device.type, COPIED_BYTES["cuda"])
     source = torch.ones(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    copy = measure(lambda: target.copy_(source), device, RUNS)[1]
+    copy = measure(lambda: target.copy_(source), device, RUNS, memory=False)[1]
     return Ceilings(
         2.0 * side**3 / comparable_seconds(product, device), 2.0 * size / comparable_seconds(copy, device)
     )

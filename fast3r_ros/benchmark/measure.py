@@ -9,6 +9,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -42,21 +43,24 @@ class Measurement:
 
 
 def measure(
-    stage: Callable[[], Result], device: torch.device, runs: int = 5, warmup: int = 1
+    stage: Callable[[], Result], device: torch.device, runs: int = 5, warmup: int = 1, memory: bool = True
 ) -> tuple[Result, Measurement]:
-    """Run a stage `warmup` times unmeasured, then `runs` times; returns the last result too."""
+    """Run a stage `warmup` times unmeasured, then `runs` times; returns the last result too.
+
+    memory: whether the peak is measured, which takes longer than a short stage.
+    """
     for _ in range(warmup):
         stage()
     times, processor, peaks = [], [], []
     for _ in range(max(runs, 1)):
         synchronize(device)
-        with PeakMemory(device) as peak:
+        with PeakMemory(device) if memory else nullcontext() as peak:
             start, busy = time.perf_counter(), time.process_time()
             result = stage()
             synchronize(device)
             times.append(time.perf_counter() - start)
             processor.append(time.process_time() - busy)
-        peaks.append(peak.bytes)
+        peaks.append(peak.bytes if peak is not None else None)
     known = [peak for peak in peaks if peak is not None]
     peak_bytes = max(known) if known else None
     return result, replace(summary(times), peak_bytes=peak_bytes, processor_s=statistics.median(processor))
