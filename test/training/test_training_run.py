@@ -167,7 +167,8 @@ def test_two_processes_train_as_one_with_the_same_global_batch(
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    processes = [start(config, tmp_path / "run", RANK=str(rank), **group) for rank in range(2)]
+    ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]  # as torchrun gives them
+    processes = [start(config, tmp_path / "run", **rank, **group) for rank in ranks]
     for process in processes:
         finish(process)
     wanted, got = losses(reference), losses(tmp_path / "run")
