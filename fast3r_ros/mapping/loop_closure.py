@@ -195,7 +195,7 @@ class LoopCloser:
     def apply(self, map_: Map, wait: bool = True) -> bool:
         """Move the map's keyframes if an optimisation has ended (or wait for it); whether they moved.
 
-        Keyframes that came since move with the newest one that took part, culled ones with the next one.
+        Keyframes that came since move with the newest one that took part; culled ones see `Map.follow`.
         """
         if self._running is None or not (wait or self._running.done()):
             return False
@@ -207,12 +207,13 @@ class LoopCloser:
             _log.warning("the pose graph could not be optimised, the map stays as it is: %s", error)
             return False
         changes = {i: after[i] @ before[i].inverse() for i in before}
-        guides = _guides(before, map_.keyframes)
+        held = {k.id: k for k in map_.held()}
+        guides = _guides(before, held)
         map_.move(
             {
                 # exactly what was optimised, unless it was estimated anew meanwhile
                 i: after[i] if k.map_from_local is before.get(i) else changes[guides[i]] @ k.map_from_local
-                for i, k in map_.keyframes.items()
+                for i, k in held.items()
                 if i in guides
             }
         )

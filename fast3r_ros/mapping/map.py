@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +17,8 @@ from fast3r_ros.mapping.data import Cloud, Float32, Float64, UInt8
 from fast3r_ros.mapping.voxels import CloudUpdate, VoxelCloud
 
 _CULLED_AT_ONCE = 16  # keyframes per window, so that a window's cost stays flat
+_FULL = 0.97  # of the memory
+_CLOUD_GROWTH = 1.6  # the rows grow by half, their table may double
 _BARE_BYTES = 2000  # of a keyframe without points, image and descriptor
 _TRAJECTORY_SHARE = 0.1  # of the memory that culled keyframes may take before every second one is forgotten
 
@@ -92,6 +96,8 @@ class Map:
         self._fused: dict[int, Keyframe] = {}
         self._moved: dict[int, None] = {}  # ids to fuse again, in order
         self._held: dict[int, None] = {}  # ids of keyframes that have points
+        # culled keyframe -> the one that it moves with, and where that was when its own pose was right
+        self._guides: dict[int, tuple[int, Sim3]] = {}
         self._bytes = 0
 
     @staticmethod
@@ -106,6 +112,8 @@ class Map:
         result = Map(config, voxel_size)
         result.metres, result.guessed = metres, set(guessed)
         result.put(keyframes)
+        for identity in result.keyframes.keys() - result._held.keys():
+            result._find_guide(identity)
         result.fuse_moved()
         return result
 
@@ -150,9 +158,11 @@ class Map:
 
     def join(self, submap: int, other: int, other_from_submap: Sim3) -> None:
         """Move a submap's keyframes to where they belong in another submap, and make them part of it."""
+        self.follow()
         mine = [k for k in self.keyframes.values() if k.submap == submap]
         self.put([replace(_transformed(k, other_from_submap), submap=other) for k in mine])
         self.guessed.discard(submap)
+        self._have_followed()
 
     def known_scale(self, submap: int) -> bool:
         """Whether a submap is in metres."""
@@ -160,8 +170,11 @@ class Map:
 
     def rescale_submap(self, submap: int, factor: float) -> Sim3:
         """Bring one submap, whose scale was guessed when it started, to metres; returns the change."""
+        self.follow()
         self.guessed.discard(submap)
-        return self.rescale_part([k.id for k in self.keyframes.values() if k.submap == submap], factor)
+        change = self.rescale_part([k.id for k in self.keyframes.values() if k.submap == submap], factor)
+        self._have_followed()
+        return change
 
     def rescale_part(self, ids: Sequence[int], factor: float) -> Sim3:
         """Scale some keyframes about the camera of the first of them; returns the change."""
@@ -174,14 +187,51 @@ class Map:
         """Move everything to metres by one similarity, which was measured on one submap, and fuse from
         scratch.
         """
+        self.follow()
         self.metres = True
         self.guessed = {k.submap for k in self.keyframes.values()} - {submap}
         self.keyframes = {i: _transformed(k, new_from_old) for i, k in self.keyframes.items()}
+        self._have_followed()
         self._voxels = VoxelCloud(voxel_size)
         self._voxels.forget_history(self.version + 1)
         self._fused.clear()
         self.version += 1
         self.fuse(list(self.keyframes))
+
+    def follow(self) -> None:
+        """Bring the poses of culled keyframes up to date; meanwhile they stay where they were.
+
+        Each moves with the keyframe that was next to it when it was culled, which may be culled, too.  This
+        is not done window by window, because its cost grows with the way.
+        """
+        done: set[int] = set()
+        for identity in list(self._guides):
+            way = []
+            while identity in self._guides and identity not in done:
+                done.add(identity)
+                way.append(identity)
+                identity = self._guides[identity][0]
+            for i in reversed(way):
+                guide, before = self._guides[i]
+                now = self.keyframes[guide].map_from_local
+                if now is not before:
+                    pose = now @ before.inverse() @ self.keyframes[i].map_from_local
+                    self.keyframes[i] = replace(self.keyframes[i], map_from_local=pose)
+                    self._guides[i] = guide, now
+
+    def _have_followed(self) -> None:
+        """Culled keyframes were moved together with their guides."""
+        self._guides = {i: (g, self.keyframes[g].map_from_local) for i, (g, _) in self._guides.items()}
+
+    def _find_guide(self, identity: int) -> None:
+        """Let a culled keyframe follow the nearest one of its submap that has points, a later one if any."""
+        held, submap = list(self._held), self.keyframes[identity].submap
+        place = bisect_left(held, identity)
+        for guide in chain(islice(held, place, None), reversed(held[:place])):
+            if self.keyframes[guide].submap == submap:
+                self._guides[identity] = guide, self.keyframes[guide].map_from_local
+                return
+        self._guides.pop(identity, None)
 
     def held(self) -> list[Keyframe]:
         """The keyframes that have points, oldest first."""
@@ -203,6 +253,7 @@ class Map:
             bare = replace(keyframe, points=None, image=None, descriptor=keyframe.descriptor[:0])
             self.put([bare])
             self.fuse([keyframe.id])
+            self._find_guide(keyframe.id)
             culled.add(keyframe.id)
             if not self._over_bounds(other_bytes):
                 break
@@ -212,9 +263,14 @@ class Map:
         """Forget every second culled keyframe when their poses alone take too much memory."""
         if (len(self.keyframes) - len(self._held)) * _BARE_BYTES < _TRAJECTORY_SHARE * self._limit:
             return
-        for identity in [i for i in self.keyframes if i not in self._held][::2]:
+        self.follow()
+        bare = [i for i in self.keyframes if i not in self._held]
+        for identity in bare[::2]:
             self._bytes -= self.keyframes.pop(identity).nbytes
             self._moved.pop(identity, None)
+            self._guides.pop(identity, None)
+        for identity in bare[1::2]:
+            self._find_guide(identity)
 
     @property
     def _limit(self) -> float:
@@ -222,11 +278,11 @@ class Map:
         return self.config.memory_mb * 2**20
 
     def _over_bounds(self, other_bytes: int) -> bool:
-        """Whether points or memory exceed their bounds; the cloud's arrays grow by half when they are
-        full.
+        """Whether points or memory exceed their bounds, with room for the next window and for the cloud's
+        arrays, which grow when they are full.
         """
-        memory = self._bytes + other_bytes + 1.5 * self._voxels.nbytes
-        return len(self._voxels) > self.config.max_points or memory > self._limit
+        memory = self._bytes + other_bytes + _CLOUD_GROWTH * self._voxels.nbytes
+        return len(self._voxels) > self.config.max_points or memory > _FULL * self._limit
 
     def cloud(self) -> Cloud:
         """The whole fused cloud in `map`."""

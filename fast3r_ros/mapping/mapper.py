@@ -145,6 +145,7 @@ class Mapper:
         if self._scale.find(self.map, self._submap, self.config.scale) is not None:
             self._loops.discard()
         self.map.fuse_moved()
+        self.map.follow()
         return result
 
     # ---------------------------------------------------------------- its steps
@@ -306,6 +307,7 @@ class Mapper:
 
     def trajectory(self) -> list[PoseEstimate]:
         """Every keyframe with its latest pose, in time order."""
+        self.map.follow()
         return [pose_of(k) for k in sorted(self.map.keyframes.values(), key=lambda k: k.stamp_ns)]
 
     def newest_pose(self) -> PoseEstimate | None:
@@ -372,6 +374,7 @@ class Mapper:
     def save_map(self, directory: Path) -> None:
         """Save the map into a directory.  Raises UserError when that is not possible."""
         self._loops.apply(self.map)
+        self.map.follow()
         keyframes = tuple(self.map.keyframes.values())
         edges = tuple(self._loops.all_edges(self.map.keyframes, self._window.ids))
         metric = self.map.metres, self.map.voxel_size, tuple(self.map.guessed)
