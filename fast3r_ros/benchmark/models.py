@@ -10,6 +10,7 @@ from fast3r_ros.errors import UserError
 from fast3r_ros.model import Fast3R, Fast3RConfig
 from fast3r_ros.model.attention import ATTENTION_NAMES
 from fast3r_ros.model.config import DecoderConfig, EncoderConfig, HeadConfig
+from fast3r_ros.model.preprocess import plan_resize
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # (width, depth, heads) of encoder and fusion: as released, as in the paper, and small
@@ -52,6 +53,17 @@ def parse_size(text: str) -> tuple[int, int]:
     if not (mark and width.isdigit() and height.isdigit()):
         raise UserError(f"size is {text!r}, expected WIDTHxHEIGHT as 512x384")
     return int(width), int(height)
+
+
+def parse_network_size(text: str) -> tuple[int, int]:
+    """As `parse_size`, of a view that preprocessing leaves as it is.  Raises UserError for others."""
+    size = parse_size(text)
+    kept = plan_resize(*size, max(size)).size
+    if kept != size:
+        raise UserError(
+            f"pictures of {text} are cropped to {kept[0]}x{kept[1]} for the network; give that size"
+        )
+    return size
 
 
 def load(name: str, device: torch.device, dtype: torch.dtype, attention: str) -> Fast3R:

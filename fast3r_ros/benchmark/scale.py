@@ -18,7 +18,7 @@ import torch
 from fast3r_ros.benchmark.ceilings import measure_ceilings
 from fast3r_ros.benchmark.floor import Ceilings, floor_seconds, stages
 from fast3r_ros.benchmark.measure import PeakMemory, machine, synchronize
-from fast3r_ros.benchmark.models import DTYPES, add_model_arguments, chosen_device, load, parse_size
+from fast3r_ros.benchmark.models import DTYPES, add_model_arguments, chosen_device, load, parse_network_size
 from fast3r_ros.mapping.data import EncodedView, Frame
 from fast3r_ros.mapping.network import Fast3RNetwork
 from fast3r_ros.mapping.one_pass import CHUNK, streamed
@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """One pass for each number of views, after one over few that warms up; returns the JSON document."""
     device = chosen_device(arguments)
-    size, dtype = parse_size(arguments.size), DTYPES[arguments.dtype]
+    size, dtype = parse_network_size(arguments.size), DTYPES[arguments.dtype]
     model = load(arguments.model, device, dtype, arguments.attention)
     ceilings = measure_ceilings(device, dtype)
     measure_pass(model, 2, size, arguments.chunk, ceilings)

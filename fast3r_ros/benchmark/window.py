@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from fast3r_ros.benchmark.measure import machine, summary, synchronize
-from fast3r_ros.benchmark.models import DTYPES, add_model_arguments, chosen_device, load, parse_size
+from fast3r_ros.benchmark.models import DTYPES, add_model_arguments, chosen_device, load, parse_network_size
 from fast3r_ros.errors import UserError
 from fast3r_ros.mapping.config import MapperConfig
 from fast3r_ros.mapping.data import Cloud, EncodedView, Frame, Reconstruction, WindowResult
@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             f"--slides {wrong[0]}: a window of {arguments.views} views slides by 1 or more, not all"
         )
     device = chosen_device(arguments)
-    size = parse_size(arguments.size)
+    size = parse_network_size(arguments.size)
     model = load(arguments.model, device, DTYPES[arguments.dtype], arguments.attention)
     network = Fast3RNetwork(model, max(size))
     if device.type == "cuda" and not arguments.no_capture:

@@ -62,6 +62,15 @@ def test_slides_as_long_as_the_window_are_refused(capsys: pytest.CaptureFixture[
     assert "--slides 4" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("size", ["64x64", "70x48", "8x8"])
+@pytest.mark.parametrize("name", ["window", "scale"])
+def test_sizes_that_preprocessing_changes_are_refused(
+    name: str, size: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["benchmark", name, "--size", size]) == 2
+    assert size in capsys.readouterr().err
+
+
 def test_every_document_becomes_tables_and_pictures(
     documents: dict[str, dict[str, Any]], tmp_path: Path
 ) -> None:
