@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import rclpy
+from rclpy.exceptions import InvalidHandle
 from rclpy.executors import Executor
 from rclpy.signals import SignalHandlerOptions
 
@@ -35,15 +36,20 @@ def spin_until(stop: threading.Event, executor: Executor) -> threading.Thread:
     """Spin on a thread of its own.
 
     A callback's exception ends it with a traceback, except after `stop`: then the executor is being taken
-    apart, and rclpy's complaints about destroyed handles are of no use to anybody.
+    apart.  That somebody destroyed a subscription or publisher while the executor was about to look at it is
+    no reason to end: rclpy raises InvalidHandle then, and the next look goes without it.
     """
 
     def spin() -> None:
-        try:
-            executor.spin()
-        except Exception:
-            if not stop.is_set():
-                raise
+        while not stop.is_set():
+            try:
+                executor.spin()
+            except InvalidHandle:
+                continue
+            except Exception:
+                if not stop.is_set():
+                    raise
+            return
 
     thread = threading.Thread(target=spin, name="fast3r_executor", daemon=True)
     thread.start()

@@ -166,6 +166,8 @@ def crowding() -> float:
 
 
 def wait_until(condition: Callable[[], bool], timeout: float, what: str) -> None:
+    """Until a condition holds; timeout in seconds of a machine of our own."""
+    timeout *= crowding()
     limit = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < limit, f"waited {timeout:.0f} s in vain for {what}"
