@@ -29,5 +29,5 @@ def test_demo_model_finds_the_way_as_its_card_says(tmp_path, options):
     report = json.loads((tmp_path / "report.json").read_text())
     error, still = report["trajectory_error"]["rmse"], report["trajectory_error"]["standing_still"]
     assert error < TOLERANCE * float(row[1]), f"measure again for {CARD}"
-    assert error < 0.8 * still, "a model that works is much better than nothing"
+    assert error < 0.5 * still, "a model that works is much better than nothing"
     assert report["map_points"] > 5000

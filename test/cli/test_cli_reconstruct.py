@@ -31,7 +31,7 @@ from fast3r_ros.io.results import read_results
 # random weights never pass the gates; what is tested here is the command, not the map
 NO_GATES = ("--set", "registration.min_view_share=0", "--set", "registration.min_inlier_share=0")
 EVERY_FRAME = ("--set", "keyframes.motion=0", "--set", "keyframes.max_similarity=1", *NO_GATES)
-LONG = 60  # frames of `long_list`
+LONG = 40  # frames of `long_list`
 FILES = {"map.ply", "map.pcd", "map.glb", "trajectory.txt", "cameras.json", "preview.png", "report.json"}
 
 
@@ -222,6 +222,7 @@ def test_ctrl_c_keeps_a_partial_result_and_resuming_gives_what_an_uninterrupted_
     assert "starts over from the first frame" in capsys.readouterr().out
     assert json.loads((output / "report.json").read_text())["frames"] == LONG
     files = [path for path in whole.rglob("*") if path.is_file() and path.suffix != ".json"]
+    files.remove(whole / "preview.png")  # it tells the time that the network took
     assert len(files) > 3 * LONG
     for path in (*files, whole / "cameras.json"):
         assert (output / path.relative_to(whole)).read_bytes() == path.read_bytes(), path.name
