@@ -1,4 +1,4 @@
-"""Make the documentation's pictures again: the preview of the built-in walk and the viewer showing its map.
+"""Make the documentation's pictures again: the built-in walk, its map in the viewer, errors by views given.
 
 The viewer's picture needs chromium, chromedriver and the extra `viewer`.
 """
@@ -24,20 +24,27 @@ SECONDS_TO_DRAW = 15  # without a GPU the browser is slow
 
 
 def main() -> None:
-    """Reconstruct into a temporary folder; keep its preview as demo.png and a screenshot as viewer.png."""
+    """Reconstruct and evaluate into a temporary folder; keep demo.png, viewer.png and more_views.png."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="demo", help="model that maps the walk (default: %(default)s)")
     parser.add_argument("--source", default="synthetic", help="what is mapped (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=PICTURES, help="folder of the pictures")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        command = ["reconstruct", arguments.source, "--model", arguments.model, "--output", folder]
-        subprocess.run([sys.executable, "-m", "fast3r_ros", *command], cwd=ROOT, check=True)
+        run("reconstruct", arguments.source, "--model", arguments.model, "--output", folder)
         save((Path(folder) / "preview.png").read_bytes(), arguments.output / "demo.png")
         if shutil.which("chromium") and shutil.which("chromedriver"):
             save(screenshot(folder), arguments.output / "viewer.png")
         else:
             print("viewer.png is left as it is: install chromium and chromedriver to make it again")
+        options = "--split easy --views 2 4 8 --same-frames --tables pose reconstruction"
+        run("evaluate", *options.split(), "--model", arguments.model, "--output", folder)
+        save((Path(folder) / "more_views.png").read_bytes(), arguments.output / "more_views.png")
+
+
+def run(*command: str) -> None:
+    """One command of the package, from this tree."""
+    subprocess.run([sys.executable, "-m", "fast3r_ros", *command], cwd=ROOT, check=True)
 
 
 def save(png: bytes, path: Path) -> None:
