@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fast3r_ros.errors import UserError
 from fast3r_ros.training.config import OptimizerConfig
 
 
@@ -25,8 +26,12 @@ def make_optimizers(objective: nn.Module, options: OptimizerConfig) -> list[torc
 
     Each parameter group has a key `relative_rate`: its learning rate relative to that of `learning_rate`.
     Muon's steps are scaled to the size of AdamW's, so that one rate serves both (Liu and others, Muon is
-    Scalable for LLM Training, 2025).
+    Scalable for LLM Training, 2025).  Raises UserError when this PyTorch has no Muon.
     """
+    if options.kind == "muon" and not hasattr(torch.optim, "Muon"):
+        raise UserError(
+            f"PyTorch {torch.__version__} has no Muon; set optimizer.kind: adamw, or update PyTorch"
+        )
     turned: list[nn.Parameter] = []
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in objective.named_parameters():
