@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import resource
 import sys
@@ -18,9 +19,21 @@ _LIBRARIES = ("torch", "numpy", "scipy", "opencv-python-headless")
 
 
 def write_report(path: str | Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON report.  Raises UserError when it cannot be written."""
+    """Write a JSON report; numbers that are not finite become null, as JSON has none.
+
+    Raises UserError when it cannot be written.
+    """
     with whole_file(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(_finite(content), indent=2, default=str) + "\n", encoding="utf-8")
+
+
+def _finite(content: Any) -> Any:
+    """The content with None for numbers that JSON cannot say."""
+    if isinstance(content, Mapping):
+        return {name: _finite(value) for name, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def versions() -> dict[str, str]:

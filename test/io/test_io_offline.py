@@ -136,7 +136,8 @@ def test_tools_by_others_find_the_same_poses_and_cameras(run):
 
 
 def test_report_is_json_and_tells_stages_memory_and_versions(run):
-    report = json.loads((run.folder / "report.json").read_text())
+    text = (run.folder / "report.json").read_text()
+    report = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert {"read", "encode", "network", "write"} <= set(report["seconds"])
     assert report["peak_memory_mib"]["host"] > 100
     assert {"fast3r_ros", "torch", "python"} <= set(report["versions"])
