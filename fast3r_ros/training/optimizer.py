@@ -29,9 +29,7 @@ def make_optimizers(objective: nn.Module, options: OptimizerConfig) -> list[torc
     Scalable for LLM Training, 2025).  Raises UserError when this PyTorch has no Muon.
     """
     if options.kind == "muon" and not hasattr(torch.optim, "Muon"):
-        raise UserError(
-            f"PyTorch {torch.__version__} has no Muon; set optimizer.kind: adamw, or update PyTorch"
-        )
+        raise UserError(f"PyTorch {torch.__version__} has no Muon; use optimizer.kind adamw or update it")
     turned: list[nn.Parameter] = []
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in objective.named_parameters():
