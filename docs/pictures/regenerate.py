@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument("--model", default="demo", help="model that maps the walk (default: %(default)s)")
     parser.add_argument("--source", default="synthetic", help="what is mapped (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=PICTURES, help="folder of the pictures")
+    parser.add_argument("--scenes", default="50", help="that errors by views are of (default: %(default)s)")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         run("reconstruct", arguments.source, "--model", arguments.model, "--output", folder)
@@ -37,8 +38,9 @@ def main() -> None:
             save(screenshot(folder), arguments.output / "viewer.png")
         else:
             print("viewer.png is left as it is: install chromium and chromedriver to make it again")
-        options = "--split easy --views 2 4 8 --same-frames --tables pose reconstruction"
-        run("evaluate", *options.split(), "--model", arguments.model, "--output", folder)
+        options = f"--split easy --views 2 4 8 --same-frames --scenes {arguments.scenes}"
+        tables = ("--tables", "pose", "reconstruction")
+        run("evaluate", *options.split(), *tables, "--model", arguments.model, "--output", folder)
         save((Path(folder) / "more_views.png").read_bytes(), arguments.output / "more_views.png")
 
 
