@@ -118,9 +118,11 @@ def _node(model: str, seconds: float, rate: float, domain: int) -> dict[str, Any
     newest: list[Any] = []
     listener.create_subscription(MappingStatus, "/fast3r_mapping/status", newest.append, 10)
     delays: list[float] = []
-    listener.create_subscription(
-        PointCloud2, "/fast3r_mapping/cloud", lambda cloud: delays.append(_age(cloud.header.stamp)), 10
-    )
+
+    def on_cloud(cloud: PointCloud2) -> None:
+        delays.append(_age(cloud.header.stamp))
+
+    listener.create_subscription(PointCloud2, "/fast3r_mapping/cloud", on_cloud, 10)
     executor = rclpy.executors.SingleThreadedExecutor(context=context)
     executor.add_node(listener)
     node = subprocess.Popen([sys.executable, "-m", "fast3r_ros.ros.mapping_node", *words], env=environment)
@@ -198,9 +200,11 @@ def _delivery(reliability: str, profile: bool, seconds: float, rate: float, doma
     rclpy.init(context=context, domain_id=domain)
     listener = rclpy.create_node("benchmark", context=context)
     received: list[int] = []
-    listener.create_subscription(
-        Image, "image", lambda message: received.append(message.step), QoSProfile(depth=5, reliability=policy)
-    )
+
+    def on_image(image: Image) -> None:
+        received.append(image.step)
+
+    listener.create_subscription(Image, "image", on_image, QoSProfile(depth=5, reliability=policy))
     executor = rclpy.executors.SingleThreadedExecutor(context=context)
     executor.add_node(listener)
     with _camera(seconds, reliability, rate, _environment(domain, profile)) as camera:

@@ -60,8 +60,9 @@ class AdaptiveSubscription:
             self.destroy()
             self.reliability = reliability
             qos = QoSProfile(depth=IMAGE_DEPTH, reliability=reliability)
+            callback: Any = self._callback  # Jazzy's type hints know none that takes the message's info
             self._subscription = self._node.create_subscription(
-                self._kind, self.topic, self._callback, qos, callback_group=self._group
+                self._kind, self.topic, callback, qos, callback_group=self._group
             )
         return endpoints
 
