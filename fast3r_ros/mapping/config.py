@@ -59,7 +59,7 @@ class KeyframeConfig:
         dynamic=True,
     )
     max_similarity: float = parameter(
-        0.9995,
+        0.9999,
         "a frame whose encoder tokens are more alike to its camera's last keyframe's than this (cosine) is "
         "redundant, as a standing camera's are (1: accept all)",
         range=(0.0, 1.0),

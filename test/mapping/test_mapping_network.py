@@ -1,16 +1,21 @@
 """The real network (with random weights) behind the mapper's interface."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from fast3r_ros.errors import UserError
-from fast3r_ros.mapping.config import MapperConfig
+from fast3r_ros.io.sources import open_source
+from fast3r_ros.mapping.config import KeyframeConfig, MapperConfig
 from fast3r_ros.mapping.data import Frame
 from fast3r_ros.mapping.mapper import Mapper
 from fast3r_ros.mapping.network import Fast3RNetwork
 from fast3r_ros.model import Fast3R, Fast3RConfig
 from fast3r_ros.model.preprocess import normalize
+from fast3r_ros.synthetic.sequence import demo_sequence
 
 
 def tiny_model(**head):
@@ -113,3 +118,21 @@ def test_a_network_that_knows_nothing_does_not_break_the_mapper():
     for pose in mapper.trajectory():
         assert np.isfinite(pose.map_from_camera).all()
     assert np.isfinite(mapper.map.cloud().points).all()
+
+
+CLIP = Path(__file__).resolve().parents[3] / "shared" / "data" / "kitchen.mp4"
+
+
+def test_a_still_camera_is_redundant_and_a_slow_way_through_a_real_kitchen_is_not():
+    network = Fast3RNetwork(Fast3R.from_pretrained("demo"))
+    bound = KeyframeConfig().max_similarity
+    rng = np.random.default_rng(0)
+    still = demo_sequence()[0]
+    noisy = np.clip(still.image + rng.normal(0, 3, still.image.shape), 0, 255).astype(np.uint8)
+    pictures = [network.encode(frame) for frame in (still, replace(still, image=noisy))]
+    assert pictures[0].descriptor @ pictures[1].descriptor > bound
+    if not CLIP.is_file():
+        pytest.skip(f"{CLIP} is not there: the slow way was not tried")
+    source = open_source(str(CLIP))
+    first, last = (network.encode(frame) for frame in source.frames([0, len(source) - 1]))
+    assert first.descriptor @ last.descriptor < bound

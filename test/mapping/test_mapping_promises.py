@@ -3,6 +3,7 @@
 import pytest
 
 from fast3r_ros.benchmark import mapping as benchmark
+from fast3r_ros.mapping.config import KeyframeConfig
 
 
 def test_a_60_m_loop_without_closure_stays_below_one_percent():
@@ -56,7 +57,7 @@ def test_a_standing_robot_never_gets_a_scale():
     result = benchmark.standing_robot(seconds=50)
     assert result["keyframes"] > 30
     assert not result["metres"]
-    result = benchmark.standing_robot(seconds=50, max_similarity=0.9995)
+    result = benchmark.standing_robot(seconds=50, max_similarity=KeyframeConfig().max_similarity)
     assert result["redundant"] > 30
     assert not result["metres"]
 
