@@ -157,7 +157,9 @@ class Mapper:
 
     def _encode_waiting(self) -> list[WindowView]:
         """Tokens of the waiting frames; an unusable frame is dropped and counted, never fatal."""
-        views = [] if self._window.ids else list(self._orphans)
+        views: list[WindowView] = []
+        if not self._window.ids:
+            views, self._orphans = self._orphans, []
         for frame in self._intake.take():
             try:
                 view = WindowView.of(frame, self._network.encode(frame))
@@ -175,8 +177,6 @@ class Mapper:
     def _lose(self, new: Sequence[WindowView]) -> None:
         """Count the new views of a window that failed; before a submap, they hold the orphans, too."""
         self._intake.drop("window_failed", len(new))
-        if not self._window.ids:
-            self._orphans = []
 
     def _redundant(self, view: WindowView, others: Sequence[WindowView]) -> bool:
         """Whether the tokens of a view are too much alike those of its camera's last keyframe."""
@@ -278,7 +278,7 @@ class Mapper:
     ) -> WindowResult:
         self._windows += 1
         self._rejected_in_a_row = 0
-        self._intake.drop("rejected", len(self._orphans) if self._window.ids else 0)
+        self._intake.drop("rejected", len(self._orphans))
         self._orphans = []
         self._timings = clock.laps
         views = up_to_date(fusion.estimates, self.map.keyframes, rescaled.scale)
@@ -295,7 +295,7 @@ class Mapper:
         self._rejected_in_a_row += 1
         self._last_error = reason
         self._timings = clock.laps
-        seen = [*self._orphans, *new] if self._window.ids else list(new)
+        seen = [*self._orphans, *new]
         self._orphans = seen[-self._capacity :]
         self._intake.drop("rejected", len(seen) - len(self._orphans))
         if self._rejected_in_a_row >= self.config.registration.lost_after:
@@ -367,6 +367,7 @@ class Mapper:
         recognised.
         """
         self._intake.restart(self.config.keyframes, self._capacity)
+        self._intake.drop("restart", len(self._orphans))
         self._odometry.clear()
         self._orphans = []
         self._leave_track()

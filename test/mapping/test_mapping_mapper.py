@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from fast3r_ros.benchmark.synthetic_run import start, the_loop
 from fast3r_ros.geometry.axes import BODY_FROM_OPTICAL
@@ -187,6 +188,25 @@ def test_bad_frames_are_dropped_and_counted():
     assert status.windows_rejected == 0
     assert status.received == 81 - 1
     assert status.keyframes + sum(status.dropped.values()) == status.received
+
+
+def test_views_of_refused_windows_that_start_a_submap_are_counted_once():
+    sequence, frames = the_loop()
+    run = start(sequence).feed(frames[:60], finish=False)
+    mapper, true_network = run.mapper, run.mapper._network
+
+    class Noise(TrueNetwork):
+        def reconstruct(self, views):
+            result = super().reconstruct(views)
+            return replace(result, points_global=[torch.rand_like(view) for view in result.points_global])
+
+    mapper._network = Noise([sequence])
+    run.feed(frames[60:100], finish=False)
+    assert mapper.status().windows_rejected >= 2
+    mapper._network = true_network
+    run.feed(frames[100:160])
+    status = mapper.status()
+    assert status.keyframes + sum(status.dropped.values()) == status.received == 160
 
 
 def test_a_window_that_runs_out_of_memory_is_counted_and_a_smaller_one_goes_on():
