@@ -25,8 +25,8 @@ class DataConfig:
     full motion.  walks, look_arounds: shares of samples that are walks and turns on the spot; the rest are
     unordered views.  exposure: largest change of brightness per view; noise: standard deviation per pixel,
     both relative to white.  partial: share of views of which a rectangle is blanked and left out of the loss.
-    samples: how many different samples there are; 0 means no end.  painted: see `room_scene`; corridors are
-    left out.
+    samples: how many different samples there are; 0 means no end.  painted: share of the scenes that are
+    painted rooms, see `room_scene`; the rest are plain rooms and corridors.
     """
 
     width: int = 224
@@ -45,7 +45,7 @@ class DataConfig:
     noise: float = 0.01
     partial: float = 0.0
     samples: int = 0
-    painted: bool = False
+    painted: float = 0.0
 
 
 @dataclass(frozen=True)
