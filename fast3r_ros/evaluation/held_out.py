@@ -28,7 +28,7 @@ SPLITS = {
         DataConfig(
             width=192,
             height=144,
-            painted=True,
+            painted=1.0,
             horizontal_fov=(70.0, 70.0),
             camera_height=(1.25, 1.35),
             pitch=0.0,
@@ -74,7 +74,7 @@ def _short_walk(split: str, number: int, views: int) -> PosedSequence:
 def _long_walk(split: str, number: int, count: int) -> PosedSequence:
     data, _ = SPLITS[split]
     seed = WALK_SEEDS + number
-    scene = room_scene(seed, painted=data.painted)
+    scene = room_scene(seed, painted=bool(data.painted))
     height = float(np.random.default_rng(seed).uniform(*data.camera_height))
     walk = SyntheticSequence(
         scene,

@@ -109,8 +109,9 @@ def held_out_batch(
 def _draw(
     data: DataConfig, rng: np.random.Generator, seed: int, views: int, motion: float, kind: str = ""
 ) -> _Sample:
-    corridor, painted = rng.random() < 0.05, rng.random() < data.painted
-    scene = corridor_scene(seed) if corridor and not painted else room_scene(seed, painted=painted)
+    painted = bool(np.random.default_rng([seed, 5]).random() < data.painted)
+    corridor = rng.random() < 0.05 and not painted
+    scene = corridor_scene(seed) if corridor else room_scene(seed, painted=painted)
     if not kind:  # fewer views may lie further apart
         motion *= rng.uniform(1, max(1.0, 8 / views))
     moves = Motion(
