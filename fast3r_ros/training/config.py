@@ -81,8 +81,8 @@ class OptimizerConfig:
     """AdamW with linear warm-up and cosine decay; the paper's values are the defaults.
 
     kind: adamw, or muon, which makes the steps of the transformers' matrices orthogonal (Jordan and others,
-    2024; the rest goes on with AdamW) and needs fewer steps from nothing.  head_rate: learning rate of the
-    heads relative to the rest.  ema: decay of the averaged weights that are evaluated and exported; 0 keeps
+    2024; the rest goes on with AdamW) and needs fewer steps from nothing.  decay_vectors: whether biases and
+    norms decay, too, as in the release.  head_rate: learning rate of the heads relative to the rest.  ema: decay of the averaged weights that are evaluated and exported; 0 keeps
     none.  clip: largest norm of the gradient.
     """
 
@@ -91,6 +91,7 @@ class OptimizerConfig:
     final_learning_rate: float = 1e-6
     betas: Range = (0.9, 0.95)
     weight_decay: float = 0.05
+    decay_vectors: bool = True
     warmup_steps: int = 1000
     clip: float = 1.0
     head_rate: float = 1.0

@@ -63,9 +63,9 @@ def make_optimizers(objective: nn.Module, options: OptimizerConfig) -> list[torc
 def _group(
     members: list[nn.Parameter], options: OptimizerConfig, heads: bool, matrices: bool
 ) -> dict[str, Any]:
-    """One group of AdamW: matrices decay, vectors don't; heads have a rate of their own."""
+    """One group of AdamW: heads have a rate of their own, and vectors decay only where that is wanted."""
     return {
         "params": members,
-        "weight_decay": options.weight_decay if matrices else 0.0,
+        "weight_decay": options.weight_decay if matrices or options.decay_vectors else 0.0,
         "relative_rate": options.head_rate if heads else 1.0,
     }

@@ -27,9 +27,11 @@ from fast3r_ros.metrics.pose import pair_errors, pose_scores
 from fast3r_ros.model import Fast3R
 from fast3r_ros.training.config import TrainConfig, config_from_dict, read_config
 from fast3r_ros.training.losses import GroundTruth, points_in_first_view
+from fast3r_ros.training.objective import Objective
+from fast3r_ros.training.optimizer import learning_rate, make_optimizers
 from fast3r_ros.training.parallel import join_processes
 from fast3r_ros.training.stream import held_out_batch, training_batch, view_count
-from fast3r_ros.training.trainer import learning_rate, train
+from fast3r_ros.training.trainer import train
 from fast3r_ros.training.validation import accuracy, validate
 
 REPOSITORY = Path(__file__).parents[2]
@@ -288,6 +290,18 @@ def test_learning_rate_warms_up_and_decays() -> None:
     assert rates[100] == pytest.approx(1e-5)
 
 
+@pytest.mark.parametrize(("vectors", "of_vectors"), [(True, 0.05), (False, 0.0)])
+def test_weight_decay_is_on_all_parameters_or_on_matrices_only(vectors: bool, of_vectors: float) -> None:
+    config = tiny(optimizer={"decay_vectors": vectors})
+    (optimizer,) = make_optimizers(Objective(Fast3R(config.model)), config.optimizer)
+    decay = {
+        parameter.ndim > 1: group["weight_decay"]
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    assert decay == {True: 0.05, False: of_vectors}
+
+
 @pytest.mark.parametrize(
     ("section", "values", "words"),
     [
@@ -318,6 +332,7 @@ def test_the_papers_recipe_takes_a_step_at_a_tiny_size(tmp_path: Path) -> None:
     """Its 20 views, precision, checkpointing and data, at our sizes; the log goes to TensorBoard, too."""
     paper = read_config(REPOSITORY / "config" / "train" / "paper.yaml")
     assert paper.views_per_step(0) == 128 * 20
+    assert paper.optimizer.decay_vectors
     small = dataclasses.replace(
         paper,
         model=tiny().model,
