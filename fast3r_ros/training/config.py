@@ -82,8 +82,9 @@ class OptimizerConfig:
 
     kind: adamw, or muon, which makes the steps of the transformers' matrices orthogonal (Jordan and others,
     2024; the rest goes on with AdamW) and needs fewer steps from nothing.  decay_vectors: whether biases and
-    norms decay, too, as in the release.  head_rate: learning rate of the heads relative to the rest.  ema: decay of the averaged weights that are evaluated and exported; 0 keeps
-    none.  clip: largest norm of the gradient.
+    norms decay, too, as in the release.  head_rate: learning rate of the heads relative to the rest.  ema:
+    decay of the averaged weights that are evaluated and exported; 0 keeps none.  clip: largest norm of the
+    gradient.
     """
 
     kind: str = "adamw"
