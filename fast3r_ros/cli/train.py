@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Train and print the last evaluation; returns 0."""
     from fast3r_ros.training.config import read_config
-    from fast3r_ros.training.parallel import join_processes, leave_processes
+    from fast3r_ros.training.process import join_processes, leave_processes
     from fast3r_ros.training.trainer import train
 
     for name in ("steps", "minutes"):

@@ -1,14 +1,11 @@
-"""One or several training processes: who am I, on which device, and how the module is wrapped and saved."""
+"""How one or several processes wrap the module, take a step and save its state."""
 
 from __future__ import annotations
 
-import os
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as distributed
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -24,46 +21,8 @@ from fast3r_ros.model import Fast3R
 from fast3r_ros.training import zero
 from fast3r_ros.training.config import RunConfig
 from fast3r_ros.training.objective import Objective
+from fast3r_ros.training.process import Process
 from fast3r_ros.training.stream import Batch
-
-
-@dataclass(frozen=True)
-class Process:
-    """This process among all: rank of count, and its device."""
-
-    rank: int
-    count: int
-    device: torch.device
-
-    def mean(self, values: Tensor) -> Tensor:
-        """The mean of a tensor over all processes."""
-        if self.count > 1:
-            distributed.all_reduce(values)
-        return values / self.count
-
-
-def join_processes(device: str = "auto") -> Process:
-    """Join the group that torchrun started (gloo on the CPU, nccl on GPUs), or be the only process.
-
-    device: auto, cpu or cuda.  Raises UserError for cuda where PyTorch sees no GPU.
-    """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device is cuda, but PyTorch sees no GPU here; use --device cpu")
-    count, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
-    if device == "cuda" and count > 1:
-        device = f"cuda:{os.environ.get('LOCAL_RANK', rank)}"
-        torch.cuda.set_device(device)
-    if count > 1 and not distributed.is_initialized():
-        distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
-    return Process(rank, count, torch.device(device))
-
-
-def leave_processes() -> None:
-    """End the process group, if there is one."""
-    if distributed.is_initialized():
-        distributed.destroy_process_group()
 
 
 def wrap(objective: Objective, process: Process, kind: str) -> nn.Module:

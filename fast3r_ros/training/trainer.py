@@ -1,6 +1,6 @@
 """The training loop: endless synthetic samples; resumes exactly after a kill.
 
-One process, or several started by torchrun (see `training.parallel`); the global batch of a step is
+One process, or several started by torchrun (see `training.process`); the global batch of a step is
 the same however many processes share it.
 """
 
@@ -25,7 +25,8 @@ from fast3r_ros.training import zero
 from fast3r_ros.training.config import TrainConfig
 from fast3r_ros.training.objective import Objective, initialise
 from fast3r_ros.training.optimizer import learning_rate, make_optimizers
-from fast3r_ros.training.parallel import Process, forward_backward, full_state, load_full_state, update, wrap
+from fast3r_ros.training.parallel import forward_backward, full_state, load_full_state, update, wrap
+from fast3r_ros.training.process import Process
 from fast3r_ros.training.state import Average, load_state, save_state
 from fast3r_ros.training.stream import training_batch, view_count
 from fast3r_ros.training.validation import validate

@@ -12,16 +12,14 @@ import importlib.util
 import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fast3r_ros.errors import UserError
 from fast3r_ros.training.config import TrainConfig
-
-if TYPE_CHECKING:
-    from fast3r_ros.training.parallel import Process
+from fast3r_ros.training.process import Process
 
 FOLDER, TAG = "deepspeed", "{step:08d}"
 KEPT = 2  # as many states as `training.state` keeps

@@ -15,7 +15,7 @@ from fast3r_ros.model import Fast3R
 from fast3r_ros.training.config import TrainConfig, config_from_dict
 from fast3r_ros.training.matching import Matching, matching_targets, token_matches
 from fast3r_ros.training.objective import encode_views
-from fast3r_ros.training.parallel import join_processes
+from fast3r_ros.training.process import join_processes
 from fast3r_ros.training.stream import training_batch
 from fast3r_ros.training.trainer import train
 

@@ -29,7 +29,7 @@ from fast3r_ros.training.config import TrainConfig, config_from_dict, read_confi
 from fast3r_ros.training.losses import GroundTruth, points_in_first_view
 from fast3r_ros.training.objective import Objective
 from fast3r_ros.training.optimizer import learning_rate, make_optimizers
-from fast3r_ros.training.parallel import join_processes
+from fast3r_ros.training.process import join_processes
 from fast3r_ros.training.stream import held_out_batch, training_batch, view_count
 from fast3r_ros.training.trainer import train
 from fast3r_ros.training.validation import accuracy, validate
