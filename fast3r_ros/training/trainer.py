@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from fast3r_ros.errors import UserError
 from fast3r_ros.model import Fast3R
 from fast3r_ros.model.checkpoint import initialise_from_dust3r
 from fast3r_ros.training import zero
@@ -107,10 +108,10 @@ def train_step(run: Run, config: TrainConfig, process: Process) -> dict[str, flo
 
 
 def _start(config: TrainConfig, process: Process) -> Run:
+    network = Fast3R(config.model)
     if config.run.initial_weights:
-        network = Fast3R.from_pretrained(config.run.initial_weights)
+        _continue_from(network, config.run.initial_weights)
     else:
-        network = Fast3R(config.model)
         initialise(network, config.seed)
         if config.run.initial_dust3r:
             initialise_from_dust3r(network, Path(config.run.initial_dust3r))
@@ -125,6 +126,17 @@ def _start(config: TrainConfig, process: Process) -> Run:
     if config.run.parallel == "deepspeed":
         objective = zero.wrap(objective, optimizers[0], config, process)
     return Run(objective, network, optimizers, average)
+
+
+def _continue_from(network: Fast3R, weights: str) -> None:
+    """Load the weights of another model of the same layers; only its image size may differ."""
+    try:
+        network.load_state_dict(Fast3R.from_pretrained(weights).state_dict())
+    except RuntimeError as error:
+        difference = str(error).splitlines()[1].strip()
+        raise UserError(
+            f"run.initial_weights {weights} has other layers than the section model: {difference}"
+        ) from error
 
 
 def _resume(run: Run, output: Path, process: Process) -> None:

@@ -185,6 +185,24 @@ def test_a_missing_deepspeed_is_told(tmp_path: Path) -> None:
         train(tiny(run={"parallel": "deepspeed"}), tmp_path, join_processes("cpu"))
 
 
+def test_a_second_stage_starts_from_the_weights_of_the_first(
+    unbroken: tuple[Path, Path], tmp_path: Path
+) -> None:
+    first = unbroken[1] / "model"
+    model = {**TINY["model"], "encoder_args": {**TINY["model"]["encoder_args"], "img_size": 96}}
+    standing = {"learning_rate": 1e-12, "final_learning_rate": 0.0, "ema": 0.0}
+    run = {"steps": 1, "initial_weights": str(first), "evaluate_scenes": 1}
+    data = {"width": 96, "height": 64}
+    train(tiny(model=model, data=data, optimizer=standing, run=run), tmp_path, join_processes("cpu"))
+    weights = [Fast3R.from_pretrained(folder).state_dict() for folder in (first, tmp_path / "model")]
+    assert Fast3R.from_pretrained(tmp_path / "model").config.encoder.img_size == 96
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, rtol=1e-3, atol=1e-6)
+    model["encoder_args"]["depth"] = 1
+    with pytest.raises(UserError, match=r"other layers than the section model: .*enc_blocks\.1"):
+        train(tiny(model=model, run=run), tmp_path, join_processes("cpu"))
+
+
 def test_accumulation_equals_one_large_pass(unbroken: tuple[Path, Path], tmp_path: Path) -> None:
     wanted = losses(unbroken[1])
     train(tiny(run={"accumulation": 2, "steps": 8, "recompute": True}), tmp_path, join_processes("cpu"))
