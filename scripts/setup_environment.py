@@ -35,7 +35,7 @@ REQUIREMENTS = {
     "demo": ("build", "core"),
     "test": ("build", "core", "train", "viewer", "test"),
     "messages": ("build",),  # only builds the package and talks over DDS; no PyTorch
-    "core": ("core", "train", "viewer", "test"),
+    "core": ("core", "train", "viewer", "test", "readers"),
 }
 # Where else than on PyPI to look for PyTorch; its CPU build saves a download of several gigabytes.
 TORCH_INDEX = "TORCH_INDEX"

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from fast3r_ros.mapping.data import Cloud, PoseEstimate, ViewEstimate
+from fast3r_ros.mapping.view_maps import ViewMaps
 from fast3r_ros.synthetic.scene import room_scene
 from fast3r_ros.synthetic.sequence import DEMO_SEED, SyntheticSequence, pinhole
 from fast3r_ros.synthetic.trajectories import room_path
@@ -53,9 +54,7 @@ def make_walk(count: int, width: int, height: int) -> Walk:
                 intrinsics=intrinsics,
                 network_from_image=np.eye(3),
                 image=frame.image,
-                points_camera=camera_points,
-                confidence=certainty,
-                valid=valid,
+                maps=ViewMaps.of_arrays(camera_points, certainty, valid),
             )
         )
         points.append((camera_points @ pose[:3, :3].T + pose[:3, 3])[valid])

@@ -67,13 +67,21 @@ def test_ply_in_trimesh_and_back(tmp_path, walk):
 
 
 def test_open3d_opens_clouds(tmp_path, some_cloud):
-    open3d = pytest.importorskip("open3d", reason="open3d is not installed (400 MB): pip install open3d")
+    open3d = pytest.importorskip(
+        "open3d",
+        reason="open3d, or libGL, libEGL or libX11 that it needs, is not installed here: "
+        "pip install -r requirements/readers.txt",
+        exc_type=ImportError,
+    )
     write_ply(tmp_path / "map.ply", some_cloud)
     write_pcd(tmp_path / "map.pcd", some_cloud)
     for name in ("map.ply", "map.pcd"):
         opened = open3d.io.read_point_cloud(str(tmp_path / name))
         np.testing.assert_allclose(np.asarray(opened.points), some_cloud.points, atol=1e-4)
         np.testing.assert_allclose(np.asarray(opened.colors) * 255, some_cloud.colors, atol=0.01)
+        properties = open3d.t.io.read_point_cloud(str(tmp_path / name)).point
+        confidence = properties["confidence"].numpy().ravel()
+        np.testing.assert_allclose(confidence, some_cloud.confidence, atol=1e-4)
 
 
 def test_ply_of_others_gets_defaults(tmp_path):
