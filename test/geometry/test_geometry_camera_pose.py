@@ -127,10 +127,12 @@ def test_views_of_different_size_are_each_fitted_as_if_alone() -> None:
             np.testing.assert_allclose(alone.window_from_camera[0], together.window_from_camera[i], atol=1e-2)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device in this machine")
-def test_the_device_gives_the_same_poses() -> None:
+@pytest.mark.parametrize("known", [False, True])
+def test_the_device_gives_the_same_poses(other_device: torch.device, known: bool) -> None:
     local, world, _ = window(4)
     weights = np.ones(local.shape[:3], np.float32)
-    cpu = poses_from_pointmaps(local, world, weights)
-    cuda = poses_from_pointmaps(torch.from_numpy(local).cuda(), world, weights)
-    np.testing.assert_allclose(cuda.window_from_camera, cpu.window_from_camera, atol=1e-6)
+    intrinsics = np.stack([centred_intrinsics(FOCAL, HEIGHT, WIDTH)] * 4) if known else None
+    cpu = poses_from_pointmaps(local, world, weights, intrinsics)
+    there = poses_from_pointmaps(torch.from_numpy(local).to(other_device), world, weights, intrinsics)
+    np.testing.assert_allclose(there.window_from_camera, cpu.window_from_camera, atol=1e-6)
+    np.testing.assert_allclose(there.covariance, cpu.covariance, rtol=1e-3, atol=1e-15)

@@ -1,5 +1,12 @@
+import sys
+from pathlib import Path
+
 import pytest
 import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "geometry"))
+
+from second_device import other_device  # noqa: F401
 
 
 @pytest.fixture(autouse=True, scope="session")

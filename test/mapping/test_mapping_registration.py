@@ -31,6 +31,7 @@ from fast3r_ros.mapping.scale import (
     rig_ratios,
     robust_mean,
 )
+from fast3r_ros.mapping.view_maps import ViewMaps
 
 SECOND = 1_000_000_000
 
@@ -94,15 +95,14 @@ def test_noise_is_refused_with_a_reason():
     assert register([], points, confidence, RegistrationConfig()).reason.endswith("could be placed")
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device in this machine")
-def test_the_device_gives_the_same_registration():
-    _, overlaps, points, confidence = overlap_problem(np.random.default_rng(0), outliers=0.2)
-    cpu = register(overlaps, points, confidence, RegistrationConfig())
-    cuda = register(
-        overlaps, [v.cuda() for v in points], [v.cuda() for v in confidence], RegistrationConfig()
-    )
-    assert cuda.map_from_window.scale == pytest.approx(cpu.map_from_window.scale, rel=1e-6)
-    assert cuda.inlier_share == pytest.approx(cpu.inlier_share, abs=1e-3)
+def test_the_device_gives_the_same_registration(other_device):
+    _, overlaps, *maps = overlap_problem(np.random.default_rng(0), outliers=0.2)
+    cpu = register(overlaps, *maps, RegistrationConfig())
+    there = register(overlaps, *([view.to(other_device) for view in m] for m in maps), RegistrationConfig())
+    assert there.map_from_window.scale == pytest.approx(cpu.map_from_window.scale, rel=1e-6)
+    assert np.allclose(there.map_from_window.translation, cpu.map_from_window.translation, atol=1e-6)
+    assert np.allclose(there.covariance, cpu.covariance, rtol=1e-3)
+    assert there.inlier_share == pytest.approx(cpu.inlier_share, abs=1e-3)
 
 
 @given(st.floats(0, 1), st.integers(0, 100))
@@ -110,7 +110,7 @@ def test_interpolation_of_similarities(share, seed):
     rng = np.random.default_rng(seed)
     start = Sim3(2.0, matrix_from_vector(rng.normal(size=3)), rng.normal(size=3))
     end = start @ Sim3(1.2, matrix_from_vector(rng.normal(0, 0.3, 3)), rng.normal(size=3))
-    middle = interpolate(start, end, share)
+    (middle,) = interpolate([start], [end], np.array([share]))
     whole = float(angle_between(start.rotation, end.rotation))
     assert float(angle_between(start.rotation, middle.rotation)) == pytest.approx(share * whole, abs=1e-6)
     assert np.log(middle.scale / 2.0) == pytest.approx(share * np.log(1.2), abs=1e-9)
@@ -207,8 +207,8 @@ def view_over_a_floor(height_above, pitch=0.2):
     depth = np.minimum(depth, 6.0)
     points = (rays * depth[..., None]).astype(np.float32)
     return ViewEstimate(
-        0, 0, "a", map_from_camera, np.eye(6), np.eye(3), np.eye(3), np.zeros((60, 80, 3), np.uint8), points,
-        np.full((60, 80), 5.0, np.float32), np.ones((60, 80), bool),
+        0, 0, "a", map_from_camera, np.eye(6), np.eye(3), np.eye(3), np.zeros((60, 80, 3), np.uint8),
+        ViewMaps.of_arrays(points, np.full((60, 80), 5.0, np.float32), np.ones((60, 80), bool)),
     )  # fmt: skip
 
 
@@ -221,7 +221,8 @@ def test_the_floor_gives_the_scale(height_above):
 
 def test_no_floor_no_scale():
     view = view_over_a_floor(1.0)
-    ahead = replace(view, valid=np.zeros_like(view.valid))
+    nothing = ViewMaps.of_arrays(view.points_camera, view.confidence, np.zeros_like(view.valid))
+    ahead = replace(view, maps=nothing)
     assert np.isnan(metric_scale_from_height(ahead, 1.2))
 
 
