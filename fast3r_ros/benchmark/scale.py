@@ -114,7 +114,7 @@ def _run_pass(
     features = network.fuse(encoded)
     encoded.clear()
     lap()
-    for _, maps in streamed(network, features, range(views), chunk):
+    for _, maps in streamed(network.pointmaps, features, range(views), chunk):
         for view in zip(maps.points_global, maps.confidence_global, maps.points_local, strict=True):
             to_host(*view)
     lap()

@@ -6,8 +6,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from fast3r_ros.io.cameras import CameraRecord, name_of
 from fast3r_ros.io.view_images import rescale_depth, write_view_images
 from fast3r_ros.mapping.data import ViewEstimate
@@ -58,9 +56,8 @@ class Recorder:
         for view in self._samples:
             if view.keyframe_id in keyframes:
                 keyframe = keyframes[view.keyframe_id]
-                factor = np.float32(keyframe.map_from_local.scale / self._scales[view.keyframe_id])
-                points = view.points_camera * factor
-                views.append(replace(view, map_from_camera=keyframe.map_from_camera, points_camera=points))
+                maps = view.maps.scaled(keyframe.map_from_local.scale / self._scales[view.keyframe_id])
+                views.append(replace(view, map_from_camera=keyframe.map_from_camera, maps=maps))
         return sorted(views, key=lambda view: view.stamp_ns)
 
     def cameras(self, keyframes: Mapping[int, Keyframe]) -> list[CameraRecord]:

@@ -19,6 +19,8 @@ from fast3r_ros.geometry.sim3 import Sim3
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from fast3r_ros.mapping.view_maps import ViewMaps
+
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 UInt8 = NDArray[np.uint8]
@@ -64,7 +66,7 @@ class Reconstruction:
 
     The views may differ in size (h, w).  points_global: (h, w, 3) float32 in `window`.  points_local: (h, w,
     3) float32, each in its own camera frame (each view may have its own scale).  confidence_*: (h, w)
-    float32, at least 1.
+    float32, at least 1.  The global maps are empty where only the views' own were asked for.
     """
 
     points_global: Sequence[Tensor]
@@ -91,9 +93,8 @@ class ViewEstimate:
     """One view of a window, placed in the map.
 
     map_from_camera: (4, 4) float64.  covariance: (6, 6) float64 of (translation, rotation vector) in the map
-    frame.  intrinsics: (3, 3) at network size (given or estimated).  points_camera: (h, w, 3) float32 in the
-    view's own camera frame, in map scale.  confidence: (h, w) float32.  valid: (h, w) bool, the points
-    that pass the confidence and edge filters.
+    frame.  intrinsics: (3, 3) at network size (given or estimated).  image: (h, w, 3) uint8 RGB.  maps: the
+    view's points, confidence and filter on the network's device; the properties are copies for the host.
     """
 
     keyframe_id: int
@@ -104,9 +105,22 @@ class ViewEstimate:
     intrinsics: Float64
     network_from_image: Float64
     image: UInt8
-    points_camera: Float32
-    confidence: Float32
-    valid: NDArray[np.bool_]
+    maps: ViewMaps
+
+    @property
+    def points_camera(self) -> Float32:
+        """(h, w, 3) in the view's own camera frame, in map scale."""
+        return self.maps.on_host.points
+
+    @property
+    def confidence(self) -> Float32:
+        """(h, w), at least 1."""
+        return self.maps.on_host.confidence
+
+    @property
+    def valid(self) -> NDArray[np.bool_]:
+        """(h, w), the points that pass the confidence and edge filters."""
+        return self.maps.on_host.valid
 
 
 @dataclass(frozen=True)

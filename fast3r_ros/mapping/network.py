@@ -55,7 +55,7 @@ class Fast3RNetwork:
         self._image_size = image_size or model.config.image_size
         self._device = next(model.parameters()).device
         on_gpu = self._device.type == "cuda"
-        self._uploads = torch.cuda.Stream(self._device) if on_gpu else None
+        self._uploads = torch.cuda.Stream(self._device) if on_gpu and torch.cuda.is_available() else None
         plain = model.split is None and model.acceleration.merge == 1  # as `_hooks_of` runs the fusion
         if record is None and on_gpu and plain:
             record = cuda_graph
@@ -96,11 +96,11 @@ class Fast3RNetwork:
     @torch.inference_mode()
     def prepare(self, frame: Frame) -> PreparedFrame:
         """Resize and crop on the network's device.  Raises UserError for an image that cannot be used."""
-        if self._uploads is None:
+        if self._device.type == "cuda":
+            pixels, transform = self._upload(frame.image)
+        else:
             prepared = prepare_image(frame.image, self._image_size)
             pixels, transform = torch.from_numpy(prepared.pixels).to(self._device), prepared.pixel_transform
-        else:
-            pixels, transform = self._upload(frame.image, self._uploads)
         intrinsics = None if frame.intrinsics is None else transform @ frame.intrinsics
         return PreparedFrame(pixels, transform, intrinsics)
 
@@ -115,8 +115,7 @@ class Fast3RNetwork:
         else:
             tokens, descriptors = replay(pixels)
         lap("encode")
-        # keyframes keep their pictures: copies, so that no pinned memory stays with them
-        images, described = (array.copy() for array in to_host(pixels, descriptors))
+        images, described = to_host(pixels, descriptors)
         lap("describe")
         patch = self._model.config.encoder.patch_size
         grid = (pixels.shape[1] // patch, pixels.shape[2] // patch)
@@ -166,15 +165,26 @@ class Fast3RNetwork:
         points_local, confidence_local = _per_view(self._model.local_head(features, views))
         return Reconstruction(points_global, confidence_global, points_local, confidence_local)
 
-    def _upload(self, image: UInt8, stream: torch.cuda.Stream) -> tuple[Tensor, Float64]:
+    @torch.inference_mode()
+    def local_pointmaps(self, features: FusedFeatures, views: Sequence[int]) -> Reconstruction:
+        """What is published of the chosen views: their local points, without running the global head.
+
+        The global maps are left out, unless the network has no local head to do without them.
+        """
+        if self._model.downstream_head_local is None:
+            return self.pointmaps(features, views)
+        return Reconstruction((), (), *_per_view(self._model.local_head(features, views)))
+
+    def _upload(self, image: UInt8) -> tuple[Tensor, Float64]:
         """Pinned memory to the GPU and preprocessing there, beside what the GPU does otherwise."""
         writable = np.require(image, requirements=["C", "W"])
-        current = torch.cuda.current_stream(self._device)
-        with torch.cuda.stream(stream):
+        with torch.cuda.stream(self._uploads):
             source = torch.from_numpy(writable).pin_memory().to(self._device, non_blocking=True)
             pixels, transform = prepare_images(source[None], self._image_size)
-        current.wait_stream(stream)
-        pixels.record_stream(current)
+        if self._uploads is not None:
+            current = torch.cuda.current_stream(self._device)
+            current.wait_stream(self._uploads)
+            pixels.record_stream(current)
         return pixels[0], transform
 
     def _rows(self, views: int) -> Tensor:

@@ -1,14 +1,14 @@
 """Every frame of a source in one forward pass, with memory that does not hold all pictures or pointmaps.
 
 Frames are encoded a few at a time as they come, and only their tokens and small pictures stay.  After the
-fusion the heads run twice over a few views at a time: first to place the views, which keeps some numbers of
-each, then to put them into the map and to hand them out.  With hundreds of views the heads are a small part
-of the pass.
+fusion the heads run twice over a few views at a time: both heads to place the views, which keeps some numbers
+of each; then the local one, for the views that were placed, to put them into the map and to hand them out.
+With hundreds of views the heads are a small part of the pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
@@ -47,6 +47,7 @@ from fast3r_ros.mapping.tracking import Track
 from fast3r_ros.mapping.window import WindowView, reference_order
 
 CHUNK = 16  # views whose pictures or pointmaps are in work at a time
+Pointmaps = Callable[[Any, Sequence[int]], Reconstruction]
 _UNIT_VOXEL = 0.01  # default voxel, as a share of the median depth of the views
 _NOWHERE = Registration(Sim3.identity(), 0.0, float("inf"), np.zeros((7, 7)), "no view could be placed")
 
@@ -70,6 +71,10 @@ class ManyViewNetwork(Protocol):
         """The pointmaps of some views of a pass."""
         ...
 
+    def local_pointmaps(self, features: Any, views: Sequence[int]) -> Reconstruction:
+        """The same without the global maps."""
+        ...
+
 
 @dataclass(frozen=True)
 class Placement:
@@ -84,12 +89,12 @@ class Placement:
 
 
 def streamed(
-    network: ManyViewNetwork, features: Any, order: Sequence[int], chunk: int = CHUNK
+    pointmaps: Pointmaps, features: Any, order: Sequence[int], chunk: int = CHUNK
 ) -> Iterator[tuple[Sequence[int], Reconstruction]]:
     """The pointmaps of a pass, `chunk` views at a time in the given order, with the numbers of the views."""
     for start in range(0, len(order), chunk):
         numbers = order[start : start + chunk]
-        yield numbers, network.pointmaps(features, numbers)
+        yield numbers, pointmaps(features, numbers)
 
 
 class OnePass:
@@ -174,10 +179,14 @@ class OnePass:
     def _map_views(
         self, views: Sequence[WindowView], features: Any, placement: Placement
     ) -> Iterator[WindowResult]:
-        """Put the views into the map in time order, and at the end make it metric if the scale is known."""
-        order = np.argsort([view.stamp_ns for view in views], kind="stable").tolist()
+        """Put the connected views into the map in time order; at the end make it metric if the scale is
+        known.
+        """
+        in_time = np.argsort([view.stamp_ns for view in views], kind="stable").tolist()
+        order = [number for number in in_time if placement.connected[number]]
+        self._intake.drop("not_connected", len(views) - len(order))
         clock = Clock()
-        for numbers, reconstruction in streamed(self._network, features, order, self._chunk):
+        for numbers, reconstruction in streamed(self._network.local_pointmaps, features, order, self._chunk):
             clock.lap("network")
             window = RegisteredWindow(
                 [views[i] for i in numbers],
@@ -188,7 +197,6 @@ class OnePass:
             )
             tracked = Track(window, None, None, False, placement.connected[numbers])
             fusion = fuse_window(tracked, self.map.keyframes, (), len(self.map.keyframes), 0, self.config)
-            self._intake.drop("not_connected", fusion.left_out)
             self.map.put(fusion.keyframes)
             self.map.fuse([keyframe.id for keyframe in fusion.keyframes])
             self.map.cull(set())
@@ -205,7 +213,7 @@ class OnePass:
             [np.eye(3) if view.encoded.intrinsics is None else view.encoded.intrinsics for view in views]
         )
         poses, confidence, depth, focal = [], [], [], []
-        for numbers, maps in streamed(self._network, features, range(len(views)), self._chunk):
+        for numbers, maps in streamed(self._network.pointmaps, features, range(len(views)), self._chunk):
             clock.lap("network")
             known = intrinsics[list(numbers)]
             poses.append(place_views(maps, known if given else None, self.config.registration))

@@ -48,9 +48,7 @@ def up_to_date(
             estimate,
             map_from_camera=keyframes[estimate.keyframe_id].map_from_camera,
             covariance=keyframes[estimate.keyframe_id].covariance,
-            points_camera=estimate.points_camera
-            if scale == 1.0
-            else estimate.points_camera * np.float32(scale),
+            maps=estimate.maps if scale == 1.0 else estimate.maps.scaled(scale),
         )
         for estimate in estimates
     )

@@ -16,11 +16,12 @@ from fast3r_ros.geometry.intrinsics import centred_intrinsics
 from fast3r_ros.geometry.rotation import matrix_from_vector, vector_from_matrix
 from fast3r_ros.geometry.sim3 import Sim3
 from fast3r_ros.mapping.config import PointsConfig
-from fast3r_ros.mapping.data import Float64, Reconstruction, ViewEstimate
+from fast3r_ros.mapping.data import Float32, Float64, Reconstruction, ViewEstimate
 from fast3r_ros.mapping.map import Keyframe, KeyframePoints
-from fast3r_ros.mapping.points import grid_pixels, valid_points
+from fast3r_ros.mapping.points import valid_points
 from fast3r_ros.mapping.registration import Overlap, Registration
 from fast3r_ros.mapping.transfer import to_host
+from fast3r_ros.mapping.view_maps import ViewMaps
 from fast3r_ros.mapping.window import WindowView
 
 
@@ -82,11 +83,11 @@ def window_intrinsics(views: Sequence[WindowView], reconstruction: Reconstructio
 def estimate_view(
     window: RegisteredWindow, view: int, keyframe_id: int, config: PointsConfig
 ) -> ViewEstimate:
-    """One view placed in the map, with its local points in map scale, on the host."""
+    """One view placed in the map; its points stay where the network left them."""
     place = window.map_from_local(view)
     local = window.reconstruction.points_local[view]
     confidence = window.reconstruction.confidence_local[view]
-    points, trust, valid = to_host(local * place.scale, confidence, valid_points(local, confidence, config))
+    maps = ViewMaps(local, confidence, valid_points(local, confidence, config), place.scale)
     pose = np.eye(4)
     pose[:3, :3], pose[:3, 3] = place.rotation, place.translation
     seen = window.views[view]
@@ -99,27 +100,49 @@ def estimate_view(
         intrinsics=window.intrinsics[view],
         network_from_image=seen.encoded.network_from_image,
         image=seen.encoded.image,
-        points_camera=points,
-        confidence=trust,
-        valid=valid,
+        maps=maps,
     )
+
+
+def sample_views(
+    estimates: Sequence[ViewEstimate], pixels: Sequence[NDArray[np.int32]]
+) -> list[KeyframePoints]:
+    """What views hold at their flat pixel numbers (n,), in map scale: one copy from the device for all views.
+
+    Where the filters dropped a point it is NaN, and its confidence 0.
+    """
+    if not estimates:
+        return []
+    device = estimates[0].maps.points.device
+    numbers = {id(chosen): torch.tensor(chosen, device=device) for chosen in pixels}
+    found: list[Tensor] = []
+    for estimate, chosen in zip(estimates, pixels, strict=True):
+        maps, places = estimate.maps, numbers[id(chosen)]
+        valid = maps.valid.flatten()[places]
+        points = maps.points.flatten(0, 1)[places] * maps.scale
+        found.append(torch.where(valid[:, None], points, torch.nan))
+        found.append(torch.where(valid, maps.confidence.flatten()[places], 0.0))
+    arrays = to_host(*found)
+    views = zip(arrays[::2], arrays[1::2], estimates, pixels, strict=True)
+    return [
+        KeyframePoints(points, confidence, estimate.image.reshape(-1, 3)[chosen], chosen)
+        for points, confidence, estimate, chosen in views
+    ]
 
 
 def new_keyframe(
-    estimate: ViewEstimate, view: WindowView, submap: int, base: Float64, most: int, metric_scale: float
+    estimate: ViewEstimate,
+    points: KeyframePoints,
+    descriptor: Float32,
+    submap: int,
+    base: Float64,
+    metric_scale: float,
 ) -> Keyframe:
-    """A keyframe from a view's estimate; base (6, 6) is the covariance of the map it is attached to.
+    """A keyframe from a view's estimate and the points it keeps, see `sample_views`.
 
-    most: points it keeps at most.  metric_scale: metres per map unit as this view alone tells, or NaN.
+    base: (6, 6) covariance of the map it is attached to.  metric_scale: metres per map unit as this view
+    alone tells, or NaN.
     """
-    pixels = grid_pixels(*estimate.valid.shape, most)
-    valid = estimate.valid.ravel()[pixels]
-    points = KeyframePoints(
-        points=np.where(valid[:, None], estimate.points_camera.reshape(-1, 3)[pixels], np.float32(np.nan)),
-        confidence=np.where(valid, estimate.confidence.ravel()[pixels], np.float32(0)),
-        colors=estimate.image.reshape(-1, 3)[pixels],
-        pixels=pixels,
-    )
     return Keyframe(
         id=estimate.keyframe_id,
         stamp_ns=estimate.stamp_ns,
@@ -130,39 +153,56 @@ def new_keyframe(
         estimates=1,
         intrinsics=estimate.intrinsics,
         network_from_image=estimate.network_from_image,
-        descriptor=view.encoded.descriptor,
+        descriptor=descriptor,
         image=estimate.image,
         points=points,
-        depth=_median(estimate.points_camera[..., 2][estimate.valid]),
+        depth=_median(points.points[points.confidence > 0, 2]),
         metric_scale=metric_scale,
     )
 
 
-def refined_keyframe(keyframe: Keyframe, estimate: ViewEstimate) -> Keyframe:
-    """The keyframe with its pose averaged with what one more window says about it."""
-    assert keyframe.points is not None
-    valid = (keyframe.points.confidence > 0) & estimate.valid.ravel()[keyframe.points.pixels]
-    if not valid.any():
-        return keyframe
-    new_depth = estimate.points_camera.reshape(-1, 3)[keyframe.points.pixels, 2]
-    scale = float(np.median(new_depth[valid] / keyframe.points.points[valid, 2]))
-    measured = Sim3(scale, estimate.map_from_camera[:3, :3], estimate.map_from_camera[:3, 3])
-    share = 1.0 / (keyframe.estimates + 1)
-    return replace(
-        keyframe,
-        map_from_local=interpolate(keyframe.map_from_local, measured, share),
-        estimates=keyframe.estimates + 1,
-    )
+def refined_keyframes(
+    keyframes: Sequence[Keyframe], estimates: Sequence[ViewEstimate], points: Sequence[KeyframePoints]
+) -> list[Keyframe]:
+    """Keyframes with their poses averaged with what one more window says about each.
+
+    points: what the estimates hold at the keyframes' pixels.  A keyframe that shares no point with its
+    estimate stays as it is.
+    """
+    measured = []
+    for keyframe, estimate, seen in zip(keyframes, estimates, points, strict=True):
+        kept, pose = keyframe.points, estimate.map_from_camera
+        assert kept is not None
+        both = (kept.confidence > 0) & (seen.confidence > 0)
+        scale = float(np.median(seen.points[both, 2] / kept.points[both, 2])) if both.any() else np.nan
+        measured.append(Sim3(scale, pose[:3, :3], pose[:3, 3]))
+    shares = np.array([1.0 / (keyframe.estimates + 1) for keyframe in keyframes])
+    poses = interpolate([keyframe.map_from_local for keyframe in keyframes], measured, shares)
+    return [
+        replace(keyframe, map_from_local=pose, estimates=keyframe.estimates + 1)
+        if np.isfinite(pose.scale)
+        else keyframe
+        for keyframe, pose in zip(keyframes, poses, strict=True)
+    ]
 
 
-def interpolate(start: Sim3, end: Sim3, share: float) -> Sim3:
-    """The similarity between two: rotation along the geodesic, scale geometrically, translation linearly."""
-    turn = vector_from_matrix(start.rotation.T @ end.rotation)
-    return Sim3(
-        start.scale ** (1 - share) * end.scale**share,
-        start.rotation @ matrix_from_vector(share * turn),
-        (1 - share) * start.translation + share * end.translation,
-    )
+def interpolate(starts: Sequence[Sim3], ends: Sequence[Sim3], shares: Float64) -> list[Sim3]:
+    """The similarities between pairs, a share (N,) of the way: rotation along the geodesic, scale
+    geometrically, translation linearly.
+    """
+    if not starts:
+        return []
+    first, last = (np.stack([pose.rotation for pose in poses]) for poses in (starts, ends))
+    turns = vector_from_matrix(first.transpose(0, 2, 1) @ last)
+    rotations = first @ matrix_from_vector(shares[:, None] * turns)
+    return [
+        Sim3(
+            start.scale ** (1 - share) * end.scale**share,
+            rotation,
+            (1 - share) * start.translation + share * end.translation,
+        )
+        for start, end, share, rotation in zip(starts, ends, shares.tolist(), rotations, strict=True)
+    ]
 
 
 def median_depth(window: RegisteredWindow, views: Sequence[int], config: PointsConfig) -> float:
@@ -172,7 +212,8 @@ def median_depth(window: RegisteredWindow, views: Sequence[int], config: PointsC
         local, scale = window.reconstruction.points_local[view], float(window.poses.scale[view])
         valid = valid_points(local, window.reconstruction.confidence_local[view], config)
         depths.append(scale * local[..., 2][valid])
-    return _median(torch.cat(depths).cpu().numpy())
+    together = torch.cat(depths)
+    return float(together.median()) if len(together) else 1.0
 
 
 def _median(values: NDArray[np.float32]) -> float:

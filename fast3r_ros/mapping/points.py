@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 
 from fast3r_ros.mapping.config import PointsConfig
 
-_SAMPLE = 8192  # pixels that quantiles are taken of
+_SAMPLE = 2048  # pixels that quantiles are taken of
 
 
 def valid_points(points_camera: Tensor, confidence: Tensor, config: PointsConfig) -> Tensor:
@@ -20,16 +20,34 @@ def valid_points(points_camera: Tensor, confidence: Tensor, config: PointsConfig
 
     points_camera: (h, w, 3) in the view's own camera frame, any scale.  confidence: (h, w).  Returns (h, w).
     The far limit also removes the sky, which networks place at a large depth or give a low confidence.
+    Nothing waits for the device.
     """
-    depth = points_camera[..., 2].contiguous()
-    usable = torch.isfinite(points_camera.sum(dim=-1) + confidence) & (depth > 0)
-    sample = usable.flatten().nonzero()[:: max(1, usable.numel() // _SAMPLE), 0]
-    if not len(sample):
-        return usable
-    least_confident = max(1, round(config.drop_share * len(sample)))
-    threshold = confidence.flatten()[sample].kthvalue(least_confident).values.clamp_min(config.min_confidence)
-    far = config.max_depth_ratio * depth.flatten()[sample].median()
+    x, y, depth = points_camera.unbind(-1)
+    depth = depth.contiguous()
+    usable = torch.isfinite(x + y + depth + confidence) & (depth > 0)
+    sample, there = _spread_sample(usable.flatten())
+    count = there.sum()
+    least_confident = (config.drop_share * count.double()).round().long().clamp_min(1) - 1
+    middle = (count - 1).clamp_min(0) // 2
+    threshold = _ranked(confidence, sample, there, least_confident).clamp_min(config.min_confidence)
+    far = config.max_depth_ratio * _ranked(depth, sample, there, middle)
     return usable & (confidence >= threshold) & (depth < far) & ~depth_edges(depth, usable, config.edge_ratio)
+
+
+def _spread_sample(usable: Tensor) -> tuple[Tensor, Tensor]:
+    """Numbers of every n-th usable one of (N,) pixels, and which of these numbers there are: the tensors have
+    the length that they need when all pixels are usable.
+    """
+    step = max(1, len(usable) // _SAMPLE)
+    ranks = torch.arange(1, len(usable) + 1, step, dtype=torch.int32, device=usable.device)
+    seen = usable.cumsum(0, dtype=torch.int32)
+    return torch.searchsorted(seen, ranks).clamp_max(len(usable) - 1), ranks <= seen[-1]
+
+
+def _ranked(values: Tensor, sample: Tensor, there: Tensor, rank: Tensor) -> Tensor:
+    """The value (1,) of a rank, from 0, among those of the sample that are there; infinite without any."""
+    ordered = torch.where(there, values.flatten()[sample], torch.inf).sort().values
+    return ordered.gather(0, rank[None])
 
 
 def depth_edges(depth: Tensor, usable: Tensor, ratio: float) -> Tensor:

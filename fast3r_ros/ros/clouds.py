@@ -10,45 +10,38 @@ import numpy as np
 from sensor_msgs.msg import PointCloud2, PointField
 from std_msgs.msg import Header
 
-from fast3r_ros.mapping.data import Cloud
+from fast3r_ros.mapping.data import Cloud, ViewEstimate
+from fast3r_ros.mapping.records import WORDS, cloud_bytes, view_bytes
 from fast3r_ros.ros.times import stamp_from_ns
 
-# rgb is 0x00RRGGBB in the bits of a float32, as PCL and RViz have it
-NAMES = ("x", "y", "z", "rgb", "confidence")
-POINT = np.dtype([("x", "f4"), ("y", "f4"), ("z", "f4"), ("rgb", "u4"), ("confidence", "f4")])
-RGB_BYTES = [14, 13, 12] if sys.byteorder == "little" else [13, 14, 15]
+NAMES = ("x", "y", "z", "rgb", "confidence")  # as `fast3r_ros.mapping.records` packs them
+POINT_BYTES = 4 * WORDS
 FIELDS = [
     PointField(name=name, offset=4 * index, datatype=PointField.FLOAT32, count=1)
     for index, name in enumerate(NAMES)
 ]
 
 
-def pack_points(cloud: Cloud) -> array.array:
-    """N points as N structured `POINT`s in the one type that uint8[] takes without checking each byte.
-
-    The array is filled in place, so that a million points cost one pass over 20 MB.
-    """
-    count = len(cloud.points)
-    data = array.array("B", b"\0") * (count * POINT.itemsize)
-    as_bytes = np.frombuffer(data, np.uint8).reshape(count, POINT.itemsize)
-    as_words = as_bytes.view(np.float32)
-    as_words[:, :3] = cloud.points
-    as_words[:, 4] = cloud.confidence
-    as_bytes[:, RGB_BYTES] = cloud.colors
-    return data
-
-
 def cloud_to_message(cloud: Cloud, stamp_ns: int, frame_id: str) -> PointCloud2:
     """A cloud of N points as an unorganised, dense PointCloud2 of 20 bytes a point."""
+    return _message(cloud_bytes(cloud), stamp_ns, frame_id)
+
+
+def view_to_message(view: ViewEstimate) -> PointCloud2:
+    """The valid points of a view in its camera frame, at its stamp; packed where the network left them."""
+    return _message(view_bytes(view), view.stamp_ns, view.camera)
+
+
+def _message(data: array.array, stamp_ns: int, frame_id: str) -> PointCloud2:
     return PointCloud2(
         header=Header(stamp=stamp_from_ns(stamp_ns), frame_id=frame_id),
         height=1,
-        width=len(cloud.points),
+        width=len(data) // POINT_BYTES,
         fields=FIELDS,
         is_bigendian=sys.byteorder == "big",
-        point_step=POINT.itemsize,
-        row_step=POINT.itemsize * len(cloud.points),
-        data=pack_points(cloud),
+        point_step=POINT_BYTES,
+        row_step=len(data),
+        data=data,
         is_dense=True,
     )
 

@@ -15,6 +15,7 @@ from sensor_msgs.msg import Image, PointCloud2
 from tf2_msgs.msg import TFMessage
 
 from fast3r_ros.mapping.data import Cloud, Float32, Float64, PoseEstimate, UInt8, ViewEstimate
+from fast3r_ros.mapping.view_maps import ViewMaps
 from fast3r_ros.msg import MappingStatus, WindowEstimate
 from fast3r_ros.ros.clouds import message_to_cloud
 from fast3r_ros.ros.images import image_to_rgb
@@ -122,9 +123,7 @@ class DemoListener(Node):
             intrinsics=scale @ k,
             network_from_image=scale,
             image=image,
-            points_camera=points,
-            confidence=self._confidence[stamp],
-            valid=np.isfinite(depth),
+            maps=ViewMaps.of_arrays(points, self._confidence[stamp], np.isfinite(depth)),
         )
 
     def _on_image(self, message: Image) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 from sensor_msgs.msg import CameraInfo
 
 from fast3r_ros.mapping.data import Float64, ViewEstimate, WindowResult
+from fast3r_ros.mapping.view_maps import mean_values
 from fast3r_ros.msg import DropCount, StageLatency, WindowEstimate
 from fast3r_ros.msg import ViewEstimate as ViewEstimateMessage
 from fast3r_ros.ros.poses import pose_with_covariance, transform_from_matrix
@@ -44,7 +45,12 @@ def camera_info(intrinsics: Float64, width: int, height: int, stamp_ns: int, fra
 
 
 def view_message(
-    view: ViewEstimate, map_frame: str, size: tuple[int, int], estimated: bool
+    view: ViewEstimate,
+    map_frame: str,
+    size: tuple[int, int],
+    estimated: bool,
+    mean_confidence: float,
+    valid_share: float,
 ) -> ViewEstimateMessage:
     """One view; size: (width, height) of the camera's images; estimated: intrinsics are the network's."""
     message = ViewEstimateMessage(keyframe_id=view.keyframe_id, map_frame=map_frame)
@@ -54,8 +60,7 @@ def view_message(
     message.width, message.height = size
     message.k = input_intrinsics(view).reshape(9)
     message.intrinsics_estimated = estimated
-    message.mean_confidence = float(view.confidence.mean())
-    message.valid_share = float(view.valid.mean())
+    message.mean_confidence, message.valid_share = mean_confidence, valid_share
     return message
 
 
@@ -70,7 +75,11 @@ def window_message(
     message = WindowEstimate(accepted=result.accepted, reason=result.reason, metres=metres)
     message.header.stamp = stamp_from_ns(result.stamp_ns)
     message.header.frame_id = map_frame
-    message.views = [view_message(view, map_frame, size_of(view), estimated(view)) for view in result.views]
+    means = mean_values([view.maps for view in result.views])
+    message.views = [
+        view_message(view, map_frame, size_of(view), estimated(view), *values)
+        for view, values in zip(result.views, means, strict=True)
+    ]
     rigid = np.eye(4)
     rigid[:3, :3] = result.map_from_window.rotation
     rigid[:3, 3] = result.map_from_window.translation

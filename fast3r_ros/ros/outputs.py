@@ -20,7 +20,7 @@ from fast3r_ros.mapping.map import Keyframe
 from fast3r_ros.mapping.mapper import Mapper
 from fast3r_ros.msg import WindowEstimate
 from fast3r_ros.ros.broadcaster import Broadcaster
-from fast3r_ros.ros.clouds import cloud_to_message
+from fast3r_ros.ros.clouds import cloud_to_message, view_to_message
 from fast3r_ros.ros.config import NodeConfig
 from fast3r_ros.ros.counters import Counters
 from fast3r_ros.ros.grid import occupancy_grid
@@ -29,7 +29,7 @@ from fast3r_ros.ros.intake import CameraFacts
 from fast3r_ros.ros.live_viewer import LiveViewer
 from fast3r_ros.ros.messages import camera_info, input_intrinsics, window_message
 from fast3r_ros.ros.poses import odometry_message, path_message
-from fast3r_ros.ros.view_images import at_input_size, confidence_color, depth_of
+from fast3r_ros.ros.view_images import at_input_size, confidence_color
 
 WAIT_SECONDS = 0.2
 RELIABLE = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
@@ -226,9 +226,7 @@ class Outputs:
 
     def _publish_cloud(self, view: ViewEstimate) -> None:
         if self._somebody("cloud"):
-            chosen = view.valid
-            cloud = Cloud(view.points_camera[chosen], view.image[chosen], view.confidence[chosen])
-            self._send("cloud", cloud_to_message(cloud, view.stamp_ns, view.camera))
+            self._send("cloud", view_to_message(view))
 
     def _publish_images(self, view: ViewEstimate) -> None:
         """Confidence and depth of one view, at the stamp and frame of its image."""
@@ -240,13 +238,13 @@ class Outputs:
             return values if network else at_input_size(values, view.network_from_image, size, outside)
 
         if self._somebody("confidence", "confidence_color"):
-            confidence = laid(view.confidence, 0.0)
+            confidence = laid(view.maps.confidence_image(), 0.0)
             self._send("confidence", float_to_image(confidence, stamp, frame))
             if self._somebody("confidence_color"):
                 rgb = confidence_color(confidence, self.config.output.max_confidence)
                 self._send("confidence_color", rgb_to_image(rgb, stamp, frame))
         if self._somebody("depth", "depth/camera_info"):
-            depth = laid(depth_of(view.points_camera, view.valid), np.nan)
+            depth = laid(view.maps.depth_image(), np.nan)
             height, width = depth.shape
             intrinsics = view.intrinsics if network else input_intrinsics(view)
             self._send("depth", float_to_image(depth, stamp, frame))

@@ -43,10 +43,3 @@ def confidence_color(confidence: Float32, warmest: float) -> UInt8:
     rgb = cv2.cvtColor(cv2.applyColorMap(grey, cv2.COLORMAP_TURBO), cv2.COLOR_BGR2RGB)
     rgb[confidence == 0.0] = 0
     return rgb
-
-
-def depth_of(points_camera: Float32, valid: NDArray[np.bool_]) -> Float32:
-    """(h, w) depth along the optical axis, NaN where there is no valid point (REP-118)."""
-    depth = points_camera[..., 2].copy()
-    depth[~valid | (depth <= 0)] = np.nan
-    return depth

@@ -9,12 +9,13 @@ from diagnostic_msgs.msg import DiagnosticStatus
 from fast3r_ros.msg import MappingStatus
 
 from fast3r_ros.mapping.data import MapperStatus
+from fast3r_ros.mapping.view_maps import ViewMaps
 from fast3r_ros.ros.config import GridConfig
 from fast3r_ros.ros.counters import LOST, Counters
 from fast3r_ros.ros.grid import FREE, OCCUPIED, UNKNOWN, occupancy_grid
 from fast3r_ros.ros.messages import camera_info
 from fast3r_ros.ros.report import CameraReport, Report, diagnostics_message, status_message
-from fast3r_ros.ros.view_images import at_input_size, confidence_color, depth_of
+from fast3r_ros.ros.view_images import at_input_size, confidence_color
 
 
 def mapper_status(**changes) -> MapperStatus:
@@ -134,9 +135,10 @@ def test_results_lie_over_the_camera_image() -> None:
 
 
 def test_depth_and_colours() -> None:
-    points = np.zeros((2, 2, 3), np.float32)
+    points, confidence = np.zeros((2, 2, 3), np.float32), np.ones((2, 2), np.float32)
     points[..., 2] = [[1, 2], [-1, 4]]
-    depth = depth_of(points, np.array([[True, False], [True, True]]))
+    maps = ViewMaps.of_arrays(points, confidence, np.array([[True, False], [True, True]]))
+    depth = maps.depth_image()
     assert depth[0, 0] == 1
     assert depth[1, 1] == 4
     assert np.isnan(depth[0, 1])

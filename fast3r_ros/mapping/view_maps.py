@@ -1,0 +1,82 @@
+"""A view's pixels as the network left them, and copies of them for the host."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fast3r_ros.mapping.transfer import beside_the_network, fetch, to_host
+
+Float32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class HostMaps:
+    """points: (h, w, 3) float32 in the view's camera frame, in map scale.  confidence: (h, w) float32.
+    valid: (h, w) bool.
+    """
+
+    points: Float32
+    confidence: Float32
+    valid: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class ViewMaps:
+    """Tensors on the network's device, which has finished them.
+
+    points: (h, w, 3) float32 in the view's camera frame, in the network's unit.  confidence: (h, w) float32.
+    valid: (h, w) bool, the points that pass the filters.  scale: map units per unit of the points.
+    """
+
+    points: Tensor
+    confidence: Tensor
+    valid: Tensor
+    scale: float = 1.0
+
+    @staticmethod
+    def of_arrays(points: Float32, confidence: Float32, valid: NDArray[np.bool_]) -> ViewMaps:
+        """Maps that are on the host and in map scale."""
+        return ViewMaps(torch.from_numpy(points), torch.from_numpy(confidence), torch.from_numpy(valid))
+
+    def scaled(self, factor: float) -> ViewMaps:
+        """The same view in a map that became `factor` times as large."""
+        return replace(self, scale=self.scale * factor)
+
+    @cached_property
+    def on_host(self) -> HostMaps:
+        """Copies for the host, made when they are asked for, by one copy from the device."""
+        with beside_the_network(self.points.device):
+            return HostMaps(*to_host(self.points * self.scale, self.confidence, self.valid))
+
+    def depth_image(self) -> Float32:
+        """(h, w) depth along the optical axis in map scale, NaN where no point is valid (REP-118); one copy
+        from the device.
+        """
+        with beside_the_network(self.points.device):
+            return fetch(self.depth()).numpy()
+
+    def confidence_image(self) -> Float32:
+        """(h, w) confidence; one copy from the device."""
+        with beside_the_network(self.points.device):
+            return fetch(self.confidence).numpy()
+
+    def depth(self) -> Tensor:
+        """`depth_image` on the device."""
+        depth = self.points[..., 2] * self.scale
+        return torch.where(self.valid & (depth > 0), depth, torch.nan)
+
+
+def mean_values(views: Sequence[ViewMaps]) -> list[tuple[float, float]]:
+    """Mean confidence and share of valid pixels of each view; one copy from the device for all."""
+    if not views:
+        return []
+    with beside_the_network(views[0].points.device):
+        means = torch.stack([map.float().mean() for view in views for map in (view.confidence, view.valid)])
+        return [(float(confidence), float(valid)) for confidence, valid in fetch(means.view(-1, 2))]
