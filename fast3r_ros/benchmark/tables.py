@@ -102,8 +102,6 @@ def _window(document: Mapping[str, Any]) -> list[Table]:
     ]
     columns = ("slide", *names, "frame to message", "outside of the network", "windows accepted")
     title = f"From the newest frame to the packed message, {results[0]['views']} views, medians in ms"
-    if not document["packed"]:
-        title += " (without ROS nothing is packed)"
     return [Table(title, columns, rows)]
 
 

@@ -2,7 +2,8 @@
 
 A window of a fixed number of views slides by 1, 2, 4, 8 frames.  The network runs in full on what a camera
 would send; with random weights its answer is of no use, so mapping goes on with the synthetic truth of the
-same views on the same device.  What the stand-in takes is not counted.
+same views on the same device.  What the stand-in takes is not counted.  Packed are what the node sends of
+a window: the newest view's cloud, and confidence and depth of every new view.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,10 +23,10 @@ from fast3r_ros.benchmark.measure import machine, summary, synchronize
 from fast3r_ros.benchmark.models import DTYPES, add_model_arguments, chosen_device, load, parse_network_size
 from fast3r_ros.errors import UserError
 from fast3r_ros.mapping.config import MapperConfig
-from fast3r_ros.mapping.data import Cloud, EncodedView, Frame, Reconstruction, WindowResult
+from fast3r_ros.mapping.data import EncodedView, Frame, Reconstruction, ViewEstimate
 from fast3r_ros.mapping.mapper import Mapper
 from fast3r_ros.mapping.network import Fast3RNetwork
-from fast3r_ros.mapping.transfer import to_host
+from fast3r_ros.mapping.records import view_bytes
 from fast3r_ros.synthetic.network_double import TrueNetwork
 from fast3r_ros.synthetic.sequence import SyntheticSequence, loop_sequence
 
@@ -74,7 +75,6 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "size_wh": list(size),
         "camera_wh": [round(side * CAMERA_FACTOR) for side in size],
         "captured": network.captured,
-        "packed": packer() is not None,
         "results": results,
     }
 
@@ -82,8 +82,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 class StandIn:
     """A `WindowNetwork` that runs the real one on the camera's picture and answers with the truth.
 
-    seconds: stage -> time since the last `clear`.  `stand_in` is what the truth took, and `copy` an extra
-    copy of the pointmaps to the host: nobody else would spend either.
+    seconds: stage -> time since the last `clear`.  `stand_in` is what the truth took: nobody else would
+    spend that.
     """
 
     def __init__(
@@ -114,10 +114,7 @@ class StandIn:
     def reconstruct(self, views: Sequence[EncodedView]) -> Reconstruction:
         """See `WindowNetwork`."""
         self._begin()
-        real = self._network.reconstruct([view.tokens[0] for view in views], self._lap)
-        for maps in zip(real.points_local, real.confidence_local, strict=True):
-            to_host(*maps)
-        self._lap("copy")
+        self._network.reconstruct([view.tokens[0] for view in views], self._lap)
         truth = self._truth.reconstruct([view.tokens[1] for view in views])
         answer = Reconstruction(
             *(
@@ -152,18 +149,15 @@ def measure_slide(
     waiting = iter(frames)
     first = views - mapper.config.window.overlap
     for count in [first] + [slide] * -(-(mapper.config.window.overlap + slide) // slide):
-        _window(mapper, network, waiting, count, None)
-    pack = packer()
-    samples = [_window(mapper, network, waiting, slide, pack) for _ in range(runs)]
+        _window(mapper, network, waiting, count)
+    samples = [_window(mapper, network, waiting, slide) for _ in range(runs)]
     stages = {name: summary([sample[name] for sample in samples]) for name in samples[0]}
-    copy = stages.pop("copy")
     network_s = sum(stages[name].median_s for name in NETWORK_STAGES)
     outside = stages["total"].median_s - network_s
     return {
         "views": views,
         "slide": slide,
         "stages": {name: stage.content() for name, stage in stages.items()},
-        "copy_within_map": copy.content(),
         "windows_accepted": mapper.status().windows,
         "windows_rejected": mapper.status().windows_rejected,
         "network_s": network_s,
@@ -188,13 +182,7 @@ def window_config(views: int, slide: int) -> MapperConfig:
     )
 
 
-def _window(
-    mapper: Mapper,
-    network: StandIn,
-    frames: Iterator[Frame],
-    count: int,
-    pack: Callable[[WindowResult], object] | None,
-) -> dict[str, float]:
+def _window(mapper: Mapper, network: StandIn, frames: Iterator[Frame], count: int) -> dict[str, float]:
     """Seconds per stage of one window with `count` new frames, of which all but the newest wait already."""
     *early, newest = (next(frames) for _ in range(count))
     for frame in early:
@@ -206,35 +194,26 @@ def _window(
     result = mapper.process_window()
     assert result is not None
     processed = time.perf_counter()
-    if pack is not None and result.views:
-        pack(result)
+    pack(result.views[-count:])
     packed = time.perf_counter()
     spent, laps = network.seconds, result.timings
     return {
         "selection": selected - start,
-        **{name: spent[name] for name in ("preprocess", "encode", "describe", "fuse", "heads", "copy")},
+        **{name: spent[name] for name in ("preprocess", "encode", "describe", "fuse", "heads")},
         "registration": laps.get("register", 0.0),
         "map": laps.get("fuse", 0.0),
         "loop_and_scale": laps.get("loop", 0.0) + laps.get("scale", 0.0),
         "packing": packed - processed,
-        "total": packed - start - spent["stand_in"] - spent["copy"],
+        "total": packed - start - spent["stand_in"],
     }
 
 
-def packer() -> Callable[[WindowResult], object] | None:
-    """What turns a window's newest view into a PointCloud2; None where there are no ROS messages."""
-    try:
-        from fast3r_ros.ros.clouds import cloud_to_message
-    except ImportError:
-        return None
-
-    def pack(result: WindowResult) -> object:
-        view = result.views[-1]
-        chosen = view.valid
-        cloud = Cloud(view.points_camera[chosen], view.image[chosen], view.confidence[chosen])
-        return cloud_to_message(cloud, view.stamp_ns, view.camera)
-
-    return pack
+def pack(views: Sequence[ViewEstimate]) -> list[bytes]:
+    """What the messages of some new views hold: the cloud of the newest, confidence and depth of all."""
+    if not views:
+        return []
+    images = [image for view in views for image in (view.maps.confidence_image(), view.maps.depth_image())]
+    return [view_bytes(views[-1]).tobytes(), *(image.tobytes() for image in images)]
 
 
 def _from_camera(frame: Frame) -> Frame:

@@ -179,7 +179,8 @@ class Fast3RNetwork:
         """Pinned memory to the GPU and preprocessing there, beside what the GPU does otherwise."""
         writable = np.require(image, requirements=["C", "W"])
         with torch.cuda.stream(self._uploads):
-            source = torch.from_numpy(writable).pin_memory().to(self._device, non_blocking=True)
+            pinned = torch.empty(image.shape, dtype=torch.uint8, pin_memory=True)
+            source = pinned.copy_(torch.from_numpy(writable)).to(self._device, non_blocking=True)
             pixels, transform = prepare_images(source[None], self._image_size)
         if self._uploads is not None:
             current = torch.cuda.current_stream(self._device)

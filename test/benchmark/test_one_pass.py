@@ -116,6 +116,25 @@ def test_the_number_of_views_at_a_time_changes_nothing(walk: tuple[SyntheticSequ
         np.testing.assert_allclose(other, results[0], atol=1e-5)
 
 
+def test_views_that_could_not_be_placed_are_not_decoded_again(
+    walk: tuple[SyntheticSequence, list[Frame]],
+) -> None:
+    sequence, frames = walk
+    network = TruthInChunks(sequence)
+    fused = network.fuse
+
+    def with_nonsense(views: Sequence[EncodedView]) -> Reconstruction:
+        maps = fused(views)
+        maps.points_local[3].normal_()
+        return maps
+
+    network.fuse = with_nonsense  # type: ignore[method-assign]
+    one_pass = finished(OnePass(network, config(len(frames)), chunk=5), frames)
+    assert len(one_pass.trajectory()) == len(network.decoded) == len(frames) - 1
+    assert 3 not in network.decoded
+    assert one_pass.status().dropped == {"not_connected": 1}
+
+
 def test_streamed_pointmaps_are_those_of_the_network(network: Fast3R) -> None:
     rng = np.random.default_rng(0)
     frames = [Frame(i, "a", rng.integers(0, 256, (48, 64, 3), np.uint8)) for i in range(5)]
