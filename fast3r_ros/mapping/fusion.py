@@ -21,13 +21,13 @@ from fast3r_ros.mapping.window import WindowView
 @dataclass(frozen=True)
 class Fusion:
     """keyframes: new and re-estimated.  views: the new ones, with their ids.  estimates: of all these
-    views, in time order.  left_out: number of new views that are not connected.
+    views.  left_out: new views that are not connected.  All in time order.
     """
 
     keyframes: tuple[Keyframe, ...]
     views: tuple[WindowView, ...]
     estimates: tuple[ViewEstimate, ...]
-    left_out: int
+    left_out: tuple[WindowView, ...]
 
 
 def fuse_window(
@@ -43,19 +43,22 @@ def fuse_window(
     known = [keyframes[view.keyframe_id] for view in window.views if view.keyframe_id is not None]
     base = min((k.covariance for k in known), key=np.trace, default=np.zeros((6, 6)))
     fresh: list[WindowView] = []
+    left_out: list[WindowView] = []
     estimates: list[ViewEstimate] = []
     for number in np.argsort([view.stamp_ns for view in window.views], kind="stable"):
         view = window.views[number]
         if view.keyframe_id is None and tracked.connected[number]:
             view = replace(view, keyframe_id=next_id + len(fresh))
             fresh.append(view)
+        elif view.keyframe_id is None:
+            left_out.append(view)
+            continue
         elif view.keyframe_id not in live or not window.poses.ok[number]:
             continue
         assert view.keyframe_id is not None
         estimates.append(estimate_view(window, int(number), view.keyframe_id, config.points))
     changed = _keyframes(estimates, fresh, keyframes, base, submap, config)
-    left_out = sum(view.keyframe_id is None for view in window.views) - len(fresh)
-    return Fusion(tuple(changed), tuple(fresh), tuple(estimates), left_out)
+    return Fusion(tuple(changed), tuple(fresh), tuple(estimates), tuple(left_out))
 
 
 def _keyframes(

@@ -60,7 +60,7 @@ class Mapper:
         self._loops = LoopCloser(self.config.loop)
         self.map = Map(self.config.map, self.config.map.voxel_size or _UNIT_VOXEL)
         self._window = SlidingWindow(self.config.window)
-        self._orphans: list[WindowView] = []  # of rejected windows, to start a submap with
+        self._pending: list[WindowView] = []  # seen but not placed: looked at again with the next window
         self._next_id = self._submap = self._submaps = 0
         self._windows = self._rejected = self._rejected_in_a_row = 0
         self._scale = MetricScale(self._odometry, self._base_from_camera)
@@ -99,7 +99,7 @@ class Mapper:
         """Whether enough keyframes wait: `stride` of them, and `overlap` more to start a submap."""
         needed = self.config.window.stride
         if not self._window.ids:
-            needed += max(0, self.config.window.overlap - len(self._orphans))
+            needed += max(0, self.config.window.overlap - len(self._pending))
         return self._intake.waiting >= needed
 
     def process_window(self) -> WindowResult | None:
@@ -141,6 +141,8 @@ class Mapper:
     def finish(self) -> WindowResult | None:
         """The last, partial window of a source and all work that was put off; None if no keyframe waits."""
         result = self.process_window() if self._intake.waiting else None
+        self._intake.drop("not_connected", len(self._pending))
+        self._pending = []
         self._loops.apply(self.map)
         if self._scale.find(self.map, self._submap, self.config.scale) is not None:
             self._loops.discard()
@@ -156,10 +158,8 @@ class Mapper:
         return self.config.window.size - self.config.window.overlap
 
     def _encode_waiting(self) -> list[WindowView]:
-        """Tokens of the waiting frames; an unusable frame is dropped and counted, never fatal."""
-        views: list[WindowView] = []
-        if not self._window.ids:
-            views, self._orphans = self._orphans, []
+        """The pending views and the waiting frames'; none without a new one.  Unusable frames are counted."""
+        fresh: list[WindowView] = []
         for frame in self._intake.take():
             try:
                 view = WindowView.of(frame, self._network.encode(frame))
@@ -167,15 +167,19 @@ class Mapper:
                 self._last_error = str(error)
                 self._intake.drop("unusable")
                 continue
-            if self._redundant(view, [*self._window.views, *views]):
+            if self._redundant(view, [*self._window.views, *self._pending, *fresh]):
                 self._intake.drop("redundant")
             else:
-                views.append(view)
-        self._intake.drop("overload", len(views[: -self.config.window.size]))
-        return views[-self.config.window.size :]
+                fresh.append(view)
+        if not fresh:
+            return []
+        views, self._pending = [*self._pending, *fresh], []
+        most = self._capacity if self._window.ids else self.config.window.size
+        self._intake.drop("not_connected", len(views[:-most]))
+        return views[-most:]
 
     def _lose(self, new: Sequence[WindowView]) -> None:
-        """Count the new views of a window that failed; before a submap, they hold the orphans, too."""
+        """Count the new views of a window that failed; they hold those that were pending, too."""
         self._intake.drop("window_failed", len(new))
 
     def _redundant(self, view: WindowView, others: Sequence[WindowView]) -> bool:
@@ -231,7 +235,9 @@ class Mapper:
             tracked, self.map.keyframes, self._window.ids, self._next_id, self._submap, self.config
         )
         self._next_id += len(fusion.views)
-        self._intake.drop("not_connected", fusion.left_out)
+        # those after the last that was placed may be connected by what follows
+        self._pending = [v for v in fusion.left_out if v.stamp_ns > fusion.views[-1].stamp_ns]
+        self._intake.drop("not_connected", len(fusion.left_out) - len(self._pending))
         self.map.put(fusion.keyframes)
         fresh = [view.keyframe_id for view in fusion.views if view.keyframe_id is not None]
         for identity in fresh:
@@ -278,8 +284,6 @@ class Mapper:
     ) -> WindowResult:
         self._windows += 1
         self._rejected_in_a_row = 0
-        self._intake.drop("rejected", len(self._orphans))
-        self._orphans = []
         self._timings = clock.laps
         views = up_to_date(fusion.estimates, self.map.keyframes, rescaled.scale)
         context = Context(self._submap, self.map.version, loop_closed, rescaled, dict(clock.laps))
@@ -288,16 +292,13 @@ class Mapper:
     def _reject(
         self, new: Sequence[WindowView], tracked: Track | None, reason: str, clock: Clock
     ) -> WindowResult:
-        """Leave the map as it is; after some rejections in a row the track is lost and a submap will
-        start.
-        """
+        """Leave the map as it is; after some rejections in a row the new views will start a submap."""
         self._rejected += 1
         self._rejected_in_a_row += 1
         self._last_error = reason
         self._timings = clock.laps
-        seen = [*self._orphans, *new]
-        self._orphans = seen[-self._capacity :]
-        self._intake.drop("rejected", len(seen) - len(self._orphans))
+        self._pending = list(new[-self._capacity :])
+        self._intake.drop("rejected", len(new) - len(self._pending))
         if self._rejected_in_a_row >= self.config.registration.lost_after:
             self._leave_track()
         context = Context(self._submap, self.map.version, False, Sim3.identity(), dict(clock.laps))
@@ -367,9 +368,9 @@ class Mapper:
         recognised.
         """
         self._intake.restart(self.config.keyframes, self._capacity)
-        self._intake.drop("restart", len(self._orphans))
+        self._intake.drop("restart", len(self._pending))
         self._odometry.clear()
-        self._orphans = []
+        self._pending = []
         self._leave_track()
 
     def save_map(self, directory: Path) -> None:

@@ -72,12 +72,19 @@ class SlidingWindow:
 
 
 def reference_order(views: Sequence[WindowView]) -> list[int]:
-    """Numbers of the views that could be view 0, best first.
+    """Numbers of the views in the order in which they are tried as view 0: first those that are in the map.
 
-    Views that are in the map come first, and among them those whose tokens resemble the whole window most:
-    view 0 should see what the others see.
+    View 0 should see what the map knows and what is to be added: the tokens of the first choice resemble the
+    known and the new views most, each with half of the say, however many they are.  When that fails, the new
+    views are mostly out of its sight: the second choice is the one that resembles these most.
     """
     descriptors = np.stack([view.encoded.descriptor for view in views])
-    resemblance = (descriptors @ descriptors.T).sum(axis=1)
+    alike = descriptors @ descriptors.T
     known = np.array([view.keyframe_id is not None for view in views])
-    return [int(i) for i in np.lexsort((-resemblance, ~known))]
+    if known.all() or not known.any():
+        return [int(i) for i in np.argsort(-alike.mean(axis=1), kind="stable")]
+    to_new = alike[:, ~known].mean(axis=1)
+    order = np.lexsort((-(alike[:, known].mean(axis=1) + to_new), ~known))
+    first, *others = (int(i) for i in order)
+    second = max(others, key=lambda i: (known[i], to_new[i]))
+    return [first, second, *(i for i in others if i != second)]

@@ -6,6 +6,8 @@ from collections import Counter
 from dataclasses import replace
 
 import numpy as np
+import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -50,11 +52,26 @@ def test_view_0_is_known_and_resembles_the_others():
     assert set(order[:3]) == {0, 1, 3}
 
 
-class Watched:
-    """A network that remembers which tokens live, how often a frame was encoded, and the views 0."""
+def test_few_new_views_have_as_much_of_a_say_in_view_0_as_many_known_ones():
+    def at(degrees, number, keyframe_id=None):
+        return view(number, keyframe_id, (np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))))
 
-    def __init__(self, network, fail=0):
-        self.network, self.fail = network, fail
+    known = [at(5 * i, i, i) for i in range(12)]  # up to 55 degrees, the middle one at 25
+    order = reference_order([*known, at(70, 12), at(75, 13)])
+    assert 40 < 5 * order[0] < 55
+    assert order[1] == 11  # the nearest to the new ones
+    assert sorted(order) == list(range(14))
+    assert reference_order([at(70, 0), at(72, 1), at(80, 2)])[0] == 1
+
+
+class Watched:
+    """A network that remembers which tokens live, how often a frame was encoded, and the views 0.
+
+    fail: so many windows are nonsense.  dim: of one window the last so many views have no confidence.
+    """
+
+    def __init__(self, network, fail=0, dim=0):
+        self.network, self.fail, self.dim = network, fail, dim
         self.tokens = []
         self.encoded, self.first = Counter(), []
 
@@ -72,7 +89,12 @@ class Watched:
         self.first.append(views[0].image.tobytes())
         self.network.disturbance = replace(self.network.disturbance, pure_noise=self.fail > 0)
         self.fail -= 1
-        return self.network.reconstruct(views)
+        maps = self.network.reconstruct(views)
+        dim, self.dim = self.dim, 0
+        confidence = [
+            torch.ones_like(c) if i >= len(views) - dim else c for i, c in enumerate(maps.confidence_global)
+        ]
+        return replace(maps, confidence_global=confidence)
 
 
 def watched(**parameters):
@@ -131,6 +153,24 @@ def test_without_retries_it_is_refused_at_once_counted_and_told_why():
     assert np.isinf(results[0].covariance).all()
     results = feed(mapper, [next(rest) for _ in range(40)])
     assert all(result.accepted for result in results)
+
+
+@pytest.mark.parametrize("trouble", [{"fail": 1}, {"dim": 2}, {"dim": 4}])
+def test_views_that_are_not_placed_get_a_second_chance_with_the_next_window(trouble):
+    """A refused window (fail, or all new views dim), and one whose newest views are not connected."""
+    network, mapper, frames = watched(**{"registration.retries": 0})
+    feed(mapper, frames[:80])
+    before = mapper.status().keyframes
+    vars(network).update(trouble)
+    results = feed(mapper, frames[80:160])
+    assert [r.accepted for r in results].count(False) == (trouble != {"dim": 2})
+    mapper.finish()
+    status = mapper.status()
+    assert status.keyframes - before > 12
+    assert not {"rejected", "not_connected"} & {name for name, count in status.dropped.items() if count}
+    assert status.keyframes + sum(status.dropped.values()) == status.received
+    stamps = [k.stamp_ns for k in mapper.map.keyframes.values()]
+    assert stamps == sorted(stamps)
 
 
 def test_the_registration_is_reported_with_its_covariance():
