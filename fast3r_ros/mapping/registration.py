@@ -94,9 +94,14 @@ def register(
         return Registration(Sim3.identity(), 0.0, np.inf, np.full((7, 7), np.inf), _NO_OVERLAP)
     per_view = max(1, config.pixels // 2)
     parts = [_thin(overlap, per_view) for overlap in overlaps]
-    source, source_confidence = _in_window(parts, points_window), _in_window(parts, confidence)
+    device = points_window[0].device
+    pixels = [torch.from_numpy(part.pixels).to(device) for part in parts]
+    source, source_confidence = (
+        torch.cat([maps[part.view].flatten(0, 1)[chosen] for part, chosen in zip(parts, pixels, strict=True)])
+        for maps in (points_window, confidence)
+    )
     target, depth, target_confidence = (
-        torch.from_numpy(np.concatenate(arrays)).to(source.device)
+        torch.from_numpy(np.concatenate(arrays)).to(device)
         for arrays in zip(*((part.points_map, part.depth, part.confidence) for part in parts), strict=True)
     )
     weights = pointmap_weights(
@@ -133,16 +138,6 @@ def _judge(
     if not reason and share < least:
         reason = f"only {share:.0%} of the shared pixels agree with the map, {least:.0%} are needed"
     return Registration(fit.target_from_source, share, fit.residual, fit.covariance, reason)
-
-
-def _in_window(parts: Sequence[Overlap], maps: Sequence[Tensor]) -> Tensor:
-    """What maps (h, w, ...) of the window's views hold at the overlaps' pixels, (N, ...) end to end."""
-    return torch.cat(
-        [
-            maps[part.view].flatten(0, 1)[torch.from_numpy(part.pixels).to(maps[part.view].device)]
-            for part in parts
-        ]
-    )
 
 
 def _thin(overlap: Overlap, most: int) -> Overlap:
