@@ -13,6 +13,7 @@ from fast3r_ros.errors import UserError
 from fast3r_ros.mapping.data import Float32, Float64, UInt8
 
 FISHEYE_MODELS = ("equidistant", "fisheye")
+MIN_FOCAL, MAX_FOCAL = 0.01, 1000.0  # of the image's size: a lens of 178° and one of 3 minutes of arc
 PINHOLE_MODELS = ("plumb_bob", "rational_polynomial", "thin_prism")
 
 
@@ -31,27 +32,23 @@ class Rectifier:
         if matrix[0, 0] <= 0 or matrix[1, 1] <= 0:
             raise UserError(f"the camera info has no focal length (k = {matrix.ravel().tolist()})")
         self._size = (width, height)
+        rectified: Any = matrix
         self._maps: tuple[Any, Any] | None = None
-        rectified: Any
-        if not np.any(coefficients):
-            rectified = matrix
-        elif model in FISHEYE_MODELS:
-            coefficients = coefficients[:4]
-            rectified = cv2.fisheye.estimateNewCameraMatrixForUndistortRectify(
-                matrix, coefficients, self._size, np.eye(3), balance=0.0
-            )
-            self._maps = cv2.fisheye.initUndistortRectifyMap(
-                matrix, coefficients, np.eye(3), rectified, self._size, cv2.CV_16SC2
-            )
-        elif model in PINHOLE_MODELS:
-            rectified, _ = cv2.getOptimalNewCameraMatrix(matrix, coefficients, self._size, 0.0)
-            self._maps = cv2.initUndistortRectifyMap(
-                matrix, coefficients, None, rectified, self._size, cv2.CV_16SC2
-            )
-        else:
-            known = ", ".join((*PINHOLE_MODELS, *FISHEYE_MODELS))
-            raise UserError(f"unknown distortion model {model!r}; known are {known}")
+        if np.any(coefficients):
+            try:
+                rectified, self._maps = _undistortion(matrix, coefficients, model, self._size)
+            except cv2.error as error:
+                text = (
+                    f"the camera info describes no lens (d = {coefficients.tolist()}); calibrate the camera"
+                )
+                raise UserError(text) from error
         self.intrinsics = np.array(rectified, np.float64)
+        share = self.intrinsics[[0, 1], [0, 1]] / self._size
+        if not (
+            np.isfinite(self.intrinsics).all() and (share > MIN_FOCAL).all() and (share < MAX_FOCAL).all()
+        ):
+            text = f"the camera info gives the intrinsics {self.intrinsics.ravel().tolist()}"
+            raise UserError(f"{text} for {width}x{height} pixels; calibrate the camera")
         self.intrinsics[:2, 2] += 0.5  # ours have pixel centres at integer + 0.5
 
     def __call__(self, image: UInt8) -> UInt8:
@@ -80,3 +77,24 @@ class Rectifier:
         if (image.shape[1], image.shape[0]) != self._size:
             size = f"{image.shape[1]}x{image.shape[0]}"
             raise UserError(f"the image has {size} pixels, its camera info {self._size[0]}x{self._size[1]}")
+
+
+def _undistortion(
+    matrix: Float64, coefficients: Float64, model: str, size: tuple[int, int]
+) -> tuple[Any, tuple[Any, Any]]:
+    """(3, 3) matrix of the undistorted image, and OpenCV's maps to it.  Raises UserError and cv2.error."""
+    if model in FISHEYE_MODELS:
+        four = coefficients[:4]
+        rectified: Any = cv2.fisheye.estimateNewCameraMatrixForUndistortRectify(
+            matrix, four, size, np.eye(3), balance=0.0
+        )
+        return rectified, cv2.fisheye.initUndistortRectifyMap(
+            matrix, four, np.eye(3), rectified, size, cv2.CV_16SC2
+        )
+    if model in PINHOLE_MODELS:
+        rectified, _ = cv2.getOptimalNewCameraMatrix(matrix, coefficients, size, 0.0)
+        return rectified, cv2.initUndistortRectifyMap(
+            matrix, coefficients, None, rectified, size, cv2.CV_16SC2
+        )
+    known = ", ".join((*PINHOLE_MODELS, *FISHEYE_MODELS))
+    raise UserError(f"unknown distortion model {model!r}; known are {known}")

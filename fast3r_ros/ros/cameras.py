@@ -74,15 +74,17 @@ class AdaptiveSubscription:
 
 
 class Gaps:
-    """Finds messages of one publisher that never arrived, by the numbers that the middleware gives them."""
+    """Finds messages that never arrived, by the numbers that the middleware gives each publisher's."""
 
     def __init__(self) -> None:
+        self._publisher: bytes | None = None
         self._newest: int | None = None
 
-    def before(self, number: int | None) -> int:
-        """How many are missing before this message; a number that goes back is another publisher's."""
+    def before(self, publisher: bytes | None, number: int | None) -> int:
+        """How many are missing before this message; before a publisher's first that is not known: 0."""
         newest, self._newest = self._newest, number
-        if newest is None or number is None or number <= newest:
+        known, self._publisher = publisher == self._publisher, publisher
+        if not known or newest is None or number is None or number <= newest:
             return 0
         return number - newest - 1
 
@@ -173,7 +175,7 @@ class CameraSubscriptions:
         if gid != self._chosen or (gid is None and len(self.publishers) > 1):
             self._on_foreign(self.name)
             return
-        missing = self._gaps.before(info.get("publication_sequence_number"))
+        missing = self._gaps.before(gid, info.get("publication_sequence_number"))
         if missing:
             self._on_lost(self.name, missing)
         self._on_image(self.name, message)

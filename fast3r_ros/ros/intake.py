@@ -12,6 +12,7 @@ import numpy as np
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from fast3r_ros.errors import UserError
+from fast3r_ros.io.pixels import MAX_PIXELS
 from fast3r_ros.io.rectify import Rectifier
 from fast3r_ros.mapping.data import Float32, Frame
 from fast3r_ros.ros.images import compressed_to_rgb, image_to_rgb
@@ -73,7 +74,7 @@ class Intake:
             return
         if message.k[0] == 0.0:
             return
-        if not message.width or not message.height:
+        if not 0 < message.width * message.height <= MAX_PIXELS:
             raise UserError(f"camera_info says the images have {message.width}x{message.height} pixels")
         model = message.distortion_model or "plumb_bob"
         size = (int(message.width), int(message.height))

@@ -39,9 +39,11 @@ def test_reliability_follows_the_publishers(offered: list, wanted: str, expected
 
 def test_lost_images_are_found_by_their_numbers() -> None:
     gaps = Gaps()
-    assert [gaps.before(number) for number in (7, 8, 12, 13, 1, 2, 4, None, 9)] == [0, 0, 3, 0, 0, 0, 1, 0, 0]
+    numbers = (7, 8, 12, 13, 1, 2, 4, None, 9)
+    assert [gaps.before(b"a", number) for number in numbers] == [0, 0, 3, 0, 0, 0, 1, 0, 0]
+    assert [gaps.before(b"b", number) for number in (100, 102)] == [0, 1]  # b has sent before
     gaps.restart()
-    assert gaps.before(100) == 0
+    assert gaps.before(b"b", 200) == 0
 
 
 def test_windows_shrink_to_stride_and_overlap_only() -> None:

@@ -1,6 +1,5 @@
 """From messages of one camera to frames; bad ones are refused with a countable reason."""
 
-import array
 from collections import Counter
 
 import numpy as np
@@ -9,11 +8,12 @@ import pytest
 pytest.importorskip("rclpy", reason="ROS is not installed here")
 
 from ros_encoders import known_picture
+from ros_fuzz import random_camera_info, random_images
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from fast3r_ros.errors import UserError
-from fast3r_ros.io.pixels import ENCODINGS, BadImage
-from fast3r_ros.ros.images import rgb_to_image, rgb_to_jpeg
+from fast3r_ros.io.pixels import BadImage
+from fast3r_ros.ros.images import rgb_to_image
 from fast3r_ros.ros.intake import Intake, Refused, TimeWentBack
 from fast3r_ros.ros.mailbox import Mailbox
 
@@ -115,33 +115,35 @@ def test_changes_in_mid_stream_are_refused_until_restart() -> None:
     assert intake.frame(image(0.2, size=(32, 48), frame="other"), 1.0).camera == "other"
 
 
-def random_messages(count: int, seed: int):
-    """Images of random content, most of them broken in some way, a few of them whole."""
-    rng = np.random.default_rng(seed)
-    names = [*ENCODINGS, "", "rgb9", "32FC1", "\u00e4"]
-    jpeg = rgb_to_jpeg(known_picture(16, 16), 0, "camera").data.tobytes()
-    for index in range(count):
-        stamp = int(rng.integers(0, 2**31)) if index % 3 else index
-        data = rng.integers(0, 256, int(rng.integers(0, 400)), np.uint8).tobytes()
-        if index % 4 == 0:
-            message = CompressedImage(format=str(names[index % len(names)]))
-            start = int(rng.integers(0, len(jpeg)))
-            message.data = array.array("B", jpeg[:start] + data)
-        else:
-            height, width, step = (int(v) for v in rng.integers(0, rng.choice([4, 40, 2**32]), 3))
-            message = Image(height=height, width=width, step=step, encoding=names[index % len(names)])
-            message.is_bigendian = int(rng.integers(0, 256))
-            message.data = array.array("B", data)
-        message.header.stamp.sec = stamp
-        message.header.frame_id = "camera"
-        yield message
+def test_random_calibrations_are_refused_or_possible() -> None:
+    """Half of them nearly right: OpenCV then ends in an exception, or in a matrix of nonsense."""
+    rng = np.random.default_rng(3)
+    outcomes: Counter[str] = Counter()
+    for index in range(2000):
+        message = random_camera_info(rng)
+        if index % 2:
+            message.k = [float(rng.normal(200, 100)), 0, 160, 0, 200, 120, 0, 0, 1]
+            message.d = rng.choice([0.0, 1e-3, 1.0, -1.0, 50.0, 1e300], len(message.d)).tolist()
+        intake = Intake("")
+        try:
+            intake.calibration(message)
+        except UserError:
+            outcomes["refused"] += 1
+        if intake.calibrated:
+            outcomes["accepted"] += 1
+            picture = rgb_to_image(known_picture(message.height, message.width), NS, "camera")
+            intrinsics = intake.frame(picture, 1.0).intrinsics
+            assert intrinsics is not None
+            assert np.isfinite(intrinsics).all()
+            assert (intrinsics[[0, 1], [0, 1]] > 1).all()
+    assert min(outcomes["refused"], outcomes["accepted"]) > 20
 
 
 def test_a_hundred_thousand_random_messages_do_no_harm() -> None:
     intake = Intake("")
-    intake.frame(image(5.0), 1.0)
+    intake.frame(image(5.0, frame="camera_optical_frame"), 1.0)
     reasons: Counter[str] = Counter()
-    for message in random_messages(100_000, seed=1):
+    for message in random_images(100_000, "both", seed=1):
         try:
             frame = intake.frame(message, jump_back=1e12)
         except (Refused, BadImage) as error:
@@ -152,7 +154,7 @@ def test_a_hundred_thousand_random_messages_do_no_harm() -> None:
     assert sum(reasons.values()) == 100_000
     assert reasons["accepted"] == 0  # none has the size of the first image
     assert {"truncated data", "empty image", "unknown encoding", "undecodable image"} <= set(reasons)
-    assert np.array_equal(intake.frame(image(6.0), 1.0).image, known_picture())
+    assert np.array_equal(intake.frame(image(6.0, frame="camera_optical_frame"), 1.0).image, known_picture())
 
 
 def test_the_mailbox_keeps_the_newest_image_of_each_camera() -> None:
