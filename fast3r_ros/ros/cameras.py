@@ -122,6 +122,7 @@ class CameraSubscriptions:
         self._chosen: bytes | None = None  # the publisher whose images are used
         self._chosen_time = 0.0
         self.publishers: list[str] = []
+        self.unheard: list[str] = []  # publishers whose reliability does not fit ours
         prefix = f"{name}/" if name else ""
         topic, kind = node.resolve_topic_name(f"{prefix}image"), Image
         if transport == "compressed":
@@ -161,7 +162,8 @@ class CameraSubscriptions:
             self._gaps.restart()
         if self._depth is not None:
             self._depth.adapt()
-        self.publishers = [f"{each.node_namespace.rstrip('/')}/{each.node_name}" for each in endpoints]
+        self.publishers = [_full_name(each) for each in endpoints]
+        self.unheard = [_full_name(each) for each in endpoints if self.reliable and not _is_reliable(each)]
         if self._chosen not in [bytes(each.endpoint_gid) for each in endpoints]:
             self._chosen = None
 
@@ -186,6 +188,14 @@ class CameraSubscriptions:
         self._image.destroy()
         if self._depth is not None:
             self._depth.destroy()
+
+
+def _full_name(endpoint: TopicEndpointInfo) -> str:
+    return f"{endpoint.node_namespace.rstrip('/')}/{endpoint.node_name}"
+
+
+def _is_reliable(endpoint: TopicEndpointInfo) -> bool:
+    return bool(endpoint.qos_profile.reliability == ReliabilityPolicy.RELIABLE)
 
 
 def _gid(info: Any) -> bytes | None:

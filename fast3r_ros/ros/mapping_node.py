@@ -349,7 +349,7 @@ def _camera_report(camera: CameraSubscriptions, inputs: Inputs) -> CameraReport:
     last = inputs.last_image_time.get(camera.name)
     silence = None if last is None else time.monotonic() - last
     calibrated = inputs.intakes[camera.name].calibrated
-    return CameraReport(camera.topic, camera.publishers, silence, camera.reliable, calibrated)
+    return CameraReport(camera.topic, camera.publishers, silence, camera.reliable, calibrated, camera.unheard)
 
 
 def main(arguments: Sequence[str] | None = None, load_network: NetworkLoader = load_network) -> NoReturn:

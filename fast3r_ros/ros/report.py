@@ -27,13 +27,17 @@ STATE_NAMES = {
 
 @dataclass(frozen=True)
 class CameraReport:
-    """One camera's input: topic, its publishers' names, seconds since the last image (None: never one)."""
+    """One camera's input: topic, its publishers' names, seconds since the last image (None: never one).
+
+    unheard: those publishers whose images cannot come, because they publish best effort.
+    """
 
     topic: str
     publishers: Sequence[str]
     silence: float | None
     reliable: bool
     calibrated: bool
+    unheard: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -139,6 +143,8 @@ def _input_status(report: Report, name: str) -> DiagnosticStatus:
             found.append(
                 (error, f"{len(camera.publishers)} publishers on {camera.topic} ({names}): stop all but one")
             )
+        elif camera.unheard:
+            found.append((error, f"{camera.unheard[0]} publishes {camera.topic} best effort: {UNHEARD}"))
         elif camera.silence is None:
             found.append((warn, f"no image yet on {camera.topic}, published by {camera.publishers[0]}"))
         elif camera.silence > report.timeout:
@@ -166,6 +172,7 @@ def _input_status(report: Report, name: str) -> DiagnosticStatus:
     return _status(f"{name}: input", level, text, values)
 
 
+UNHEARD = "a reliable subscription gets nothing from it; set input.reliability to auto"
 # drops that are part of normal work, not a fault of the input
 NORMAL_DROPS = frozenset(["too slow: a newer image replaced it", "paused", "not active"])
 

@@ -68,6 +68,7 @@ def test_status_accounts_for_every_frame() -> None:
         ({"cameras": [camera(publishers=["/a", "/b"])]}, 0, DiagnosticStatus.ERROR, "/a, /b"),
         ({"cameras": [camera(silence=3.2)]}, 0, DiagnosticStatus.WARN, "no image for 3.2 s on /image"),
         ({"cameras": [camera(silence=None)]}, 0, DiagnosticStatus.WARN, "no image yet on /image"),
+        ({"cameras": [camera(unheard=["/d"])]}, 0, DiagnosticStatus.ERROR, "/d publishes /image best effort"),
         ({"drops": {"wrong step": 3}}, 0, DiagnosticStatus.WARN, "wrong step: 3"),
         ({"drops": {"paused": 3}}, 0, DiagnosticStatus.OK, "3 left out"),
         ({"problems": {"unusable camera_info": 2}}, 0, DiagnosticStatus.WARN, "unusable camera_info: 2"),

@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("rclpy", reason="ROS is not installed here")
@@ -100,7 +101,9 @@ def test_a_looping_bag_with_simulated_time_starts_new_windows() -> None:
 def test_too_many_images_are_dropped_and_the_newest_are_used() -> None:
     """1280x720 at 30 Hz into a model that takes 3 s: FAST3R_OVERLOAD_SECONDS=300 for the long version."""
     domain_id = domain(9)
+    # every second window of nonsense starts a submap: a map of few megabytes is full after a minute
     parameters = {"output.status_rate": 2.0, "keyframes.motion": 0.0, "registration.retries": 0}
+    parameters["map.memory_mb"] = 4.0
     node = Program([*DOUBLE, "noise:3", *arguments(parameters)], domain_id)
     listener = listener_for(domain_id)
     camera = Program([sys.executable, "-m", CAMERA_MODULE, str(OVERLOAD_SECONDS)], domain_id)
@@ -115,7 +118,9 @@ def test_too_many_images_are_dropped_and_the_newest_are_used() -> None:
     drops = {drop.reason: drop.count for drop in status.drops}
     print(camera.output().strip(), f"received {status.frames_received}, drops {drops}", status.problems)
     print(f"callbacks: p99 {status.callback_p99 * 1e3:.2f} ms, max {status.callback_max * 1e3:.2f} ms")
-    print(f"memory {memory[0]:.0f} … {memory[-1]:.0f} MB over {len(memory)} s")
+    # while the first windows come and the allocator finds its size, memory still grows
+    second, last = (float(np.median(part)) for part in (np.array_split(memory, 4)[i] for i in (1, 3)))
+    print(f"memory {memory[0]:.0f} … {second:.0f} … {last:.0f} MB over {len(memory)} s")
     assert status.callback_p99 < 0.01 * crowding()
     assert drops["overload"] > 0
     assert status.frames_dropped > status.frames_received / 2
@@ -124,7 +129,8 @@ def test_too_many_images_are_dropped_and_the_newest_are_used() -> None:
     assert int(camera.output().split()[0]) - 30 < status.frames_received + lost
     assert status.frames_received == status.frames_used + status.frames_waiting + status.frames_dropped
     assert status.frames_waiting <= 40  # in the pass, before it, and in conversion
-    assert memory[-1] - memory[0] < 60
+    assert last - second < (15 if OVERLOAD_SECONDS >= 300 else 40)
+    assert last - memory[0] < 100
     # a window's newest image is not older than the pass before it, a pass, and some slack
     assert len(windows) >= 2
     assert status.image_age < 2 * 3 + 3 * crowding()

@@ -1,0 +1,111 @@
+"""The QoS of the image subscription over DDS: as the publishers', or as the parameter says."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+pytest.importorskip("rclpy", reason="ROS is not installed here")
+
+from diagnostic_msgs.msg import DiagnosticArray
+from fast3r_ros.msg import MappingStatus
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from ros_encoders import encode, known_picture
+from ros_harness import DOUBLE, Listener, Program, arguments, domain, running, wait_until
+from sensor_msgs.msg import Image
+
+RELIABLE, BEST_EFFORT = ReliabilityPolicy.RELIABLE, ReliabilityPolicy.BEST_EFFORT
+DOMAIN = domain(17)
+WANTED = ("auto", "reliable", "best_effort")  # a node for each, in a namespace of this name
+
+
+def status_topic(wanted: str) -> str:
+    return f"/{wanted}/fast3r_mapping/status"
+
+
+@pytest.fixture(scope="module")
+def listener() -> Iterator[Listener]:
+    """Hears three nodes that listen to one camera topic."""
+    nodes = [
+        Program(
+            [
+                *DOUBLE,
+                "0.0",
+                *arguments(
+                    {"input.reliability": wanted, "output.status_rate": 5.0},
+                    {"__ns": f"/{wanted}", "image": "/camera/image"},
+                ),
+            ],
+            DOMAIN,
+        )
+        for wanted in WANTED
+    ]
+    listener = Listener(DOMAIN)
+    listener.listen(DiagnosticArray, "/diagnostics")
+    for wanted in WANTED:
+        listener.listen(MappingStatus, status_topic(wanted))
+    with running(*nodes):
+        for wanted in WANTED:
+            listener.wait_for(status_topic(wanted), lambda m: m.state == MappingStatus.WAITING, 90)
+        yield listener
+    listener.close()
+
+
+def subscribed(listener: Listener) -> dict[str, ReliabilityPolicy]:
+    """Namespace of a node -> reliability of its image subscription, as the middleware tells it."""
+    endpoints = listener.node.get_subscriptions_info_by_topic("/camera/image")
+    return {each.node_namespace.strip("/"): each.qos_profile.reliability for each in endpoints}
+
+
+def received(listener: Listener) -> dict[str, int]:
+    return {wanted: listener.newest(status_topic(wanted)).frames_received for wanted in WANTED}
+
+
+@pytest.mark.parametrize(
+    ("offered", "expected", "hears"),
+    [
+        (RELIABLE, (RELIABLE, RELIABLE, BEST_EFFORT), (True, True, True)),
+        (BEST_EFFORT, (BEST_EFFORT, RELIABLE, BEST_EFFORT), (True, False, True)),
+    ],
+    ids=["reliable camera", "best-effort camera"],
+)
+def test_reliability_is_the_publishers_or_the_parameters(
+    listener: Listener,
+    offered: ReliabilityPolicy,
+    expected: tuple[ReliabilityPolicy, ...],
+    hears: tuple[bool, ...],
+) -> None:
+    before = received(listener)
+    camera = listener.node.create_publisher(Image, "/camera/image", QoSProfile(depth=5, reliability=offered))
+    wait_until(
+        lambda: subscribed(listener) == dict(zip(WANTED, expected, strict=True)), 15, "three subscribers"
+    )
+    time.sleep(1.0)  # until both ends know of each other
+    for second in range(10):
+        message = encode(known_picture(), "rgb8")
+        message.header.stamp.sec = 1 + second
+        camera.publish(message)
+        time.sleep(0.1)
+    listening = [wanted for wanted, heard in zip(WANTED, hears, strict=True) if heard]
+
+    def all_heard() -> bool:
+        now = received(listener)
+        return all(now[wanted] - before[wanted] >= 8 for wanted in listening)
+
+    wait_until(all_heard, 10, f"images in {listening}")
+    deaf = [wanted for wanted in WANTED if wanted not in listening]
+    assert [received(listener)[wanted] - before[wanted] for wanted in deaf] == [0] * len(deaf)
+    words = "/listener publishes /camera/image best effort: a reliable subscription gets nothing from it"
+    if deaf:
+        wait_until(lambda: any(words in text for text in said(listener)), 5, "the diagnosis")
+    else:
+        assert not any(words in text for text in said(listener))
+    listener.node.destroy_publisher(camera)
+    wait_until(lambda: listener.node.count_publishers("/camera/image") == 0, 10, "the camera to go")
+
+
+def said(listener: Listener) -> set[str]:
+    """What the nodes' newest diagnostics say of their inputs."""
+    return {message.status[0].message for message in listener.heard["/diagnostics"][-6:]}
