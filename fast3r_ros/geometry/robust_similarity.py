@@ -8,6 +8,7 @@ points, in float64.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -169,6 +170,7 @@ def fit_similarities_robust(
     return _judge(fit, pairs, options)
 
 
+@lru_cache(maxsize=32)
 def sample_indices(available: int, count: int, device: torch.device) -> Tensor:
     """At most `count` of the indices below `available`, in random order and always the same."""
     return torch.randperm(available, generator=torch.Generator().manual_seed(0))[:count].to(device)

@@ -6,13 +6,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fast3r_ros.mapping.config import MapperConfig
 from fast3r_ros.mapping.data import Float64, ViewEstimate
 from fast3r_ros.mapping.map import Keyframe
 from fast3r_ros.mapping.placement import estimate_view, new_keyframe, refined_keyframes, sample_views
-from fast3r_ros.mapping.points import grid_pixels
 from fast3r_ros.mapping.scale import metric_scale_from_depth, metric_scale_from_height
 from fast3r_ros.mapping.tracking import Track
 from fast3r_ros.mapping.window import WindowView
@@ -71,32 +69,16 @@ def _keyframes(
 ) -> list[Keyframe]:
     """The keyframes of the estimates: new ones of the fresh views, and the known ones with better poses."""
     views = {view.keyframe_id: view for view in fresh}
-    sampled = sample_views(
-        estimates, [_pixels(each, keyframes.get(each.keyframe_id), config) for each in estimates]
-    )
-    known = [
-        (keyframes[each.keyframe_id], each, points)
-        for each, points in zip(estimates, sampled, strict=True)
-        if each.keyframe_id not in views
-    ]
-    refined = iter(refined_keyframes(*zip(*known, strict=True)) if known else ())
-    changed = []
-    for each, points in zip(estimates, sampled, strict=True):
-        view = views.get(each.keyframe_id)
-        if view is None:
-            changed.append(next(refined))
-        else:
-            scale = _metric_scale(each, view, config)
-            changed.append(new_keyframe(each, points, view.encoded.descriptor, submap, base, scale))
-    return changed
-
-
-def _pixels(estimate: ViewEstimate, keyframe: Keyframe | None, config: MapperConfig) -> NDArray[np.int32]:
-    """Flat numbers of the pixels that a keyframe keeps."""
-    if keyframe is not None and keyframe.points is not None:
-        return keyframe.points.pixels
-    height, width = estimate.image.shape[:2]
-    return grid_pixels(height, width, config.map.points_per_keyframe)
+    new = [each for each in estimates if each.keyframe_id in views]
+    again = [each for each in estimates if each.keyframe_id not in views]
+    known = [keyframes[each.keyframe_id] for each in again]
+    points, depths = sample_views(new, config.map.points_per_keyframe, again, known)
+    changed = {keyframe.id: keyframe for keyframe in refined_keyframes(known, again, depths)}
+    for each, kept in zip(new, points, strict=True):
+        view = views[each.keyframe_id]
+        scale = _metric_scale(each, view, config)
+        changed[each.keyframe_id] = new_keyframe(each, kept, view.encoded.descriptor, submap, base, scale)
+    return [changed[each.keyframe_id] for each in estimates]
 
 
 def _metric_scale(estimate: ViewEstimate, view: WindowView, config: MapperConfig) -> float:

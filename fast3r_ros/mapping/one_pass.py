@@ -41,6 +41,7 @@ from fast3r_ros.mapping.network import PreparedFrame
 from fast3r_ros.mapping.odometry import OdometryBuffer
 from fast3r_ros.mapping.outcome import Clock, Context, up_to_date, window_result
 from fast3r_ros.mapping.placement import RegisteredWindow, median_depth
+from fast3r_ros.mapping.points import typical_confidence
 from fast3r_ros.mapping.prediction import pose_of
 from fast3r_ros.mapping.registration import Registration, place_views
 from fast3r_ros.mapping.tracking import Track
@@ -217,7 +218,7 @@ class OnePass:
             clock.lap("network")
             known = intrinsics[list(numbers)]
             poses.append(place_views(maps, known if given else None, self.config.registration))
-            confidence += [float(view[::2, ::2].median()) - 1.0 for view in maps.confidence_global]
+            confidence += [float(typical_confidence(view)) - 1.0 for view in maps.confidence_global]
             chunk = RegisteredWindow([views[i] for i in numbers], maps, poses[-1], known, _NOWHERE)
             depth += [median_depth(chunk, [i], self.config.points) for i in range(len(numbers))]
             focal += [np.nan] * len(numbers) if given else _focal_lengths(maps)

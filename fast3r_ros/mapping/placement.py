@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from fast3r_ros.geometry.sim3 import Sim3
 from fast3r_ros.mapping.config import PointsConfig
 from fast3r_ros.mapping.data import Float32, Float64, Reconstruction, ViewEstimate
 from fast3r_ros.mapping.map import Keyframe, KeyframePoints
-from fast3r_ros.mapping.points import valid_points
+from fast3r_ros.mapping.points import grid_pixels, valid_points
 from fast3r_ros.mapping.registration import Overlap, Registration
 from fast3r_ros.mapping.transfer import to_host
 from fast3r_ros.mapping.view_maps import ViewMaps
@@ -87,7 +88,7 @@ def estimate_view(
     place = window.map_from_local(view)
     local = window.reconstruction.points_local[view]
     confidence = window.reconstruction.confidence_local[view]
-    maps = ViewMaps(local, confidence, valid_points(local, confidence, config), place.scale)
+    maps = ViewMaps(local, confidence, place.scale, config)
     pose = np.eye(4)
     pose[:3, :3], pose[:3, 3] = place.rotation, place.translation
     seen = window.views[view]
@@ -105,29 +106,43 @@ def estimate_view(
 
 
 def sample_views(
-    estimates: Sequence[ViewEstimate], pixels: Sequence[NDArray[np.int32]]
-) -> list[KeyframePoints]:
-    """What views hold at their flat pixel numbers (n,), in map scale: one copy from the device for all views.
+    new: Sequence[ViewEstimate], most: int, again: Sequence[ViewEstimate], known: Sequence[Keyframe]
+) -> tuple[list[KeyframePoints], list[Float32]]:
+    """What the map needs of a window's views, in map scale: one copy from the device for all of them.
 
-    Where the filters dropped a point it is NaN, and its confidence 0.
+    Of new views the points on a grid of at most `most` pixels; where the filters dropped one it is NaN, and
+    its confidence 0.  Of views that are seen again the depth (n,) at the pixels of their known keyframes.
     """
-    if not estimates:
-        return []
-    device = estimates[0].maps.points.device
-    numbers = {id(chosen): torch.tensor(chosen, device=device) for chosen in pixels}
+    grids = [grid_pixels(*estimate.image.shape[:2], most) for estimate in new]
     found: list[Tensor] = []
-    for estimate, chosen in zip(estimates, pixels, strict=True):
-        maps, places = estimate.maps, numbers[id(chosen)]
+    for estimate, pixels in zip(new, grids, strict=True):
+        maps, places = estimate.maps, _places(pixels, estimate.maps.points.device)
         valid = maps.valid.flatten()[places]
         points = maps.points.flatten(0, 1)[places] * maps.scale
         found.append(torch.where(valid[:, None], points, torch.nan))
         found.append(torch.where(valid, maps.confidence.flatten()[places], 0.0))
-    arrays = to_host(*found)
-    views = zip(arrays[::2], arrays[1::2], estimates, pixels, strict=True)
-    return [
-        KeyframePoints(points, confidence, estimate.image.reshape(-1, 3)[chosen], chosen)
-        for points, confidence, estimate, chosen in views
+    for estimate, keyframe in zip(again, known, strict=True):
+        assert keyframe.points is not None
+        depth = estimate.maps.points[..., 2].flatten() * estimate.maps.scale
+        found.append(depth[_places(keyframe.points.pixels, depth.device)])
+    arrays = to_host(*found) if found else []
+    count = 2 * len(new)
+    views = zip(arrays[:count:2], arrays[1:count:2], new, grids, strict=True)
+    kept = [
+        KeyframePoints(points, confidence, estimate.image.reshape(-1, 3)[pixels], pixels)
+        for points, confidence, estimate, pixels in views
     ]
+    return kept, arrays[count:]
+
+
+def _places(pixels: NDArray[np.int32], device: torch.device) -> Tensor:
+    """Pixel numbers on a device; there they are kept, as keyframes of one size share them."""
+    return _kept_places(pixels.tobytes(), device)
+
+
+@lru_cache(maxsize=8)
+def _kept_places(pixels: bytes, device: torch.device) -> Tensor:
+    return torch.tensor(np.frombuffer(pixels, np.int32), device=device)
 
 
 def new_keyframe(
@@ -162,19 +177,20 @@ def new_keyframe(
 
 
 def refined_keyframes(
-    keyframes: Sequence[Keyframe], estimates: Sequence[ViewEstimate], points: Sequence[KeyframePoints]
+    keyframes: Sequence[Keyframe], estimates: Sequence[ViewEstimate], depths: Sequence[Float32]
 ) -> list[Keyframe]:
     """Keyframes with their poses averaged with what one more window says about each.
 
-    points: what the estimates hold at the keyframes' pixels.  A keyframe that shares no point with its
-    estimate stays as it is.
+    depths: what the estimates hold at the keyframes' pixels (n,).  The median ratio to the keyframe's own
+    depths needs no filter but the one that the keyframe's points have passed.  A keyframe that shares no
+    point with its estimate stays as it is.
     """
     measured = []
-    for keyframe, estimate, seen in zip(keyframes, estimates, points, strict=True):
+    for keyframe, estimate, depth in zip(keyframes, estimates, depths, strict=True):
         kept, pose = keyframe.points, estimate.map_from_camera
         assert kept is not None
-        both = (kept.confidence > 0) & (seen.confidence > 0)
-        scale = float(np.median(seen.points[both, 2] / kept.points[both, 2])) if both.any() else np.nan
+        both = (kept.confidence > 0) & (depth > 0) & (depth < np.inf)
+        scale = float(np.median(depth[both] / kept.points[both, 2])) if both.any() else np.nan
         measured.append(Sim3(scale, pose[:3, :3], pose[:3, 3]))
     shares = np.array([1.0 / (keyframe.estimates + 1) for keyframe in keyframes])
     poses = interpolate([keyframe.map_from_local for keyframe in keyframes], measured, shares)

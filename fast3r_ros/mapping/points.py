@@ -68,6 +68,12 @@ def _highest_neighbour(values: Tensor) -> Tensor:
     return torch.maximum(torch.maximum(along[:-2], along[1:-1]), along[2:])
 
 
+def typical_confidence(confidence: Tensor) -> Tensor:
+    """The median of (h, w), of a few thousand evenly spread pixels."""
+    stride = max(2, round((confidence.numel() / _SAMPLE) ** 0.5))
+    return confidence[::stride, ::stride].median()
+
+
 @lru_cache(maxsize=16)
 def grid_pixels(height: int, width: int, most: int) -> NDArray[np.int32]:
     """Flat pixel numbers of the densest regular grid with at most `most` pixels; one array for all

@@ -21,6 +21,7 @@ from fast3r_ros.mapping.placement import (
     overlaps_with_map,
     window_intrinsics,
 )
+from fast3r_ros.mapping.points import typical_confidence
 from fast3r_ros.mapping.registration import Registration, place_views, register
 from fast3r_ros.mapping.window import WindowView, reference_order
 
@@ -147,7 +148,7 @@ def _connected(window: RegisteredWindow, config: MapperConfig) -> NDArray[np.boo
     """New views that could be placed and are not far less confident than the known ones (or than each
     other).
     """
-    medians = [view[::2, ::2].median() for view in window.reconstruction.confidence_global]
+    medians = [typical_confidence(view) for view in window.reconstruction.confidence_global]
     confidence = torch.stack(medians).cpu().numpy() - 1.0
     known = np.array([view.keyframe_id is not None for view in window.views])
     usual = float(np.median(confidence[known])) if known.any() else float(confidence.max())

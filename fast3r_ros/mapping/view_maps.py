@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fast3r_ros.mapping.config import PointsConfig
+from fast3r_ros.mapping.points import valid_points
 from fast3r_ros.mapping.transfer import beside_the_network, fetch, to_host
 
 Float32 = NDArray[np.float32]
@@ -32,22 +34,32 @@ class ViewMaps:
     """Tensors on the network's device, which has finished them.
 
     points: (h, w, 3) float32 in the view's camera frame, in the network's unit.  confidence: (h, w) float32.
-    valid: (h, w) bool, the points that pass the filters.  scale: map units per unit of the points.
+    scale: map units per unit of the points.  filters: which points are valid.  known: (h, w) bool, what they
+    say, if that is known.
     """
 
     points: Tensor
     confidence: Tensor
-    valid: Tensor
     scale: float = 1.0
+    filters: PointsConfig = field(default_factory=PointsConfig)
+    known: Tensor | None = None
 
     @staticmethod
     def of_arrays(points: Float32, confidence: Float32, valid: NDArray[np.bool_]) -> ViewMaps:
         """Maps that are on the host and in map scale."""
-        return ViewMaps(torch.from_numpy(points), torch.from_numpy(confidence), torch.from_numpy(valid))
+        known = torch.from_numpy(valid)
+        return ViewMaps(torch.from_numpy(points), torch.from_numpy(confidence), known=known)
 
     def scaled(self, factor: float) -> ViewMaps:
         """The same view in a map that became `factor` times as large."""
-        return replace(self, scale=self.scale * factor)
+        return replace(self, scale=self.scale * factor, known=self.__dict__.get("valid", self.known))
+
+    @cached_property
+    def valid(self) -> Tensor:
+        """(h, w) bool, the points that pass the filters; found when somebody asks."""
+        if self.known is not None:
+            return self.known
+        return valid_points(self.points, self.confidence, self.filters)
 
     @cached_property
     def on_host(self) -> HostMaps:

@@ -87,7 +87,7 @@ def test_points_stay_on_the_device_until_they_are_published(walk):
     assert published > 40
     maps = [size for size in device.reads if size > LARGEST_FIT]
     assert len(maps) == sum(result.accepted for result in results)
-    assert sum(maps) == published * HEIGHT * WIDTH * POINT
+    assert sum(maps) <= published * HEIGHT * WIDTH * POINT
     assert len(device.reads) - len(maps) < 40 * len(results)
     assert device.numbers < 20 * len(results)
 
