@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -142,6 +143,33 @@ def test_the_nav2_example_starts_nothing_without_nav2(tmp_path, monkeypatch):
     names = ["fast3r_mapping", f"{costmap['namespace']}/costmap"]
     assert manager["parameters"][0]["node_names"] == names
     assert manager["parameters"][0]["bond_timeout"] == 0.0
+
+
+def shown_launches() -> list[tuple[str, str]]:
+    """(launch file, arguments) of every `ros2 launch fast3r_ros …` of the documentation."""
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    shown = re.compile(r"ros2 launch fast3r_ros (\S+\.launch\.py)((?: \w+:=[^\s`]+)*)")
+    return sorted({found for page in pages for found in shown.findall(page.read_text(encoding="utf-8"))})
+
+
+@pytest.mark.parametrize(("name", "shown"), shown_launches())
+def test_launch_commands_of_the_docs_start_nodes(name, shown, tmp_path, monkeypatch):
+    module = load(LAUNCH / name, monkeypatch)
+    given = dict(word.split(":=", 1) for word in shown.split())
+    assert set(given) <= {argument for argument, _, _ in module.ARGUMENTS}, "an argument that does not exist"
+    if name == "nav2_example.launch.py":
+        for package in ("nav2_costmap_2d", "nav2_lifecycle_manager"):
+            pretend_installed(package, tmp_path, monkeypatch)
+        module.check(None)
+        passed = dict(module.generate_launch_description().values[0][-3]["launch_arguments"])
+        assert all(passed[argument].name == argument for argument in given)
+        return
+    nodes = [each for each in module.start(arguments(module, **given)) if kinds([each]) == ["Node"]]
+    assert nodes[0]["package"] == "fast3r_ros"
+    set_up = [*nodes[0]["parameters"], dict(nodes[0].named.get("remappings", []))]
+    values = {str(value) for each in set_up if isinstance(each, dict) for value in each.values()}
+    switches = {"rviz", "use_sim_time"}
+    assert {value for argument, value in given.items() if argument not in switches} <= values
 
 
 @pytest.mark.skipif(importlib.util.find_spec("launch_ros") is None, reason="launch is not installed here")
