@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 
-from fast3r_ros.benchmark.floor import Ceilings
+from fast3r_ros.benchmark.floor import Ceilings, Operation, floor_seconds
 from fast3r_ros.benchmark.measure import Measurement, measure
 
 # large enough to fill the device, and the copy larger than any cache
@@ -35,3 +38,23 @@ def comparable_seconds(stage: Measurement, device: torch.device) -> float:
     if device.type == "cpu" and torch.get_num_threads() == 1 and stage.processor_s:
         return stage.processor_s
     return stage.median_s
+
+
+def compared(
+    stage: Measurement, work: Sequence[Operation] | None, ceilings: Ceilings, device: torch.device
+) -> dict[str, Any]:
+    """The measurement as the content of a JSON object, with what had to be done, and how much longer it took
+    than the floor; without the latter where nothing is known of the work.
+    """
+    if work is None:
+        return stage.content()
+    floor, seconds = floor_seconds(work, ceilings), comparable_seconds(stage, device)
+    flops = sum(operation.flops for operation in work)
+    return {
+        **stage.content(),
+        "flops": flops,
+        "bytes": sum(operation.bytes for operation in work),
+        "floor_s": floor,
+        "times_floor": seconds / floor,
+        "share_of_matrix_rate": flops / seconds / ceilings.matrix_rate,
+    }

@@ -1,15 +1,18 @@
 """`benchmark mapping`: what the mapper promises, measured against the synthetic truth.
 
-Every scenario is a function that returns numbers; `run` puts them into one JSON-able dictionary.  The tests
-call the same scenarios, smaller, and hold the promises to them.
+Every scenario is a function of a seed that returns numbers; `run` repeats it with other seeds and puts
+medians and spread into one JSON-able dictionary.  The tests call the same scenarios, smaller, and hold the
+promises to them.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from fast3r_ros.benchmark.measure import machine
+from fast3r_ros.benchmark.repeated import summarised
 from fast3r_ros.benchmark.synthetic_run import SMALL, Run, start, the_loop
 from fast3r_ros.geometry.axes import BODY_FROM_OPTICAL, body_pose_from_optical
 from fast3r_ros.geometry.rigid import inverse, rigid_matrix
@@ -44,17 +48,17 @@ def loop_accuracy(
     return run.feed(frames).scores()
 
 
-def many_outliers(frames: int = 200) -> dict[str, float]:
+def many_outliers(frames: int = 200, seed: int = 0) -> dict[str, float]:
     """30 % outlier pixels that are as confident as the others."""
     sequence, all_frames = the_loop()
     disturbance = Disturbance(outliers=0.3, wrong_confidence=True)
-    return start(sequence, disturbance).feed(all_frames[:frames]).scores()
+    return start(sequence, disturbance, seed).feed(all_frames[:frames]).scores()
 
 
-def pure_noise(frames: int = 120) -> dict[str, Any]:
+def pure_noise(frames: int = 120, seed: int = 0) -> dict[str, Any]:
     """One window of nonsense in the middle: it must be refused and leave the map bit for bit as it was."""
     sequence, all_frames = the_loop()
-    run = start(sequence).feed(all_frames[:frames], finish=False)
+    run = start(sequence, seed=seed).feed(all_frames[:frames], finish=False)
     run.mapper.map.fuse_moved()
     before = _fingerprint(run.mapper)
     good = run.network.disturbance
@@ -84,7 +88,7 @@ def disorder(seed: int = 0, frames: int = 400) -> dict[str, float]:
     doubled = [frame for frame in kept for _ in range(1 + int(rng.random() < 0.2))]
     for i in rng.choice(len(doubled) - 1, len(doubled) // 10, replace=False):
         doubled[i], doubled[i + 1] = doubled[i + 1], doubled[i]
-    return start([first, late]).feed(doubled).scores()
+    return start([first, late], seed=seed).feed(doubled).scores()
 
 
 def odometry_scale(
@@ -94,14 +98,14 @@ def odometry_scale(
     wheels).
     """
     sequence, all_frames = the_loop()
-    run = start(sequence, scale__source="odometry")
+    run = start(sequence, seed=seed, scale__source="odometry")
     for stamp_ns, odom_from_base in odometry_of(sequence, noise, slipping, seed, frames):
         run.mapper.add_odometry(stamp_ns, odom_from_base)
     run.feed(all_frames[:frames])
     return _scale_report(run)
 
 
-def standing_robot(seconds: int = 120, max_similarity: float = 1.0) -> dict[str, Any]:
+def standing_robot(seconds: int = 120, max_similarity: float = 1.0, seed: int = 0) -> dict[str, Any]:
     """A robot that stands, with odometry that trembles by a millimetre: there is no scale to be had.
 
     max_similarity: at 1, the same view becomes a keyframe again and again.
@@ -111,8 +115,8 @@ def standing_robot(seconds: int = 120, max_similarity: float = 1.0) -> dict[str,
         sequence, world_from_camera=np.repeat(sequence.world_from_camera[:1], seconds, axis=0), rate=1.0
     )
     alike: dict[str, Any] = {"keyframes__max_interval": 1.0, "keyframes__max_similarity": max_similarity}
-    run = start(still, scale__source="odometry", **alike)
-    rng = np.random.default_rng(0)
+    run = start(still, seed=seed, scale__source="odometry", **alike)
+    rng = np.random.default_rng(seed)
     for i in range(seconds):
         pose = np.eye(4)
         pose[:3, 3] = rng.normal(0, 0.001, 3)
@@ -137,20 +141,19 @@ def rig_scale(baseline: float = 0.3, frames: int = 240, seed: int = 0) -> dict[s
     return _scale_report(run)
 
 
-def other_scale(source: str, frames: int = 200) -> dict[str, Any]:
+def other_scale(source: str, frames: int = 200, seed: int = 0) -> dict[str, Any]:
     """The scale from metric depth images, the camera's height, or a fixed factor."""
     sequence, all_frames = the_loop()
     height = float(sequence.world_from_camera[:frames, 2, 3].mean())
-    return _scale_report(
-        start(sequence, scale__source=source, scale__camera_height=height).feed(all_frames[:frames])
-    )
+    run = start(sequence, seed=seed, scale__source=source, scale__camera_height=height)
+    return _scale_report(run.feed(all_frames[:frames]))
 
 
-def lost_track() -> dict[str, Any]:
+def lost_track(seed: int = 0) -> dict[str, Any]:
     """10 s without features while the camera moves on, then the way back to the start."""
     sequence, frames = the_loop()
     blank = [replace(frame, image=np.full_like(frame.image, 128)) for frame in frames[150:250]]
-    run = start(sequence)
+    run = start(sequence, seed=seed)
     run.feed([*frames[:150], *blank, *frames[250:450]], finish=False)
     lost = run.mapper.status()
     again = replace(sequence, start_ns=_later(sequence, len(sequence), 0.1))
@@ -178,7 +181,7 @@ def localization(
     )
     poses = sequence.world_from_camera[chosen] @ offset
     queries = replace(sequence, world_from_camera=poses, start_ns=_later(sequence, 0, 10_000))
-    run = start([sequence, queries]).feed(all_frames[:frames])
+    run = start([sequence, queries], seed=seed).feed(all_frames[:frames])
     world_from_map = run.world_from_map()
     with tempfile.TemporaryDirectory() as temporary:
         place = directory or Path(temporary) / "map"
@@ -202,11 +205,13 @@ def localized(mapper: Mapper, queries: SyntheticSequence, world_from_map: Sim3) 
     return {"places": len(queries), "good": good, "found": len(position), **worst}
 
 
-def long_run(windows: int = 1000, memory_mb: float = 200.0, background: bool = True) -> dict[str, Any]:
+def long_run(
+    windows: int = 1000, memory_mb: float = 200.0, background: bool = True, seed: int = 0
+) -> dict[str, Any]:
     """Lap after lap: what a window costs outside of the network early and late, and the memory of the map."""
     sequence, frames = the_loop(size=(56, 40))
     frames, lap = frames[::5], 0
-    run = start(sequence, map__memory_mb=memory_mb, loop__background=background)
+    run = start(sequence, seed=seed, map__memory_mb=memory_mb, loop__background=background)
     most = 0
     while len(run.results) < windows:
         again = replace(
@@ -233,10 +238,10 @@ def long_run(windows: int = 1000, memory_mb: float = 200.0, background: bool = T
     }
 
 
-def window_cost(windows: int = 10, size: tuple[int, int] = (224, 160)) -> dict[str, float]:
+def window_cost(windows: int = 10, size: tuple[int, int] = (224, 160), seed: int = 0) -> dict[str, float]:
     """Milliseconds per stage of a window of 16 views, and of everything but the network."""
     sequence = loop_sequence(width=size[0], height=size[1])
-    run = start(sequence)
+    run = start(sequence, seed=seed)
     frame = 0
     while len(run.results) < windows:  # every third frame, to render fewer
         run.feed([sequence[frame]], finish=False)
@@ -254,18 +259,18 @@ def window_cost(windows: int = 10, size: tuple[int, int] = (224, 160)) -> dict[s
     }
 
 
-SCENARIOS: dict[str, Callable[[], dict[str, Any]]] = {
-    "loop_without_closure": lambda: loop_accuracy(False),
-    "loop_with_closure": lambda: loop_accuracy(True),
+SCENARIOS: dict[str, Callable[..., dict[str, Any]]] = {
+    "loop_without_closure": partial(loop_accuracy, False),
+    "loop_with_closure": partial(loop_accuracy, True),
     "many_outliers": many_outliers,
     "pure_noise": pure_noise,
     "disorder": disorder,
     "odometry_scale": odometry_scale,
-    "odometry_scale_slipping": lambda: odometry_scale(slipping=1 / 3),
+    "odometry_scale_slipping": partial(odometry_scale, slipping=1 / 3),
     "standing_robot": standing_robot,
     "rig_scale": rig_scale,
-    "depth_scale": lambda: other_scale("depth"),
-    "camera_height_scale": lambda: other_scale("camera_height"),
+    "depth_scale": partial(other_scale, "depth"),
+    "camera_height_scale": partial(other_scale, "camera_height"),
     "lost_track": lost_track,
     "localization": localization,
     "window_cost": window_cost,
@@ -274,7 +279,7 @@ SCENARIOS: dict[str, Callable[[], dict[str, Any]]] = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which scenarios to measure."""
+    """Which scenarios to measure, and how often."""
     parser.add_argument(
         "scenarios",
         nargs="*",
@@ -283,15 +288,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"of {', '.join(SCENARIOS)} (all)",
     )
 
+    parser.add_argument(
+        "--runs", type=int, default=3, help="runs of each, with seeds from 0 (default: %(default)s)"
+    )
+
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """The scenarios as one JSON-able document."""
-    document = {name: SCENARIOS[name]() for name in arguments.scenarios or SCENARIOS}
-    return {
-        "benchmark": "mapping",
-        "machine": machine(torch.device("cpu")),
-        **document,
-    }
+    scenarios = {}
+    for name in arguments.scenarios or SCENARIOS:
+        results = [_timed(SCENARIOS[name], seed) for seed in range(max(arguments.runs, 1))]
+        scenarios[name] = summarised(results)
+    return {"benchmark": "mapping", "machine": machine(torch.device("cpu")), "scenarios": scenarios}
+
+
+def _timed(scenario: Callable[..., dict[str, Any]], seed: int) -> dict[str, Any]:
+    """What a scenario returns, and the processor time it took with its stand-in network."""
+    start_time = time.process_time()
+    result = scenario(seed=seed)
+    return {**result, "processor_s": time.process_time() - start_time}
 
 
 # ---------------------------------------------------------------- parts of scenarios

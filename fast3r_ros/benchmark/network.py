@@ -9,15 +9,9 @@ from typing import Any
 
 import torch
 
-from fast3r_ros.benchmark.ceilings import comparable_seconds, measure_ceilings
-from fast3r_ros.benchmark.floor import (
-    Ceilings,
-    Operation,
-    floor_seconds,
-    fusion_attention,
-    stages,
-)
-from fast3r_ros.benchmark.measure import Measurement, machine, measure
+from fast3r_ros.benchmark.ceilings import compared, measure_ceilings
+from fast3r_ros.benchmark.floor import Ceilings, fusion_attention, stages
+from fast3r_ros.benchmark.measure import machine, measure
 from fast3r_ros.benchmark.models import DTYPES, add_model_arguments, chosen_device, load, parse_size
 from fast3r_ros.geometry.camera_pose import pointmap_weights, poses_from_pointmaps
 from fast3r_ros.model import Fast3R, Pointmap, ViewTokens
@@ -95,13 +89,10 @@ def measure_stages(
     attention = measure(_attention_of(model, count), device, runs)[1]
     one_block = fusion_attention(model.config, count, element)
 
-    def compared(stage: Measurement, operations: list[Operation] | None) -> dict[str, Any]:
-        return _with_floor(stage, operations, ceilings, comparable_seconds(stage, device))
-
     return {
-        "stages": {name: compared(each, work.get(name)) for name, each in measured.items()},
+        "stages": {name: compared(each, work.get(name), ceilings, device) for name, each in measured.items()},
         "total_median_s": sum(each.median_s for each in measured.values()),
-        "fusion_attention": compared(attention, model.config.decoder.depth * [one_block]),
+        "fusion_attention": compared(attention, model.config.decoder.depth * [one_block], ceilings, device),
     }
 
 
@@ -117,21 +108,3 @@ def _attention_of(model: Fast3R, tokens: int) -> Callable[[], None]:
             attend(query, key, value, model.decoder.logit_scale, kernel)
 
     return run
-
-
-def _with_floor(
-    stage: Measurement, work: list[Operation] | None, ceilings: Ceilings, seconds: float
-) -> dict[str, Any]:
-    """The measurement, what had to be done, and how much longer it took, `seconds`, than the floor."""
-    if work is None:
-        return stage.content()
-    floor = floor_seconds(work, ceilings)
-    flops = sum(operation.flops for operation in work)
-    return {
-        **stage.content(),
-        "flops": flops,
-        "bytes": sum(operation.bytes for operation in work),
-        "floor_s": floor,
-        "times_floor": seconds / floor,
-        "share_of_matrix_rate": flops / seconds / ceilings.matrix_rate,
-    }

@@ -7,17 +7,19 @@ the host a few views at a time and dropped there, so that what is measured does 
 from __future__ import annotations
 
 import argparse
+import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 
-from fast3r_ros.benchmark.ceilings import measure_ceilings
-from fast3r_ros.benchmark.floor import Ceilings, floor_seconds, stages
-from fast3r_ros.benchmark.measure import PeakMemory, machine, synchronize
+from fast3r_ros.benchmark.ceilings import compared, measure_ceilings
+from fast3r_ros.benchmark.floor import Ceilings, stages
+from fast3r_ros.benchmark.measure import PeakMemory, machine, summary, synchronize
 from fast3r_ros.benchmark.models import DTYPES, add_model_arguments, chosen_device, load, parse_network_size
 from fast3r_ros.mapping.data import EncodedView, Frame
 from fast3r_ros.mapping.network import Fast3RNetwork
@@ -46,18 +48,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=CHUNK,
         help="views encoded and predicted at a time (default: %(default)s)",
     )
+    parser.add_argument("--runs", type=int, default=3, help="measured passes of each (default: %(default)s)")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """One pass for each number of views, after one over few that warms up; returns the JSON document."""
+    """Some passes for each number of views, after one over few that warms up; returns the JSON document."""
     device = chosen_device(arguments)
     size, dtype = parse_network_size(arguments.size), DTYPES[arguments.dtype]
     model = load(arguments.model, device, dtype, arguments.attention)
     ceilings = measure_ceilings(device, dtype)
-    measure_pass(model, 2, size, arguments.chunk, ceilings)
+    measure_passes(model, 2, size, arguments.chunk, ceilings, 1)
     results = []
     for views in sorted(arguments.views):
-        measured = measure_pass(model, views, size, arguments.chunk, ceilings)
+        measured = measure_passes(model, views, size, arguments.chunk, ceilings, arguments.runs)
         results.append({"views": views, "size_wh": list(size), "dtype": arguments.dtype, **measured})
     return {
         "benchmark": "scale",
@@ -65,36 +68,46 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "model": arguments.model,
         "attention": arguments.attention,
         "chunk": arguments.chunk,
+        "ceilings": {arguments.dtype: asdict(ceilings)},
         "results": results,
     }
 
 
-def measure_pass(
-    model: Fast3R, views: int, size: tuple[int, int], chunk: int, ceilings: Ceilings
+def measure_passes(
+    model: Fast3R, views: int, size: tuple[int, int], chunk: int, ceilings: Ceilings, runs: int
 ) -> dict[str, Any]:
-    """Seconds of each stage, and the peak memory of the device and the host above what was there before.
+    """Each stage with its floor, and the peak memory of the device and the host above what was there before.
 
     `failed` says why there are none: a pass that does not fit into memory is a result, too.
     """
     network, device = Fast3RNetwork(model, max(size)), next(model.parameters()).device
-    host = PeakMemory(torch.device("cpu"))
-    try:
-        with PeakMemory(device) as peak, host:
-            seconds = _run_pass(network, device, views, size, chunk)
-    except torch.OutOfMemoryError:
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-        return {"failed": "out of memory"}
+    passes, peaks, host_peaks = [], [], []
+    for _ in range(max(runs, 1)):
+        try:
+            with PeakMemory(device) as peak, PeakMemory(torch.device("cpu")) as host:
+                passes.append(_run_pass(network, device, views, size, chunk))
+        except torch.OutOfMemoryError:
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+            return {"failed": "out of memory"}
+        peaks.append(peak.bytes)
+        host_peaks.append(host.bytes)
     work = stages(model.config, views, size, next(model.parameters()).element_size())
-    floors = {name: floor_seconds(operations, ceilings) for name, operations in work.items()}
     return {
-        "seconds": seconds,
-        "total_s": sum(seconds.values()),
-        "floor_s": floors,
-        "times_floor": {name: seconds[name] / floors[name] for name in floors},
-        "peak_bytes": peak.bytes,
-        "host_peak_bytes": host.bytes,
+        "stages": {
+            name: compared(summary([each[name] for each in passes]), operations, ceilings, device)
+            for name, operations in work.items()
+        },
+        "total_s": statistics.median(sum(each.values()) for each in passes),
+        "peak_bytes": _most(peaks),
+        "host_peak_bytes": _most(host_peaks),
     }
+
+
+def _most(counts: Sequence[int | None]) -> int | None:
+    """The largest, None where the system does not tell."""
+    known = [count for count in counts if count is not None]
+    return max(known) if known else None
 
 
 def _run_pass(

@@ -110,12 +110,12 @@ def _scale(document: Mapping[str, Any]) -> list[Table]:
     for result in document["results"]:
         row = [str(result["views"]), _size(result), result["dtype"]]
         if result.get("failed"):
-            rows.append([*row, result["failed"], "", "", "", "", ""])
+            rows.append([*row, result["failed"], "", "", "", "", "", ""])
             continue
-        seconds = result["seconds"]
-        row += [f"{seconds[name]:.2f}" for name in ("encode", "fuse", "heads")]
+        stages = result["stages"]
+        row += [f"{stages[name]['median_s']:.2f}" for name in ("encode", "fuse", "heads")]
         row += [f"{result['total_s']:.2f}", _mebibytes(result["peak_bytes"])]
-        rows.append([*row, _mebibytes(result["host_peak_bytes"])])
+        rows.append([*row, _mebibytes(result["host_peak_bytes"]), f"{stages['fuse']['times_floor']:.2f}"])
     columns = (
         "views",
         "size",
@@ -126,8 +126,9 @@ def _scale(document: Mapping[str, Any]) -> list[Table]:
         "sum s",
         "peak MiB",
         "host peak MiB",
+        "fuse, times its floor",
     )
-    return [Table("One pass over many views; memory above the weights", columns, rows)]
+    return [Table("One pass over many views, medians; memory above the weights", columns, rows)]
 
 
 def _everything(document: Mapping[str, Any]) -> list[Table]:
@@ -140,8 +141,27 @@ def _everything(document: Mapping[str, Any]) -> list[Table]:
     return [Table(str(document["benchmark"]), ("what", "value"), rows)]
 
 
-_TABLES = {"network": _network, "window": _window, "scale": _scale}
-_SHOWN_ELSEWHERE = ("benchmark", "results", "ceilings")
+def _mapping(document: Mapping[str, Any]) -> list[Table]:
+    rows = [
+        [scenario, what, *_cells(summary), str(summary["runs"])]
+        for scenario, numbers in document["scenarios"].items()
+        for what, summary in numbers.items()
+    ]
+    columns = ("scenario", "what", "median", "least", "most", "runs")
+    return [Table("The mapper on synthetic truth", columns, rows)]
+
+
+def _cells(summary: Mapping[str, Any]) -> list[str]:
+    """Median, least and most of numbers; a count of yes, or the texts, in the first of three cells."""
+    if "yes" in summary:
+        return [f"yes {summary['yes']} times", "", ""]
+    if "texts" in summary:
+        return ["; ".join(summary["texts"]), "", ""]
+    return [_text(summary[name]) for name in ("median", "least", "most")]
+
+
+_TABLES = {"network": _network, "window": _window, "scale": _scale, "mapping": _mapping}
+_SHOWN_ELSEWHERE = ("benchmark", "results", "ceilings", "scenarios")
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:

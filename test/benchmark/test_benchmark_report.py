@@ -11,8 +11,17 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from fast3r_ros.benchmark.mapping import SCENARIOS
+from fast3r_ros.benchmark.repeated import summarised
 from fast3r_ros.benchmark.tables import tables
 from fast3r_ros.cli import main
+
+INF = float("inf")
+SCORES = [{"rmse": 0.1, "sigma": INF}, {"rmse": 0.6, "sigma": INF}, {"rmse": 0.2, "sigma": 1.0}]
+REFUSALS = [
+    {"refused": True, "reason": "near", "worst": float("nan")},
+    {"refused": False, "reason": "far", "worst": INF},
+]
 
 
 def document(*arguments: str) -> dict[str, Any]:
@@ -30,7 +39,12 @@ def documents(model_directory: str) -> dict[str, dict[str, Any]]:
     return {
         "network": document("network", *small, "--views", "1", "2", "--runs", "1"),
         "window": document("window", *small, "--views", "4", "--slides", "1", "2", "--runs", "2"),
-        "scale": document("scale", *small, "--views", "5", "3"),
+        "scale": document("scale", *small, "--views", "5", "3", "--runs", "2"),
+        "mapping": {
+            "benchmark": "mapping",
+            "machine": {"cpus": 2},
+            "scenarios": {"loop": summarised(SCORES), "noise": summarised(REFUSALS)},
+        },
         "node": {"benchmark": "node", "machine": {"cpus": 2}, "node": {"drops": {"overload": 3}}},
     }
 
@@ -51,10 +65,16 @@ def test_a_pass_over_many_views_is_told_with_its_floor(documents: dict[str, dict
     results = documents["scale"]["results"]
     assert [result["views"] for result in results] == [3, 5]
     for result in results:
-        assert set(result["seconds"]) == set(result["floor_s"]) == {"encode", "fuse", "heads"}
-        assert result["total_s"] == pytest.approx(sum(result["seconds"].values()))
-        for name, seconds in result["seconds"].items():
-            assert result["times_floor"][name] == pytest.approx(seconds / result["floor_s"][name])
+        assert set(result["stages"]) == {"encode", "fuse", "heads"}
+        for stage in result["stages"].values():
+            assert 0 < stage["fastest_s"] <= stage["median_s"] <= stage["slowest_s"]
+            assert stage["runs"] == 2
+            assert stage["times_floor"] == pytest.approx(stage["median_s"] / stage["floor_s"])
+            reached = stage["flops"] / stage["median_s"]
+            rate = documents["scale"]["ceilings"]["float32"]["matrix_rate"]
+            assert stage["share_of_matrix_rate"] == pytest.approx(reached / rate)
+        medians = sum(stage["median_s"] for stage in result["stages"].values())
+        assert result["total_s"] == pytest.approx(medians)  # of two runs the median is the mean
 
 
 def test_slides_as_long_as_the_window_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
@@ -90,10 +110,11 @@ def test_every_document_becomes_tables_and_pictures(
             assert picture.size[0] > 500
     text = (tmp_path / "out" / "report.md").read_text()
     assert "| node.drops.overload | 3 |" in text
+    assert "| loop | rmse | 0.2 | 0.1 | 0.6 | 3 |" in text
     assert f"| {documents['scale']['results'][1]['total_s']:.2f} |" in text
 
 
-@pytest.mark.parametrize("name", ["network", "window", "scale", "node"])
+@pytest.mark.parametrize("name", ["network", "window", "scale", "node", "mapping"])
 def test_table_rows_are_as_wide_as_their_heading(documents: dict[str, dict[str, Any]], name: str) -> None:
     for table in tables(documents[name]):
         assert {len(row) for row in table.rows} == {len(table.columns)}
@@ -104,6 +125,27 @@ def test_a_pass_that_did_not_fit_is_a_row_without_numbers(documents: dict[str, d
     table = tables({**documents["scale"], "results": [failed]})[0]
     assert [len(row) for row in table.rows] == [len(table.columns)]
     assert "out of memory" in table.rows[0]
+
+
+def test_runs_are_told_by_median_and_spread() -> None:
+    assert summarised(SCORES) == {
+        "rmse": {"median": 0.2, "least": 0.1, "most": 0.6, "runs": 3},
+        "sigma": {"median": 1.0, "least": 1.0, "most": 1.0, "runs": 1},
+    }
+    assert summarised(REFUSALS) == {
+        "refused": {"yes": 1, "runs": 2},
+        "reason": {"texts": ["far", "near"], "runs": 2},
+        "worst": {"median": None, "least": None, "most": None, "runs": 0},
+    }
+
+
+def test_a_mapping_scenario_is_repeated_with_other_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SCENARIOS, "many_outliers", lambda seed: {"rmse": 0.1 * seed})
+    found = document("mapping", "many_outliers", "--runs", "3")
+    scenario = found["scenarios"]["many_outliers"]
+    assert scenario["rmse"] == {"median": 0.1, "least": 0.0, "most": 0.2, "runs": 3}
+    assert scenario["processor_s"]["runs"] == 3
+    assert {"device", "torch", "python", "fast3r_ros"} <= set(found["machine"])
 
 
 @pytest.mark.parametrize("content", ["", "[1]", "{}"])

@@ -12,7 +12,8 @@ import torch
 
 from fast3r_ros.benchmark.measure import PeakMemory
 from fast3r_ros.cli.reconstruct import mapper_config
-from fast3r_ros.io.offline import Progress, begin_results, map_at_once, write_results
+from fast3r_ros.geometry.axes import body_pose_from_optical
+from fast3r_ros.io.offline import Progress, begin_results, map_at_once, with_odometry, write_results
 from fast3r_ros.io.recorder import Recorder
 from fast3r_ros.io.results import read_results
 from fast3r_ros.io.sources.synthetic import SyntheticSource
@@ -184,20 +185,40 @@ def test_files_are_written_from_the_stream(
     assert len(results.cameras) == len(results.read_images()) == 12
 
 
-@pytest.mark.parametrize("scale", ["fixed=2.5", "camera_height=1.3"])
+def way(poses: np.ndarray) -> float:
+    """Length of the way through poses (N, 4, 4)."""
+    return float(np.linalg.norm(np.diff(poses[:, :3, 3], axis=0), axis=1).sum())
+
+
+@pytest.mark.parametrize("scale", ["fixed", "camera_height", "odometry"])
 def test_a_scale_brings_the_map_to_metres(
     walk: tuple[SyntheticSequence, list[Frame]], tmp_path: Path, scale: str
 ) -> None:
+    """Whatever gives the scale, the way in the files is as long as the true one."""
+    source, indices = SyntheticSource(walk[0]), range(0, len(walk[0]), 5)
+    true_poses = walk[0].world_from_camera[indices]
+    in_units = finished(OnePass(TruthInChunks(walk[0]), config(12), chunk=5), walk[1])
+    value = {
+        "fixed": f"fixed={way(true_poses) / way(camera_poses(in_units))}",
+        "camera_height": f"camera_height={true_poses[:, 2, 3].mean()}",  # the floor is at 0
+        "odometry": "odometry",
+    }
     arguments = Arguments()
-    arguments.scale = scale
-    source = SyntheticSource(walk[0])
+    arguments.scale = value[scale]
     one_pass = OnePass(TruthInChunks(walk[0]), mapper_config(arguments, 12), chunk=5)
     begin_results(tmp_path)
     recorder, progress = Recorder(tmp_path), Progress()
-    map_at_once(source.frames(range(0, len(source), 5)), one_pass, recorder, progress, lambda _: None)
+    bases = body_pose_from_optical(walk[0].world_from_camera)
+    odometry = [(walk[0].stamp_ns(index), pose) for index, pose in enumerate(bases)]
+    frames = with_odometry(source.frames(indices), odometry if scale == "odometry" else [], one_pass)
+    map_at_once(frames, one_pass, recorder, progress, lambda _: None)
     report = write_results(tmp_path, source, one_pass, recorder, progress, {})
     assert report["unit"] == "m"
-    assert len(read_results(tmp_path).cameras) == 12
+    cameras = read_results(tmp_path).cameras
+    assert len(cameras) == 12
+    assert way(np.stack([camera.map_from_camera for camera in cameras])) == pytest.approx(
+        way(true_poses), rel=0.03
+    )
 
 
 def test_frames_that_cannot_be_used_are_left_out(network: Fast3R) -> None:
