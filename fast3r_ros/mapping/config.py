@@ -134,7 +134,7 @@ class PointsConfig:
     )
     max_depth_ratio: float = parameter(
         6.0,
-        "points farther than this many median depths of their view are dropped",
+        "points farther than this many times the median depth of what their view is surer of are dropped",
         range=(1.0, 1e6),
         dynamic=True,
     )

@@ -26,11 +26,11 @@ def valid_points(points_camera: Tensor, confidence: Tensor, config: PointsConfig
     depth = depth.contiguous()
     usable = torch.isfinite(x + y + depth + confidence) & (depth > 0)
     sample, there = _spread_sample(usable.flatten())
-    count = there.sum()
-    least_confident = (config.drop_share * count.double()).round().long().clamp_min(1) - 1
-    middle = (count - 1).clamp_min(0) // 2
-    threshold = _ranked(confidence, sample, there, least_confident).clamp_min(config.min_confidence)
-    far = config.max_depth_ratio * _ranked(depth, sample, there, middle)
+    trust = confidence.flatten()[sample]
+    threshold = _ranked(trust, there, config.drop_share).clamp_min(config.min_confidence)
+    # the sky may fill most of a view, but not of what the network is surer of
+    surer = there & (trust >= _ranked(trust, there, 0.5))
+    far = config.max_depth_ratio * _ranked(depth.flatten()[sample], surer, 0.5)
     return usable & (confidence >= threshold) & (depth < far) & ~depth_edges(depth, usable, config.edge_ratio)
 
 
@@ -44,10 +44,12 @@ def _spread_sample(usable: Tensor) -> tuple[Tensor, Tensor]:
     return torch.searchsorted(seen, ranks).clamp_max(len(usable) - 1), ranks <= seen[-1]
 
 
-def _ranked(values: Tensor, sample: Tensor, there: Tensor, rank: Tensor) -> Tensor:
-    """The value (1,) of a rank, from 0, among those of the sample that are there; infinite without any."""
-    ordered = torch.where(there, values.flatten()[sample], torch.inf).sort().values
-    return ordered.gather(0, rank[None])
+def _ranked(values: Tensor, there: Tensor, share: float) -> Tensor:
+    """The value (1,) at this share of the order of those of (N,) values that are there; infinite without
+    any.
+    """
+    rank = (share * there.sum().double()).round().long().clamp_min(1) - 1
+    return torch.where(there, values, torch.inf).sort().values.gather(0, rank[None])
 
 
 def depth_edges(depth: Tensor, usable: Tensor, ratio: float) -> Tensor:

@@ -160,6 +160,20 @@ def test_bad_points_are_dropped():
     assert valid_points(torch.full_like(points, torch.nan), confidence, PointsConfig()).sum() == 0
 
 
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.7])
+def test_the_sky_is_dropped_also_where_it_fills_most_of_the_view(share):
+    """Networks place it far away and are less sure of it; at no pixel is it cut off by its confidence."""
+    points, confidence = wall()
+    sky = round(share * len(points))
+    points[:sky] *= 40
+    confidence[:sky] = 1.2 + 0.1 * torch.rand(
+        confidence[:sky].shape, generator=torch.Generator().manual_seed(0)
+    )
+    valid = valid_points(points, confidence, PointsConfig())
+    assert not valid[:sky].any()
+    assert valid[sky + 1 :].all()
+
+
 def test_depth_edges_are_where_the_depth_jumps():
     depth = torch.full((20, 20), 2.0)
     depth[:, 10:] = 4.0
