@@ -5,14 +5,16 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 pytest.importorskip("rclpy", reason="ROS is not installed here")
 
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from fast3r_ros.msg import MappingStatus
 from lifecycle_msgs.msg import Transition
-from lifecycle_msgs.srv import ChangeState, GetState
+from lifecycle_msgs.srv import ChangeState, GetAvailableStates, GetAvailableTransitions, GetState
 from ros_harness import (
     DOUBLE,
     MAPPING,
@@ -32,11 +34,11 @@ CYCLES = 20
 
 
 class Managed:
-    """A node that waits for its manager, and the manager.  kind: see double_node."""
+    """A node that waits for its manager, and the manager.  program: a mapping node or its double."""
 
-    def __init__(self, kind: str, domain_id: int) -> None:
-        parameters = {"autostart": False, "output.status_rate": 10.0}
-        self.node = Program([*DOUBLE, kind, *arguments(parameters)], domain_id)
+    def __init__(self, program: list[str], domain_id: int, **parameters: Any) -> None:
+        waiting = {"autostart": False, "output.status_rate": 10.0, **parameters}
+        self.node = Program([*program, *arguments(waiting)], domain_id)
         self.listener = Listener(domain_id)
         self.listener.listen(MappingStatus, f"{NODE}/status")
         self.listener.listen(PointCloud2, f"{NODE}/cloud")
@@ -60,7 +62,7 @@ class Managed:
 
 @pytest.fixture(scope="module")
 def managed() -> Iterator[Managed]:
-    managed = Managed("0.02", DOMAIN)
+    managed = Managed([*DOUBLE, "0.02"], DOMAIN)
     with running(managed.node):
         yield managed
     managed.listener.close()
@@ -118,6 +120,22 @@ def test_cycles_leak_neither_threads_nor_memory(managed: Managed) -> None:
     assert memory[-1] - memory[4] < 15
 
 
+def test_states_and_transitions_are_the_standard_ones(managed: Managed) -> None:
+    """As `ros2 lifecycle list` and Nav2's lifecycle manager ask for them."""
+    answer = managed.listener.call(GetAvailableStates, f"{NODE}/get_available_states")
+    assert {"unconfigured", "inactive", "active", "finalized"} <= {s.label for s in answer.available_states}
+    expected = ({"configure", "shutdown"}, {"cleanup", "activate", "shutdown"}, {"deactivate", "shutdown"})
+    steps = (Transition.TRANSITION_CONFIGURE, Transition.TRANSITION_ACTIVATE, None)
+    for labels, step in zip(expected, steps, strict=True):
+        answer = managed.listener.call(GetAvailableTransitions, f"{NODE}/get_available_transitions")
+        assert {each.transition.label for each in answer.available_transitions} == labels
+        assert step is None or managed.change(step)
+    assert not managed.change(Transition.TRANSITION_CONFIGURE)  # not from here
+    assert managed.state() == "active"
+    assert managed.change(Transition.TRANSITION_DEACTIVATE)
+    assert managed.change(Transition.TRANSITION_CLEANUP)
+
+
 def test_shutdown_transition_works(managed: Managed) -> None:
     assert managed.change(Transition.TRANSITION_UNCONFIGURED_SHUTDOWN)
     assert managed.state() == "finalized"
@@ -126,8 +144,44 @@ def test_shutdown_transition_works(managed: Managed) -> None:
     assert seconds < 3
 
 
+@pytest.mark.parametrize("active", [False, True], ids=["inactive", "active"])
+def test_shutdown_frees_everything(active: bool) -> None:
+    managed = Managed([*DOUBLE, "0.02"], domain(18))
+    with running(managed.node):
+        assert managed.change(Transition.TRANSITION_CONFIGURE)
+        if active:
+            assert managed.change(Transition.TRANSITION_ACTIVATE)
+            assert managed.change(Transition.TRANSITION_ACTIVE_SHUTDOWN)
+        else:
+            assert managed.change(Transition.TRANSITION_INACTIVE_SHUTDOWN)
+        assert managed.state() == "finalized"
+        wait_until(lambda: (managed.inputs(), managed.outputs()) == (0, 0), 5, "everything to go")
+        status, seconds = managed.node.stop()
+    managed.listener.close()
+    assert (status, seconds < 3) == (0, True)
+    assert "Traceback" not in managed.node.output()
+
+
+def test_a_manager_is_told_that_the_model_is_missing() -> None:
+    """The manager's call fails, the node lives on unconfigured and says why."""
+    managed = Managed(MAPPING, domain(19), model="/no/such/model")
+    managed.listener.listen(DiagnosticArray, "/diagnostics")
+    with running(managed.node):
+        assert not managed.change(Transition.TRANSITION_CONFIGURE)
+        assert managed.state() == "unconfigured"
+        managed.wait_for_status(MappingStatus.ERROR)
+        assert "/no/such/model" in managed.listener.newest(f"{NODE}/status").last_error
+        said = managed.listener.wait_for(
+            "/diagnostics", lambda message: "/no/such/model" in message.status[1].message, 5
+        )
+        assert said.status[1].level == DiagnosticStatus.ERROR
+        assert managed.node.process.poll() is None
+    managed.listener.close()
+    assert "Traceback" not in managed.node.output()
+
+
 def test_an_error_at_activation_is_told_and_the_node_starts_again() -> None:
-    faulty = Managed("fault:0.0", domain(5))
+    faulty = Managed([*DOUBLE, "fault:0.0"], domain(5))
     with running(faulty.node):
         assert faulty.change(Transition.TRANSITION_CONFIGURE)
         assert not faulty.change(Transition.TRANSITION_ACTIVATE)
