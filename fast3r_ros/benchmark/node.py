@@ -54,8 +54,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     document: dict[str, Any] = {
         "benchmark": "node",
         "machine": machine(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
-        "packing_ms": _packing(),
-        "conversion_ms": _conversion(),
+        "packing": _packing(),
+        "conversion": _conversion(),
         "node": _node(arguments.model, arguments.seconds, arguments.rate, domain),
     }
     if arguments.dds:
@@ -67,17 +67,17 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     return document
 
 
-def _median_ms(action: Callable[[], Any], repeats: int = 9) -> float:
+def _timed(action: Callable[[], Any], repeats: int = 9) -> dict[str, float]:
     durations = []
     for _ in range(repeats):
         start = time.perf_counter()
         action()
-        durations.append((time.perf_counter() - start) * 1e3)
-    return round(statistics.median(durations), 2)
+        durations.append(time.perf_counter() - start)
+    return _spread(durations)
 
 
-def _packing() -> dict[str, float]:
-    """Milliseconds for a cloud of a million points to a PointCloud2."""
+def _packing() -> dict[str, dict[str, float]]:
+    """A cloud of a million points to a PointCloud2."""
     from fast3r_ros.mapping.data import Cloud
     from fast3r_ros.ros.clouds import cloud_to_message
 
@@ -85,11 +85,11 @@ def _packing() -> dict[str, float]:
     colors = rng.integers(0, 256, (CLOUD_POINTS, 3), np.uint8)
     points = rng.random((CLOUD_POINTS, 3), np.float32)
     cloud = Cloud(points, colors, rng.random(CLOUD_POINTS, np.float32))
-    return {"cloud of 1 M points": _median_ms(lambda: cloud_to_message(cloud, 0, "map"))}
+    return {"cloud of 1 M points": _timed(lambda: cloud_to_message(cloud, 0, "map"))}
 
 
-def _conversion() -> dict[str, float]:
-    """Milliseconds for a 1280x720 image message to RGB."""
+def _conversion() -> dict[str, dict[str, float]]:
+    """A 1280x720 image message to RGB."""
     from fast3r_ros.ros.images import compressed_to_rgb, image_to_rgb, rgb_to_image, rgb_to_jpeg
 
     picture = moving_pictures()[0]
@@ -97,9 +97,9 @@ def _conversion() -> dict[str, float]:
     bgr = rgb_to_image(picture, 0, "camera")
     bgr.encoding = "bgr8"
     return {
-        "rgb8": _median_ms(lambda: image_to_rgb(raw)),
-        "bgr8": _median_ms(lambda: image_to_rgb(bgr)),
-        "jpeg": _median_ms(lambda: compressed_to_rgb(jpeg)),
+        "rgb8": _timed(lambda: image_to_rgb(raw)),
+        "bgr8": _timed(lambda: image_to_rgb(bgr)),
+        "jpeg": _timed(lambda: compressed_to_rgb(jpeg)),
     }
 
 
@@ -181,7 +181,7 @@ def _spread(seconds: Sequence[float]) -> dict[str, float]:
     if not seconds:
         return {}
     times = {"median_s": statistics.median(seconds), "fastest_s": min(seconds), "slowest_s": max(seconds)}
-    return {**{name: round(value, 4) for name, value in times.items()}, "runs": len(seconds)}
+    return {**{name: round(value, 5) for name, value in times.items()}, "runs": len(seconds)}
 
 
 def _age(stamp: Any) -> float:

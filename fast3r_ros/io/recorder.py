@@ -35,7 +35,7 @@ class Recorder:
                 continue
             write_view_images(self._directory, name_of(view.keyframe_id), view)
             if len(self._sizes) % self._every == 0:
-                self._samples.append(view)
+                self._samples.append(replace(view, maps=view.maps.own_copy()))
             height, width = view.image.shape[:2]
             self._sizes[view.keyframe_id] = (width, height)
             self._scales[view.keyframe_id] = keyframes[view.keyframe_id].map_from_local.scale

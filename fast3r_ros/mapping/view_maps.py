@@ -67,6 +67,13 @@ class ViewMaps:
         with beside_the_network(self.points.device):
             return HostMaps(*to_host(self.points * self.scale, self.confidence, self.valid))
 
+    def own_copy(self) -> ViewMaps:
+        """The maps on the host, in map scale.  The network's tensors may share memory with those of other
+        views: who keeps one view for long should keep this.
+        """
+        host = self.on_host
+        return ViewMaps.of_arrays(host.points.copy(), host.confidence.copy(), host.valid.copy())
+
     def depth_image(self) -> Float32:
         """(h, w) depth along the optical axis in map scale, NaN where no point is valid (REP-118); one copy
         from the device.

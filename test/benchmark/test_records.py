@@ -111,3 +111,17 @@ def test_packing_a_view_costs_no_more_than_numpy_does() -> None:
         torch.set_num_threads(threads)
     print(f"packing a view of 512x384: {ours * 1e3:.1f} ms, with NumPy {plain * 1e3:.1f} ms")
     assert ours < 1.5 * plain  # half of it, on a quiet machine
+
+
+def test_a_kept_view_holds_no_memory_of_others() -> None:
+    points, confidence = torch.rand(8, 6, 4, 3), torch.rand(8, 6, 4) + 1
+    views = [ViewMaps(*maps, scale=2.0) for maps in zip(points, confidence, strict=True)]
+    kept = views[3].own_copy()
+    for tensor, other in ((kept.points, 2 * points[3]), (kept.confidence, confidence[3])):
+        assert tensor.untyped_storage().nbytes() == tensor.nbytes
+        assert torch.equal(tensor, other)
+    assert torch.equal(kept.valid, views[3].valid)
+    assert np.array_equal(kept.depth_image(), views[3].depth_image(), equal_nan=True)
+    half = views[3].scaled(0.5)
+    assert half.scale == 1.0
+    assert torch.equal(half.valid, views[3].valid)
