@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -317,6 +318,18 @@ class _Show:
             self._viewer.stop()
 
 
+def scale_that_is_missing(status: Mapping[str, Any]) -> str:
+    """A sentence when a scale was asked for and the map is still in map units, otherwise empty.
+
+    status: the fields of a `MapperStatus`.
+    """
+    if status["scale_source"] == "none" or status["metres"]:
+        return ""
+    sigma = status["scale_sigma"]
+    known = f"tells it within {sigma:.0%} only" if math.isfinite(sigma) else "gave too little to measure it"
+    return f"no scale, lengths are map units: {status['scale_source']} {known}"
+
+
 def _print_summary(output: Path, report: dict[str, Any]) -> None:
     """A few lines that say what came out."""
     print(
@@ -333,6 +346,9 @@ def _print_summary(output: Path, report: dict[str, Any]) -> None:
         share = f"{error['share_of_path']:.1%} of the path of {error['path']} m"
         print(f"trajectory error: {error['rmse']:.3f} m RMSE, {share}", end="")
         print(f" (knowing nothing would give {error['standing_still']:.3f} m)")
+    missing = scale_that_is_missing(report["mapper"])
+    if missing:
+        print(missing)
     if not report["map_points"]:
         print("the map is empty: no window of this source could be reconstructed with this model")
     if report["stopped"]:

@@ -9,13 +9,10 @@ import os
 import pty
 import re
 import shutil
-import signal
 import struct
 import subprocess
 import sys
 import termios
-import time
-from itertools import cycle, islice
 from pathlib import Path
 
 import cv2
@@ -30,26 +27,12 @@ from fast3r_ros.io.results import read_results
 
 # random weights never pass the gates; what is tested here is the command, not the map
 NO_GATES = ("--set", "registration.min_view_share=0", "--set", "registration.min_inlier_share=0")
-EVERY_FRAME = ("--set", "keyframes.motion=0", "--set", "keyframes.max_similarity=1", *NO_GATES)
-LONG = 40  # frames of `long_list`
 FILES = {"map.ply", "map.pcd", "map.glb", "trajectory.txt", "cameras.json", "preview.png", "report.json"}
 
 
 def reconstruct(*arguments: object) -> int:
     """The command in this process, which saves the start of another; the status that it would end with."""
     return main(["reconstruct", *map(str, arguments)])
-
-
-@pytest.fixture(scope="module")
-def long_list(tmp_path_factory, video) -> Path:
-    """A list that goes through the video again and again."""
-    folder = tmp_path_factory.mktemp("long")
-    capture = cv2.VideoCapture(str(video))
-    names = [f"{index}.png" for index in range(30)]
-    for name in names:
-        cv2.imwrite(str(folder / name), capture.read()[1])
-    (folder / "list.txt").write_text("\n".join(islice(cycle(names), LONG)))
-    return folder / "list.txt"
 
 
 @pytest.mark.parametrize("mode", ["window", "all"])
@@ -194,40 +177,11 @@ def test_a_broken_image_is_skipped_counted_and_named(tmp_path, small_model, vide
     assert [Path(skipped["name"]).name for skipped in report["frames_skipped"]] == ["3.jpg"]
 
 
-def test_ctrl_c_keeps_a_partial_result_and_resuming_gives_what_an_uninterrupted_run_gives(
-    tmp_path, child_environment, small_model, long_list, capsys
-):
-    whole, output = tmp_path / "whole", tmp_path / "out"
-    common = (long_list, "--model", small_model, *EVERY_FRAME)
-    assert reconstruct(*common, "--output", whole) == 0
-    arguments = ["reconstruct", *common, "--output", output]
-    command = [sys.executable, "-m", "fast3r_ros", *map(str, arguments)]
-    process = subprocess.Popen(command, env=child_environment, stderr=subprocess.PIPE, text=True)
-    end = time.monotonic() + 60
-    while len(list(output.glob("images/*.png"))) < 8:
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < end
-        time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "Traceback" not in errors
-    report = json.loads((output / "report.json").read_text())
-    assert not report["complete"]
-    assert report["stopped"] == "interrupted"
-    assert 0 < report["frames"] < LONG
-    assert len(read_results(output).cameras) == report["keyframes"] > 0
-    capsys.readouterr()
-    assert reconstruct(*common, "--output", output, "--resume") == 0
-    assert "starts over from the first frame" in capsys.readouterr().out
-    assert json.loads((output / "report.json").read_text())["frames"] == LONG
-    files = [path for path in whole.rglob("*") if path.is_file() and path.suffix != ".json"]
-    files.remove(whole / "preview.png")  # it tells the time that the network took
-    assert len(files) > 3 * LONG
-    for path in (*files, whole / "cameras.json"):
-        assert (output / path.relative_to(whole)).read_bytes() == path.read_bytes(), path.name
-    assert reconstruct(*common, "--output", output, "--resume") == 0
-    assert "complete result" in capsys.readouterr().out
+def test_a_scale_that_could_not_be_measured_is_told(tmp_path, small_model, video, capsys):
+    """A video has no depth images."""
+    common = (video, "--model", small_model, "--output", tmp_path / "out", *NO_GATES)
+    assert reconstruct(*common, "--max-views", 8, "--set", "scale.source=depth") == 0
+    assert "no scale, lengths are map units: depth gave too little" in capsys.readouterr().out
 
 
 def test_no_write_permission_is_one_line(tmp_path, child_environment, small_model, video):
