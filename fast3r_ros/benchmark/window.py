@@ -9,6 +9,7 @@ a window: the newest view's cloud, and confidence and depth of every new view.
 from __future__ import annotations
 
 import argparse
+import statistics
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -82,8 +83,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 class StandIn:
     """A `WindowNetwork` that runs the real one on the camera's picture and answers with the truth.
 
-    seconds: stage -> time since the last `clear`.  `stand_in` is what the truth took: nobody else would
-    spend that.
+    seconds, processor: stage -> wall and processor time since the last `clear`.  `stand_in` is what the truth
+    took: nobody else would spend that.
     """
 
     def __init__(
@@ -97,11 +98,13 @@ class StandIn:
         self._truth = TrueNetwork(sequence)
         self._pictures = {frame.stamp_ns: _from_camera(frame) for frame in frames}
         self.seconds: dict[str, float] = defaultdict(float)
-        self._last = 0.0
+        self.processor: dict[str, float] = defaultdict(float)
+        self._last = self._last_busy = 0.0
 
     def clear(self) -> None:
         """Start a window."""
         self.seconds.clear()
+        self.processor.clear()
 
     def encode(self, frame: Frame) -> EncodedView:
         """See `WindowNetwork`; the tokens are a pair of the real ones and the truth's."""
@@ -132,13 +135,14 @@ class StandIn:
 
     def _begin(self) -> None:
         synchronize(self._device)
-        self._last = time.perf_counter()
+        self._last, self._last_busy = time.perf_counter(), time.process_time()
 
     def _lap(self, stage: str) -> None:
         synchronize(self._device)
-        now = time.perf_counter()
+        now, busy = time.perf_counter(), time.process_time()
         self.seconds[stage] += now - self._last
-        self._last = now
+        self.processor[stage] += busy - self._last_busy
+        self._last, self._last_busy = now, busy
 
 
 def measure_slide(
@@ -150,20 +154,25 @@ def measure_slide(
     first = views - mapper.config.window.overlap
     for count in [first] + [slide] * -(-(mapper.config.window.overlap + slide) // slide):
         _window(mapper, network, waiting, count)
-    samples = [_window(mapper, network, waiting, slide) for _ in range(runs)]
+    samples, busy = zip(*(_window(mapper, network, waiting, slide) for _ in range(runs)), strict=True)
     stages = {name: summary([sample[name] for sample in samples]) for name in samples[0]}
     network_s = sum(stages[name].median_s for name in NETWORK_STAGES)
-    outside = stages["total"].median_s - network_s
     return {
         "views": views,
         "slide": slide,
         "stages": {name: stage.content() for name, stage in stages.items()},
         "windows_accepted": mapper.status().windows,
         "windows_rejected": mapper.status().windows_rejected,
-        "network_s": network_s,
-        "outside_network_s": outside,
-        "outside_share": outside / network_s,
+        **outside(network_s, stages["total"].median_s),
+        # of all threads of the host, which other work on the machine hardly changes
+        "processor": outside(*(statistics.median(times) for times in zip(*busy, strict=True))),
     }
+
+
+def outside(network_s: float, total_s: float) -> dict[str, float]:
+    """What a window takes beside its network, and how much that is of the network's time."""
+    rest = total_s - network_s
+    return {"network_s": network_s, "outside_network_s": rest, "outside_share": rest / network_s}
 
 
 def window_config(views: int, slide: int) -> MapperConfig:
@@ -182,22 +191,26 @@ def window_config(views: int, slide: int) -> MapperConfig:
     )
 
 
-def _window(mapper: Mapper, network: StandIn, frames: Iterator[Frame], count: int) -> dict[str, float]:
-    """Seconds per stage of one window with `count` new frames, of which all but the newest wait already."""
+def _window(
+    mapper: Mapper, network: StandIn, frames: Iterator[Frame], count: int
+) -> tuple[dict[str, float], tuple[float, float]]:
+    """One window with `count` new frames, of which all but the newest wait already: seconds per stage, and
+    the processor time of the network and of all.
+    """
     *early, newest = (next(frames) for _ in range(count))
     for frame in early:
         mapper.add_frame(frame)
     network.clear()
-    start = time.perf_counter()
+    start, start_busy = time.perf_counter(), time.process_time()
     mapper.add_frame(newest)
     selected = time.perf_counter()
     result = mapper.process_window()
     assert result is not None
     processed = time.perf_counter()
     pack(result.views[-count:])
-    packed = time.perf_counter()
+    packed, busy = time.perf_counter(), time.process_time() - start_busy - network.processor["stand_in"]
     spent, laps = network.seconds, result.timings
-    return {
+    stages = {
         "selection": selected - start,
         **{name: spent[name] for name in ("preprocess", "encode", "describe", "fuse", "heads")},
         "registration": laps.get("register", 0.0),
@@ -206,6 +219,7 @@ def _window(mapper: Mapper, network: StandIn, frames: Iterator[Frame], count: in
         "packing": packed - processed,
         "total": packed - start - spent["stand_in"],
     }
+    return stages, (sum(network.processor[name] for name in NETWORK_STAGES), busy)
 
 
 def pack(views: Sequence[ViewEstimate]) -> list[bytes]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,11 @@ def test_a_window_is_told_from_frame_to_message(documents: dict[str, dict[str, A
         assert min(stages[name] for name in ("preprocess", "encode", "fuse", "heads", "registration")) > 0
         assert sum(stages.values()) == pytest.approx(total, rel=0.5)
         assert result["windows_accepted"] > 0
+        for times in (result, result["processor"]):
+            assert times["outside_share"] == pytest.approx(times["outside_network_s"] / times["network_s"])
+            assert times["network_s"] > 0
         assert result["network_s"] + result["outside_network_s"] == pytest.approx(total)
+        assert result["processor"]["network_s"] < 1.1 * result["network_s"] * os.cpu_count()
 
 
 def test_a_pass_over_many_views_is_told_with_its_floor(documents: dict[str, dict[str, Any]]) -> None:
