@@ -96,11 +96,11 @@ class Mapper:
     # ---------------------------------------------------------------- the method
 
     def window_ready(self) -> bool:
-        """Whether enough keyframes wait: `stride` of them, and `overlap` more to start a submap."""
+        """Whether enough keyframes wait: `stride` of them; to start a submap `overlap` more, if they fit."""
         needed = self.config.window.stride
         if not self._window.ids:
             needed += max(0, self.config.window.overlap - len(self._pending))
-        return self._intake.waiting >= needed
+        return self._intake.waiting >= min(needed, self._capacity)
 
     def process_window(self) -> WindowResult | None:
         """Look at the waiting keyframes with known ones; register, fuse, close loops, find the scale.

@@ -45,10 +45,19 @@ def frames() -> tuple[Frame, ...]:
 class Robot:
     """Publishes the walk as a robot would: images, odometry in metres, odom -> base_link -> camera on TF.
 
-    prefix: of the topics of camera and odometry.  best_effort: as most camera drivers publish.
+    prefix: of the topics of camera and odometry.  best_effort: as most camera drivers publish.  odom, base:
+    its frames.
     """
 
-    def __init__(self, listener: Listener, prefix: str = "", best_effort: bool = False) -> None:
+    def __init__(
+        self,
+        listener: Listener,
+        prefix: str = "",
+        best_effort: bool = False,
+        odom: str = "odom",
+        base: str = "base_link",
+    ) -> None:
+        self._odom, self._base = odom, base
         self._sequence = demo_sequence()
         node = listener.node
         reliability = ReliabilityPolicy.BEST_EFFORT if best_effort else ReliabilityPolicy.RELIABLE
@@ -65,7 +74,7 @@ class Robot:
         self._odom_from_world = np.eye(4)
         self._odom_from_world[:3, :3] = Rotation.from_euler("z", 0.7).as_matrix()
         self._odom_from_world[:3, 3] = (3.0, -2.0, 0.0)
-        static = stamped_transform(self.base_from_camera, "base_link", CAMERA, 0)
+        static = stamped_transform(self.base_from_camera, base, CAMERA, 0)
         self._tf_static.publish(TFMessage(transforms=[static]))
 
     def odom_from_base(self, index: int) -> np.ndarray:
@@ -83,11 +92,11 @@ class Robot:
             start = time.monotonic()
             moved = self.odom_from_base(index)
             if tf:
-                transform = stamped_transform(moved, "odom", "base_link", frame.stamp_ns)
+                transform = stamped_transform(moved, self._odom, self._base, frame.stamp_ns)
                 self._tf.publish(TFMessage(transforms=[transform]))
             if odometry:
                 self._odometry.publish(
-                    odometry_message(moved, np.eye(6) * 1e-4, "odom", "base_link", frame.stamp_ns)
+                    odometry_message(moved, np.eye(6) * 1e-4, self._odom, self._base, frame.stamp_ns)
                 )
             if depth:
                 self._depth.publish(depth_in_millimetres(frame))

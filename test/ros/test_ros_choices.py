@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("rclpy", reason="ROS is not installed here")
 
@@ -15,10 +16,11 @@ from fast3r_ros.errors import UserError
 from fast3r_ros.io.pixels import BadImage
 from fast3r_ros.mapping.config import MapperConfig
 from fast3r_ros.ros.cameras import Gaps, adapted_reliability
+from fast3r_ros.ros.config import NodeConfig
 from fast3r_ros.ros.images import depth_to_metres
 from fast3r_ros.ros.map_files import path_for_loading, path_for_saving
 from fast3r_ros.ros.mapping_thread import smaller_window
-from fast3r_ros.ros.network import resolve_device
+from fast3r_ros.ros.network import load_network, resolve_device
 
 RELIABLE, BEST_EFFORT = ReliabilityPolicy.RELIABLE, ReliabilityPolicy.BEST_EFFORT
 
@@ -76,6 +78,22 @@ def test_devices_that_are_not_there_are_named() -> None:
     for device in ("cuda:99", "toaster"):
         with pytest.raises(UserError, match=device):
             resolve_device(device)
+
+
+def test_the_network_gets_its_model_threads_precision_and_device() -> None:
+    threads = torch.get_num_threads()
+    try:
+        network = load_network(
+            NodeConfig(model="demo", device="cpu", dtype="bfloat16", torch_threads=threads + 1)
+        )
+        assert torch.get_num_threads() == threads + 1
+    finally:
+        torch.set_num_threads(threads)
+    kinds = {(each.dtype, each.device.type) for each in network._model.parameters()}
+    assert kinds == {(torch.bfloat16, "cpu")}
+    for wrong, words in (({"model": "/no/such"}, "/no/such"), ({"expected_image": "big"}, "expected_image")):
+        with pytest.raises(UserError, match=words):
+            load_network(NodeConfig(**wrong))
 
 
 def test_no_node_logs_by_the_deprecated_warn() -> None:
