@@ -16,6 +16,7 @@ from fast3r_ros.benchmark.models import DTYPES, add_model_arguments, chosen_devi
 from fast3r_ros.geometry.camera_pose import pointmap_weights, poses_from_pointmaps
 from fast3r_ros.model import Fast3R, Pointmap, ViewTokens
 from fast3r_ros.model.attention import attend
+from fast3r_ros.model.attention_choice import choose_attention
 from fast3r_ros.model.layers import Attention
 
 
@@ -41,8 +42,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         ceilings[dtype] = measure_ceilings(device, DTYPES[dtype])
         for size in sizes:
             for views in arguments.views:
+                kernel = attention_kernel(model, arguments.attention, views, size)
                 measured = measure_stages(model, views, size, arguments.runs, ceilings[dtype])
-                results.append({"views": views, "size_wh": list(size), "dtype": dtype, **measured})
+                setting = {"views": views, "size_wh": list(size), "dtype": dtype, "attention": kernel}
+                results.append({**setting, **measured})
     return {
         "benchmark": "network",
         "machine": machine(device),
@@ -51,6 +54,17 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "ceilings": {dtype: asdict(each) for dtype, each in ceilings.items()},
         "results": results,
     }
+
+
+def attention_kernel(model: Fast3R, asked: str, views: int, size: tuple[int, int]) -> str:
+    """Set the kernel that was asked for; on a GPU `auto` is the fastest one for so many tokens, as in the
+    node.  Returns its name.
+    """
+    model.set_attention(asked)
+    if next(model.parameters()).device.type != "cuda":
+        return asked
+    patch = model.config.encoder.patch_size
+    return choose_attention(model, views * (size[0] // patch) * (size[1] // patch))
 
 
 @torch.inference_mode()

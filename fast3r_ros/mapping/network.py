@@ -17,6 +17,7 @@ from fast3r_ros.mapping.capture import Captured, Record, cuda_graph
 from fast3r_ros.mapping.data import EncodedView, Float64, Frame, Reconstruction, UInt8
 from fast3r_ros.mapping.transfer import to_host
 from fast3r_ros.model import Fast3R, FusedFeatures, Pointmap, ViewTokens
+from fast3r_ros.model.attention_choice import choose_attention
 from fast3r_ros.model.image_index import index_embedding
 from fast3r_ros.model.preprocess import normalize, prepare_image
 from fast3r_ros.model.resample import prepare_images
@@ -71,8 +72,13 @@ class Fast3RNetwork:
     def warm_up(self, views: int, size: tuple[int, int]) -> None:
         """Run a window once and record it, so that the first one from a camera is as quick as the others.
 
+        On a GPU the fusion takes the fastest attention kernel for that many tokens, if none was chosen.
+
         size: width and height at the network, in pixels.
         """
+        if self._device.type == "cuda":
+            patch = self._model.config.encoder.patch_size
+            choose_attention(self._model, views * (size[0] // patch) * (size[1] // patch))
         pixels = torch.zeros((size[1], size[0], 3), dtype=torch.uint8, device=self._device)
         self._captured.capture("encode", self._tokens_of, pixels[None])
         view = self.encode_prepared([PreparedFrame(pixels, np.eye(3), None)])[0]

@@ -18,13 +18,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fast3r_ros.errors import UserError
 
-_KERNELS = {
+PYTORCH_KERNELS = {
     "flash": SDPBackend.FLASH_ATTENTION,
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
     "cudnn": SDPBackend.CUDNN_ATTENTION,
     "math": SDPBackend.MATH,
 }
-ATTENTION_NAMES = ("auto", *_KERNELS, "flash_attn")
+ATTENTION_NAMES = ("auto", *PYTORCH_KERNELS, "flash_attn")
 
 _log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, scale: float, name: str) -
     if name == "auto":
         return F.scaled_dot_product_attention(query, key, value, scale=scale)
     if name == "flash_attn":
-        refusal = _flash_attn_refusal(query)
+        refusal = flash_attn_refusal(query)
         if refusal:
             _warn_once(f"attention flash_attn: {refusal}; using PyTorch's own choice")
             return F.scaled_dot_product_attention(query, key, value, scale=scale)
@@ -50,7 +50,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, scale: float, name: str) -
         query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
         return flash_attn_func(query, key, value, softmax_scale=scale).transpose(1, 2)
     try:
-        with sdpa_kernel(_KERNELS[name]):
+        with sdpa_kernel(PYTORCH_KERNELS[name]):
             return F.scaled_dot_product_attention(query, key, value, scale=scale)
     except RuntimeError as error:
         if isinstance(error, torch.OutOfMemoryError):
@@ -63,7 +63,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, scale: float, name: str) -
         return F.scaled_dot_product_attention(query, key, value, scale=scale)
 
 
-def _flash_attn_refusal(query: Tensor) -> str:
+def flash_attn_refusal(query: Tensor) -> str:
     """Why the flash_attn package cannot be used for this tensor; empty when it can."""
     if importlib.util.find_spec("flash_attn") is None:
         return "the package is not installed"
