@@ -337,10 +337,14 @@ def _print_summary(output: Path, report: dict[str, Any]) -> None:
         f"{report['map_points']:,} points ({report['unit']})"
     )
     for skipped in report["frames_skipped"][:10]:
-        print(f"skipped {skipped['name']}: {skipped['reason']}")
-    if report["windows_rejected"]:
-        reasons = ", ".join(f"{reason} ({count})" for reason, count in report["windows_rejected"].items())
-        print(f"windows kept out of the map: {reasons}")
+        name, reason = skipped["name"], skipped["reason"]
+        print(f"skipped {reason}" if reason.startswith(name) else f"skipped {name}: {reason}")
+    for what, counts in (
+        ("frames that are no keyframe", report["mapper"]["dropped"]),
+        ("windows kept out of the map", report["windows_rejected"]),
+    ):
+        if counts:
+            print(f"{what}: {', '.join(f'{reason} ({count})' for reason, count in counts.items())}")
     error = report["trajectory_error"]
     if error:
         share = f"{error['share_of_path']:.1%} of the path of {error['path']} m"

@@ -98,13 +98,13 @@ def _draw(
     order = np.argsort(nearer, kind="stable")
     picture = _splat(points[order][:, plane], colors[order], low[plane], high[plane])
     axes.imshow(picture, extent=(low[0], high[0], low[vertical], high[vertical]), zorder=1)
-    if len(drawing.true_way):
-        axes.plot(*drawing.true_way[:, plane].T, color=TRUTH, lw=2, ls="--", label="true way", zorder=3)
     axes.add_collection(
-        LineCollection(list(drawing.frusta[:, :, plane]), colors=WAY, linewidths=0.7, alpha=0.8, zorder=4)
+        LineCollection(list(drawing.frusta[:, :, plane]), colors=WAY, linewidths=0.7, alpha=0.6, zorder=3)
     )
+    if len(drawing.true_way):  # in front: the other way is seen between its dashes
+        axes.plot(*drawing.true_way[:, plane].T, color=TRUTH, lw=2, ls="--", label="true way", zorder=5)
     if len(drawing.way):
-        axes.plot(*drawing.way[:, plane].T, color=WAY, lw=2, label="camera's way and views", zorder=5)
+        axes.plot(*drawing.way[:, plane].T, color=WAY, lw=2, label="camera's way and views", zorder=4)
         start: dict[str, Any] = {"marker": "o", "ms": 9, "mfc": "white", "mec": WAY, "mew": 2, "ls": ""}
         axes.plot(*drawing.way[:1, plane].T, label="start", zorder=6, **start)
         axes.legend(loc="upper right", fontsize=9, framealpha=0.9)
