@@ -1,5 +1,8 @@
 """How a node's executor is kept running."""
 
+import os
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -40,3 +43,15 @@ def test_an_entity_destroyed_under_the_executor_does_not_end_it() -> None:
     assert not spinning.is_alive()
     node.destroy_node()
     rclpy.shutdown(context=context)
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_of_the_network_do_not_spin_unless_somebody_wants_it(before: str | None, after: str) -> None:
+    """The variable counts only when it is set before PyTorch is loaded."""
+    environ = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    if before is not None:
+        environ["OMP_WAIT_POLICY"] = before
+    code = "import fast3r_ros.ros, os, sys; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, env=environ, capture_output=True, text=True, check=True, timeout=60)
+    assert result.stdout.split() == [after, "False"]
