@@ -13,12 +13,18 @@ pytest.importorskip("rclpy", reason="ROS is not installed here")
 
 from ros_harness import NODE, Listener, crowding
 from sensor_msgs.msg import PointCloud2
-from walk_session import DOMAIN, PARAMETERS, Session, stamps
+from walk_session import DOMAIN, LATCHED, PARAMETERS, STREAMS, Session, stamps
 
 from fast3r_ros.ros.clouds import message_to_cloud
+from fast3r_ros.ros.outputs import TOPICS
 from fast3r_ros.ros.poses import matrix_from_pose, matrix_from_transform
 from fast3r_ros.ros.times import ns_from_stamp
 from fast3r_ros.synthetic.sequence import demo_sequence
+
+
+def test_every_topic_is_listened_to_and_comes(session: Session) -> None:
+    assert {*TOPICS, "status"} == {*STREAMS, *LATCHED}
+    assert not [name for name in (*TOPICS, "status", "/tf", "/diagnostics") if not session.walked(name)]
 
 
 def test_status_accounts_for_the_walk(session: Session) -> None:

@@ -32,6 +32,12 @@ def set_parameter(session: Session, name: str, **value: Any) -> Any:
     return session.listener.call(SetParameters, f"{NODE}/set_parameters", parameters=[parameter]).results[0]
 
 
+def test_every_service_is_called_here(session: Session) -> None:
+    services = session.listener.node.get_service_names_and_types_by_node("fast3r_mapping", "/")
+    own = {name for name, kinds in services if kinds[0].startswith(("std_srvs/", "fast3r_ros/"))}
+    assert own == {f"{NODE}/{name}" for name in ("reset", "pause", "save_map", "load_map")}
+
+
 def test_every_parameter_is_declared_and_described(session: Session) -> None:
     names = [name for name, _, _ in parameter_fields(NodeConfig())]
     listed = session.listener.call(ListParameters, f"{NODE}/list_parameters", depth=0).result.names
