@@ -250,8 +250,18 @@ def _covariance(fit: SimilarityBatch, pairs: _Pairs, distance: Tensor, options: 
     parameters = 7 if options.with_scale else 6
     covariance = torch.zeros_like(information)
     solvable = information[:, :parameters, :parameters]
-    covariance[:, :parameters, :parameters] = torch.linalg.pinv(solvable, hermitian=True, rtol=1e-15)
+    covariance[:, :parameters, :parameters] = _pseudo_inverse(solvable)
     return covariance * (options.points_per_observation * variance)[:, None, None]
+
+
+def _pseudo_inverse(symmetric: Tensor) -> Tensor:
+    """Of each of (B, n, n) symmetric matrices; NaN for one that is not finite or too ill-conditioned."""
+    try:
+        return torch.linalg.pinv(symmetric, hermitian=True, rtol=1e-15)
+    except torch.linalg.LinAlgError:
+        if len(symmetric) == 1:
+            return torch.full_like(symmetric, torch.nan)
+        return torch.cat([_pseudo_inverse(each[None]) for each in symmetric])
 
 
 def _median(values: Tensor, weights: Tensor) -> Tensor:

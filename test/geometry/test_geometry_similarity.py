@@ -131,6 +131,13 @@ def test_without_scale_the_scale_is_one() -> None:
     assert fit.covariance[6, 6] == 0.0
 
 
+def test_coordinates_too_large_for_a_solution_are_a_refused_fit() -> None:
+    source = np.random.default_rng(0).normal(size=(500, 3))
+    fit = fit_similarity_robust(source, 1e160 * source)
+    assert not fit.ok
+    assert fit.reason
+
+
 def test_points_that_are_not_finite_are_ignored() -> None:
     source = points(1)
     target = source + 1.0
