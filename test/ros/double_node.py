@@ -4,6 +4,7 @@ Usage: double_node.py KIND [ROS arguments].  KIND is one of
   SECONDS  disturbed ground truth of the synthetic walk (cameras camera_optical_frame, front, rear), in passes
            of this length
   noise:SECONDS  any images, windows of nonsense, in passes of this length
+  keep:FOLDER  as noise, and every picture that it sees is saved as FOLDER/<stamp in ns>.npy
   budget:VIEWS   as SECONDS, but windows of more views run out of memory
   fault:SECONDS  as SECONDS, but the first activation fails
 """
@@ -12,6 +13,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -48,9 +50,17 @@ class Slow:
 
 
 class Noise:
-    """Takes any image and returns nonsense."""
+    """Takes any image and returns nonsense.  folder: where the pictures are saved, None for nowhere."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = folder
 
     def encode(self, frame: Frame) -> EncodedView:
+        if self._folder is not None:
+            part = self._folder / f"{frame.stamp_ns}.part"
+            with part.open("wb") as file:
+                np.save(file, frame.image)
+            part.rename(part.with_suffix(".npy"))
         small = cv2.resize(frame.image, (64, 48))
         scale = np.diag([64 / frame.image.shape[1], 48 / frame.image.shape[0], 1.0])
         descriptor = np.random.default_rng(frame.stamp_ns).normal(size=64).astype(np.float32)
@@ -67,6 +77,8 @@ def load_network(config: NodeConfig) -> WindowNetwork:
     kind, _, value = sys.argv[1].rpartition(":")
     if kind == "noise":
         return Slow(Noise(), float(value))
+    if kind == "keep":
+        return Noise(Path(value))
     if kind == "budget":
         return Slow(true_network(), views=int(value))
     return Slow(true_network(), float(value))

@@ -22,7 +22,7 @@ from ros_harness import DOUBLE, HERE, NODE, REPLAY, Listener, Program, arguments
 
 from fast3r_ros.ros.counters import LOST
 
-MESSAGES = int(os.environ.get("FAST3R_FUZZ_MESSAGES", "2000"))
+MESSAGES = int(os.environ.get("FAST3R_FUZZ_MESSAGES", "1000"))
 # what is found in images by looking at them
 BROKEN = {
     "raw": {

@@ -139,11 +139,11 @@ def test_random_calibrations_are_refused_or_possible() -> None:
     assert min(outcomes["refused"], outcomes["accepted"]) > 20
 
 
-def test_a_hundred_thousand_random_messages_do_no_harm() -> None:
+def test_random_messages_do_no_harm() -> None:
     intake = Intake("")
     intake.frame(image(5.0, frame="camera_optical_frame"), 1.0)
     reasons: Counter[str] = Counter()
-    for message in random_images(100_000, "both", seed=1):
+    for message in random_images(20_000, "both", seed=1):
         try:
             frame = intake.frame(message, jump_back=1e12)
         except (Refused, BadImage) as error:
@@ -151,7 +151,7 @@ def test_a_hundred_thousand_random_messages_do_no_harm() -> None:
         else:
             reasons["accepted"] += 1
             assert frame.image.shape == (48, 64, 3)
-    assert sum(reasons.values()) == 100_000
+    assert sum(reasons.values()) == 20_000
     assert reasons["accepted"] == 0  # none has the size of the first image
     assert {"truncated data", "empty image", "unknown encoding", "undecodable image"} <= set(reasons)
     assert np.array_equal(intake.frame(image(6.0, frame="camera_optical_frame"), 1.0).image, known_picture())

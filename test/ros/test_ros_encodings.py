@@ -1,0 +1,52 @@
+"""A known picture in every encoding, over DDS: what the network of a node gets to see."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy", reason="ROS is not installed here")
+
+from fast3r_ros.msg import MappingStatus
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from robot import listener_for
+from ros_encoders import encode, even_slopes, expected, known_picture
+from ros_harness import DOUBLE, NODE, Program, arguments, domain, running, wait_until
+from sensor_msgs.msg import Image
+
+from fast3r_ros.io.pixels import ENCODINGS
+
+NAMES = [name for name in ENCODINGS if name != "16uc1"]
+# every image becomes a keyframe, and every keyframe a window
+ALL = {
+    **{"keyframes.motion": 0.0, "keyframes.sharpness": 0.0, "keyframes.contrast": 0.0, "window.stride": 1},
+    **{"registration.retries": 0, "output.status_rate": 10.0},
+}
+
+
+def test_every_encoding_arrives_at_the_network(tmp_path: Path) -> None:
+    """With padded rows; deep encodings in the byte order that is not this machine's."""
+    domain_id = domain(22)
+    node = Program([*DOUBLE, f"keep:{tmp_path}", *arguments(ALL)], domain_id)
+    listener = listener_for(domain_id)
+    pictures = {name: even_slopes() if name.startswith("bayer") else known_picture() for name in NAMES}
+    with running(node):
+        listener.wait_for(f"{NODE}/status", lambda message: message.state == MappingStatus.WAITING, 60)
+        qos = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
+        camera = listener.node.create_publisher(Image, "/image", qos)
+        wait_until(lambda: camera.get_subscription_count() == 1, 10, "the node's subscription")
+        time.sleep(1.5)  # until it is reliable
+        heard = listener.heard[f"{NODE}/status"]
+        for second, (name, picture) in enumerate(pictures.items(), start=1):
+            message = encode(picture, name, padding=6, big_endian=True)
+            message.header.stamp.sec = second
+            camera.publish(message)
+            wait_until(lambda count=second: heard[-1].frames_received >= count, 5, name)
+        wait_until(lambda: len(list(tmp_path.glob("*.npy"))) == len(NAMES), 20, "the pictures")
+    listener.close()
+    for second, (name, picture) in enumerate(pictures.items(), start=1):
+        seen = np.load(tmp_path / f"{second}000000000.npy").astype(int)
+        assert np.abs(seen - expected(picture, name)).max() <= 2, name
