@@ -10,6 +10,7 @@ import argparse
 import importlib
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from fast3r_ros import __version__
 from fast3r_ros.errors import UserError
@@ -27,11 +28,19 @@ COMMANDS = (
 )
 
 
+class _Parser(argparse.ArgumentParser):
+    """Tells wrong use in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """End the process with status 2."""
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
 def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, Callable[[argparse.Namespace], int]]:
     """The parsed arguments of a sub-command and what runs it; ends the process for wrong use, as argparse
     does.
     """
-    parser = argparse.ArgumentParser(prog="fast3r", description="Multi-view 3D mapping with Fast3R.")
+    parser = _Parser(prog="fast3r", description="Multi-view 3D mapping with Fast3R.")
     parser.add_argument("--version", action="version", version=f"fast3r_ros {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     chosen = next((word for word in arguments if not word.startswith("-")), None)

@@ -6,7 +6,7 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -47,9 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="window: sliding, any length; all: one forward pass over all views (default: %(default)s)",
     )
     parser.add_argument("--topic", help="image topic of a bag that has several")
-    parser.add_argument("--rate", type=_positive, help="frames per second to take (default: all)")
-    parser.add_argument("--max-views", type=int, help="take at most this many frames, evenly spread")
-    parser.add_argument("--size", type=int, help="longer side of the images at the network, in pixels")
+    parser.add_argument("--rate", type=_rate, help="frames per second to take (default: all)")
+    parser.add_argument("--max-views", type=_at_least(1), help="take at most this many frames, evenly spread")
+    parser.add_argument(
+        "--size", type=_at_least(16), help="longer side of the images at the network, in pixels"
+    )
     parser.add_argument("--min-confidence", type=float, help="least confidence of a point, 1 or more")
     parser.add_argument("--voxel-size", type=float, help="voxel edge of the map, in its unit")
     parser.add_argument(
@@ -240,11 +242,26 @@ def _value(text: str) -> Any:
         return text
 
 
-def _positive(text: str) -> float:
-    value = float(text)
-    if value <= 0:
-        raise argparse.ArgumentTypeError(f"{text} is not greater than 0")
+def _rate(text: str) -> float:
+    """Frames per second as written on a command line."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a number greater than 0")
     return value
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    """What reads a whole number that may not be smaller."""
+
+    def read(text: str) -> int:
+        if not text.lstrip("-").isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text} is not a whole number of {least} or more")
+        return int(text)
+
+    return read
 
 
 def _load_network(arguments: argparse.Namespace, timings: dict[str, float]) -> Fast3RNetwork:

@@ -32,10 +32,12 @@ class WebViewer:
     """Serves one map that may grow while it is looked at.  Thread-safe; browsers may come and go.
 
     host, port: where it listens; a port that is taken is replaced by the next free one, 0 by any.  Raises
-    UserError for an address that is not this machine's.
+    UserError for an address that is not this machine's, or a port that does not exist.
     """
 
     def __init__(self, host: str = "127.0.0.1", port: int = 8080):
+        if not 0 <= port <= 65535:
+            raise UserError(f"port {port} does not exist; give 0 to 65535")
         try:  # viser would wait for ever at an address that it cannot take
             socket.create_server((host, 0)).close()
         except OSError as error:

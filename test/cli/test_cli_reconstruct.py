@@ -156,6 +156,18 @@ def test_wrong_use_is_one_clear_line_and_status_2(tmp_path, small_model, video, 
     assert words in lines[0]
 
 
+@pytest.mark.parametrize(
+    "option",
+    ["--max-views 0", "--max-views=-3", "--size 0", "--size big", "--rate=-2", "--rate nan", "--dtype int3"],
+)
+def test_an_option_that_makes_no_sense_is_one_line_and_status_2(option, capsys):
+    with pytest.raises(SystemExit) as ended:
+        reconstruct("synthetic:2", "--output", "out", *option.split())
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"fast3r reconstruct: argument {re.split('[ =]', option)[0]}: ")
+
+
 def test_a_process_ends_with_the_status_and_no_traceback(fast3r, tmp_path):
     done = fast3r("reconstruct", tmp_path / "missing.mp4", "--output", tmp_path / "out")
     assert done.returncode == 2

@@ -237,3 +237,9 @@ def test_cameras_follow_corrections_and_time(viewer):
 def test_an_address_of_another_machine_is_one_line():
     with pytest.raises(UserError, match=r"cannot listen on 192\.0\.2\.1"):
         WebViewer("192.0.2.1", 0)
+
+
+@pytest.mark.parametrize("port", [-1, 65536])
+def test_a_port_that_does_not_exist_is_one_line(port):
+    with pytest.raises(UserError, match=f"port {port} does not exist"):
+        WebViewer(port=port)
