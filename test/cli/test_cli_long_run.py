@@ -127,7 +127,8 @@ def test_memory_is_bounded_and_an_interrupted_run_gives_the_same_once_it_is_resu
     report = json.loads((output / "report.json").read_text())
     assert (report["complete"], report["stopped"]) == (False, "interrupted")
     assert 0 < report["frames"] < LONG
-    assert len(read_results(output).cameras) == report["keyframes"] > 0
+    # those of the window that was interrupted may be in the map without their pictures
+    assert 0 < len(read_results(output).cameras) <= report["keyframes"]
 
     capsys.readouterr()
     assert main([*arguments, str(output), "--resume"]) == 0
