@@ -1,9 +1,9 @@
 """Held-out synthetic rooms, which training never draws: short walks for one forward pass, long ones for
 mapping.
 
-Two splits: `full` has the whole variety of textures, fields of view, heights, tilts and steps; `easy`
-has what the demo model was trained for (config/train/demo.yaml): painted rooms, a level camera 1.3 m above
-the floor, 4:3 images with a field of view of 70 degrees.
+Two splits: `full` has the whole variety of textures, fields of view, heights, tilts and steps; `easy` has
+what a small model learns first (config/train/demo.yaml): painted rooms, a level camera 1.3 m above the floor,
+4:3 images with a field of view of 70 degrees.
 """
 
 from __future__ import annotations
