@@ -1,7 +1,7 @@
 """A source of any length in window mode: memory stays bounded, and Ctrl-C costs only time.
 
 FAST3R_LONG_FRAMES=3000 makes the second test as long as what the documentation promises, with the demo model
-on the built-in walk (a quarter of an hour of a core); `pytest -s` shows the memory that it saw.
+on the built-in walk (a quarter of an hour of a core); prints the memory that it saw.
 """
 
 from __future__ import annotations
@@ -115,7 +115,8 @@ def test_memory_is_bounded_and_an_interrupted_run_gives_the_same_once_it_is_resu
     with subprocess.Popen([*command, str(whole)], **options) as process:
         memory = watch(process, whole, 2 * LONG)
         assert process.wait(120 + LONG) == 0, process.stderr.read()
-    print({seventh * VIEWS // 7: f"{used / 1e6:.0f} MB" for seventh, used in memory.items()})
+    with capsys.disabled():
+        print({seventh * VIEWS // 7: f"{used / 1e6:.0f} MB" for seventh, used in memory.items()})
     if not SHORT:  # a few frames do not fill the map
         after_two, latest = memory[min(each for each in memory if each >= 2)], memory[max(memory)]
         assert latest < after_two + MAP_MB * 1e6 + GROWTH * LONG, memory
