@@ -63,6 +63,17 @@ def received(listener: Listener) -> dict[str, int]:
     return {wanted: listener.newest(status_topic(wanted)).frames_received for wanted in WANTED}
 
 
+def settled(listener: Listener) -> dict[str, int]:
+    """What was received, once nothing is on its way any more."""
+    seen = received(listener)
+    while True:
+        time.sleep(1.0)
+        now = received(listener)
+        if now == seen:
+            return now
+        seen = now
+
+
 @pytest.mark.parametrize(
     ("offered", "expected", "hears"),
     [
@@ -77,7 +88,7 @@ def test_reliability_is_the_publishers_or_the_parameters(
     expected: tuple[ReliabilityPolicy, ...],
     hears: tuple[bool, ...],
 ) -> None:
-    before = received(listener)
+    before = settled(listener)
     camera = listener.node.create_publisher(Image, "/camera/image", QoSProfile(depth=5, reliability=offered))
     wait_until(
         lambda: subscribed(listener) == dict(zip(WANTED, expected, strict=True)), 15, "three subscribers"
@@ -95,7 +106,8 @@ def test_reliability_is_the_publishers_or_the_parameters(
 
     wait_until(all_heard, 20, f"images in {listening}")
     deaf = [wanted for wanted in WANTED if wanted not in listening]
-    assert [received(listener)[wanted] - before[wanted] for wanted in deaf] == [0] * len(deaf)
+    now = settled(listener)
+    assert [now[wanted] - before[wanted] for wanted in deaf] == [0] * len(deaf)
     words = "/listener publishes /camera/image best effort: a reliable subscription gets nothing from it"
     if deaf:
         wait_until(lambda: any(words in text for text in said(listener)), 5, "the diagnosis")
