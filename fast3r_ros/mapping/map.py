@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import deque
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
@@ -17,6 +18,7 @@ from fast3r_ros.mapping.data import Cloud, Float32, Float64, UInt8
 from fast3r_ros.mapping.voxels import CloudUpdate, VoxelCloud
 
 _CULLED_AT_ONCE = 16  # keyframes per window, so that a window's cost stays flat
+_SPARE_SHARE = 8  # every n-th keyframe is chosen for culling at a time
 _FULL = 0.97  # of the memory
 _CLOUD_GROWTH = 1.6  # the rows grow by half, their table may double
 _BARE_BYTES = 2000  # of a keyframe without points, image and descriptor
@@ -96,6 +98,7 @@ class Map:
         self._fused: dict[int, Keyframe] = {}
         self._moved: dict[int, None] = {}  # ids to fuse again, in order
         self._held: dict[int, None] = {}  # ids of keyframes that have points
+        self._spare: deque[int] = deque()  # ids to cull next
         # culled keyframe -> the one that it moves with, and where that was when its own pose was right
         self._guides: dict[int, tuple[int, Sim3]] = {}
         self._bytes = 0
@@ -249,27 +252,37 @@ class Map:
         self._thin_trajectory()
         if not self._over_bounds(other_bytes):
             return culled
-        for keyframe in most_redundant([k for k in self.held() if k.id not in protected])[:_CULLED_AT_ONCE]:
+        self._find_spare(protected)
+        while self._spare and len(culled) < _CULLED_AT_ONCE and self._over_bounds(other_bytes):
+            identity = self._spare.popleft()
+            if identity in protected or identity not in self._held:
+                continue
+            keyframe = self.keyframes[identity]
             bare = replace(keyframe, points=None, image=None, descriptor=keyframe.descriptor[:0])
             self.put([bare])
-            self.fuse([keyframe.id])
-            self._find_guide(keyframe.id)
-            culled.add(keyframe.id)
-            if not self._over_bounds(other_bytes):
-                break
+            self.fuse([identity])
+            self._find_guide(identity)
+            culled.add(identity)
         return culled
 
+    def _find_spare(self, protected: set[int]) -> None:
+        """Choose the next keyframes to cull, for many windows at once, as it takes a look at all of them."""
+        if not self._spare:
+            held = [k for k in self.held() if k.id not in protected]
+            most = max(_CULLED_AT_ONCE, len(held) // _SPARE_SHARE)
+            self._spare.extend(k.id for k in most_redundant(held)[:most])
+
     def _thin_trajectory(self) -> None:
-        """Forget every second culled keyframe when their poses alone take too much memory."""
+        """Forget every second culled keyframe, not the first, when their poses alone take too much memory."""
         if (len(self.keyframes) - len(self._held)) * _BARE_BYTES < _TRAJECTORY_SHARE * self._limit:
             return
         self.follow()
         bare = [i for i in self.keyframes if i not in self._held]
-        for identity in bare[::2]:
+        for identity in bare[1::2]:
             self._bytes -= self.keyframes.pop(identity).nbytes
             self._moved.pop(identity, None)
             self._guides.pop(identity, None)
-        for identity in bare[1::2]:
+        for identity in bare[::2]:
             self._find_guide(identity)
 
     @property

@@ -6,7 +6,7 @@ import pytest
 from fast3r_ros.geometry.sim3 import Sim3
 from fast3r_ros.mapping.config import LoopConfig, MapConfig
 from fast3r_ros.mapping.loop_closure import LoopCloser
-from fast3r_ros.mapping.map import Keyframe, KeyframePoints, Map
+from fast3r_ros.mapping.map import Keyframe, KeyframePoints, Map, most_redundant
 
 SHIFT = np.array([0.0, 3.0, 0.0])
 
@@ -45,6 +45,24 @@ def test_a_full_map_drops_redundant_keyframes_and_keeps_their_poses():
     assert len(map_.keyframes) == 60
     assert {k.id for k in map_.held()} == set(range(60)) - culled
     assert all(map_.keyframes[i].image is None for i in culled)
+
+
+def test_a_full_map_is_not_looked_through_at_every_window(monkeypatch):
+    looks = []
+
+    def look(held):
+        looks.append(len(held))
+        return most_redundant(held)
+
+    monkeypatch.setattr("fast3r_ros.mapping.map.most_redundant", look)
+    map_ = filled(200, max_points=filled(200).points)
+    culled = 0
+    for i in range(200, 400):
+        map_.put([keyframe(i, 0.1 * i)])
+        map_.fuse([i])
+        culled += len(map_.cull({i}))
+    assert culled > 150
+    assert len(looks) < culled / 10
 
 
 def test_what_belongs_to_the_map_but_is_kept_elsewhere_counts():
