@@ -270,7 +270,7 @@ SCENARIOS: dict[str, Callable[..., dict[str, Any]]] = {
     "standing_robot": standing_robot,
     "rig_scale": rig_scale,
     "depth_scale": partial(other_scale, "depth"),
-    "camera_height_scale": partial(other_scale, "camera_height"),
+    "camera_height_scale": partial(other_scale, "camera_height", frames=260),
     "lost_track": lost_track,
     "localization": localization,
     "window_cost": window_cost,
