@@ -1,13 +1,16 @@
 """`fast3r benchmark acceleration`: what each acceleration saves, and its error against the exact result.
 
 The views are a walk through the synthetic room.  The error says something only of a trained model; with
-random weights just the times count.
+random weights just the times count.  Of streaming it is the step from one window to the next: the last
+eighth of the views is looked at with what is remembered of the others, and compared with a pass over all.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import functools
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -19,6 +22,7 @@ from fast3r_ros.benchmark.models import DTYPES, add_model_arguments, chosen_devi
 from fast3r_ros.errors import UserError
 from fast3r_ros.model import Fast3R, ViewPrediction, normalize
 from fast3r_ros.model.acceleration import Acceleration, accelerate, pointmap_error
+from fast3r_ros.model.streaming import Remembering
 from fast3r_ros.synthetic.sequence import demo_sequence
 
 DURATION = 20.0  # of the walk, in seconds
@@ -33,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--accelerate",
         nargs="+",
-        default=["merge=2", "merge=4", "linears=int8", "merge=2,linears=int8"],
+        default=["merge=2", "merge=4", "stream=2", "linears=int8", "merge=2,linears=int8"],
         metavar="WHAT",
         help="as for reconstruct (default: %(default)s)",
     )
@@ -78,9 +82,34 @@ def against(
         faster = accelerate(copy.deepcopy(model), acceleration)
     except UserError as error:
         return {"acceleration": str(acceleration), "refused": str(error)}
-    found, time = measure(lambda: faster(images), images[0].device, runs)
+    new = len(images)
+    if acceleration.stream > 1:
+        new = max(1, len(images) // 8)
+        step = streamed_step(faster, images, new)
+    else:
+        step = functools.partial(faster, images)
+    found, time = measure(step, images[0].device, runs)
     return {
         "acceleration": str(acceleration),
-        "error": asdict(pointmap_error(exact, found)),
+        "new_views": new,
+        "error": asdict(pointmap_error(exact[-new:], found)),
         **time.content(),
     }
+
+
+def streamed_step(model: Fast3R, images: list[Tensor], new: int) -> Callable[[], list[ViewPrediction]]:
+    """A function that looks at the last `new` images with what the fusion remembers of all others."""
+    known = [model.encode(image) for image in images[:-new]]
+    first = Remembering()
+    model.fuse(known, function=first)
+    memory = first.memory([view.tokens.shape[1] for view in known])
+    taken = model.default_indices(1, len(known))[0].tolist()
+    indices = torch.tensor([model.further_indices(taken, new)])
+
+    def step() -> list[ViewPrediction]:
+        fresh = [model.encode(image) for image in images[-new:]]
+        features = model.fuse(fresh, indices, function=Remembering(memory, range(len(known))))
+        maps = zip(model.global_head(features), model.local_head(features), strict=True)
+        return [ViewPrediction(*pair) for pair in maps]
+
+    return step

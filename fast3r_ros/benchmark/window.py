@@ -3,7 +3,8 @@
 A window of a fixed number of views slides by 1, 2, 4, 8 frames.  The network runs in full on what a camera
 would send; with random weights its answer is of no use, so mapping goes on with the synthetic truth of the
 same views on the same device.  What the stand-in takes is not counted.  Packed are what the node sends of
-a window: the newest view's cloud, and confidence and depth of every new view.
+a window: the newest view's cloud, and confidence and depth of every new view.  Beside it stands a full pass:
+all views of a window encoded, fused and decoded anew, by the same network in the same run.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import cv2
 import numpy as np
 import torch
 
-from fast3r_ros.benchmark.measure import machine, summary, synchronize
+from fast3r_ros.benchmark.measure import Measurement, machine, measure, summary, synchronize
 from fast3r_ros.benchmark.models import DTYPES, add_model_arguments, chosen_device, load, parse_network_size
 from fast3r_ros.errors import UserError
 from fast3r_ros.mapping.config import MapperConfig
@@ -28,6 +29,7 @@ from fast3r_ros.mapping.data import EncodedView, Frame, Reconstruction, ViewEsti
 from fast3r_ros.mapping.mapper import Mapper
 from fast3r_ros.mapping.network import Fast3RNetwork
 from fast3r_ros.mapping.records import view_bytes
+from fast3r_ros.model.acceleration import Acceleration, accelerate
 from fast3r_ros.synthetic.network_double import TrueNetwork
 from fast3r_ros.synthetic.sequence import SyntheticSequence, loop_sequence
 
@@ -44,6 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", default="512x384", metavar="WxH", help="size of a view at the network")
     parser.add_argument("--dtype", default="float32", choices=DTYPES, help="dtype of the weights")
     parser.add_argument("--runs", type=int, default=5, help="measured windows of each slide")
+    parser.add_argument(
+        "--accelerate", default="exact", metavar="WHAT", help="as for reconstruct (default: %(default)s)"
+    )
     parser.add_argument("--no-capture", action="store_true", help="on a GPU: without CUDA graphs")
 
 
@@ -56,26 +61,32 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         )
     device = chosen_device(arguments)
     size = parse_network_size(arguments.size)
+    acceleration = Acceleration.parse(arguments.accelerate)
     model = load(arguments.model, device, DTYPES[arguments.dtype], arguments.attention)
+    accelerate(model, acceleration)
     network = Fast3RNetwork(model, max(size))
     if device.type == "cuda" and not arguments.no_capture:
         network.warm_up(arguments.views, size)
     most = max(arguments.slides)
     sequence = loop_sequence(width=size[0], height=size[1])
-    frames = [sequence[i] for i in range(arguments.views + OVERLAP + most * (2 + arguments.runs))]
+    runs = -(-arguments.runs // acceleration.stream) * acceleration.stream  # of every kind of pass its share
+    frames = [sequence[i] for i in range(arguments.views + OVERLAP + most * (2 + runs))]
+    anew = full_pass(network, frames[: arguments.views], device, arguments.runs)
     results = []
     for slide in arguments.slides:
         stand_in = StandIn(network, sequence, frames, device)
-        results.append(measure_slide(stand_in, frames, arguments.views, slide, arguments.runs))
+        results.append(measure_slide(stand_in, frames, arguments.views, slide, runs, anew))
     return {
         "benchmark": "window",
         "machine": machine(device),
         "model": arguments.model,
         "attention": arguments.attention,
         "dtype": arguments.dtype,
+        "accelerate": str(acceleration),
         "size_wh": list(size),
         "camera_wh": [round(side * CAMERA_FACTOR) for side in size],
         "captured": network.captured,
+        "full_pass": anew.content(),
         "results": results,
     }
 
@@ -145,10 +156,26 @@ class StandIn:
         self._last, self._last_busy = now, busy
 
 
+def full_pass(
+    network: Fast3RNetwork, frames: Sequence[Frame], device: torch.device, runs: int
+) -> Measurement:
+    """A window of which nothing was seen before: every view encoded, all fused exactly and decoded."""
+    prepared = [network.prepare(_from_camera(frame)) for frame in frames]
+
+    def run_all() -> None:
+        network.pointmaps(network.fuse([network.encode_prepared([frame])[0] for frame in prepared]))
+
+    return measure(run_all, device, runs, memory=False)[1]
+
+
 def measure_slide(
-    network: StandIn, frames: Sequence[Frame], views: int, slide: int, runs: int
+    network: StandIn, frames: Sequence[Frame], views: int, slide: int, runs: int, anew: Measurement
 ) -> dict[str, Any]:
-    """Fill a window, let it slide twice unmeasured, then measure `runs` windows."""
+    """Fill a window, let it slide twice unmeasured, then measure `runs` windows.
+
+    mean_s: of the windows, from the newest frame to the messages.  share_of_full_pass: that over a full pass
+    of the network, `anew`.
+    """
     mapper = Mapper(network, window_config(views, slide))
     waiting = iter(frames)
     first = views - mapper.config.window.overlap
@@ -157,15 +184,26 @@ def measure_slide(
     samples, busy = zip(*(_window(mapper, network, waiting, slide) for _ in range(runs)), strict=True)
     stages = {name: summary([sample[name] for sample in samples]) for name in samples[0]}
     network_s = sum(stages[name].median_s for name in NETWORK_STAGES)
+    mean_s, busy_mean_s = (
+        statistics.mean(values)
+        for values in ([sample["total"] for sample in samples], [total for _, total in busy])
+    )
+    assert anew.processor_s is not None
     return {
         "views": views,
         "slide": slide,
         "stages": {name: stage.content() for name, stage in stages.items()},
         "windows_accepted": mapper.status().windows,
         "windows_rejected": mapper.status().windows_rejected,
+        "mean_s": mean_s,
+        "share_of_full_pass": mean_s / anew.median_s,
         **outside(network_s, stages["total"].median_s),
         # of all threads of the host, which other work on the machine hardly changes
-        "processor": outside(*(statistics.median(times) for times in zip(*busy, strict=True))),
+        "processor": {
+            "mean_s": busy_mean_s,
+            "share_of_full_pass": busy_mean_s / anew.processor_s,
+            **outside(*(statistics.median(times) for times in zip(*busy, strict=True))),
+        },
     }
 
 

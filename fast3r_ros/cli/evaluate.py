@@ -58,6 +58,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-gap", type=int, help="largest number of frames between chosen views")
     parser.add_argument("--cloud-points", type=int, default=20_000, help="points per cloud; 0: all, slow")
     parser.add_argument("--walks", type=int, default=3, help="synthetic walks for the mapper")
+    parser.add_argument(
+        "--accelerate",
+        default="exact",
+        metavar="WHAT",
+        help="as for reconstruct; stream concerns the mapper only (default: %(default)s)",
+    )
     parser.add_argument("--walk-frames", type=int, default=200, help="frames per sequence for the mapper")
     parser.add_argument("--size", type=int, help="longer side at the network in pixels (default: model's)")
     parser.add_argument("--seed", type=int, default=0, help="of drawn image indices")
@@ -77,9 +83,11 @@ def run(arguments: argparse.Namespace) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from fast3r_ros.cli.loading import load_model
     from fast3r_ros.evaluation import tables
+    from fast3r_ros.model.acceleration import Acceleration, accelerate
 
+    acceleration = Acceleration.parse(arguments.accelerate)
     sequences, walks = _sequences(arguments)
-    model = load_model(arguments.model, arguments.device, arguments.dtype)
+    model = accelerate(load_model(arguments.model, arguments.device, arguments.dtype), acceleration)
     size = arguments.size or model.config.image_size
     report: dict[str, Any] = {
         "dataset": arguments.dataset,
@@ -89,6 +97,7 @@ def run(arguments: argparse.Namespace) -> int:
             "size": size,
             "device": str(next(model.parameters()).device),
             "seed": arguments.seed,
+            "accelerate": str(acceleration),
             "cloud_points": arguments.cloud_points,
         },
         "tables": _offline(arguments, sequences, model, size) | _mapped(arguments, walks, model, size),

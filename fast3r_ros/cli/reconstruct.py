@@ -76,7 +76,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--accelerate",
         default="exact",
         metavar="WHAT",
-        help="faster and not exact: merge=2 (tokens of far views), linears=int8 or fp8, or both with a comma",
+        help="faster and not exact: merge=2 (tokens of far views), stream=4 (three windows of four are "
+        "looked at where they are new; --mode window), linears=int8 or fp8, or two with a comma",
     )
     parser.add_argument(
         "--set", metavar="NAME=VALUE", action="append", default=[], help="any parameter of the mapper"
@@ -272,6 +273,8 @@ def _load_network(arguments: argparse.Namespace, timings: dict[str, float]) -> F
     from fast3r_ros.model.parallel import parallelise
 
     acceleration = Acceleration.parse(arguments.accelerate)
+    if acceleration.stream > 1 and arguments.mode == "all":
+        raise UserError(f"--accelerate {acceleration}: stream is for --mode window; one pass has no windows")
     started = time.perf_counter()
     model = load_model(arguments.model, arguments.device, arguments.dtype)
     parallelise(accelerate(model, acceleration), arguments.parallel)

@@ -84,7 +84,9 @@ class WindowNetwork(Protocol):
         ...
 
     def reconstruct(self, views: Sequence[EncodedView]) -> Reconstruction:
-        """One forward pass over the window; view 0 defines the `window` frame."""
+        """One forward pass over the window; view 0 defines the `window` frame, or, where a pass goes on from
+        the last one, that one's view 0.
+        """
         ...
 
 

@@ -15,12 +15,14 @@ from fast3r_ros.geometry.focal import first_view_focal
 from fast3r_ros.geometry.rigid import inverse, transform_points
 from fast3r_ros.mapping.capture import Captured, Record, cuda_graph
 from fast3r_ros.mapping.data import EncodedView, Float64, Frame, Reconstruction, UInt8
+from fast3r_ros.mapping.streaming import SeenViews, continuation, maps_by_view
 from fast3r_ros.mapping.transfer import to_host
 from fast3r_ros.model import Fast3R, FusedFeatures, Pointmap, ViewTokens
 from fast3r_ros.model.attention_choice import choose_attention
 from fast3r_ros.model.image_index import index_embedding
 from fast3r_ros.model.preprocess import normalize, prepare_image
 from fast3r_ros.model.resample import prepare_images
+from fast3r_ros.model.streaming import FusionMemory, Remembering
 
 Lap = Callable[[str], None]
 
@@ -46,6 +48,9 @@ class Fast3RNetwork:
 
     On a GPU images are resized there, and windows of the sizes given to `warm_up` run as CUDA graphs; others
     give the same results, launched kernel by kernel.
+
+    Where the model's acceleration has `stream`, a window that goes on from the last one is looked at only
+    where it is new; its `window` frame is then the last one's.
     """
 
     def __init__(self, model: Fast3R, image_size: int | None = None, record: Record | None = None) -> None:
@@ -62,6 +67,7 @@ class Fast3RNetwork:
             record = cuda_graph
         self._captured = Captured(record)
         self._kept_rows: dict[int, Tensor] = {}
+        self._seen: SeenViews | None = None
 
     @property
     def captured(self) -> int:
@@ -83,7 +89,10 @@ class Fast3RNetwork:
         self._captured.capture("encode", self._tokens_of, pixels[None])
         view = self.encode_prepared([PreparedFrame(pixels, np.eye(3), None)])[0]
         tokens, rows = view.tokens.tokens.repeat(1, views, 1), self._rows(views)
-        self._captured.capture("fuse", self._hooks_of, tokens, rows)
+        if self._model.acceleration.stream > 1:
+            self._captured.capture("remember", self._hooks_and_memory_of, tokens, rows)
+        else:
+            self._captured.capture("fuse", self._hooks_of, tokens, rows)
         features = self.fuse([view] * views)
         if self._model.downstream_head_local is not None:
             heads = self._heads_of(view.tokens.grid, views)
@@ -138,11 +147,59 @@ class Fast3RNetwork:
 
     def reconstruct(self, views: Sequence[EncodedView], lap: Lap = no_lap) -> Reconstruction:
         """One forward pass; the pointmaps stay on the model's device.  lap: see `encode`; fuse and heads."""
+        every = self._model.acceleration.stream
+        if every > 1:
+            return self._streamed(views, every, lap)
         features = self.fuse(views)
         lap("fuse")
         result = self.pointmaps(features)
         lap("heads")
         return result
+
+    @torch.inference_mode()
+    def _streamed(self, views: Sequence[EncodedView], every: int, lap: Lap) -> Reconstruction:
+        """One pass over the views that are new since the last window, or over all of them."""
+        seen, self._seen = self._seen, None  # of a pass that fails nothing is remembered
+        step = continuation(seen, views, every)
+        if seen is None or step is None:
+            indices = self._model.default_indices(1, len(views))[0].tolist()
+            del seen, step  # its memory is not needed beside the new one
+            features, memory = self._fuse_and_remember(views)
+            lap("fuse")
+            maps = maps_by_view(self.pointmaps(features))
+            self._seen = SeenViews(tuple(views), tuple(indices), tuple(maps), memory, age=0)
+        else:
+            kept = [seen.indices[i] for i in step.kept]
+            indices = self._model.further_indices(kept, len(step.fresh))
+            tokens = [view.tokens for view in step.fresh]
+            remembering = Remembering(seen.memory, step.kept)
+            features = self._model.fuse(tokens, torch.tensor([indices]), function=remembering)
+            lap("fuse")
+            maps = maps_by_view(self.pointmaps(features))
+            memory = remembering.memory([view.tokens.shape[1] for view in tokens])
+            self._seen = step.joined(seen, indices, maps, memory)
+        lap("heads")
+        return self._seen.maps_of(views)
+
+    def _fuse_and_remember(self, views: Sequence[EncodedView]) -> tuple[FusedFeatures, FusionMemory]:
+        """As `fuse`, with what a later pass can attend to."""
+        tokens = [view.tokens for view in views]
+        counts = tuple(view.tokens.shape[1] for view in tokens)
+        grids = tuple(view.grid for view in tokens)
+        if self.captured and len(set(grids)) == 1:
+            together, rows = torch.cat([view.tokens for view in tokens], dim=1), self._rows(len(views))
+            replay = self._captured.find("remember", together, rows)
+            if replay is not None:
+                results = replay(together, rows)
+                blocks = len(self._model.decoder.dec_blocks)
+                hooks, keys, values = (
+                    results[: -2 * blocks],
+                    results[-2 * blocks : -blocks],
+                    results[-blocks:],
+                )
+                return FusedFeatures(tuple(hooks), grids), FusionMemory(tuple(keys), tuple(values), counts)
+        remembering = Remembering()
+        return self._model.fuse(tokens, function=remembering), remembering.memory(counts)
 
     @torch.inference_mode()
     def fuse(self, views: Sequence[EncodedView]) -> FusedFeatures:
@@ -214,6 +271,14 @@ class Fast3RNetwork:
         views = rows.shape[1]
         hooks: tuple[Tensor, ...] = self._model.decoder(tokens, rows, [tokens.shape[1] // views] * views)
         return hooks
+
+    def _hooks_and_memory_of(self, tokens: Tensor, rows: Tensor) -> Sequence[Tensor]:
+        """As `_hooks_of`, then the keys and the values of every block."""
+        views, remembering = rows.shape[1], Remembering()
+        counts = [tokens.shape[1] // views] * views
+        hooks: tuple[Tensor, ...] = self._model.decoder(tokens, rows, counts, remembering)
+        memory = remembering.memory(counts)
+        return [*hooks, *memory.keys, *memory.values]
 
     def _heads_of(self, grid: tuple[int, int], views: int) -> Callable[..., Sequence[Tensor]]:
         """Hooks to points and confidence of the global and of the local head, each (V, h, w, ...)."""

@@ -24,29 +24,34 @@ if TYPE_CHECKING:
     from fast3r_ros.model.fast3r import Fast3R
 
 LINEARS = ("exact", "int8", "fp8")
+WHOLE = ("merge", "stream")
 
 
 @dataclass(frozen=True)
 class Acceleration:
     """merge: in fusion, far views' keys and values are merged in cells of merge x merge tokens; 1 is exact.
 
-    linears: arithmetic of the transformer blocks' linear layers, one of LINEARS.  Raises UserError for other
-    values.
+    stream: of a sliding window one pass in `stream` is over all views, the others are over new views with
+    what is remembered of the known ones; 1 is exact.  linears: arithmetic of the transformer blocks' linear
+    layers, one of LINEARS.  Raises UserError for other values and for merge together with stream.
     """
 
     merge: int = 1
     linears: str = "exact"
+    stream: int = 1
 
     def __post_init__(self) -> None:
-        if self.merge < 1:
-            raise UserError(f"acceleration merge is {self.merge}, expected a whole number, at least 1")
+        for name in ("merge", "stream"):
+            value = getattr(self, name)
+            if value < 1:
+                raise UserError(f"acceleration {name} is {value}, expected a whole number, at least 1")
+        if self.merge > 1 and self.stream > 1:
+            raise UserError("acceleration merge and stream do not work together; choose one")
         if self.linears not in LINEARS:
             raise UserError(f"acceleration linears is {self.linears!r}, expected one of {', '.join(LINEARS)}")
 
     def __str__(self) -> str:
-        parts = []
-        if self.merge > 1:
-            parts.append(f"merge={self.merge}")
+        parts = [f"{name}={value}" for name in WHOLE if (value := getattr(self, name)) > 1]
         if self.linears != "exact":
             parts.append(f"linears={self.linears}")
         return ",".join(parts) or "exact"
@@ -57,15 +62,16 @@ class Acceleration:
         values: dict[str, str] = {}
         for assignment in [] if text == "exact" else text.split(","):
             name, equals, value = assignment.partition("=")
-            if name not in ("merge", "linears") or not equals:
+            if name not in (*WHOLE, "linears") or not equals:
                 raise UserError(
-                    f"acceleration {text!r} is unknown; give merge=2, linears=int8 or both with a comma"
+                    f"acceleration {text!r} is unknown; give merge=2, stream=4, linears=int8, or two with a "
+                    "comma"
                 )
+            if name in WHOLE and not value.isdecimal():
+                raise UserError(f"acceleration {name}={value} is no whole number")
             values[name] = value
-        merge = values.get("merge", "1")
-        if not merge.isdecimal():
-            raise UserError(f"acceleration merge={merge} is no whole number")
-        return cls(int(merge), values.get("linears", "exact"))
+        whole = {name: int(values[name]) for name in WHOLE if name in values}
+        return cls(**whole, linears=values.get("linears", "exact"))
 
     def attention_function(self, grids: Sequence[tuple[int, int]]) -> AttentionFunction:
         """What mixes the values in fusion for views of these token grids (h, w)."""
@@ -76,10 +82,12 @@ def accelerate(model: Fast3R, acceleration: Acceleration) -> Fast3R:
     """Apply accelerations to a model; changes it and returns it.
 
     Raises UserError for a model that is split over processes, for linear layers in 8 bits that should become
-    other ones, and for FP8 where the device has none.
+    other ones, for FP8 where the device has none, and for streaming where there is no local head.
     """
     if model.split is not None and str(acceleration) != "exact":
         raise UserError(f"acceleration {acceleration} and several processes do not work together; choose one")
+    if acceleration.stream > 1 and model.downstream_head_local is None:
+        raise UserError("acceleration stream needs a network with a local head, and this one has none")
     before = model.acceleration.linears
     if acceleration.linears != before:
         if before != "exact":

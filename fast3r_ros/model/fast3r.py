@@ -22,8 +22,14 @@ from fast3r_ros.model.config import Fast3RConfig
 from fast3r_ros.model.encoder import Encoder
 from fast3r_ros.model.fusion import Fusion, fuse_views
 from fast3r_ros.model.heads import PointmapHead
-from fast3r_ros.model.image_index import counted_indices, drawn_indices, index_embedding, spread_indices
-from fast3r_ros.model.layers import Attention
+from fast3r_ros.model.image_index import (
+    counted_indices,
+    drawn_indices,
+    free_indices,
+    index_embedding,
+    spread_indices,
+)
+from fast3r_ros.model.layers import Attention, AttentionFunction
 from fast3r_ros.model.outputs import FusedFeatures, Pointmap, ViewPrediction, ViewTokens
 
 if TYPE_CHECKING:
@@ -126,11 +132,16 @@ class Fast3R(nn.Module):
         return self._encode(images)
 
     def fuse(
-        self, views: Sequence[ViewTokens], image_indices: Tensor | None = None, seed: int | None = None
+        self,
+        views: Sequence[ViewTokens],
+        image_indices: Tensor | None = None,
+        seed: int | None = None,
+        function: AttentionFunction | None = None,
     ) -> FusedFeatures:
         """Fuse the tokens of all views of B scenes; view 0 defines the frame of the global points.
 
         image_indices: (B, V) rows of the index table, whole or fractional; by default `default_indices`.
+        function: what mixes the values, by default as `acceleration` says; for a network of one process.
         """
         if not views:
             raise UserError("no views were given; at least one is needed")
@@ -144,7 +155,8 @@ class Fast3R(nn.Module):
         rows = index_embedding(image_indices, self.config.decoder.embed_dim).to(views[0].tokens)
         if self.split is not None:
             return self.split.fuse(self.decoder, views, rows)
-        function = self.acceleration.attention_function([view.grid for view in views])
+        if function is None:
+            function = self.acceleration.attention_function([view.grid for view in views])
         return fuse_views(self.decoder, views, rows, function)
 
     def global_head(self, features: FusedFeatures, views: Sequence[int] | None = None) -> list[Pointmap]:
@@ -185,6 +197,10 @@ class Fast3R(nn.Module):
         if self.training or seed is not None:
             return drawn_indices(batch, views, seed)
         return spread_indices(batch, views)
+
+    def further_indices(self, taken: Sequence[int], count: int) -> list[int]:
+        """Image indices for `count` views that join others, which have the indices `taken`."""
+        return free_indices(taken, count, spread=self.config.decoder.random_image_idx_embedding)
 
     def _encode_views(self, images: Sequence[Tensor]) -> list[ViewTokens]:
         """Encode the views, those of one size together."""

@@ -7,6 +7,10 @@ paper).
 
 from __future__ import annotations
 
+import bisect
+import itertools
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -53,6 +57,24 @@ def drawn_indices(batch: int, views: int, seed: int | None) -> Tensor:
         else:
             result[sample, 1:] = rows[1:][torch.randperm(views - 1, generator=generator)]
     return result
+
+
+def free_indices(taken: Sequence[int], count: int, spread: bool = True) -> list[int]:
+    """`count` whole indices that are not `taken`, for views that join others; `taken` has at least one.
+
+    spread: one after the other in the middle of the widest gap of the trained range; otherwise the smallest.
+    """
+    used = sorted(taken)
+    found = []
+    for _ in range(count):
+        if spread:
+            width, start = max((b - a, -a) for a, b in itertools.pairwise([*used, TRAINED_ROWS]))
+            index = width // 2 - start
+        else:
+            index = next(number for number in itertools.count(1) if number not in used)
+        found.append(index)
+        bisect.insort(used, index)
+    return found
 
 
 def index_embedding(indices: Tensor, width: int) -> Tensor:

@@ -151,6 +151,11 @@ class NodeConfig:
         "bfloat16 or float16",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
+    accelerate: str = parameter(
+        "exact",
+        "faster and not exact: merge=2 (tokens of far views), stream=4 (three windows of four are looked at "
+        "where they are new), linears=int8 or fp8, or two with a comma; exact: none",
+    )
     expected_image: str = parameter(
         "640x480",
         "WIDTHxHEIGHT of the cameras' images, for which a GPU is warmed up at configure; with others windows "

@@ -14,20 +14,23 @@ _log = logging.getLogger(__name__)
 def load_network(config: NodeConfig) -> WindowNetwork:
     """The network of `model` on `device` in `dtype`, warmed up where that is a GPU.
 
-    Raises UserError when there is no such model or device.
+    Raises UserError when there is no such model, device or acceleration.
     """
     import torch
 
     from fast3r_ros.mapping.network import Fast3RNetwork
     from fast3r_ros.model import Fast3R
+    from fast3r_ros.model.acceleration import Acceleration, accelerate
     from fast3r_ros.model.preprocess import plan_resize
 
     if config.torch_threads:
         torch.set_num_threads(config.torch_threads)
     expected = expected_size(config.expected_image)
+    acceleration = Acceleration.parse(config.accelerate)
     device = resolve_device(config.device)
     dtype = getattr(torch, resolve_dtype(config.dtype, device))
     model = Fast3R.from_pretrained(config.model, device=device, dtype=dtype)
+    accelerate(model, acceleration)
     network = Fast3RNetwork(model, model.config.image_size)
     if device.startswith("cuda") and expected is not None:
         size = plan_resize(*expected, model.config.image_size).size
