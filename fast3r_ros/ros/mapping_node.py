@@ -122,8 +122,9 @@ class MappingNode(LifecycleNode):
         start = time.monotonic()
         mapper = Mapper(self._load_network(config), config.mapper)
         self._device = resolve_device(config.device)
+        took = time.monotonic() - start
         self.get_logger().info(
-            f"model {config.model} on {self._device}, loaded in {time.monotonic() - start:.1f} s"
+            f"model {config.model} ({config.accelerate}) on {self._device}, loaded in {took:.1f} s"
         )
         mapping = MappingThread(mapper, self._counters, self.get_logger(), self._on_window, self._on_idle)
         self._mapping = mapping
@@ -312,6 +313,7 @@ class MappingNode(LifecycleNode):
             callback_p99=p99,
             callback_max=longest,
             device=self._device,
+            accelerate=self.config.accelerate,
             timeout=self.config.input.timeout,
         )
         inputs, mapping, outputs, broadcaster = self._inputs, self._mapping, self._outputs, self._broadcaster

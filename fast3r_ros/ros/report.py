@@ -65,6 +65,7 @@ class Report:
     callback_p99: float = 0.0
     callback_max: float = 0.0
     device: str = ""
+    accelerate: str = ""
     gpu_bytes: int = 0
     gpu_peak_bytes: int = 0
     cameras: Sequence[CameraReport] = ()
@@ -180,7 +181,7 @@ NORMAL_DROPS = frozenset(["too slow: a newer image replaced it", "paused", "not 
 def _mapping_status(report: Report, name: str) -> DiagnosticStatus:
     level, text = DiagnosticStatus.OK, STATE_NAMES[report.state]
     mapper = report.mapper
-    values: dict[str, object] = {"state": text, "device": report.device}
+    values: dict[str, object] = {"state": text, "device": report.device, "accelerate": report.accelerate}
     if report.state == MappingStatus.ERROR:
         level, text = DiagnosticStatus.ERROR, report.last_error
     elif report.state == MappingStatus.LOST:

@@ -65,9 +65,14 @@ def test_wrong_use_is_told(arguments: list[str], tmp_path: Path, capsys: pytest.
     assert "--parallel tensor needs --mode all" in capsys.readouterr().err
     assert main([*arguments, *output, "--accelerate", "magic"]) == 2
     assert "'magic' is unknown" in capsys.readouterr().err
+    assert main([*arguments, *output, "--accelerate", "stream=2"]) == 2
+    assert "stream is for --mode window" in capsys.readouterr().err
 
 
-def test_what_is_not_exact_stands_in_the_report(arguments: list[str], tmp_path: Path) -> None:
-    assert main([*arguments, "--output", str(tmp_path), "--accelerate", "merge=2,linears=int8"]) == 0
+@pytest.mark.parametrize(("mode", "what"), [("all", "merge=2,linears=int8"), ("window", "stream=2")])
+def test_what_is_not_exact_stands_in_the_report(
+    arguments: list[str], tmp_path: Path, mode: str, what: str
+) -> None:
+    assert main([*arguments, "--output", str(tmp_path), "--mode", mode, "--accelerate", what]) == 0
     settings = json.loads((tmp_path / "report.json").read_text())["settings"]
-    assert settings["accelerate"] == "merge=2,linears=int8"
+    assert settings["accelerate"] == what

@@ -15,6 +15,7 @@ from sensor_msgs.msg import Image
 from fast3r_ros.errors import UserError
 from fast3r_ros.io.pixels import BadImage
 from fast3r_ros.mapping.config import MapperConfig
+from fast3r_ros.model.acceleration import Acceleration
 from fast3r_ros.ros.cameras import Gaps, adapted_reliability
 from fast3r_ros.ros.config import NodeConfig
 from fast3r_ros.ros.images import depth_to_metres
@@ -84,14 +85,18 @@ def test_the_network_gets_its_model_threads_precision_and_device() -> None:
     threads = torch.get_num_threads()
     try:
         network = load_network(
-            NodeConfig(model="demo", device="cpu", dtype="bfloat16", torch_threads=threads + 1)
+            NodeConfig(
+                model="demo", device="cpu", dtype="bfloat16", torch_threads=threads + 1, accelerate="stream=3"
+            )
         )
         assert torch.get_num_threads() == threads + 1
     finally:
         torch.set_num_threads(threads)
     kinds = {(each.dtype, each.device.type) for each in network._model.parameters()}
     assert kinds == {(torch.bfloat16, "cpu")}
-    for wrong, words in (({"model": "/no/such"}, "/no/such"), ({"expected_image": "big"}, "expected_image")):
+    assert network._model.acceleration == Acceleration(stream=3)
+    unusable = ({"model": "/no/such"}, {"expected_image": "big"}, {"accelerate": "fast"})
+    for wrong, words in zip(unusable, ("/no/such", "expected_image", "acceleration 'fast'"), strict=True):
         with pytest.raises(UserError, match=words):
             load_network(NodeConfig(**wrong))
 

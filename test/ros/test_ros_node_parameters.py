@@ -42,7 +42,7 @@ from fast3r_ros.synthetic.sequence import demo_sequence
 HERE = Path(__file__).resolve().parent
 # parameter -> where a test fails when it has no effect; those of the mapper are in test_ros_mapper_parameters
 SHOWN = {
-    "test_ros_choices": "model device dtype torch_threads expected_image",
+    "test_ros_choices": "model device dtype accelerate torch_threads expected_image",
     "test_ros_lifecycle": "autostart",
     "test_ros_scenarios": "cameras input.transport viewer.port",
     "test_ros_walk_services": "map_directory output.status_rate",

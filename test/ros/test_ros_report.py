@@ -90,6 +90,12 @@ def test_diagnostics_say_what_to_do(changes: dict, place: int, level: bytes, wor
     assert words in status.message
 
 
+def test_diagnostics_say_what_is_not_exact() -> None:
+    report = Report(2, 1, MappingStatus.MAPPING, accelerate="stream=4")
+    values = {item.key: item.value for item in diagnostics_message(report, "fast3r_mapping").status[1].values}
+    assert values["accelerate"] == "stream=4"
+
+
 def test_counters_add_up() -> None:
     counters = Counters()
     for _ in range(200):
