@@ -1,4 +1,4 @@
-"""3x3 convolutions, on the CPU with fast (Winograd) arithmetic where that pays.
+"""3x3 convolutions, on the CPU with fast (Winograd) arithmetic where that pays, and how maps lie in memory.
 
 PyTorch carries NNPACK, whose Winograd kernels need 2 to 3 times less arithmetic than a direct 3x3
 convolution for one float32 image of 16x16 or more.  They are used for inference on the CPU only; the
@@ -13,6 +13,15 @@ import torch
 from torch import Tensor, nn
 
 SMALLEST_SIDE = 16
+
+
+def layout_on(device: torch.device) -> torch.memory_format:
+    """How maps (B, C, h, w) and the weights of convolutions lie in memory where they are convolved.
+
+    NNPACK on the CPU wants one channel after the other.  On a GPU tensor cores want all channels of a pixel
+    together, and cuDNN turns what lies otherwise, before and after every convolution.
+    """
+    return torch.contiguous_format if device.type == "cpu" else torch.channels_last
 
 
 class Conv3x3(nn.Conv2d):

@@ -19,6 +19,7 @@ from fast3r_ros.model import checkpoint
 from fast3r_ros.model.acceleration import Acceleration
 from fast3r_ros.model.attention import check_attention
 from fast3r_ros.model.config import Fast3RConfig
+from fast3r_ros.model.convolution import layout_on
 from fast3r_ros.model.encoder import Encoder
 from fast3r_ros.model.fusion import Fusion, fuse_views
 from fast3r_ros.model.heads import PointmapHead
@@ -82,6 +83,9 @@ class Fast3R(nn.Module):
             model = cls(config or checkpoint.read_config(files))
         tensors = checkpoint.read_weights(files, checkpoint.shapes_of(model))
         model.load_state_dict({key: tensor.to(device, dtype) for key, tensor in tensors.items()}, assign=True)
+        for head in (model.downstream_head, model.downstream_head_local):
+            if head is not None:
+                head.to(memory_format=layout_on(torch.device(device)))  # as the maps, or each call turns them
         model.set_attention(attention)
         return model.eval()
 

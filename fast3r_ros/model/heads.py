@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fast3r_ros.model.config import Fast3RConfig
+from fast3r_ros.model.convolution import layout_on
 from fast3r_ros.model.dpt import Dpt
 from fast3r_ros.model.outputs import FusedFeatures, Pointmap
 
@@ -60,10 +61,8 @@ class PointmapHead(nn.Module):
             chunk = max(1, at_once * COARSE_PER_FINE // per_scene)
             for start in range(0, len(members), chunk):
                 part = members[start : start + chunk]
-                maps = [
-                    torch.cat([_token_map(hook, features, views[place]) for place in part])
-                    for hook in features.hooks
-                ]
+                chosen = [views[place] for place in part]
+                maps = [_token_maps(hook, features, chosen) for hook in features.hooks]
                 points, confidence = (result.unflatten(0, (len(part), -1)) for result in self(maps, at_once))
                 for place, view_points, view_confidence in zip(part, points, confidence, strict=True):
                     results[place] = Pointmap(view_points, view_confidence)
@@ -97,7 +96,11 @@ def _by_grid(features: FusedFeatures, views: Sequence[int]) -> dict[tuple[int, i
     return groups
 
 
-def _token_map(hook: Tensor, features: FusedFeatures, view: int) -> Tensor:
-    """One view's tokens of a hook as a map (B, C, h, w), without a copy."""
-    start, (rows, columns) = features.offsets[view], features.grids[view]
-    return hook[:, start : start + rows * columns].transpose(1, 2).unflatten(2, (rows, columns))
+def _token_maps(hook: Tensor, features: FusedFeatures, views: Sequence[int]) -> Tensor:
+    """A hook's tokens of V views of one grid as maps (V * B, C, h, w), copied once, as `layout_on` says."""
+    grid = features.grids[views[0]]
+    starts = [features.offsets[view] for view in views]
+    tokens = [hook[:, start : start + grid[0] * grid[1]] for start in starts]
+    if layout_on(hook.device) == torch.channels_last:  # as tokens lie anyway; `cat` of maps would turn them
+        return torch.cat(tokens).unflatten(1, grid).permute(0, 3, 1, 2)
+    return torch.cat([view.transpose(1, 2).unflatten(2, grid) for view in tokens])
