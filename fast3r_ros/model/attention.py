@@ -1,13 +1,17 @@
 """Scaled dot-product attention with a choice of kernels.
 
 `auto` leaves the choice to PyTorch for the device and dtype.  The other names force one of PyTorch's kernels,
-or the `flash_attn` package; where the forced one cannot run, PyTorch's choice is used and a warning says so
-once.
+or that of a package: FlashAttention 2 (`flash_attn`) or 3 (`flash_attn_3`).  Where the forced one cannot run,
+PyTorch's choice is used and a warning says so once.
+
+PyTorch can put FlashAttention 3 behind its own flash kernel, too, but for the whole process and as a
+prototype; called by name it can be timed beside the others.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 import logging
 
@@ -24,7 +28,11 @@ PYTORCH_KERNELS = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
     "math": SDPBackend.MATH,
 }
-ATTENTION_NAMES = ("auto", *PYTORCH_KERNELS, "flash_attn")
+PACKAGES = {"flash_attn": "flash_attn", "flash_attn_3": "flash_attn_interface"}  # the modules to import
+ATTENTION_NAMES = ("auto", *PYTORCH_KERNELS, *PACKAGES)
+HOPPER = (9, 0)  # compute capability
+# cuDNN 9.15.0; up to there it is wrong for numbers of tokens that 128 does not divide (PyTorch issue 169849)
+LAST_WRONG_CUDNN = 91500
 
 _log = logging.getLogger(__name__)
 
@@ -38,39 +46,55 @@ def check_attention(name: str) -> str:
 
 def attend(query: Tensor, key: Tensor, value: Tensor, scale: float, name: str) -> Tensor:
     """Attention of (B, heads, N, D) tensors with logits scaled by `scale`; returns (B, heads, N, D)."""
+    if name != "auto":
+        try:
+            return run_kernel(query, key, value, scale, name)
+        except (RuntimeError, ImportError) as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            _warn_once(
+                f"attention {name} cannot run {query.dtype} on {query.device.type} "
+                f"({str(error).splitlines()[0]}); "
+                "using PyTorch's own choice"
+            )
+    return F.scaled_dot_product_attention(query, key, value, scale=scale)
+
+
+def run_kernel(query: Tensor, key: Tensor, value: Tensor, scale: float, name: str) -> Tensor:
+    """As `attend`, by the named kernel only: raises RuntimeError or ImportError where it cannot run."""
+    refusal = kernel_refusal(query, name)
+    if refusal:
+        raise RuntimeError(refusal)
     if name == "auto":
         return F.scaled_dot_product_attention(query, key, value, scale=scale)
-    if name == "flash_attn":
-        refusal = flash_attn_refusal(query)
-        if refusal:
-            _warn_once(f"attention flash_attn: {refusal}; using PyTorch's own choice")
-            return F.scaled_dot_product_attention(query, key, value, scale=scale)
-        from flash_attn import flash_attn_func
-
-        query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
-        return flash_attn_func(query, key, value, softmax_scale=scale).transpose(1, 2)
-    try:
+    if name not in PACKAGES:
         with sdpa_kernel(PYTORCH_KERNELS[name]):
             return F.scaled_dot_product_attention(query, key, value, scale=scale)
-    except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        _warn_once(
-            f"attention {name} cannot run {query.dtype} on {query.device.type} "
-            f"({str(error).splitlines()[0]}); "
-            "using PyTorch's own choice"
-        )
-        return F.scaled_dot_product_attention(query, key, value, scale=scale)
+    function = importlib.import_module(PACKAGES[name]).flash_attn_func
+    query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
+    result = function(query, key, value, softmax_scale=scale)
+    mixed: Tensor = result[0] if isinstance(result, tuple) else result  # older ones add the logits' sums
+    return mixed.transpose(1, 2)
 
 
-def flash_attn_refusal(query: Tensor) -> str:
-    """Why the flash_attn package cannot be used for this tensor; empty when it can."""
-    if importlib.util.find_spec("flash_attn") is None:
-        return "the package is not installed"
+def kernel_refusal(query: Tensor, name: str) -> str:
+    """Why a kernel is not to be used for this tensor; empty when it can be tried."""
+    if name == "cudnn":
+        version = torch.backends.cudnn.version()
+        if version is not None and version <= LAST_WRONG_CUDNN:
+            return (
+                f"cuDNN {version} gives wrong results for some numbers of tokens, later than 9.15.0 does not"
+            )
+    if name not in PACKAGES:
+        return ""
+    if importlib.util.find_spec(PACKAGES[name]) is None:
+        return f"the package with {PACKAGES[name]} is not installed"
     if query.device.type != "cuda":
         return f"it needs a CUDA device, the tokens are on {query.device.type}"
     if query.dtype not in (torch.float16, torch.bfloat16):
         return f"it needs float16 or bfloat16, the tokens are {query.dtype}"
+    if name == "flash_attn_3" and (capability := torch.cuda.get_device_capability(query.device)) != HOPPER:
+        return f"it needs compute capability 9.0, the GPU has {capability[0]}.{capability[1]}"
     return ""
 
 

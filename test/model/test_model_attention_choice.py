@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import math
 
 import pytest
 import torch
+from small_model import random_views
+from torch import Tensor
 
-from fast3r_ros.model import Fast3R
+from fast3r_ros.model import Fast3R, attention
 from fast3r_ros.model import attention_choice as choice
-from fast3r_ros.model.attention import PYTORCH_KERNELS
+from fast3r_ros.model.acceleration import Acceleration, accelerate
+from fast3r_ros.model.attention import ATTENTION_NAMES, PACKAGES, attend
+from fast3r_ros.model.layers import Attention
 
 
 def kernels(network: Fast3R) -> set[str]:
@@ -22,9 +28,9 @@ def test_kernels_that_run_here_are_timed_and_others_left_out() -> None:
     assert "auto" in found
     assert all(seconds > 0 for seconds in found.values())
     assert "math" not in found
-    assert set(found) <= {"auto", *PYTORCH_KERNELS, "flash_attn"}
+    assert set(found) <= set(ATTENTION_NAMES)
     if not torch.cuda.is_available():
-        assert {"cudnn", "flash_attn"}.isdisjoint(found)
+        assert {"cudnn", *PACKAGES}.isdisjoint(found)
 
 
 @pytest.mark.parametrize(
@@ -33,6 +39,8 @@ def test_kernels_that_run_here_are_timed_and_others_left_out() -> None:
         ({"auto": 1.0, "flash": 0.5, "cudnn": 0.7}, "flash"),
         ({"auto": 1.0, "flash": 0.97}, "auto"),
         ({"auto": 1.0}, "auto"),
+        ({"flash": 0.5, "efficient": 0.4}, "efficient"),
+        ({}, "auto"),
     ],
 )
 def test_the_fastest_is_taken_if_it_is_worth_it(
@@ -55,3 +63,99 @@ def test_a_kernel_that_was_asked_for_stays(small_network: Fast3R) -> None:
     network.set_attention("math")
     assert choice.choose_attention(network, 18) == "math"
     assert kernels(network) == {"math"}
+
+
+def timed_inputs(network: Fast3R, tokens: int, monkeypatch: pytest.MonkeyPatch) -> tuple[Tensor, ...]:
+    """What is given to `kernel_seconds`."""
+    given: list[tuple[Tensor, ...]] = []
+
+    def record(*inputs: Tensor) -> dict[str, float]:
+        given.append(inputs)
+        return {"auto": 1.0}
+
+    monkeypatch.setattr(choice, "kernel_seconds", record)
+    choice.choose_attention(network, tokens)
+    return given[0]
+
+
+def test_what_is_timed_lies_as_what_the_fusion_passes_on(
+    small_network: Fast3R, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passed: list[tuple[Tensor, ...]] = []
+
+    def record(query: Tensor, key: Tensor, value: Tensor, scale: float, kernel: str) -> Tensor:
+        passed.append((query, key, value))
+        return attend(query, key, value, scale, kernel)
+
+    with torch.inference_mode():
+        views = [small_network.encode(image) for image in random_views(*[(32, 48)] * 3)]
+        small_network.fuse(views, function=record)
+    timed = timed_inputs(small_network, 18, monkeypatch)
+    for one, other in zip(timed, passed[0], strict=True):
+        assert (one.shape, one.dtype, one.stride()) == (other.shape, other.dtype, other.stride())
+
+
+def test_long_scenes_are_timed_with_fewer_tokens(
+    small_network: Fast3R, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    query, _, _ = timed_inputs(small_network, 10**9, monkeypatch)
+    assert query.shape[2] == choice.MOST_TOKENS
+
+
+def test_a_rank_times_the_heads_it_has(small_network: Fast3R, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = copy.deepcopy(small_network)
+    for module in network.decoder.modules():
+        if isinstance(module, Attention):
+            module.heads //= 2
+    query, _, _ = timed_inputs(network, 18, monkeypatch)
+    assert query.shape[1] == small_network.config.decoder.num_heads // 2
+
+
+@pytest.mark.parametrize("failing", [("auto",), ATTENTION_NAMES], ids=["PyTorch's choice", "all"])
+def test_kernels_that_fail_are_left_out(
+    small_network: Fast3R, monkeypatch: pytest.MonkeyPatch, failing: tuple[str, ...]
+) -> None:
+    def run(query: Tensor, key: Tensor, value: Tensor, scale: float, name: str) -> Tensor:
+        if name in failing:
+            raise RuntimeError(f"no {name} here")
+        return query
+
+    monkeypatch.setattr(choice, "run_kernel", run)
+    network = copy.deepcopy(small_network)
+    chosen = choice.choose_attention(network, 18)
+    assert kernels(network) == {chosen}
+    assert (chosen == "auto") == (failing == ATTENTION_NAMES)
+
+
+def test_a_device_without_memory_says_so(small_network: Fast3R, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(*inputs: object) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(choice, "run_kernel", run)
+    with pytest.raises(torch.OutOfMemoryError):
+        choice.choose_attention(copy.deepcopy(small_network), 18)
+
+
+def test_cudnn_is_timed_only_where_its_results_are_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    query, key, value = torch.rand(3, 1, 2, 48, 16).unbind(0)
+
+    def forced(kernel: object) -> contextlib.nullcontext[None]:  # the kernel itself is not on every machine
+        tried.append(kernel)
+        return contextlib.nullcontext()
+
+    tried: list[object] = []
+    monkeypatch.setattr(attention, "sdpa_kernel", forced)
+    for version, right in ((91002, False), (91500, False), (91501, True), (92000, True), (None, True)):
+        tried.clear()
+        monkeypatch.setattr(torch.backends.cudnn, "version", lambda version=version: version)
+        assert ("cudnn" in choice.kernel_seconds(query, key, value)) == right
+        assert (attention.PYTORCH_KERNELS["cudnn"] in tried) == right
+
+
+def test_merged_tokens_keep_the_choice_of_pytorch(
+    small_network: Fast3R, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choice, "kernel_seconds", lambda *inputs: {"auto": math.inf, "flash": 1.0})
+    network = accelerate(copy.deepcopy(small_network), Acceleration(merge=2))
+    assert choice.choose_attention(network, 18) == "auto"
+    assert kernels(network) == {"auto"}
