@@ -17,8 +17,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fast3r_ros.benchmark.kept import add_keep_argument, collected
 from fast3r_ros.benchmark.measure import machine, measure
-from fast3r_ros.benchmark.models import DTYPES, add_model_arguments, chosen_device, load, parse_size
+from fast3r_ros.benchmark.models import (
+    DTYPES,
+    add_dtype_argument,
+    add_model_arguments,
+    chosen_device,
+    default_dtype,
+    load,
+    parse_size,
+)
 from fast3r_ros.errors import UserError
 from fast3r_ros.model import Fast3R, ViewPrediction, normalize
 from fast3r_ros.model.acceleration import Acceleration, accelerate, pointmap_error
@@ -33,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     parser.add_argument("--views", type=int, default=32, help="number of views (default: %(default)s)")
     parser.add_argument("--size", default="512x384", metavar="WxH", help="size of a view")
-    parser.add_argument("--dtype", default="float32", choices=DTYPES, help="dtype of the weights")
+    add_dtype_argument(parser)
     parser.add_argument(
         "--accelerate",
         nargs="+",
@@ -42,27 +51,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="as for reconstruct (default: %(default)s)",
     )
     parser.add_argument("--runs", type=int, default=3, help="measured runs of each (default: %(default)s)")
+    add_keep_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """One pass exactly and one with each acceleration; returns the JSON document."""
     device = chosen_device(arguments)
     accelerations = [Acceleration.parse(text) for text in arguments.accelerate]
-    model = load(arguments.model, device, DTYPES[arguments.dtype], arguments.attention)
+    dtype = arguments.dtype or default_dtype(device)
+    model = load(arguments.model, device, DTYPES[dtype], arguments.attention)
     images = walk(arguments.views, parse_size(arguments.size), device)
     with torch.inference_mode():
         exact, exact_time = measure(lambda: model(images), device, arguments.runs)
-        results = [against(exact, model, each, images, arguments.runs) for each in accelerations]
-    return {
+    document = {
         "benchmark": "acceleration",
         "machine": machine(device),
         "model": arguments.model,
-        "dtype": arguments.dtype,
+        "dtype": dtype,
         "views": arguments.views,
         "size_wh": list(parse_size(arguments.size)),
         "exact": exact_time.content(),
-        "results": results,
     }
+    results = (against(exact, model, each, images, arguments.runs) for each in accelerations)
+    return collected(document, results, arguments.keep)
 
 
 def walk(views: int, size: tuple[int, int], device: torch.device) -> list[Tensor]:
@@ -74,6 +85,7 @@ def walk(views: int, size: tuple[int, int], device: torch.device) -> list[Tensor
     return [normalize(sequence[place].image, device)[None] for place in places]
 
 
+@torch.inference_mode()
 def against(
     exact: list[ViewPrediction], model: Fast3R, acceleration: Acceleration, images: list[Tensor], runs: int
 ) -> dict[str, Any]:

@@ -34,6 +34,23 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, help="CPU threads (PyTorch's choice by default)")
 
 
+def add_dtype_argument(parser: argparse.ArgumentParser, several: bool = False) -> None:
+    """--dtype: one, or a list of them; None, where it is not given, stands for `default_dtype`."""
+    parser.add_argument(
+        "--dtype",
+        nargs="+" if several else None,
+        choices=DTYPES,
+        help="dtype of the weights (default: bfloat16 on cuda, float32 on cpu)",
+    )
+
+
+def default_dtype(device: torch.device) -> str:
+    """What networks run in on this device, and what figures are of: on a GPU bfloat16, as the node, `fast3r
+    reconstruct` and the official release's attention.
+    """
+    return "float32" if device.type == "cpu" else "bfloat16"
+
+
 def chosen_device(arguments: argparse.Namespace) -> torch.device:
     """The device of `add_model_arguments`, with its threads set.  Raises UserError when there is none."""
     if arguments.threads:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -11,8 +12,17 @@ import torch
 
 from fast3r_ros.benchmark.ceilings import compared, measure_ceilings
 from fast3r_ros.benchmark.floor import Ceilings, fusion_attention, stages
+from fast3r_ros.benchmark.kept import add_keep_argument, collected
 from fast3r_ros.benchmark.measure import machine, measure
-from fast3r_ros.benchmark.models import DTYPES, add_model_arguments, chosen_device, load, parse_size
+from fast3r_ros.benchmark.models import (
+    DTYPES,
+    add_dtype_argument,
+    add_model_arguments,
+    chosen_device,
+    default_dtype,
+    load,
+    parse_size,
+)
 from fast3r_ros.geometry.camera_pose import pointmap_weights, poses_from_pointmaps
 from fast3r_ros.model import Fast3R, Pointmap, ViewTokens
 from fast3r_ros.model.attention import attend
@@ -25,35 +35,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     parser.add_argument("--views", type=int, nargs="+", default=[8], help="numbers of views")
     parser.add_argument("--size", nargs="+", default=["512x384"], metavar="WxH", help="sizes of a view")
-    parser.add_argument(
-        "--dtype", nargs="+", default=["float32"], choices=DTYPES, help="dtypes of the weights"
-    )
+    add_dtype_argument(parser, several=True)
     parser.add_argument("--runs", type=int, default=5, help="measured runs of each stage")
+    add_keep_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure every combination; returns the JSON document."""
     device = chosen_device(arguments)
     sizes = [parse_size(text) for text in arguments.size]
-    results: list[dict[str, Any]] = []
-    ceilings: dict[str, Ceilings] = {}
-    for dtype in arguments.dtype:
-        model = load(arguments.model, device, DTYPES[dtype], arguments.attention)
-        ceilings[dtype] = measure_ceilings(device, DTYPES[dtype])
-        for size in sizes:
-            for views in arguments.views:
+    rates: dict[str, dict[str, float]] = {}  # of each dtype, once it was its turn
+
+    def results() -> Iterator[dict[str, Any]]:
+        for dtype in arguments.dtype or [default_dtype(device)]:
+            model = load(arguments.model, device, DTYPES[dtype], arguments.attention)
+            ceilings = measure_ceilings(device, DTYPES[dtype])
+            rates[dtype] = asdict(ceilings)
+            for size, views in itertools.product(sizes, arguments.views):
                 kernel = attention_kernel(model, arguments.attention, views, size)
-                measured = measure_stages(model, views, size, arguments.runs, ceilings[dtype])
                 setting = {"views": views, "size_wh": list(size), "dtype": dtype, "attention": kernel}
-                results.append({**setting, **measured})
-    return {
+                yield {**setting, **measure_stages(model, views, size, arguments.runs, ceilings)}
+
+    document = {
         "benchmark": "network",
         "machine": machine(device),
         "model": arguments.model,
         "attention": arguments.attention,
-        "ceilings": {dtype: asdict(each) for dtype, each in ceilings.items()},
-        "results": results,
+        "ceilings": rates,
     }
+    return collected(document, results(), arguments.keep)
 
 
 def attention_kernel(model: Fast3R, asked: str, views: int, size: tuple[int, int]) -> str:

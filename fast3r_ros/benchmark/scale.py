@@ -19,8 +19,17 @@ import torch
 
 from fast3r_ros.benchmark.ceilings import compared, measure_ceilings
 from fast3r_ros.benchmark.floor import Ceilings, stages
+from fast3r_ros.benchmark.kept import add_keep_argument, collected
 from fast3r_ros.benchmark.measure import PeakMemory, machine, summary, synchronize
-from fast3r_ros.benchmark.models import DTYPES, add_model_arguments, chosen_device, load, parse_network_size
+from fast3r_ros.benchmark.models import (
+    DTYPES,
+    add_dtype_argument,
+    add_model_arguments,
+    chosen_device,
+    default_dtype,
+    load,
+    parse_network_size,
+)
 from fast3r_ros.mapping.data import EncodedView, Frame
 from fast3r_ros.mapping.network import Fast3RNetwork
 from fast3r_ros.mapping.one_pass import CHUNK, streamed
@@ -28,6 +37,8 @@ from fast3r_ros.mapping.transfer import to_host
 from fast3r_ros.model import Fast3R
 
 PICTURES = 8  # different ones, which come again and again
+FEW_RUNS = 3
+LONG = 500  # views; one pass over more takes so long that its spread is not worth another
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,36 +52,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="numbers of views (default: 320 to 1500)",
     )
     parser.add_argument("--size", default="512x384", metavar="WxH", help="size of a view at the network")
-    parser.add_argument("--dtype", default="float32", choices=DTYPES, help="dtype of the weights")
+    add_dtype_argument(parser)
     parser.add_argument(
         "--chunk",
         type=int,
         default=CHUNK,
         help="views encoded and predicted at a time (default: %(default)s)",
     )
-    parser.add_argument("--runs", type=int, default=3, help="measured passes of each (default: %(default)s)")
+    parser.add_argument(
+        "--runs",
+        type=int,
+        help=f"measured passes of each (default: {FEW_RUNS}, and 1 above {LONG} views, which take minutes)",
+    )
+    add_keep_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Some passes for each number of views, after one over few that warms up; returns the JSON document."""
     device = chosen_device(arguments)
-    size, dtype = parse_network_size(arguments.size), DTYPES[arguments.dtype]
-    model = load(arguments.model, device, dtype, arguments.attention)
-    ceilings = measure_ceilings(device, dtype)
+    size, dtype = parse_network_size(arguments.size), arguments.dtype or default_dtype(device)
+    model = load(arguments.model, device, DTYPES[dtype], arguments.attention)
+    ceilings = measure_ceilings(device, DTYPES[dtype])
     measure_passes(model, 2, size, arguments.chunk, ceilings, 1)
-    results = []
-    for views in sorted(arguments.views):
-        measured = measure_passes(model, views, size, arguments.chunk, ceilings, arguments.runs)
-        results.append({"views": views, "size_wh": list(size), "dtype": arguments.dtype, **measured})
-    return {
+
+    def results() -> Iterator[dict[str, Any]]:
+        for views in sorted(arguments.views):
+            runs = arguments.runs or (FEW_RUNS if views <= LONG else 1)
+            setting = {"views": views, "size_wh": list(size), "dtype": dtype}
+            yield {**setting, **measure_passes(model, views, size, arguments.chunk, ceilings, runs)}
+
+    document = {
         "benchmark": "scale",
         "machine": machine(device),
         "model": arguments.model,
         "attention": arguments.attention,
         "chunk": arguments.chunk,
-        "ceilings": {arguments.dtype: asdict(ceilings)},
-        "results": results,
+        "ceilings": {dtype: asdict(ceilings)},
     }
+    return collected(document, results(), arguments.keep)
 
 
 def measure_passes(

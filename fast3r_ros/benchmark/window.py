@@ -21,8 +21,17 @@ import cv2
 import numpy as np
 import torch
 
+from fast3r_ros.benchmark.kept import add_keep_argument, collected
 from fast3r_ros.benchmark.measure import Measurement, machine, measure, summary, synchronize
-from fast3r_ros.benchmark.models import DTYPES, add_model_arguments, chosen_device, load, parse_network_size
+from fast3r_ros.benchmark.models import (
+    DTYPES,
+    add_dtype_argument,
+    add_model_arguments,
+    chosen_device,
+    default_dtype,
+    load,
+    parse_network_size,
+)
 from fast3r_ros.errors import UserError
 from fast3r_ros.mapping.config import MapperConfig
 from fast3r_ros.mapping.data import EncodedView, Frame, Reconstruction, ViewEstimate
@@ -44,12 +53,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--views", type=int, default=32, help="views of the window (default: %(default)s)")
     parser.add_argument("--slides", type=int, nargs="+", default=[1, 2, 4, 8], help="new views per window")
     parser.add_argument("--size", default="512x384", metavar="WxH", help="size of a view at the network")
-    parser.add_argument("--dtype", default="float32", choices=DTYPES, help="dtype of the weights")
+    add_dtype_argument(parser)
     parser.add_argument("--runs", type=int, default=5, help="measured windows of each slide")
     parser.add_argument(
         "--accelerate", default="exact", metavar="WHAT", help="as for reconstruct (default: %(default)s)"
     )
     parser.add_argument("--no-capture", action="store_true", help="on a GPU: without CUDA graphs")
+    add_keep_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -62,7 +72,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     device = chosen_device(arguments)
     size = parse_network_size(arguments.size)
     acceleration = Acceleration.parse(arguments.accelerate)
-    model = load(arguments.model, device, DTYPES[arguments.dtype], arguments.attention)
+    dtype = arguments.dtype or default_dtype(device)
+    model = load(arguments.model, device, DTYPES[dtype], arguments.attention)
     accelerate(model, acceleration)
     network = Fast3RNetwork(model, max(size))
     if device.type == "cuda" and not arguments.no_capture:
@@ -72,23 +83,23 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     runs = -(-arguments.runs // acceleration.stream) * acceleration.stream  # of every kind of pass its share
     frames = [sequence[i] for i in range(arguments.views + OVERLAP + most * (2 + runs))]
     anew = full_pass(network, frames[: arguments.views], device, arguments.runs)
-    results = []
-    for slide in arguments.slides:
-        stand_in = StandIn(network, sequence, frames, device)
-        results.append(measure_slide(stand_in, frames, arguments.views, slide, runs, anew))
-    return {
+    results = (
+        measure_slide(StandIn(network, sequence, frames, device), frames, arguments.views, slide, runs, anew)
+        for slide in arguments.slides
+    )
+    document = {
         "benchmark": "window",
         "machine": machine(device),
         "model": arguments.model,
         "attention": arguments.attention,
-        "dtype": arguments.dtype,
+        "dtype": dtype,
         "accelerate": str(acceleration),
         "size_wh": list(size),
         "camera_wh": [round(side * CAMERA_FACTOR) for side in size],
         "captured": network.captured,
         "full_pass": anew.content(),
-        "results": results,
     }
+    return collected(document, results, arguments.keep)
 
 
 class StandIn:

@@ -1,0 +1,109 @@
+"""What a benchmark has measured stays where it is cut off; and which dtype and how many runs it takes."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fast3r_ros.benchmark import scale
+from fast3r_ros.benchmark.kept import collected
+from fast3r_ros.benchmark.models import default_dtype
+from fast3r_ros.cli import main
+from fast3r_ros.errors import UserError
+
+# benchmark -> what makes it short
+SHORT = {
+    "network": ["--views", "1", "2", "--runs", "1"],
+    "window": ["--views", "4", "--slides", "1", "2", "--runs", "1"],
+    "scale": ["--views", "2", "3", "--runs", "1"],
+    "acceleration": ["--views", "3", "--runs", "1", "--accelerate", "merge=2", "stream=2"],
+}
+
+
+def run(name: str, model: str, *arguments: str) -> int:
+    return main(["benchmark", name, "--model", model, "--size", "64x48", *SHORT[name], *arguments])
+
+
+def test_a_run_that_is_cut_off_keeps_the_cases_it_finished(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "new" / "kept.json"
+
+    def results() -> Iterator[dict[str, Any]]:
+        yield {"views": 320, "total_s": 12.3456, "stages": {"fuse": 1.0}}
+        assert json.loads(path.read_text())["results"][0]["views"] == 320  # before the next one ends
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        collected({"benchmark": "scale"}, results(), path)
+    kept = json.loads(path.read_text())
+    assert kept["unfinished"]
+    assert kept["results"] == [{"views": 320, "total_s": 12.3456, "stages": {"fuse": 1.0}}]
+    assert capsys.readouterr().err == "scale: views 320, total_s 12.35\n"
+
+
+def test_a_file_that_cannot_be_kept_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot write .*kept\.json"):
+        collected({"benchmark": "scale"}, [{"views": 1}], tmp_path / "file" / "kept.json")
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_what_is_kept_is_what_is_printed(
+    name: str, model_directory: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "kept.json"
+    assert run(name, model_directory, "--keep", str(path)) == 0
+    printed = capsys.readouterr()
+    assert json.loads(path.read_text()) == json.loads(printed.out)
+    assert "unfinished" not in path.read_text()
+    assert len([line for line in printed.err.splitlines() if line.startswith(f"{name}: ")]) == 2
+
+
+def test_a_gpu_is_measured_in_what_it_runs() -> None:
+    assert default_dtype(torch.device("cuda")) == "bfloat16"
+    assert default_dtype(torch.device("cuda:1")) == "bfloat16"
+    assert default_dtype(torch.device("cpu")) == "float32"
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_the_document_says_which_dtype_the_device_implied(
+    name: str, model_directory: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = importlib.import_module(f"fast3r_ros.benchmark.{name}")
+    loaded: list[torch.dtype] = []
+    load = module.load
+
+    def noted(model: str, device: torch.device, dtype: torch.dtype, attention: str) -> Any:
+        loaded.append(dtype)
+        return load(model, device, dtype, attention)
+
+    monkeypatch.setattr(module, "load", noted)
+    monkeypatch.setattr(module, "default_dtype", lambda device: "bfloat16")
+    assert run(name, model_directory) == 0
+    document = json.loads(capsys.readouterr().out)
+    told = [document["dtype"]] if "dtype" in document else [each["dtype"] for each in document["results"]]
+    assert set(told) == {"bfloat16"}
+    assert run(name, model_directory, "--dtype", "float32") == 0
+    assert loaded == [torch.bfloat16, torch.float32]
+
+
+def test_passes_over_many_views_run_once(
+    model_directory: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scale, "LONG", 2)
+
+    def runs(*arguments: str) -> list[int]:
+        size = ["--size", "64x48", "--views", "2", "3"]
+        assert main(["benchmark", "scale", "--model", model_directory, *size, *arguments]) == 0
+        results = json.loads(capsys.readouterr().out)["results"]
+        return [result["stages"]["fuse"]["runs"] for result in results]
+
+    assert runs() == [scale.FEW_RUNS, 1]
+    assert runs("--runs", "2") == [2, 2]
