@@ -1,10 +1,15 @@
-"""The measured process of `against_release.py`: one implementation, told over stdin what to run."""
+"""The measured process of `against_release.py`: one implementation, told over stdin what to run.
+
+Both implementations live at the same time on one GPU.  PyTorch's allocator keeps what it once reserved, so
+each gives back what a task took before it answers; else the other might not fit beside it.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import gc
 import json
+import logging
 import sys
 import time
 import types
@@ -20,9 +25,11 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from fast3r_ros.evaluation import golden_recipes as recipes
-from fast3r_ros.model import Fast3R, Fast3RConfig, ViewTokens
+from fast3r_ros.model import Fast3R, Fast3RConfig, FusedFeatures, ViewTokens
+from fast3r_ros.model.attention_choice import choose_attention
 from fast3r_ros.model.checkpoint import aliases
 from fast3r_ros.model.image_index import index_embedding
+from fast3r_ros.model.streaming import Remembering
 
 OVERLAP = 2  # older views of a sliding window whose pointmaps are asked for, beside the new ones
 CHUNK = 16  # of many views, those in work at a time
@@ -34,6 +41,7 @@ SHAPES = {
 }
 
 Results = dict[str, Tensor]
+Saved = dict[str, np.ndarray]
 
 
 def config(network: str, attention: str) -> dict[str, Any]:
@@ -81,10 +89,14 @@ def release_tasks(options: dict[str, Any], images: list[Tensor]) -> dict[str, Ca
     its own inference function.
     """
     sys.path.insert(0, options["release"])
-    # the model's file imports the data sets' code for a name that it uses only in an error message
-    unused = types.ModuleType("fast3r.dust3r.datasets.base.base_stereo_view_dataset")
-    unused.view_name = str  # type: ignore[attr-defined]
-    sys.modules[unused.__name__] = unused
+    # The model's file imports the data sets' code for a name that it uses only in an error message, and what
+    # training needs (hydra, lightning, rich) for a logger.
+    for module, name, stand_in in (
+        ("fast3r.dust3r.datasets.base.base_stereo_view_dataset", "view_name", str),
+        ("fast3r.utils", "pylogger", types.SimpleNamespace(RankedLogger=quiet_logger)),
+    ):
+        sys.modules[module] = types.ModuleType(module)
+        setattr(sys.modules[module], name, stand_in)
     from fast3r.models.fast3r import Fast3R as Release
 
     model = Release(**config(options["network"], options["attention"]))
@@ -125,18 +137,25 @@ def release_tasks(options: dict[str, Any], images: list[Tensor]) -> dict[str, Ca
     }
 
 
-def our_tasks(options: dict[str, Any], images: list[Tensor]) -> dict[str, Callable[[], Results]]:
-    """Our network's full pass, a window whose older views' tokens are kept, and many views in parts."""
-    model = Fast3R(Fast3RConfig.from_dict(config(options["network"], "pytorch_naive")))
-    load(model)
-    model.to(options["device"], getattr(torch, options["dtype"]))
-    slide_by = options["slide"]
-    kept: list[ViewTokens] = []
+class OurPasses:
+    """What is measured of our network: passes over images (1, 3, H, W) on the device."""
 
-    def full() -> Results:
+    def __init__(self, options: dict[str, Any], images: list[Tensor]) -> None:
+        self._model = Fast3R(Fast3RConfig.from_dict(config(options["network"], "pytorch_naive")))
+        load(self._model)
+        self._model.to(options["device"], getattr(torch, options["dtype"]))
+        if options["device"] == "cuda":  # as the node does before its first window
+            height, width = options["size"]
+            choose_attention(self._model, options["views"] * (height // 16) * (width // 16))
+        self._options, self._images = options, images
+        self._new = images[-options["slide"] :]
+        self._tokens: list[ViewTokens] = []  # of all other images, once they were asked for
+
+    def full(self) -> Results:
+        """All views, of which nothing is known."""
         return {
             f"{name}_{number}": value
-            for number, view in enumerate(model(images))
+            for number, view in enumerate(self._model(self._images))
             for name, value in (
                 ("global", view.global_points.points),
                 ("confidence", view.global_points.confidence),
@@ -144,43 +163,91 @@ def our_tasks(options: dict[str, Any], images: list[Tensor]) -> dict[str, Callab
             )
         }
 
-    def encoded(images: list[Tensor]) -> list[ViewTokens]:
-        tokens = model.encode(torch.cat(images))
-        return [ViewTokens(part, tokens.grid) for part in tokens.tokens.chunk(len(images))]
+    def slide(self) -> Results:
+        """The window whose older views' tokens are kept; exact."""
+        known = self._known_tokens()
 
-    def slide() -> Results:
-        features = model.fuse([*kept, *encoded(images[-slide_by:])])
-        chosen = range(max(0, len(images) - slide_by - OVERLAP), len(images))
-        maps = {"global": model.global_head(features, chosen), "local": model.local_head(features, chosen)}
-        return {
-            f"slide_{name}_{number}": view.points
-            for name, views in maps.items()
-            for number, view in zip(chosen, views, strict=True)
-        }
+        def run() -> Results:
+            features = self._model.fuse([*known, *self._encoded(self._new)])
+            return self._points("slide", features, range(max(0, len(known) - OVERLAP), len(self._images)))
 
-    def prepared_slide() -> Results:
-        if not kept:
-            kept.extend(view for image in images[:-slide_by] for view in encoded([image]))
-        return measured(slide, options)
+        return measured(run, self._options)
 
-    def many() -> Results:
-        views = repeated(images, options["many"])
+    def stream(self) -> Results:
+        """The new views alone, with what the fusion made of the older ones before them; not exact.
+
+        It is the pass that all but one of N windows take under the acceleration `stream=N`.
+        """
+        known, model = self._known_tokens(), self._model
+        first = Remembering()
+        model.fuse(known, function=first)
+        function = Remembering(first.memory([view.tokens.shape[1] for view in known]), range(len(known)))
+        taken = model.default_indices(1, len(known))[0].tolist()
+        indices = torch.tensor([model.further_indices(taken, len(self._new))])
+
+        def run() -> Results:
+            features = model.fuse(self._encoded(self._new), indices, function=function)
+            return self._points("stream", features, range(len(self._new)), first=len(known))
+
+        return measured(run, self._options)
+
+    def many(self) -> Results:
+        """Many views, which are encoded and predicted a few at a time."""
+        views = repeated(self._images, self._options["many"])
         starts = range(0, len(views), CHUNK)
-        features = model.fuse([view for start in starts for view in encoded(views[start : start + CHUNK])])
+        tokens = [view for start in starts for view in self._encoded(views[start : start + CHUNK])]
+        features = self._model.fuse(tokens)
+        del tokens
         for start in starts:
             chosen = range(start, min(start + CHUNK, len(views)))
-            for head in (model.global_head, model.local_head):
+            for head in (self._model.global_head, self._model.local_head):
                 for pointmap in head(features, chosen):
                     pointmap.points.cpu(), pointmap.confidence.cpu()
         return {}
 
-    small = [image[..., :64, :64] for image in images[:1]]
+    def touch(self) -> Results:
+        """A pass of hardly any size."""
+        small = [image[..., :64, :64] for image in self._images[:1]]
+        return {"none": self._model(small)[0].global_points.confidence}
+
+    def _known_tokens(self) -> list[ViewTokens]:
+        if not self._tokens:
+            older = self._images[: -len(self._new)]
+            self._tokens = [view for image in older for view in self._encoded([image])]
+        return self._tokens
+
+    def _encoded(self, images: list[Tensor]) -> list[ViewTokens]:
+        tokens = self._model.encode(torch.cat(images))
+        return [ViewTokens(part, tokens.grid) for part in tokens.tokens.chunk(len(images))]
+
+    def _points(self, name: str, features: FusedFeatures, chosen: range, first: int = 0) -> Results:
+        """Both heads' points of some views; the features are of the images from number `first` on."""
+        maps = {
+            "global": self._model.global_head(features, chosen),
+            "local": self._model.local_head(features, chosen),
+        }
+        return {
+            f"{name}_{head}_{first + number}": view.points
+            for head, views in maps.items()
+            for number, view in zip(chosen, views, strict=True)
+        }
+
+
+def our_tasks(options: dict[str, Any], images: list[Tensor]) -> dict[str, Callable[[], Results]]:
+    """Our network's tasks; what `slide` and `stream` know beforehand is made outside of their times."""
+    passes = OurPasses(options, images)
     return {
-        "full": lambda: measured(full, options),
-        "slide": prepared_slide,
-        "many": lambda: measured(many, options),
-        "touch": lambda: {"none": model(small)[0].global_points.confidence},
+        "full": lambda: measured(passes.full, options),
+        "slide": passes.slide,
+        "stream": passes.stream,
+        "many": lambda: measured(passes.many, options),
+        "touch": passes.touch,
     }
+
+
+def quiet_logger(name: str, **_: Any) -> logging.Logger:
+    """What the release's own logger is without its ranks."""
+    return logging.getLogger(name)
 
 
 def repeated(images: list[Tensor], count: int) -> list[Tensor]:
@@ -246,14 +313,34 @@ def memory(field: str) -> int:
     raise KeyError(field)
 
 
-def trim_memory() -> None:
-    """Give freed memory back to the system, so that what follows is counted in full."""
+def release_memory() -> None:
+    """Give freed memory back to the system, so that the other process can have it, and what follows is
+    counted in full.
+    """
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def answer(task: Callable[[], Results], options: dict[str, Any], loaded: int) -> tuple[dict[str, Any], Saved]:
+    """Run a task: what it took, or why it failed, and its results on the host.
+
+    loaded: bytes in use before any task.  What the task itself needed is free when this returns.
+    """
+    begin_peak(options)
+    try:
+        with torch.inference_mode():
+            result = task()
+    except torch.OutOfMemoryError:
+        return {"failed": "out of memory"}, {}
+    times = {key: float(result.pop(key)) for key in ("seconds", "processor_seconds")}
+    told = {**times, "peak_bytes": peak(options) - loaded}
+    return told, {key: value.float().cpu().numpy() for key, value in result.items()}
 
 
 def main() -> None:
-    """Build the network, then run what stdin asks for."""
+    """Build the network, then run what stdin asks for; `save` writes the results of all tasks so far."""
     options = json.loads(sys.argv[1])
     torch.set_num_threads(options["threads"])
     images = [
@@ -265,25 +352,20 @@ def main() -> None:
     with torch.inference_mode():
         # a pass of no size, so that weights and libraries are in memory before anything counts
         tasks["touch"]()
-    trim_memory()
+    release_memory()
     loaded = in_use(options)
     print(json.dumps({"ready": True}), flush=True)
-    results: dict[str, np.ndarray] = {}
-    for line in sys.stdin:
-        begin_peak(options)
-        try:
-            with torch.inference_mode():
-                result = tasks[line.strip()]()
-        except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()
-            print(json.dumps({"failed": "out of memory"}), flush=True)
-            continue
-        times = {key: float(result.pop(key)) for key in ("seconds", "processor_seconds")}
-        print(json.dumps({**times, "peak_bytes": peak(options) - loaded}), flush=True)
-        results.update({key: value.float().cpu().numpy() for key, value in result.items()})
-        del result
     save: Callable[..., None] = np.savez
-    save(options["results"], **results)
+    saved: Saved = {}
+    for line in sys.stdin:
+        if line.strip() == "save":
+            save(options["results"], **saved)
+            told: dict[str, Any] = {"saved": len(saved)}
+        else:
+            told, results = answer(tasks[line.strip()], options, loaded)
+            saved.update(results)
+            release_memory()  # before the answer, after which it is the other's turn
+        print(json.dumps(told), flush=True)
 
 
 if __name__ == "__main__":
