@@ -83,9 +83,10 @@ class Fast3R(nn.Module):
             model = cls(config or checkpoint.read_config(files))
         tensors = checkpoint.read_weights(files, checkpoint.shapes_of(model))
         model.load_state_dict({key: tensor.to(device, dtype) for key, tensor in tensors.items()}, assign=True)
+        layout = layout_on(torch.device(device))
         for head in (model.downstream_head, model.downstream_head_local):
-            if head is not None:
-                head.to(memory_format=layout_on(torch.device(device)))  # as the maps, or each call turns them
+            if head is not None:  # the weights lie as the maps do; otherwise each call turns them
+                head.to(memory_format=layout)  # type: ignore[call-overload]  # PyTorch has not typed it
         model.set_attention(attention)
         return model.eval()
 
