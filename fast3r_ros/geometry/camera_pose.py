@@ -7,7 +7,7 @@ RANSAC PnP on pixels and global points, for comparison and for networks without 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -25,6 +25,7 @@ from fast3r_ros.geometry.rotation import matrix_from_vector
 
 Float64 = NDArray[np.float64]
 Maps = Sequence[NDArray[np.floating]] | Sequence[Tensor] | NDArray[np.floating] | Tensor
+Sample = Callable[[Maps], Tensor]
 
 REPROJECTION_ERROR = 5.0
 FOCAL_CANDIDATES = 24
@@ -67,16 +68,17 @@ def pointmap_weights(confidence_local: Tensor, confidence_global: Tensor) -> Ten
 def poses_from_pointmaps(
     points_local: Maps,
     points_global: Maps,
-    weights: Maps,
+    weights: Maps | Callable[[Sample], Tensor],
     intrinsics: Float64 | None = None,
     options: RobustOptions | None = None,
 ) -> CameraPoses:
     """Robust weighted similarity of each view's local points to its global points.
 
     points_local, points_global: per view (H, W, 3), of any size.  weights: per view (H, W), at least 0, see
-    `pointmap_weights`.  intrinsics: (V, 3, 3) where they are known (pixel centres at integer + 0.5): then
-    only the depth of the local points is used, along the exact ray of the pixel.  Computed on the device of
-    `points_local`.
+    `pointmap_weights`; or what makes the weights (V, N) of the pixels that take part, given a function that
+    takes those of maps (H, W).  intrinsics: (V, 3, 3) where they are known (pixel centres at integer + 0.5):
+    then only the depth of the local points is used, along the exact ray of the pixel.  The points stay on the
+    device of `points_local`.
     """
     options = options or RobustOptions()
     local = [torch.as_tensor(points) for points in points_local]
@@ -84,22 +86,24 @@ def poses_from_pointmaps(
     pixels = [view.shape[0] * view.shape[1] for view in local]
     samples = {count: sample_indices(count, options.max_points, device) for count in set(pixels)}
     chosen = [samples[count] for count in pixels]
-    source, target, sampled = (
-        _sampled([torch.as_tensor(view, device=device) for view in maps], chosen)
-        for maps in (local, points_global, weights)
-    )
+
+    def sample(maps: Maps) -> Tensor:
+        return _sampled([torch.as_tensor(view, device=device) for view in maps], chosen)
+
+    source, target = sample(local), sample(points_global)
+    sampled = weights(sample) if callable(weights) else sample(weights)
     if intrinsics is not None:
         source = _rays(intrinsics, chosen, [view.shape[1] for view in local]) * source[..., 2:]
     batch = fit_similarities_robust(source, target, sampled, options)
     ok = np.array(batch.ok, dtype=bool)
     fit = batch.similarity
-    poses = rigid_matrix(fit.rotation.cpu().numpy(), fit.translation.cpu().numpy())
+    poses = rigid_matrix(fit.rotation.numpy(), fit.translation.numpy())
     poses[~ok] = np.nan
     return CameraPoses(
         poses,
-        fit.scale.cpu().numpy(),
-        batch.inlier_share.cpu().numpy(),
-        batch.covariance[:, :6, :6].cpu().numpy(),
+        fit.scale.numpy(),
+        batch.inlier_share,
+        batch.covariance[:, :6, :6],
         np.full(views, np.nan),
         ok,
         batch.reasons,
@@ -112,12 +116,19 @@ def _sampled(maps: Sequence[Tensor], chosen: Sequence[Tensor]) -> Tensor:
     Views with fewer than the others are filled up with zeros, which as weights mean that they don't count.
     """
     parts = [view.flatten(0, 1)[pixels] for view, pixels in zip(maps, chosen, strict=True)]
-    return pad_sequence(parts, batch_first=True)
+    return _stacked(parts)
+
+
+def _stacked(parts: Sequence[Tensor]) -> Tensor:
+    """Tensors (n, ...) as one (V, N, ...), filled up with zeros; of one length, which is usual, in one go."""
+    if len({len(part) for part in parts}) == 1:
+        return torch.stack(list(parts))
+    return pad_sequence(list(parts), batch_first=True)
 
 
 def _rays(intrinsics: Float64, chosen: Sequence[Tensor], widths: Sequence[int]) -> Tensor:
     """Directions (V, N, 3) with z = 1 through the centres of the chosen pixels of views of these widths."""
-    pixels = pad_sequence(list(chosen), batch_first=True)
+    pixels = _stacked(chosen)
     width = torch.tensor(widths, device=pixels.device)[:, None]
     matrix = torch.as_tensor(intrinsics, dtype=torch.float64, device=pixels.device)[:, None]
     x = (pixels % width + 0.5 - matrix[..., 0, 2]) / matrix[..., 0, 0]

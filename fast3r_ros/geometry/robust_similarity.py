@@ -1,8 +1,9 @@
 """Robust weighted similarity fits: the closed form, re-weighted iteratively.
 
 First L1, which finds its way out of a bad start without knowing the size of the errors, then Tukey's
-redescending kernel with a scale from the weighted median of the residuals.  Batched, on the device of the
-points, in float64.
+redescending kernel with a scale from the weighted median of the residuals.  Batched, in float64.  What
+touches the points runs on their device; of every step the moments come to the host, where they are solved,
+and the similarities go back: a few numbers per fit each way.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from fast3r_ros.geometry.sim3 import Sim3
 from fast3r_ros.geometry.similarity import (
     DEGENERATE_GAP,
     TINY,
+    Float64,
     Points,
     ScaleRule,
     SimilarityBatch,
@@ -73,19 +74,19 @@ class SimilarityFit:
     target_from_source: Sim3
     inlier_share: float
     residual: float
-    covariance: NDArray[np.float64]
+    covariance: Float64
     ok: bool
     reason: str
 
 
 @dataclass(frozen=True)
 class RobustBatch:
-    """B robust fits: the fields of `SimilarityFit` with a leading batch dimension, as float64 tensors."""
+    """B robust fits: the fields of `SimilarityFit` with a leading batch dimension, in float64 on the host."""
 
     similarity: SimilarityBatch
-    inlier_share: Tensor
-    residual: Tensor
-    covariance: Tensor
+    inlier_share: Float64
+    residual: Float64
+    covariance: Float64
     ok: tuple[bool, ...]
     reasons: tuple[str, ...]
 
@@ -94,8 +95,8 @@ class RobustBatch:
 class _Pairs:
     """Correspondences in random order, so that any beginning of them is a fair sample.
 
-    source, target: (B, 5, N) augmented points.  weights: (B, N).  floor: (B, 1), a residual that is
-    rounding for certain.
+    source, target: (B, 5, N) augmented points.  weights: (B, N).  floor: (B, 1), the square of a residual
+    that is rounding for certain.
     """
 
     source: Tensor
@@ -107,17 +108,21 @@ class _Pairs:
         return _Pairs(self.source[..., :count], self.target[..., :count], self.weights[:, :count], self.floor)
 
     def fit(self, robust_weights: Tensor, scale_rule: ScaleRule) -> SimilarityBatch:
-        return solve(weighted_moments(self.source, self.target, robust_weights), scale_rule)
+        moments = weighted_moments(self.source, self.target, robust_weights)
+        return solve(moments.cpu().numpy(), scale_rule)
 
-    def distance(self, fit: SimilarityBatch) -> Tensor:
-        """Residual lengths (B, N)."""
-        return _length(fit.matrix() @ self.source[:, :4] - self.target[:, :3])
+    def square_distance(self, fit: SimilarityBatch) -> Tensor:
+        """Squared lengths (B, N) of the residuals; the root of so many numbers is never needed."""
+        # a few hundred bytes, which need not wait until the device has them
+        matrix = fit.matrix().to(self.source.device, non_blocking=True)
+        residual = torch.baddbmm(self.target[:, :3], matrix, self.source[:, :4], alpha=-1)
+        return residual.square().sum(1)
 
-    def tukey(self, distance: Tensor) -> Tensor:
+    def tukey(self, square_distance: Tensor) -> Tensor:
         """1 - (distance / cut)^2, at least 0: Tukey's biweight is its square.  The cut follows the median."""
-        sigma = _median(distance, self.weights)[:, None] / MEDIAN_OF_CHI3
-        cut = TUKEY_SIGMAS * torch.maximum(sigma, self.floor)
-        return (1.0 - (distance / cut).square()).clamp_min(0.0)
+        variance = _median(square_distance, self.weights)[:, None] / MEDIAN_OF_CHI3**2
+        square_cut = TUKEY_SIGMAS**2 * torch.maximum(variance, self.floor)
+        return (1.0 - square_distance / square_cut).clamp_min(0.0)
 
 
 def fit_similarity_robust(
@@ -143,7 +148,7 @@ def fit_similarity_robust(
         fits.similarity.at(0),
         float(fits.inlier_share[0]),
         float(fits.residual[0]),
-        fits.covariance[0].cpu().numpy(),
+        fits.covariance[0],
         fits.ok[0],
         fits.reasons[0],
     )
@@ -152,7 +157,7 @@ def fit_similarity_robust(
 def fit_similarities_robust(
     source: Tensor, target: Tensor, weights: Tensor, options: RobustOptions
 ) -> RobustBatch:
-    """B robust weighted fits of (B, N, 3) points with weights (B, N) >= 0, together on the points' device.
+    """B robust weighted fits of (B, N, 3) points with weights (B, N) >= 0, together.
 
     The correspondences must be in random order, as `sample_indices` gives them; all of them are used.
     """
@@ -160,14 +165,14 @@ def fit_similarities_robust(
     good = finite & (weights > 0)
     source, target = (augment(torch.where(good[..., None], points, 0.0)) for points in (source, target))
     weights = torch.where(good, weights, 0.0).double()
-    floor = (1e-9 * _spread(target[:, :3], weights)).clamp_min(1e-30)[:, None]
-    pairs = _Pairs(source, target, weights, floor)
+    spread = _spread(target[:, :3], weights)
+    pairs = _Pairs(source, target, weights, (1e-9 * spread).clamp_min(1e-30).square()[:, None])
     fit = _refine(
         _start(pairs.first(COARSE_POINTS), options), pairs.first(COARSE_POINTS), options, TUKEY_STEPS
     )
     if weights.shape[1] > COARSE_POINTS:
         fit = _refine(fit, pairs, options, POLISHING_STEPS)
-    return _judge(fit, pairs, options)
+    return _judge(fit, pairs, spread, options)
 
 
 @lru_cache(maxsize=32)
@@ -181,28 +186,38 @@ def _start(pairs: _Pairs, options: RobustOptions) -> SimilarityBatch:
     scale_rule: ScaleRule = "least squares" if options.with_scale else "one"
     fit = pairs.fit(pairs.weights, scale_rule)
     for _ in range(L1_STEPS):
-        fit = pairs.fit(pairs.weights / pairs.distance(fit).clamp_min(pairs.floor), scale_rule)
+        inverse_distance = pairs.square_distance(fit).clamp_min(pairs.floor).rsqrt()
+        fit = pairs.fit(pairs.weights * inverse_distance, scale_rule)
     return fit
 
 
 def _refine(fit: SimilarityBatch, pairs: _Pairs, options: RobustOptions, steps: int) -> SimilarityBatch:
     scale_rule: ScaleRule = "symmetric" if options.with_scale else "one"
     for _ in range(steps):
-        fit = pairs.fit(pairs.weights * pairs.tukey(pairs.distance(fit)).square(), scale_rule)
+        fit = pairs.fit(pairs.weights * pairs.tukey(pairs.square_distance(fit)).square(), scale_rule)
     return fit
 
 
-def _judge(fit: SimilarityBatch, pairs: _Pairs, options: RobustOptions) -> RobustBatch:
-    distance = pairs.distance(fit)
-    spread = _spread(pairs.target[:, :3], pairs.weights)
-    agree = pairs.weights * (distance < options.inlier_distance * spread[:, None])
-    inliers = agree.sum(1) / pairs.weights.sum(1).clamp_min(TINY)
-    sigma = _median(distance, pairs.weights) / MEDIAN_OF_CHI3
-    covariance = _covariance(fit, pairs, distance, options)
-    counts = (pairs.weights > 0).sum(1).tolist()
-    finite = (torch.isfinite(covariance).all(2).all(1) & torch.isfinite(fit.translation).all(1)).tolist()
-    numbers = zip(counts, fit.gap.tolist(), fit.scale.tolist(), inliers.tolist(), finite, strict=True)
-    reasons = tuple(_reason(*values, options) for values in numbers)
+def _judge(fit: SimilarityBatch, pairs: _Pairs, spread: Tensor, options: RobustOptions) -> RobustBatch:
+    """What a fit is worth, from sums over its points that come to the host in one copy."""
+    square = pairs.square_distance(fit)
+    kernel_root = pairs.tukey(square)
+    robust = pairs.weights * kernel_root.square()
+    # d/dr (r * kernel), averaged over the three directions of a residual
+    slope = pairs.weights * (kernel_root.square() - 4 / 3 * (1 - kernel_root) * kernel_root)
+    agree = pairs.weights * (square < (options.inlier_distance * spread).square()[:, None])
+    each = torch.stack([pairs.weights, pairs.weights > 0, agree, slope, robust.square() * square], 1)
+    moments = weighted_moments(pairs.source[:, :4], pairs.source[:, :4], robust)
+    median = _median(square, pairs.weights)
+    numbers = torch.cat([each.sum(2), median[:, None], moments.flatten(1)], 1).cpu().numpy()
+    weight, count, agreeing, slopes, squares, middle = numbers[:, :6].T
+    inliers = agreeing / np.maximum(weight, TINY)
+    sigma = np.sqrt(middle) / MEDIAN_OF_CHI3
+    covariance = _covariance(fit, numbers[:, 6:].reshape(-1, 4, 4), slopes, squares, options)
+    finite = np.isfinite(covariance).all((1, 2)) & np.isfinite(fit.translation.numpy()).all(1)
+    counts = count.astype(np.int64).tolist()
+    values = zip(counts, fit.gap.tolist(), fit.scale.tolist(), inliers.tolist(), finite.tolist(), strict=True)
+    reasons = tuple(_reason(*each, options) for each in values)
     return RobustBatch(fit, inliers, sigma, covariance, tuple(not reason for reason in reasons), reasons)
 
 
@@ -220,61 +235,62 @@ def _reason(
     return ""
 
 
-def _covariance(fit: SimilarityBatch, pairs: _Pairs, distance: Tensor, options: RobustOptions) -> Tensor:
+def _covariance(
+    fit: SimilarityBatch, moments: Float64, slopes: Float64, squares: Float64, options: RobustOptions
+) -> Float64:
     """(B, 7, 7) covariance of the M-estimate.
 
     With the lever from the source's origin to a point, both in the target frame, the point changes with
     (translation, rotation vector, log scale) by [I, -[lever]x, lever].  The normal equations of that are
     scaled by the M-estimator's variance, sum(psi^2) / sum(psi')^2 (Huber 1981), which also holds when the
     weights tell relative precision only.
+
+    moments: (B, 4, 4) of the source's x, y, z, 1 under the robust weights.  slopes, squares: (B,) the sums of
+    psi' and of psi^2.
     """
-    lever = fit.matrix()[:, :, :3] @ pairs.source[:, :3]
-    kernel_root = pairs.tukey(distance)
-    robust = pairs.weights * kernel_root.square()
-    total = robust.sum(1)
-    first = (lever @ robust[:, :, None])[:, :, 0]
-    second = (lever * robust[:, None]) @ lever.transpose(1, 2)
-    square = torch.einsum("bii->b", second)
-    eye = torch.eye(3, dtype=torch.float64, device=lever.device)
-    information = lever.new_zeros(len(lever), 7, 7)
-    information[:, :3, :3] = total[:, None, None] * eye
-    information[:, :3, 3:6] = -_cross_matrix(first)
-    information[:, 3:6, :3] = _cross_matrix(first)
-    information[:, :3, 6] = first
-    information[:, 6, :3] = first
-    information[:, 3:6, 3:6] = square[:, None, None] * eye - second
-    information[:, 6, 6] = square
-    # d/dr (r * kernel), averaged over the three directions of a residual
-    slope = (pairs.weights * (kernel_root.square() - 4 / 3 * (1 - kernel_root) * kernel_root)).sum(1)
-    variance = (robust * distance).square().sum(1) / 3.0 * total / slope.square().clamp_min(TINY)
-    parameters = 7 if options.with_scale else 6
-    covariance = torch.zeros_like(information)
-    solvable = information[:, :parameters, :parameters]
-    covariance[:, :parameters, :parameters] = _pseudo_inverse(solvable)
-    return covariance * (options.points_per_observation * variance)[:, None, None]
+    linear = fit.matrix().numpy()[:, :, :3]
+    total = moments[:, 3, 3]
+    with np.errstate(over="ignore", invalid="ignore"):
+        first = np.einsum("bij,bj->bi", linear, moments[:, :3, 3])
+        second = linear @ moments[:, :3, :3] @ linear.transpose(0, 2, 1)
+        square = np.einsum("bii->b", second)
+        information = np.zeros((len(linear), 7, 7))
+        information[:, :3, :3] = total[:, None, None] * np.eye(3)
+        information[:, :3, 3:6] = -_cross_matrix(first)
+        information[:, 3:6, :3] = _cross_matrix(first)
+        information[:, :3, 6] = first
+        information[:, 6, :3] = first
+        information[:, 3:6, 3:6] = square[:, None, None] * np.eye(3) - second
+        information[:, 6, 6] = square
+        variance = squares / 3.0 * total / np.maximum(np.square(slopes), TINY)
+        parameters = 7 if options.with_scale else 6
+        covariance = np.zeros_like(information)
+        solvable = information[:, :parameters, :parameters]
+        covariance[:, :parameters, :parameters] = _pseudo_inverse(solvable)
+        return covariance * (options.points_per_observation * variance)[:, None, None]
 
 
-def _pseudo_inverse(symmetric: Tensor) -> Tensor:
+def _pseudo_inverse(symmetric: Float64) -> Float64:
     """Of each of (B, n, n) symmetric matrices; NaN for one that is not finite or too ill-conditioned."""
     try:
-        return torch.linalg.pinv(symmetric, hermitian=True, rtol=1e-15)
-    except torch.linalg.LinAlgError:
+        return np.asarray(np.linalg.pinv(symmetric, rcond=1e-15, hermitian=True))
+    except np.linalg.LinAlgError:
         if len(symmetric) == 1:
-            return torch.full_like(symmetric, torch.nan)
-        return torch.cat([_pseudo_inverse(each[None]) for each in symmetric])
+            return np.full_like(symmetric, np.nan)
+        return np.concatenate([_pseudo_inverse(each[None]) for each in symmetric])
 
 
 def _median(values: Tensor, weights: Tensor) -> Tensor:
-    """Weighted median (B,) over the first points of (B, N)."""
-    values, order = values[:, :MEDIAN_POINTS].sort(1)
-    cumulative = weights[:, :MEDIAN_POINTS].gather(1, order).cumsum(1)
-    middle = torch.searchsorted(cumulative, 0.5 * cumulative[:, -1:])
-    return values.gather(1, middle.clamp_max(values.shape[1] - 1))[:, 0]
+    """Weighted median (...) over the first points of (..., N)."""
+    values, order = values[..., :MEDIAN_POINTS].sort(-1)
+    cumulative = weights[..., :MEDIAN_POINTS].gather(-1, order).cumsum(-1)
+    middle = torch.searchsorted(cumulative, 0.5 * cumulative[..., -1:])  # found: the last is large enough
+    return values.gather(-1, middle)[..., 0]
 
 
 def _spread(points: Tensor, weights: Tensor) -> Tensor:
     """Weighted median distance (B,) of (B, 3, N) points from their coordinate-wise weighted median."""
-    centre = torch.stack([_median(points[:, axis], weights) for axis in range(3)], 1)
+    centre = _median(points, weights[:, None].expand(points.shape))
     return _median(_length(points - centre[:, :, None]), weights)
 
 
@@ -283,8 +299,8 @@ def _length(vectors: Tensor) -> Tensor:
     return vectors.square().sum(1).sqrt()
 
 
-def _cross_matrix(vectors: Tensor) -> Tensor:
+def _cross_matrix(vectors: Float64) -> Float64:
     """(B, 3) -> (B, 3, 3) with cross_matrix(v) @ u = v x u."""
-    x, y, z = vectors.unbind(1)
-    zero = torch.zeros_like(x)
-    return torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], 1).view(-1, 3, 3)
+    x, y, z = vectors.T
+    zero = np.zeros_like(x)
+    return np.array([[zero, -z, y], [z, zero, -x], [-y, x, zero]]).transpose(2, 0, 1)

@@ -2,7 +2,9 @@
 
 The rotation is the largest eigenvector of a 4x4 matrix, so it is always a proper rotation, and the gap to
 the next eigenvalue says whether the points determine it at all.  Everything is a function of weighted
-second moments and runs on the device of the points, in float64.
+second moments, in float64: these are summed on the device of the points, and solved on the host.  On a GPU
+the algebra of a few small matrices would be hundreds of short kernels and an eigensolver that waits for the
+device all the same.
 """
 
 from __future__ import annotations
@@ -19,15 +21,15 @@ from fast3r_ros.geometry.sim3 import Sim3
 
 Points = NDArray[np.floating] | Tensor
 ScaleRule = Literal["least squares", "symmetric", "one"]
-
-TINY = torch.finfo(torch.float64).tiny
+Float64 = NDArray[np.float64]
+TINY = float(np.finfo(np.float64).tiny)
 # Below this the second largest extent of the points is rounding, and the rotation about a line is free.
 DEGENERATE_GAP = 1e-6
 
 
 @dataclass(frozen=True)
 class SimilarityBatch:
-    """B similarities x_target = scale * rotation @ x_source + translation, as float64 tensors.
+    """B similarities x_target = scale * rotation @ x_source + translation, as float64 tensors on one device.
 
     scale: (B,).  rotation: (B, 3, 3).  translation: (B, 3).  gap: (B,) in [0, 1], how well the points
     determine the rotation; 0 when they lie on a line or in one place.
@@ -66,9 +68,11 @@ def fit_similarity(
 def fit_similarities(
     source: Tensor, target: Tensor, weights: Tensor, *, with_scale: bool = True
 ) -> SimilarityBatch:
-    """B weighted least-squares fits of (B, N, 3) points with weights (B, N) >= 0."""
-    moments = weighted_moments(augment(source), augment(target), weights.double())
-    return solve(moments, "least squares" if with_scale else "one")
+    """B weighted least-squares fits of (B, N, 3) points with weights (B, N) >= 0, on the points' device."""
+    moments = weighted_moments(augment(source), augment(target), weights.double()).cpu().numpy()
+    fit = solve(moments, "least squares" if with_scale else "one")
+    fields = (fit.scale, fit.rotation, fit.translation, fit.gap)
+    return SimilarityBatch(*(field.to(source.device) for field in fields))
 
 
 def augment(points: Tensor) -> Tensor:
@@ -82,26 +86,29 @@ def weighted_moments(source: Tensor, target: Tensor, weights: Tensor) -> Tensor:
     return (source * weights[:, None]) @ target.transpose(1, 2)
 
 
-def solve(moments: Tensor, scale_rule: ScaleRule) -> SimilarityBatch:
-    """The similarities from the moments (B, 5, 5).
+def solve(moments: Float64, scale_rule: ScaleRule) -> SimilarityBatch:
+    """The similarities from the moments (B, 5, 5), on the host.
 
     "symmetric" takes the ratio of the two spreads for the scale.  The least-squares scale is biased towards
-    zero when the source is noisy too, which would make a map shrink from window to window.
+    zero when the source is noisy too, which would make a map shrink from window to window.  Moments without
+    weight or that are not finite give a gap of 0 or numbers that are not finite, and never an exception.
     """
-    moments = moments / moments[:, 3:4, 3:4].clamp_min(TINY)
-    source_centre, target_centre = moments[:, :3, 3], moments[:, 3, :3]
-    correlation = moments[:, :3, :3] - source_centre[:, :, None] * target_centre[:, None]
-    source_spread = (moments[:, 4, 3] - source_centre.square().sum(1)).clamp_min(TINY)
-    target_spread = (moments[:, 3, 4] - target_centre.square().sum(1)).clamp_min(0.0)
-    rotation, gap = _horn_rotation(correlation)
-    if scale_rule == "one":
-        scale = torch.ones_like(source_spread)
-    elif scale_rule == "symmetric":
-        scale = (target_spread / source_spread).sqrt()
-    else:
-        scale = torch.einsum("bij,bji->b", rotation, correlation) / source_spread
-    moved_centre = scale[:, None] * torch.einsum("bij,bj->bi", rotation, source_centre)
-    return SimilarityBatch(scale, rotation, target_centre - moved_centre, gap)
+    with np.errstate(over="ignore", invalid="ignore"):
+        moments = moments / np.maximum(moments[:, 3:4, 3:4], TINY)
+        source_centre, target_centre = moments[:, :3, 3], moments[:, 3, :3]
+        correlation = moments[:, :3, :3] - source_centre[:, :, None] * target_centre[:, None]
+        source_spread = np.maximum(moments[:, 4, 3] - np.square(source_centre).sum(1), TINY)
+        target_spread = np.maximum(moments[:, 3, 4] - np.square(target_centre).sum(1), 0.0)
+        rotation, gap = _horn_rotation(correlation)
+        if scale_rule == "one":
+            scale = np.ones_like(source_spread)
+        elif scale_rule == "symmetric":
+            scale = np.sqrt(target_spread / source_spread)
+        else:
+            scale = np.einsum("bij,bji->b", rotation, correlation) / source_spread
+        moved_centre = scale[:, None] * np.einsum("bij,bj->bi", rotation, source_centre)
+        fit = (scale, rotation, target_centre - moved_centre, gap)
+    return SimilarityBatch(*(torch.from_numpy(values) for values in fit))
 
 
 def as_batch(source: Points, target: Points, weights: Points | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -118,28 +125,24 @@ def as_batch(source: Points, target: Points, weights: Points | None) -> tuple[Te
     return source[None], target.to(source.device)[None], weights[None]
 
 
-def _horn_rotation(correlation: Tensor) -> tuple[Tensor, Tensor]:
-    """Rotation target_from_source and eigenvalue gap from sum(w * source target^T), (B, 3, 3)."""
-    s = correlation
-    xx, yy, zz = s[:, 0, 0], s[:, 1, 1], s[:, 2, 2]
-    yz, zx, xy = s[:, 1, 2] - s[:, 2, 1], s[:, 2, 0] - s[:, 0, 2], s[:, 0, 1] - s[:, 1, 0]
-    pxy, pzx, pyz = s[:, 0, 1] + s[:, 1, 0], s[:, 2, 0] + s[:, 0, 2], s[:, 1, 2] + s[:, 2, 1]
+def _horn_rotation(correlation: Float64) -> tuple[Float64, Float64]:
+    """Rotation target_from_source and eigenvalue gap from sum(w * source * target^T), (B, 3, 3)."""
+    (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = correlation.transpose(1, 2, 0)
     rows = [
-        torch.stack([xx + yy + zz, yz, zx, xy], 1),
-        torch.stack([yz, xx - yy - zz, pxy, pzx], 1),
-        torch.stack([zx, pxy, yy - xx - zz, pyz], 1),
-        torch.stack([xy, pzx, pyz, zz - xx - yy], 1),
+        [xx + yy + zz, yz - zy, zx - xz, xy - yx],
+        [yz - zy, xx - yy - zz, xy + yx, zx + xz],
+        [zx - xz, xy + yx, yy - xx - zz, yz + zy],
+        [xy - yx, zx + xz, yz + zy, zz - xx - yy],
     ]
-    matrix = torch.nan_to_num(torch.stack(rows, 1), nan=0.0, posinf=0.0, neginf=0.0)
-    values, vectors = torch.linalg.eigh(matrix)
-    w, x, y, z = vectors[:, :, 3].unbind(1)
-    rotation = torch.stack(
+    matrix = np.nan_to_num(np.array(rows).transpose(2, 0, 1), nan=0.0, posinf=0.0, neginf=0.0)
+    values, vectors = np.linalg.eigh(matrix)
+    w, x, y, z = vectors[:, :, 3].T
+    rotation = np.array(
         [
-            *(1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)),
-            *(2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)),
-            *(2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)),
-        ],
-        1,
-    ).view(-1, 3, 3)
-    largest = values.abs().amax(1).clamp_min(TINY)
-    return rotation, (values[:, 3] - values[:, 2]) / largest
+            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+        ]
+    ).transpose(2, 0, 1)
+    largest = np.maximum(np.abs(values).max(1), TINY)
+    return np.ascontiguousarray(rotation), (values[:, 3] - values[:, 2]) / largest

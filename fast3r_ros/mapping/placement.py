@@ -118,21 +118,21 @@ def sample_views(
     for estimate, pixels in zip(new, grids, strict=True):
         maps, places = estimate.maps, _places(pixels, estimate.maps.points.device)
         valid = maps.valid.flatten()[places]
-        points = maps.points.flatten(0, 1)[places] * maps.scale
-        found.append(torch.where(valid[:, None], points, torch.nan))
+        found.append(torch.where(valid[:, None], maps.points.flatten(0, 1)[places], torch.nan))
         found.append(torch.where(valid, maps.confidence.flatten()[places], 0.0))
     for estimate, keyframe in zip(again, known, strict=True):
         assert keyframe.points is not None
-        depth = estimate.maps.points[..., 2].flatten() * estimate.maps.scale
+        depth = estimate.maps.points[..., 2].flatten()
         found.append(depth[_places(keyframe.points.pixels, depth.device)])
     arrays = to_host(*found) if found else []
     count = 2 * len(new)
     views = zip(arrays[:count:2], arrays[1:count:2], new, grids, strict=True)
-    kept = [
-        KeyframePoints(points, confidence, estimate.image.reshape(-1, 3)[pixels], pixels)
-        for points, confidence, estimate, pixels in views
-    ]
-    return kept, arrays[count:]
+    kept = []
+    for points, confidence, estimate, pixels in views:
+        colors = estimate.image.reshape(-1, 3)[pixels]
+        kept.append(KeyframePoints(points * np.float32(estimate.maps.scale), confidence, colors, pixels))
+    seen_again = zip(arrays[count:], again, strict=True)
+    return kept, [depth * np.float32(estimate.maps.scale) for depth, estimate in seen_again]
 
 
 def _places(pixels: NDArray[np.int32], device: torch.device) -> Tensor:

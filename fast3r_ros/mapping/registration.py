@@ -60,13 +60,8 @@ def place_views(
 
     intrinsics: (V, 3, 3) at network size if every view has them.  Views below `min_view_share` are not ok.
     """
-    weights = [
-        pointmap_weights(local.clamp_max(_MOST_CONFIDENT), other.clamp_max(_MOST_CONFIDENT))
-        for local, other in zip(
-            reconstruction.confidence_local, reconstruction.confidence_global, strict=True
-        )
-    ]
-    pixels = max(view.numel() for view in weights)
+    confidences = reconstruction.confidence_local, reconstruction.confidence_global
+    pixels = max(view.numel() for view in confidences[0])
     options = RobustOptions(
         max_points=config.pixels,
         inlier_distance=config.inlier_distance,
@@ -74,7 +69,11 @@ def place_views(
         points_per_observation=_per_observation(min(pixels, config.pixels)),
     )
     return poses_from_pointmaps(
-        reconstruction.points_local, reconstruction.points_global, weights, intrinsics, options
+        reconstruction.points_local,
+        reconstruction.points_global,
+        lambda sample: pointmap_weights(*(sample(maps).clamp_max(_MOST_CONFIDENT) for maps in confidences)),
+        intrinsics,
+        options,
     )
 
 
@@ -95,18 +94,20 @@ def register(
     per_view = max(1, config.pixels // 2)
     parts = [_thin(overlap, per_view) for overlap in overlaps]
     device = points_window[0].device
-    pixels = [torch.from_numpy(part.pixels).to(device) for part in parts]
+    known = [np.c_[part.points_map, part.depth, part.confidence] for part in parts]
+    target, depth, target_confidence = (
+        torch.from_numpy(np.concatenate(known)).to(device).split([3, 1, 1], dim=1)
+    )
+    pixels = torch.from_numpy(np.concatenate([part.pixels for part in parts])).to(device)
+    pixels_of = pixels.split([len(part.pixels) for part in parts])
     source, source_confidence = (
-        torch.cat([maps[part.view].flatten(0, 1)[chosen] for part, chosen in zip(parts, pixels, strict=True)])
+        torch.cat([maps[part.view].flatten(0, 1)[n] for part, n in zip(parts, pixels_of, strict=True)])
         for maps in (points_window, confidence)
     )
-    target, depth, target_confidence = (
-        torch.from_numpy(np.concatenate(arrays)).to(device)
-        for arrays in zip(*((part.points_map, part.depth, part.confidence) for part in parts), strict=True)
-    )
     weights = pointmap_weights(
-        source_confidence.clamp_max(_MOST_CONFIDENT), target_confidence.clamp_max(_MOST_CONFIDENT)
+        source_confidence.clamp_max(_MOST_CONFIDENT), target_confidence[:, 0].clamp_max(_MOST_CONFIDENT)
     )
+    depth = depth[:, 0]
     # errors grow with the distance from the camera: nearby points say more about the pose
     weights = torch.where(torch.isfinite(target).all(dim=-1), weights / depth.clamp_min(1e-6).square(), 0.0)
     options = RobustOptions(
@@ -129,11 +130,12 @@ def _judge(
     least: float,
 ) -> Registration:
     """Count the pixels whose points agree relative to their distance from the camera."""
-    linear = torch.from_numpy(fit.target_from_source.scale * fit.target_from_source.rotation.T).to(source)
-    moved = source @ linear + torch.from_numpy(fit.target_from_source.translation).to(source)
-    error = (moved - target).square().sum(dim=-1).sqrt()
+    place = fit.target_from_source
+    matrix = torch.from_numpy(np.vstack([place.scale * place.rotation.T, place.translation])).to(source)
+    error = (source @ matrix[:3] + matrix[3] - target).square().sum(dim=-1).sqrt()
     agree = used & (error < inlier_distance * depth)
-    share = float(agree.sum()) / max(int(used.sum()), 1)
+    agreeing, all_used = torch.stack([agree, used]).sum(1).tolist()
+    share = agreeing / max(all_used, 1)
     reason = fit.reason
     if not reason and share < least:
         reason = f"only {share:.0%} of the shared pixels agree with the map, {least:.0%} are needed"

@@ -7,6 +7,7 @@ accelerator, NumPy cannot see them, and an operation on tensors of both devices 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -20,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 DEVICE = torch.device("meta")
 _NUMBERS = ("_local_scalar_dense", "is_nonzero", "equal")
 _COPIES = ("_to_copy", "copy_")
+_LOOKS = ("_unsafe_view", "alias", "detach")
 
 
 @pytest.fixture(params=["second device", "cuda"])
@@ -61,13 +63,15 @@ class TensorElsewhere(Tensor):
 class SecondDevice(TorchDispatchMode):
     """Runs the operations of the second device.
 
-    reads: bytes of every copy to the host.  numbers: how many single numbers were read.
+    reads: bytes of every copy to the host.  numbers: how many single numbers were read.  launched: name ->
+    how often an operation ran there, without those that only look at a tensor in another way.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.reads: list[int] = []
         self.numbers = 0
+        self.launched = Counter[str]()
         self._factories = ExitStack()
 
     def __enter__(self) -> SecondDevice:
@@ -90,6 +94,8 @@ class SecondDevice(TorchDispatchMode):
             given["device"] = torch.device("cpu")
         result = func(*_content(args), **{name: _content(value) for name, value in given.items()})
         name = func.overloadpacket.__name__
+        if not func.is_view and name not in _LOOKS:
+            self.launched[name] += 1
         if name in _NUMBERS:
             self.numbers += 1
             return result

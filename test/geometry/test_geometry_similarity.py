@@ -8,10 +8,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fast3r_ros.geometry.robust_similarity import RobustOptions, fit_similarity_robust
+from fast3r_ros.geometry.robust_similarity import RobustOptions, _pseudo_inverse, fit_similarity_robust
 from fast3r_ros.geometry.rotation import angle_between, matrix_from_vector, vector_from_matrix
 from fast3r_ros.geometry.sim3 import Sim3
-from fast3r_ros.geometry.similarity import fit_similarity
+from fast3r_ros.geometry.similarity import (
+    DEGENERATE_GAP,
+    TINY,
+    ScaleRule,
+    augment,
+    fit_similarity,
+    solve,
+    weighted_moments,
+)
 
 coordinates = st.floats(-3, 3)
 similarities = st.builds(
@@ -177,3 +185,122 @@ def test_torch_and_numpy_agree_and_repeat() -> None:
     ]
     assert fits[0].target_from_source.scale == fits[1].target_from_source.scale
     np.testing.assert_array_equal(fits[0].covariance, fits[1].covariance)
+
+
+def solved_by_torch(moments: torch.Tensor, scale_rule: ScaleRule) -> tuple[torch.Tensor, ...]:
+    """Scale, rotation, translation and gap by the same formula in PyTorch, as it would run on a device."""
+    moments = moments / moments[:, 3:4, 3:4].clamp_min(TINY)
+    source_centre, target_centre = moments[:, :3, 3], moments[:, 3, :3]
+    s = moments[:, :3, :3] - source_centre[:, :, None] * target_centre[:, None]
+    source_spread = (moments[:, 4, 3] - source_centre.square().sum(1)).clamp_min(TINY)
+    target_spread = (moments[:, 3, 4] - target_centre.square().sum(1)).clamp_min(0.0)
+    skew = torch.stack([s[:, i, j] - s[:, j, i] for i, j in ((1, 2), (2, 0), (0, 1))], 1)
+    trace = torch.einsum("bii->b", s)
+    matrix = torch.zeros(len(s), 4, 4, dtype=torch.float64)
+    matrix[:, 0, 0], matrix[:, 0, 1:], matrix[:, 1:, 0] = trace, skew, skew
+    matrix[:, 1:, 1:] = s + s.transpose(1, 2) - trace[:, None, None] * torch.eye(3)
+    values, vectors = torch.linalg.eigh(torch.nan_to_num(matrix, nan=0.0, posinf=0.0, neginf=0.0))
+    w, v = vectors[:, 0, 3], vectors[:, 1:, 3]
+    cross = torch.linalg.cross(torch.eye(3, dtype=torch.float64)[None], v[:, None].expand(-1, 3, 3))
+    rotation = (
+        (w.square() - v.square().sum(1))[:, None, None] * torch.eye(3)
+        + 2 * v[:, :, None] * v[:, None]
+        + 2 * w[:, None, None] * cross
+    )
+    scale = torch.ones_like(trace)
+    if scale_rule == "symmetric":
+        scale = (target_spread / source_spread).sqrt()
+    elif scale_rule == "least squares":
+        scale = torch.einsum("bij,bji->b", rotation, s) / source_spread
+    translation = target_centre - scale[:, None] * (rotation @ source_centre[:, :, None])[:, :, 0]
+    gap = (values[:, 3] - values[:, 2]) / values.abs().amax(1).clamp_min(TINY)
+    return scale, rotation, translation, gap
+
+
+def difficult_moments() -> tuple[torch.Tensor, np.ndarray]:
+    """Moments (B, 5, 5) of ordinary and of degenerate points, and which of them determine the rotation."""
+    rng = np.random.default_rng(0)
+    truth = Sim3(1.7, matrix_from_vector(np.array([0.4, -0.9, 0.2])), np.array([1.0, -2.0, 3.0]))
+    source = points(0, 200)
+    line = np.linspace(0, 1, 200)[:, None] * [1.0, 2.0, 3.0]
+    cases = {
+        "exact": (source, truth.apply(source), True),
+        "noisy": (source, truth.apply(source) + 0.1 * rng.standard_normal(source.shape), True),
+        "half a turn": (source, source * [-1.0, -1.0, 1.0], True),
+        "mirrored": (source, source * [1.0, 1.0, -1.0], True),
+        "flat": (source * MIRROR_FLAT, truth.apply(source * MIRROR_FLAT), True),
+        "far away": (source + 1e4, truth.apply(source) - 1e4, True),
+        "tiny": (1e-7 * source, 1e-7 * truth.apply(source), True),
+        "too large": (source, 1e200 * source, True),
+        "line": (line, truth.apply(line), False),
+        "one place": (np.ones((200, 3)), np.full((200, 3), 2.0), False),
+        "one point": (np.zeros((200, 3)), np.ones((200, 3)), False),
+        "no weight": (source, truth.apply(source), False),
+        "not finite": (source, np.full((200, 3), np.nan), False),
+    }
+    weights = np.ones((len(cases), 200))
+    weights[list(cases).index("no weight")] = 0.0
+    weights[list(cases).index("one point"), 1:] = 0.0
+    both = (torch.from_numpy(np.stack([case[i] for case in cases.values()])) for i in (0, 1))
+    moments = weighted_moments(*(augment(each) for each in both), torch.from_numpy(weights))
+    return moments, np.array([case[2] for case in cases.values()])
+
+
+@pytest.mark.parametrize("rule", ["least squares", "symmetric", "one"])
+@pytest.mark.filterwarnings("error")
+def test_the_fit_on_the_host_is_that_of_the_device(rule: ScaleRule) -> None:
+    moments, determined = difficult_moments()
+    fit = solve(moments.numpy(), rule)
+    expected = solved_by_torch(moments, rule)
+    found = [each.numpy() for each in (fit.scale, fit.rotation, fit.translation, fit.gap)]
+    for ours, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours[determined], other.numpy()[determined], rtol=1e-9, atol=1e-9)
+    assert (found[3][determined] > DEGENERATE_GAP).all()
+    # which of many rotations is found when the points leave it open is the solver's affair
+    assert (found[3][~determined] <= DEGENERATE_GAP).all()
+    assert (expected[3].numpy()[~determined] <= DEGENERATE_GAP).all()
+    np.testing.assert_allclose(np.linalg.det(found[1]), 1.0, atol=1e-9)
+    if rule == "symmetric":
+        np.testing.assert_allclose(found[0], expected[0].numpy(), rtol=1e-9)
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_pseudo_inverse_is_pytorchs_and_never_raises() -> None:
+    rng = np.random.default_rng(0)
+    factors = rng.standard_normal((4, 7, 9)) * rng.uniform(0.1, 10, (4, 7, 1))
+    matrices = factors @ factors.transpose(0, 2, 1)
+    matrices[1, 6] = matrices[1, :, 6] = 0.0
+    matrices[2] = 0.0
+    matrices[3, 0, 0] = np.nan
+    found = _pseudo_inverse(matrices)
+    expected = torch.linalg.pinv(torch.from_numpy(matrices[:3]), hermitian=True, rtol=1e-15)
+    np.testing.assert_allclose(found[:3], expected.numpy(), rtol=1e-9, atol=1e-12)
+    assert np.isnan(found[3]).all()
+
+
+@pytest.mark.parametrize("with_scale", [True, False])
+def test_the_covariance_is_that_of_the_normal_equations(with_scale: bool) -> None:
+    """Summed up point by point; unlike the moments these sums know the residuals."""
+    rng = np.random.default_rng(1)
+    truth = Sim3(2.3 if with_scale else 1.0, matrix_from_vector(rng.standard_normal(3)), np.ones(3))
+    source, weights = points(1, 600), rng.uniform(0.2, 3, 600)
+    target = truth.apply(source) + 0.05 * rng.standard_normal(source.shape)
+    fit = fit_similarity_robust(source, target, weights, RobustOptions(with_scale=with_scale))
+    found = fit.target_from_source
+    residual = np.linalg.norm(found.apply(source) - target, axis=1)
+    kernel = np.clip(1 - (residual / (6 * fit.residual)) ** 2, 0, None)
+    robust = weights * kernel**2
+    jacobian = np.zeros((600, 3, 7))
+    jacobian[:, :, :3] = np.eye(3)
+    lever = source @ (found.scale * found.rotation.T)
+    jacobian[:, :, 3:6] = np.cross(np.eye(3)[None], lever[:, None]).transpose(0, 2, 1)
+    jacobian[:, :, 6] = lever
+    jacobian = jacobian[:, :, : 7 if with_scale else 6]
+    information = np.einsum("nij,n,nik->jk", jacobian, robust, jacobian)
+    slope = (weights * (kernel**2 - 4 / 3 * (1 - kernel) * kernel)).sum()
+    variance = ((robust * residual) ** 2).sum() / 3 * robust.sum() / slope**2
+    size = len(information)
+    expected = variance * np.linalg.inv(information)
+    # the median of a sample, of which all points are part, decides the cut: equal up to that
+    np.testing.assert_allclose(fit.covariance[:size, :size], expected, rtol=1e-6, atol=1e-9 * expected.max())
+    assert not fit.covariance[size:].any()

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from second_device import DEVICE, SecondDevice
 
 from fast3r_ros.errors import UserError
 from fast3r_ros.geometry.axes import BODY_FROM_OPTICAL
@@ -14,13 +15,13 @@ from fast3r_ros.geometry.rigid import rigid_matrix
 from fast3r_ros.geometry.rotation import angle_between, matrix_from_vector
 from fast3r_ros.geometry.sim3 import Sim3
 from fast3r_ros.mapping.config import RegistrationConfig, ScaleConfig
-from fast3r_ros.mapping.data import Frame, ViewEstimate
+from fast3r_ros.mapping.data import Frame, Reconstruction, ViewEstimate
 from fast3r_ros.mapping.gravity import leveling, tilt_only
 from fast3r_ros.mapping.map import Keyframe
 from fast3r_ros.mapping.odometry import OdometryBuffer
 from fast3r_ros.mapping.placement import interpolate
 from fast3r_ros.mapping.prediction import odometry_step, predict
-from fast3r_ros.mapping.registration import Overlap, register
+from fast3r_ros.mapping.registration import Overlap, place_views, register
 from fast3r_ros.mapping.scale import (
     Scale,
     disagrees,
@@ -103,6 +104,25 @@ def test_the_device_gives_the_same_registration(other_device):
     assert np.allclose(there.map_from_window.translation, cpu.map_from_window.translation, atol=1e-6)
     assert np.allclose(there.covariance, cpu.covariance, rtol=1e-3)
     assert there.inlier_share == pytest.approx(cpu.inlier_share, abs=1e-3)
+
+
+def test_a_registration_is_few_operations_of_the_device_and_small_copies():
+    """On a GPU a launch costs as much as the work in it: the algebra of a step belongs on the host."""
+    _, overlaps, *maps = overlap_problem(np.random.default_rng(0), outliers=0.2)
+    views = len(maps[0])
+    with SecondDevice() as device:
+        there = [[view.to(DEVICE) for view in part] for part in maps]
+        register(overlaps, *there, RegistrationConfig())
+        assert sum(device.launched.values()) < 450 + 4 * views
+        reads = len(device.reads)
+        place_views(Reconstruction(*there, *there), None, RegistrationConfig())
+    assert not [name for name in device.launched if "eigh" in name or "linalg" in name]
+    assert sum(device.launched.values()) < 850 + 10 * views
+    assert device.numbers == 0
+    # the moments of a step: (5, 5) float64 of each fit
+    assert max(device.reads[:reads]) <= 8 * 25
+    assert max(device.reads[reads:]) <= 8 * 25 * views
+    assert len(device.reads) < 40
 
 
 @given(st.floats(0, 1), st.integers(0, 100))
