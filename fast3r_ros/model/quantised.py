@@ -36,11 +36,14 @@ class Int8Linear(nn.Module):
         """(..., inputs) to (..., outputs), of x's dtype."""
         rows = x.flatten(0, -2)
         rounded, scales = _rounded(rows, LARGEST_INT8)
-        missing = max(0, FEWEST_ROWS - len(rows))
-        product = torch._int_mm(F.pad(rounded.to(torch.int8), (0, 0, 0, missing)), self.weight.T)
-        result = product[: len(rows)].float().mul_(scales).mul_(self.scales)
-        if self.bias is not None:
-            result += self.bias
+        whole = rounded.to(torch.int8)
+        if len(rows) < FEWEST_ROWS:
+            whole = F.pad(whole, (0, 0, 0, FEWEST_ROWS - len(rows)))
+        result = torch._int_mm(whole, self.weight.T)[: len(rows)].float().mul_(scales)
+        if self.bias is None:
+            result *= self.scales
+        else:
+            torch.addcmul(self.bias.detach(), result, self.scales, out=result)
         return result.to(x.dtype).unflatten(0, x.shape[:-1])
 
 
@@ -60,11 +63,18 @@ class Fp8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., inputs) to (..., outputs), of x's dtype."""
         rounded, scales = _rounded(x.flatten(0, -2), LARGEST_FP8)
+        # the product adds a bias of its own dtype to its sums; another one is added to what is rounded
+        inside = self.bias is not None and self.bias.dtype == torch.bfloat16
         result = torch._scaled_mm(
-            rounded.to(FP8), self.weight.T, scales, self.scales, out_dtype=torch.bfloat16
+            rounded.to(FP8),
+            self.weight.T,
+            scales,
+            self.scales,
+            bias=self.bias.detach() if inside else None,
+            out_dtype=torch.bfloat16,
         ).to(x.dtype)
-        if self.bias is not None:
-            result += self.bias
+        if self.bias is not None and not inside:
+            result += self.bias.detach()
         return result.unflatten(0, x.shape[:-1])
 
 
@@ -85,7 +95,8 @@ def _rounded(rows: Tensor, largest: float) -> tuple[Tensor, Tensor]:
     """(M, K) rows scaled so that each reaches `largest` (and whole where that is int8's), and the scales
     (M, 1), both float32.
     """
-    rows = rows.detach().float()
-    scales = rows.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny * 1e6) / largest
-    scaled = rows / scales
+    rows = rows.detach()
+    peaks = torch.maximum(rows.amax(dim=1, keepdim=True), -rows.amin(dim=1, keepdim=True))
+    scales = peaks.float().clamp_min(torch.finfo(torch.float32).tiny * 1e6) / largest
+    scaled = rows / scales  # float32, as the scales
     return (scaled.round_() if largest == LARGEST_INT8 else scaled), scales
