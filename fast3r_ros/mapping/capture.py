@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,12 +40,14 @@ class Captured:
             return True
         try:
             self._replays[key] = self._record(function, inputs)
+            return True
         except RuntimeError as error:
             shapes = ", ".join(str(tuple(value.shape)) for value in inputs)
             reason = str(error).splitlines()[0]
             _log.warning("%s of %s is not captured and runs kernel by kernel: %s", name, shapes, reason)
-            return False
-        return True
+        # here, where the error with its frames and their tensors is gone: what the attempt took goes back
+        torch.cuda.empty_cache()
+        return False
 
     def find(self, name: Hashable, *inputs: Tensor) -> TensorFunction | None:
         """The replay for inputs of exactly these shapes; its results stay as they are whatever runs next."""
@@ -55,30 +58,43 @@ class Captured:
         return len(self._replays)
 
 
-def cuda_graph(function: TensorFunction, inputs: Sequence[Tensor]) -> TensorFunction:
-    """A CUDA graph of `function`: it reads buffers of its own, and its results are copied out of the graph's.
+class CudaGraphs:
+    """Records functions as CUDA graphs whose intermediate results share one pool of memory.
 
-    Raises RuntimeError when the function does what a graph cannot hold, such as waiting for the device, and
-    when memory does not suffice.
+    They may share it because no two of them run at the same time (all are replayed in the stream of the
+    thread that asks the network) and none reads what another left there: inputs are copied into buffers
+    outside of the pool, and results, which no later recording overwrites while they live, are copied out of
+    it at once.
     """
-    buffers = [value.clone() for value in inputs]
-    graph = torch.cuda.CUDAGraph()
-    side = torch.cuda.Stream(buffers[0].device)
-    side.wait_stream(torch.cuda.current_stream(buffers[0].device))
-    with torch.cuda.stream(side):  # which also restores the stream when recording fails
-        for _ in range(_WARM_UP_RUNS):
-            function(*buffers)
-        with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
-            results = function(*buffers)
-    torch.cuda.current_stream(buffers[0].device).wait_stream(side)
 
-    def replay(*values: Tensor) -> list[Tensor]:
-        for buffer, value in zip(buffers, values, strict=True):
-            buffer.copy_(value)
-        graph.replay()
-        return [result.clone() for result in results]
+    def __init__(self) -> None:
+        self._pool: Any = None
 
-    return replay
+    def __call__(self, function: TensorFunction, inputs: Sequence[Tensor]) -> TensorFunction:
+        """A graph of `function`, for inputs of these shapes.
+
+        Raises RuntimeError when the function does what a graph cannot hold, such as waiting for the device,
+        and when memory does not suffice.
+        """
+        buffers = [value.clone() for value in inputs]
+        graph = torch.cuda.CUDAGraph()
+        side = torch.cuda.Stream(buffers[0].device)
+        side.wait_stream(torch.cuda.current_stream(buffers[0].device))
+        with torch.cuda.stream(side):  # which also restores the stream when recording fails
+            for _ in range(_WARM_UP_RUNS):
+                function(*buffers)
+            with torch.cuda.graph(graph, self._pool, side, capture_error_mode="thread_local"):
+                results = function(*buffers)
+        torch.cuda.current_stream(buffers[0].device).wait_stream(side)
+        self._pool = graph.pool()
+
+        def replay(*values: Tensor) -> list[Tensor]:
+            for buffer, value in zip(buffers, values, strict=True):
+                buffer.copy_(value)
+            graph.replay()
+            return [result.clone() for result in results]
+
+        return replay
 
 
 def _key(name: Hashable, inputs: Sequence[Tensor]) -> Hashable:

@@ -13,10 +13,10 @@ from torch.nn.functional import normalize as to_unit
 from fast3r_ros.geometry.camera_pose import poses_by_pnp
 from fast3r_ros.geometry.focal import first_view_focal
 from fast3r_ros.geometry.rigid import inverse, transform_points
-from fast3r_ros.mapping.capture import Captured, Record, cuda_graph
+from fast3r_ros.mapping.capture import Captured, CudaGraphs, Record
 from fast3r_ros.mapping.data import EncodedView, Float64, Frame, Reconstruction, UInt8
 from fast3r_ros.mapping.streaming import SeenViews, continuation, maps_by_view
-from fast3r_ros.mapping.transfer import to_host
+from fast3r_ros.mapping.transfer import to_host, urgent_stream
 from fast3r_ros.model import Fast3R, FusedFeatures, Pointmap, ViewTokens
 from fast3r_ros.model.attention_choice import choose_attention
 from fast3r_ros.model.image_index import index_embedding
@@ -61,10 +61,10 @@ class Fast3RNetwork:
         self._image_size = image_size or model.config.image_size
         self._device = next(model.parameters()).device
         on_gpu = self._device.type == "cuda"
-        self._uploads = torch.cuda.Stream(self._device) if on_gpu and torch.cuda.is_available() else None
+        self._uploads = urgent_stream(self._device) if on_gpu and torch.cuda.is_available() else None
         plain = model.split is None and model.acceleration.merge == 1  # as `_hooks_of` runs the fusion
         if record is None and on_gpu and plain:
-            record = cuda_graph
+            record = CudaGraphs()
         self._captured = Captured(record)
         self._kept_rows: dict[int, Tensor] = {}
         self._seen: SeenViews | None = None

@@ -18,8 +18,8 @@ def to_host(*tensors: Tensor) -> list[np.ndarray]:
     """
     if tensors[0].device.type == "cpu":
         return [tensor.numpy() for tensor in tensors]
-    # pinned memory is scarce: it is not kept
-    return [part.numpy().copy() for part in apart(fetch(together(tensors)), tensors)]
+    # pinned memory is scarce: it is not kept, as each part is a copy
+    return [part.numpy() for part in apart(fetch(together(tensors)), tensors)]
 
 
 def fetch(tensor: Tensor) -> Tensor:
@@ -39,7 +39,7 @@ def apart(content: Tensor, likes: Sequence[Tensor]) -> list[Tensor]:
     """The inverse of `together`: tensors of the shapes and dtypes of `likes` from (N,) bytes."""
     sizes = [like.numel() * like.element_size() for like in likes]
     parts = zip(content.split(sizes), likes, strict=True)
-    # copies, because a part may begin where numbers of its size may not
+    # copies of their own, because a part may begin where numbers of its size may not
     return [part.clone().view(like.dtype).view(like.shape) for part, like in parts]
 
 
@@ -56,4 +56,14 @@ def beside_the_network(device: torch.device) -> Iterator[None]:
 
 @lru_cache(maxsize=8)
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device)
+    return urgent_stream(device)
+
+
+def urgent_stream(device: torch.device) -> torch.cuda.Stream:
+    """A stream for short work beside the network's.
+
+    The thread blocks of streams of one priority run in the order in which they came: behind an attention
+    kernel with thousands of them, all of which would go first.  With a higher priority (a lower number) they
+    take the next place that becomes free.
+    """
+    return torch.cuda.Stream(device, priority=-1)

@@ -6,13 +6,14 @@ results that the next replay overwrites.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 
 import pytest
 import torch
 from torch import Tensor
 
-from fast3r_ros.mapping.capture import Captured, TensorFunction, cuda_graph
+from fast3r_ros.mapping.capture import Captured, CudaGraphs, TensorFunction
 
 
 def like_a_graph(function: TensorFunction, inputs: Sequence[Tensor]) -> TensorFunction:
@@ -74,6 +75,20 @@ def test_what_cannot_be_captured_is_told(caplog: pytest.LogCaptureFixture) -> No
     assert captured.find("doubled", torch.zeros(2)) is None
 
 
+def test_what_a_failed_attempt_took_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[weakref.ref[Tensor]] = []
+    left: list[int] = []
+
+    def runs_out_of_memory(function: TensorFunction, inputs: Sequence[Tensor]) -> TensorFunction:
+        large = torch.zeros(1000)
+        taken.append(weakref.ref(large))
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: left.append(sum(t() is not None for t in taken)))
+    assert not Captured(runs_out_of_memory).capture("doubled", doubled, torch.zeros(2))
+    assert left == [0]  # given back once, when nothing held the memory
+
+
 def test_a_shape_is_captured_once() -> None:
     calls: list[int] = []
 
@@ -89,7 +104,7 @@ def test_a_shape_is_captured_once() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
 def test_a_cuda_graph_gives_what_the_function_gives() -> None:
-    captured = Captured(cuda_graph)
+    captured = Captured(CudaGraphs())
     assert captured.capture("doubled", doubled, torch.zeros(1000, device="cuda"))
     values = torch.randn(1000, device="cuda")
     replay = captured.find("doubled", values)
@@ -97,3 +112,23 @@ def test_a_cuda_graph_gives_what_the_function_gives() -> None:
     results = replay(values)
     replay(torch.zeros(1000, device="cuda"))
     torch.testing.assert_close(results[0], 2 * values)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+def test_cuda_graphs_share_memory_and_keep_their_results_apart() -> None:
+    def much(x: Tensor) -> list[Tensor]:
+        return [(x.repeat(1 << 20, 1) + 1).sum(0)]
+
+    def reserved(recorders: Sequence[CudaGraphs]) -> int:
+        torch.cuda.empty_cache()
+        before = torch.cuda.memory_reserved()
+        inputs = torch.arange(3.0, device="cuda"), torch.arange(4.0, device="cuda")
+        replays = [record(much, [values]) for record, values in zip(recorders, inputs, strict=True)]
+        results = [replay(values)[0] for replay, values in zip(replays, inputs, strict=True)]
+        for result, values in zip(results, inputs, strict=True):
+            torch.testing.assert_close(result, much(values)[0])
+        torch.cuda.empty_cache()
+        return torch.cuda.memory_reserved() - before
+
+    together = CudaGraphs()
+    assert reserved([together, together]) < 0.8 * reserved([CudaGraphs(), CudaGraphs()])

@@ -20,6 +20,7 @@ from second_device import DEVICE, SecondDevice
 
 from fast3r_ros.geometry.camera_pose import CameraPoses
 from fast3r_ros.geometry.sim3 import Sim3
+from fast3r_ros.mapping import transfer
 from fast3r_ros.mapping.config import MapperConfig, PointsConfig
 from fast3r_ros.mapping.data import EncodedView, Frame, Reconstruction
 from fast3r_ros.mapping.fusion import Fusion, fuse_window
@@ -28,7 +29,7 @@ from fast3r_ros.mapping.placement import RegisteredWindow, estimate_view
 from fast3r_ros.mapping.records import view_bytes, view_records
 from fast3r_ros.mapping.registration import Registration
 from fast3r_ros.mapping.tracking import Track
-from fast3r_ros.mapping.transfer import fetch
+from fast3r_ros.mapping.transfer import fetch, to_host
 from fast3r_ros.mapping.view_maps import mean_values
 from fast3r_ros.mapping.window import WindowView
 from fast3r_ros.model import Fast3R
@@ -154,3 +155,22 @@ def test_keyframes_and_messages_take_one_copy_each() -> None:
             assert len(device.reads) == number
         assert device.numbers == 0
         assert messages(fusion) == expected
+
+
+def test_what_comes_to_the_host_is_copied_out_of_the_pinned_memory_once() -> None:
+    values = [np.arange(5, dtype=np.uint8), np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4)]
+    with SecondDevice() as device:
+        arrays = to_host(*(torch.from_numpy(each).to(DEVICE) for each in values))
+    assert device.reads == [sum(each.nbytes for each in values)]
+    for array, expected in zip(arrays, values, strict=True):
+        np.testing.assert_array_equal(array, expected)
+        array[...] = 0  # may be written to
+        assert not array.flags.owndata  # the memory is the tensor's that was taken apart, not one more copy
+        assert torch.from_numpy(array).untyped_storage().nbytes() == expected.nbytes
+
+
+def test_what_is_published_goes_before_the_next_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream of the network's priority would wait behind its attention; the lower number goes first."""
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device, priority=0: (str(device), priority))
+    made = transfer._side_stream.__wrapped__(torch.device("cuda:1"))
+    assert made == ("cuda:1", -1) == transfer.urgent_stream(torch.device("cuda:1"))
