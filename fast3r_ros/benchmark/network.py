@@ -18,6 +18,7 @@ from fast3r_ros.benchmark.models import (
     DTYPES,
     add_dtype_argument,
     add_model_arguments,
+    attention_kernel,
     chosen_device,
     default_dtype,
     load,
@@ -26,7 +27,6 @@ from fast3r_ros.benchmark.models import (
 from fast3r_ros.geometry.camera_pose import pointmap_weights, poses_from_pointmaps
 from fast3r_ros.model import Fast3R, Pointmap, ViewTokens
 from fast3r_ros.model.attention import attend
-from fast3r_ros.model.attention_choice import choose_attention
 from fast3r_ros.model.layers import Attention
 
 
@@ -64,17 +64,6 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "ceilings": rates,
     }
     return collected(document, results(), arguments.keep)
-
-
-def attention_kernel(model: Fast3R, asked: str, views: int, size: tuple[int, int]) -> str:
-    """Set the kernel that was asked for; on a GPU `auto` is the fastest one for so many tokens, as in the
-    node.  Returns its name.
-    """
-    model.set_attention(asked)
-    if next(model.parameters()).device.type != "cuda":
-        return asked
-    patch = model.config.encoder.patch_size
-    return choose_attention(model, views * (size[0] // patch) * (size[1] // patch))
 
 
 @torch.inference_mode()

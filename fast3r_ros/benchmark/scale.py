@@ -25,6 +25,7 @@ from fast3r_ros.benchmark.models import (
     DTYPES,
     add_dtype_argument,
     add_model_arguments,
+    attention_kernel,
     chosen_device,
     default_dtype,
     load,
@@ -78,7 +79,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     def results() -> Iterator[dict[str, Any]]:
         for views in sorted(arguments.views):
             runs = arguments.runs or (FEW_RUNS if views <= LONG else 1)
-            setting = {"views": views, "size_wh": list(size), "dtype": dtype}
+            kernel = attention_kernel(model, arguments.attention, views, size)
+            setting = {"views": views, "size_wh": list(size), "dtype": dtype, "attention": kernel}
             yield {**setting, **measure_passes(model, views, size, arguments.chunk, ceilings, runs)}
 
     document = {

@@ -27,6 +27,7 @@ from fast3r_ros.benchmark.models import (
     DTYPES,
     add_dtype_argument,
     add_model_arguments,
+    attention_kernel,
     chosen_device,
     default_dtype,
     load,
@@ -75,6 +76,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     dtype = arguments.dtype or default_dtype(device)
     model = load(arguments.model, device, DTYPES[dtype], arguments.attention)
     accelerate(model, acceleration)
+    kernel = attention_kernel(model, arguments.attention, arguments.views, size)
     network = Fast3RNetwork(model, max(size))
     if device.type == "cuda" and not arguments.no_capture:
         network.warm_up(arguments.views, size)
@@ -91,7 +93,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "benchmark": "window",
         "machine": machine(device),
         "model": arguments.model,
-        "attention": arguments.attention,
+        "attention": kernel,
         "dtype": dtype,
         "accelerate": str(acceleration),
         "size_wh": list(size),

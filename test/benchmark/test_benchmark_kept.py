@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from fast3r_ros.benchmark import scale
+from fast3r_ros.benchmark import models, scale
 from fast3r_ros.benchmark.kept import collected
-from fast3r_ros.benchmark.models import default_dtype
 from fast3r_ros.cli import main
 from fast3r_ros.errors import UserError
+from fast3r_ros.model import Fast3R
 
 # benchmark -> what makes it short
 SHORT = {
@@ -67,9 +67,9 @@ def test_what_is_kept_is_what_is_printed(
 
 
 def test_a_gpu_is_measured_in_what_it_runs() -> None:
-    assert default_dtype(torch.device("cuda")) == "bfloat16"
-    assert default_dtype(torch.device("cuda:1")) == "bfloat16"
-    assert default_dtype(torch.device("cpu")) == "float32"
+    assert models.default_dtype(torch.device("cuda")) == "bfloat16"
+    assert models.default_dtype(torch.device("cuda:1")) == "bfloat16"
+    assert models.default_dtype(torch.device("cpu")) == "float32"
 
 
 @pytest.mark.parametrize("name", SHORT)
@@ -92,6 +92,41 @@ def test_the_document_says_which_dtype_the_device_implied(
     assert set(told) == {"bfloat16"}
     assert run(name, model_directory, "--dtype", "float32") == 0
     assert loaded == [torch.bfloat16, torch.float32]
+
+
+def test_attention_is_chosen_for_what_is_measured(
+    model_directory: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also for a window that is not recorded, which no warm-up has chosen for, and each number of views."""
+    asked: list[tuple[str, int, tuple[int, int]]] = []
+
+    def chosen(model: Fast3R, attention: str, views: int, size: tuple[int, int]) -> str:
+        asked.append((attention, views, size))
+        return "flash"
+
+    for module in ("window", "scale"):
+        monkeypatch.setattr(f"fast3r_ros.benchmark.{module}.attention_kernel", chosen)
+    for options in ([], ["--no-capture"]):
+        assert run("window", model_directory, *options) == 0
+        assert json.loads(capsys.readouterr().out)["attention"] == "flash"
+    assert run("scale", model_directory) == 0
+    results = json.loads(capsys.readouterr().out)["results"]
+    assert [result["attention"] for result in results] == ["flash", "flash"]
+    assert asked == [("auto", views, (64, 48)) for views in (4, 4, 2, 3)]
+
+
+def test_random_weights_lie_in_memory_as_loaded_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(models.RANDOM_MODELS, "base", ((32, 2, 2), (32, 10, 2)))
+    monkeypatch.setattr(models, "layout_on", lambda device: torch.channels_last)  # as on a GPU
+    model = models.load("base", torch.device("cpu"), torch.float32, "auto")
+    convolutions = [
+        weight
+        for head in (model.downstream_head, model.downstream_head_local)
+        for weight in head.parameters()
+        if weight.ndim == 4 and min(weight.shape) > 1
+    ]
+    assert convolutions
+    assert all(each.is_contiguous(memory_format=torch.channels_last) for each in convolutions)
 
 
 def test_passes_over_many_views_run_once(
