@@ -86,6 +86,10 @@ ELSEWHERE = {
         "test_the_command_is_installed_and_helps_quickly",
     ),
     r"python docs/pictures/regenerate\.py": ("test/cli/test_cli_docs.py", "test_script_makes_the_pictures"),
+    r"scripts/gpu_figures\.sh": (
+        "test/benchmark/test_benchmark_gpu_figures.py",
+        "test_every_figure_is_measured_and_a_failed_step_is_named",
+    ),
     r"ros2 launch fast3r_ros .*": (
         "test/package/test_package_launch.py",
         "test_launch_commands_of_the_docs_start_nodes",

@@ -1,0 +1,92 @@
+"""The script that measures on a GPU what the documentation says was not measured, run on the CPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "gpu_figures.sh"
+SMALL = {
+    "DEVICE": "cpu",
+    "SIZE": "64x48",
+    "VIEWS": "4",
+    "SLIDES": "1",
+    "MANY": "3 5",
+    "RUNS": "1",
+    "TESTS": "test/benchmark/test_benchmark_floor.py -k weights",
+    "PYTHON": sys.executable,
+}
+OURS = ("DEVICE", "MODELS", "OUTPUT", "RELEASE", "STEPS", "TIME_LIMIT", *SMALL)
+
+
+def measure(output: Path, **settings: str) -> subprocess.CompletedProcess[str]:
+    """Run the script with settings; everything else as small as can be."""
+    inherited = {name: value for name, value in os.environ.items() if name not in OURS}
+    environment = {**inherited, **SMALL, "OUTPUT": str(output), **settings}
+    return subprocess.run(
+        ["bash", str(SCRIPT)], env=environment, capture_output=True, text=True, timeout=240, check=False
+    )
+
+
+def test_every_figure_is_measured_and_a_failed_step_is_named(tmp_path: Path) -> None:
+    done = measure(tmp_path / "out", MODELS="demo", RELEASE=str(tmp_path / "no_checkout"))
+    assert done.returncode == 1, done.stdout + done.stderr
+    failed = [line for line in done.stdout.splitlines() if line.startswith("failed: ")]
+    assert failed == [
+        "failed: against_release_demo: exit status 2",  # there is no such network of the release
+        "failed: against_release_demo_many: exit status 2",
+    ]
+    documents = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "out").glob("*.json")}
+    assert {name: document["benchmark"] for name, document in documents.items()} == {
+        "network_demo": "network",
+        "window_demo": "window",
+        "window_demo_stream4": "window",
+        "window_demo_no_capture": "window",
+        "acceleration_demo": "acceleration",
+        "scale_demo": "scale",
+    }
+    assert not any("unfinished" in document for document in documents.values())
+    assert documents["window_demo_stream4"]["accelerate"] == "stream=4"
+    assert [result["views"] for result in documents["scale_demo"]["results"]] == [3, 5]
+    assert (tmp_path / "out" / "tests.xml").is_file()
+    report = (tmp_path / "out" / "report" / "report.md").read_text()
+    for name in documents:
+        assert f"({name}.json)" in report
+
+
+def test_nothing_that_failed_is_success_and_old_figures_go(tmp_path: Path) -> None:
+    old = tmp_path / "network_demo.json"
+    old.write_text(json.dumps({"benchmark": "network", "machine": {}}))
+    limited = measure(tmp_path, MODELS="demo", STEPS="network", TIME_LIMIT="0.2")
+    assert limited.returncode == 1
+    assert "failed: network_demo: not finished in 0.2 s" in limited.stdout.splitlines()
+    assert not old.exists()
+    done = measure(tmp_path, MODELS="demo", STEPS="network|report")
+    assert done.returncode == 0, done.stdout
+    assert {path.name for path in tmp_path.glob("*.json")} == {"network_demo.json"}
+    assert (tmp_path / "report" / "report.md").is_file()
+
+
+def test_a_script_that_is_stopped_stops_its_step(tmp_path: Path) -> None:
+    pid, python = tmp_path / "pid", tmp_path / "python"
+    python.write_text(f"#!/bin/bash\necho $$ >{pid}.part && mv {pid}.part {pid}\nexec sleep 300\n")
+    python.chmod(0o755)
+    environment = {**os.environ, **SMALL, "OUTPUT": str(tmp_path), "MODELS": "demo", "PYTHON": str(python)}
+    script = subprocess.Popen(["bash", str(SCRIPT)], env=environment, stdout=subprocess.DEVNULL)
+    wait_until(pid.exists)
+    script.terminate()
+    assert script.wait(20) == 130
+    step = Path("/proc") / pid.read_text().strip() / "stat"
+    wait_until(lambda: not step.exists() or step.read_text().rsplit(")")[-1].split()[0] == "Z")
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.05)
