@@ -19,6 +19,7 @@ from fast3r_ros.mapping.data import (
     WindowResult,
 )
 from fast3r_ros.mapping.edges import EdgeStore
+from fast3r_ros.mapping.encoding import encode_all
 from fast3r_ros.mapping.fusion import Fusion, fuse_window
 from fast3r_ros.mapping.gravity import extrinsics, level_origin
 from fast3r_ros.mapping.intake import FrameIntake
@@ -160,13 +161,13 @@ class Mapper:
     def _encode_waiting(self) -> list[WindowView]:
         """The pending views and the waiting frames'; none without a new one.  Unusable frames are counted."""
         fresh: list[WindowView] = []
-        for frame in self._intake.take():
-            try:
-                view = WindowView.of(frame, self._network.encode(frame))
-            except UserError as error:
-                self._last_error = str(error)
+        frames = self._intake.take()
+        for frame, encoded in zip(frames, encode_all(self._network, frames), strict=True):
+            if isinstance(encoded, UserError):
+                self._last_error = str(encoded)
                 self._intake.drop("unusable")
                 continue
+            view = WindowView.of(frame, encoded)
             if self._redundant(view, [*self._window.views, *self._pending, *fresh]):
                 self._intake.drop("redundant")
             else:
@@ -200,17 +201,16 @@ class Mapper:
 
     def _views_of(self, found: Sequence[int]) -> list[WindowView]:
         """Keyframes as views, without those that this network sees in another size than the map's did."""
-        views = []
-        for keyframe in (self.map.keyframes[i] for i in found):
+        keyframes, frames, views = [self.map.keyframes[i] for i in found], [], []
+        for keyframe in keyframes:
             assert keyframe.image is not None
-            frame = Frame(keyframe.stamp_ns, keyframe.camera, keyframe.image, keyframe.intrinsics)
-            try:
-                encoded = self._network.encode(frame)
-            except UserError as error:
-                self._last_error = str(error)
-                continue
-            if encoded.image.shape == keyframe.image.shape:
-                views.append(WindowView(keyframe.id, keyframe.stamp_ns, keyframe.camera, encoded))
+            frames.append(Frame(keyframe.stamp_ns, keyframe.camera, keyframe.image, keyframe.intrinsics))
+        encoded = encode_all(self._network, frames)
+        for keyframe, frame, view in zip(keyframes, frames, encoded, strict=True):
+            if isinstance(view, UserError):
+                self._last_error = str(view)
+            elif view.image.shape == frame.image.shape:
+                views.append(WindowView(keyframe.id, keyframe.stamp_ns, keyframe.camera, view))
         return views
 
     def _submap_start(self, first: WindowView) -> SubmapStart:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import wraps
+from typing import Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize as to_unit
 
+from fast3r_ros.errors import UserError
 from fast3r_ros.geometry.camera_pose import poses_by_pnp
 from fast3r_ros.geometry.focal import first_view_focal
 from fast3r_ros.geometry.rigid import inverse, transform_points
 from fast3r_ros.mapping.capture import Captured, CudaGraphs, Record
+from fast3r_ros.mapping.config import WindowConfig
 from fast3r_ros.mapping.data import EncodedView, Float64, Frame, Reconstruction, UInt8
 from fast3r_ros.mapping.streaming import SeenViews, continuation, maps_by_view
 from fast3r_ros.mapping.transfer import to_host, urgent_stream
@@ -25,6 +29,8 @@ from fast3r_ros.model.resample import prepare_images
 from fast3r_ros.model.streaming import FusionMemory, Remembering
 
 Lap = Callable[[str], None]
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,23 @@ class PreparedFrame:
 
 def no_lap(stage: str) -> None:
     """What a stage's end means to those who do not measure: nothing."""
+
+
+def computes(
+    method: Callable[Concatenate[Fast3RNetwork, _Arguments], _Result],
+) -> Callable[Concatenate[Fast3RNetwork, _Arguments], _Result]:
+    """Run a method without gradients, with the model's GPU as the current one.
+
+    Each thread has a current device of its own, the first one unless it says otherwise, and kernels that do
+    not come with PyTorch (flash_attn, Triton) are launched there, wherever their tensors are.
+    """
+
+    @wraps(method)
+    def run(self: Fast3RNetwork, *args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+        with torch.inference_mode(), torch.cuda.device_of(next(self._model.parameters())):
+            return method(self, *args, **kwargs)
+
+    return run
 
 
 class Fast3RNetwork:
@@ -74,20 +97,23 @@ class Fast3RNetwork:
         """How many functions are replayed as a whole."""
         return len(self._captured)
 
-    @torch.inference_mode()
-    def warm_up(self, views: int, size: tuple[int, int]) -> None:
+    @computes
+    def warm_up(self, views: int, size: tuple[int, int], new: int = WindowConfig().stride) -> Reconstruction:
         """Run a window once and record it, so that the first one from a camera is as quick as the others.
 
         On a GPU the fusion takes the fastest attention kernel for that many tokens, if none was chosen.
 
-        size: width and height at the network, in pixels.
+        size: width and height at the network, in pixels.  new: so many of a window's views are encoded
+        together, as they come with it; single ones are recorded, too.  Returns what the network says of black
+        pictures: maps of the right shapes, and no more.
         """
         if self._device.type == "cuda":
             patch = self._model.config.encoder.patch_size
             choose_attention(self._model, views * (size[0] // patch) * (size[1] // patch))
         pixels = torch.zeros((size[1], size[0], 3), dtype=torch.uint8, device=self._device)
-        self._captured.capture("encode", self._tokens_of, pixels[None])
-        view = self.encode_prepared([PreparedFrame(pixels, np.eye(3), None)])[0]
+        for count in sorted({1, new}):
+            self._captured.capture("encode", self._tokens_of, pixels.expand(count, -1, -1, -1))
+            view = self.encode_prepared([PreparedFrame(pixels, np.eye(3), None)] * count)[0]
         tokens, rows = view.tokens.tokens.repeat(1, views, 1), self._rows(views)
         if self._model.acceleration.stream > 1:
             self._captured.capture("remember", self._hooks_and_memory_of, tokens, rows)
@@ -97,7 +123,7 @@ class Fast3RNetwork:
         if self._model.downstream_head_local is not None:
             heads = self._heads_of(view.tokens.grid, views)
             self._captured.capture(_heads_name(view.tokens.grid), heads, *features.hooks)
-        self.pointmaps(features)
+        return self.pointmaps(features)
 
     def encode(self, frame: Frame, lap: Lap = no_lap) -> EncodedView:
         """Resize, crop and encode one frame.  Raises UserError for an image that cannot be used.
@@ -108,7 +134,26 @@ class Fast3RNetwork:
         lap("preprocess")
         return self.encode_prepared([prepared], lap)[0]
 
-    @torch.inference_mode()
+    def encode_all(self, frames: Sequence[Frame], lap: Lap = no_lap) -> list[EncodedView | UserError]:
+        """As `encode` for each frame, those of one size together; for an image that cannot be used the error
+        stands in its place.
+        """
+        results: dict[int, EncodedView | UserError] = {}
+        groups: dict[torch.Size, dict[int, PreparedFrame]] = {}
+        for number, frame in enumerate(frames):
+            try:
+                prepared = self.prepare(frame)
+            except UserError as error:
+                results[number] = error
+            else:
+                groups.setdefault(prepared.pixels.shape, {})[number] = prepared
+        lap("preprocess")
+        for members in groups.values():
+            encoded = self.encode_prepared(list(members.values()), lap)
+            results.update(zip(members, encoded, strict=True))
+        return [results[number] for number in range(len(frames))]
+
+    @computes
     def prepare(self, frame: Frame) -> PreparedFrame:
         """Resize and crop on the network's device.  Raises UserError for an image that cannot be used."""
         if self._device.type == "cuda":
@@ -119,7 +164,7 @@ class Fast3RNetwork:
         intrinsics = None if frame.intrinsics is None else transform @ frame.intrinsics
         return PreparedFrame(pixels, transform, intrinsics)
 
-    @torch.inference_mode()
+    @computes
     def encode_prepared(self, frames: Sequence[PreparedFrame], lap: Lap = no_lap) -> list[EncodedView]:
         """Encode frames of one size together."""
         pixels = torch.stack([frame.pixels for frame in frames])
@@ -145,6 +190,7 @@ class Fast3RNetwork:
             for i, frame in enumerate(frames)
         ]
 
+    @computes
     def reconstruct(self, views: Sequence[EncodedView], lap: Lap = no_lap) -> Reconstruction:
         """One forward pass; the pointmaps stay on the model's device.  lap: see `encode`; fuse and heads."""
         every = self._model.acceleration.stream
@@ -201,7 +247,7 @@ class Fast3RNetwork:
         remembering = Remembering()
         return self._model.fuse(tokens, function=remembering), remembering.memory(counts)
 
-    @torch.inference_mode()
+    @computes
     def fuse(self, views: Sequence[EncodedView]) -> FusedFeatures:
         """What the heads read, of a window's views."""
         tokens = [view.tokens for view in views]
@@ -213,7 +259,7 @@ class Fast3RNetwork:
                 return FusedFeatures(tuple(replay(together, rows)), grids)
         return self._model.fuse(tokens)
 
-    @torch.inference_mode()
+    @computes
     def pointmaps(self, features: FusedFeatures, views: Sequence[int] | None = None) -> Reconstruction:
         """Pointmaps of the chosen views (all by default), in their order."""
         if views is None and len(set(features.grids)) == 1:
@@ -228,7 +274,7 @@ class Fast3RNetwork:
         points_local, confidence_local = _per_view(self._model.local_head(features, views))
         return Reconstruction(points_global, confidence_global, points_local, confidence_local)
 
-    @torch.inference_mode()
+    @computes
     def local_pointmaps(self, features: FusedFeatures, views: Sequence[int]) -> Reconstruction:
         """What is published of the chosen views: their local points, without running the global head.
 

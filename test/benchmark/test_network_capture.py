@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fast3r_ros.errors import UserError
 from fast3r_ros.mapping.capture import TensorFunction
-from fast3r_ros.mapping.data import Frame, Reconstruction
+from fast3r_ros.mapping.data import EncodedView, Frame, Reconstruction
 from fast3r_ros.mapping.network import Fast3RNetwork
 from fast3r_ros.model import Fast3R
 
@@ -54,7 +54,7 @@ def test_a_captured_window_gives_what_the_network_gives(network: Fast3R) -> None
     double = GraphDouble()
     captured, plain = Fast3RNetwork(network, record=double), Fast3RNetwork(network)
     captured.warm_up(VIEWS, (64, 48))
-    assert captured.captured == 3
+    assert captured.captured == 4  # the encoder for one view and for several, the fusion, the heads
     seen = frames(VIEWS + 1)
     kept = [captured.encode(frame) for frame in seen]
     expected = [plain.encode(frame) for frame in seen]
@@ -115,6 +115,67 @@ def test_frames_encoded_together_are_those_encoded_alone(network: Fast3R) -> Non
         torch.testing.assert_close(view.tokens.tokens, alone.tokens.tokens, rtol=1e-5, atol=1e-5)
 
 
+def test_new_views_of_a_window_are_replayed_together(network: Fast3R) -> None:
+    double = GraphDouble()
+    captured, plain = Fast3RNetwork(network, record=double), Fast3RNetwork(network)
+    captured.warm_up(VIEWS, (64, 48), new=2)
+    before = double.replays
+    first, second = captured.encode_all(frames(2))
+    assert double.replays == before + 1
+    for view, frame in zip((first, second), frames(2), strict=True):
+        assert isinstance(view, EncodedView)
+        torch.testing.assert_close(
+            view.tokens.tokens, plain.encode(frame).tokens.tokens, rtol=1e-5, atol=1e-5
+        )
+
+
+def test_frames_of_one_size_are_encoded_together_and_one_that_is_unusable_alone_is_left_out(
+    network: Fast3R, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, passes = Fast3RNetwork(network), list[int]()
+    together = plain.encode_prepared
+    monkeypatch.setattr(
+        plain, "encode_prepared", lambda views, lap: passes.append(len(views)) or together(views, lap)
+    )
+    unusable = Frame(9, "a", np.zeros((48, 64), np.uint8))
+    seen = [*frames(2), unusable, *frames(1, 64, 48), *frames(3)[2:]]
+    views = plain.encode_all(seen)
+    assert passes == [3, 1]
+    assert isinstance(views[2], UserError)
+    for view, frame in zip(views, seen, strict=True):
+        if frame is not unusable:
+            assert isinstance(view, EncodedView)
+            np.testing.assert_array_equal(view.image, plain.prepare(frame).pixels.numpy())
+            np.testing.assert_allclose(view.descriptor, plain.encode(frame).descriptor, atol=1e-6)
+
+
+def test_the_models_gpu_is_the_current_one_in_every_thread(
+    network: Fast3R, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without one the guard does nothing; here it is seen to be there, around all that computes."""
+    asked: list[Tensor] = []
+    guard = torch.cuda.device_of
+    monkeypatch.setattr(torch.cuda, "device_of", lambda tensor: asked.append(tensor) or guard(tensor))
+    plain = Fast3RNetwork(network)
+    (frame,) = frames(1)
+    prepared = plain.prepare(frame)
+    (view,) = plain.encode_prepared([prepared])
+    features = plain.fuse([view])
+    steps = [
+        lambda: plain.prepare(frame),
+        lambda: plain.encode_prepared([prepared]),
+        lambda: plain.fuse([view]),
+        lambda: plain.pointmaps(features),
+        lambda: plain.local_pointmaps(features, [0]),
+        lambda: plain.reconstruct([view]),
+        lambda: plain.warm_up(2, (64, 48)),
+    ]
+    for step in steps:
+        asked.clear()
+        step()
+        assert asked[0] is next(network.parameters())
+
+
 def test_stages_are_told_as_they_end(network: Fast3R) -> None:
     plain, stages = Fast3RNetwork(network), list[str]()
     view = plain.encode(frames(1)[0], stages.append)
@@ -129,7 +190,7 @@ def test_on_a_gpu_the_window_is_captured_and_agrees_with_the_cpu(network: Fast3R
     on_gpu = Fast3RNetwork(Fast3R(network.config).eval().cuda())
     on_gpu._model.load_state_dict(network.state_dict())
     on_gpu.warm_up(VIEWS, (64, 48))
-    assert on_gpu.captured == 3
+    assert on_gpu.captured == 4
     seen = frames(VIEWS)
     result = on_gpu.reconstruct([on_gpu.encode(frame) for frame in seen])
     plain = Fast3RNetwork(network)

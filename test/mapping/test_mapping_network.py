@@ -136,3 +136,31 @@ def test_a_still_camera_is_redundant_and_a_slow_way_through_a_real_kitchen_is_no
     source = open_source(str(CLIP))
     first, last = (network.encode(frame) for frame in source.frames([0, len(source) - 1]))
     assert first.descriptor @ last.descriptor < bound
+
+
+def test_the_new_views_of_a_window_are_encoded_in_one_go(monkeypatch):
+    """A frame that cannot be used is counted, and takes no other with it."""
+    network = Fast3RNetwork(tiny_model())
+    batches = []
+    together = network.encode_prepared
+    monkeypatch.setattr(
+        network, "encode_prepared", lambda views, lap: batches.append(len(views)) or together(views, lap)
+    )
+    everything = MapperConfig.from_flat(
+        {
+            "keyframes.motion": 0.0,
+            "keyframes.sharpness": 0.0,
+            "keyframes.contrast": 0.0,
+            "loop.enabled": False,
+        }
+    )
+    mapper = Mapper(network, everything)
+    seen = frames(4)
+    seen[1] = replace(seen[1], image=seen[1].image.repeat(9, axis=0))  # too long and narrow for the network
+    for frame in seen:
+        assert mapper.add_frame(frame) == ""
+    mapper.process_window()
+    assert batches == [3]
+    status = mapper.status()
+    assert status.dropped["unusable"] == 1
+    assert status.received == 4
