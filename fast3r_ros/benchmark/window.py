@@ -138,6 +138,14 @@ class StandIn:
         self._lap("stand_in")
         return replace(true, tokens=(real, true))
 
+    def encode_all(self, frames: Sequence[Frame]) -> list[EncodedView | UserError]:
+        """See `EncodesTogether`."""
+        self._begin()
+        real = self._network.encode_all([self._pictures[frame.stamp_ns] for frame in frames], self._lap)
+        true = [self._truth.encode(frame) for frame in frames]
+        self._lap("stand_in")
+        return [replace(view, tokens=tokens) for view, *tokens in zip(true, real, true, strict=True)]
+
     def reconstruct(self, views: Sequence[EncodedView]) -> Reconstruction:
         """See `WindowNetwork`."""
         self._begin()

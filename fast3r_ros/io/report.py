@@ -48,10 +48,12 @@ def versions() -> dict[str, str]:
 
 
 def peak_memory() -> dict[str, float]:
-    """Peak memory of this process in MiB: `host`, and `device` when CUDA was used."""
+    """Peak memory of this process in MiB: `host`, and when CUDA was used `device`, of all GPUs together."""
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     peaks = {"host": round(kilobytes / 1024, 1)}
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
-        peaks["device"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
+        # not of the current device, which is the first one whatever GPU the model is on
+        taken = sum(map(torch.cuda.max_memory_allocated, range(torch.cuda.device_count())))
+        peaks["device"] = round(taken / 2**20, 1)
     return peaks

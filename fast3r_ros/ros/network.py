@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import logging
+from typing import TYPE_CHECKING
 
 from fast3r_ros.errors import UserError
+from fast3r_ros.mapping.config import MapperConfig
 from fast3r_ros.mapping.data import WindowNetwork
 from fast3r_ros.ros.config import NodeConfig
+
+if TYPE_CHECKING:
+    from fast3r_ros.mapping.network import Fast3RNetwork
 
 _log = logging.getLogger(__name__)
 
@@ -33,14 +38,23 @@ def load_network(config: NodeConfig) -> WindowNetwork:
     accelerate(model, acceleration)
     network = Fast3RNetwork(model, model.config.image_size)
     if device.startswith("cuda") and expected is not None:
-        size = plan_resize(*expected, model.config.image_size).size
-        try:
-            network.warm_up(config.mapper.window.size, size)
-        except torch.OutOfMemoryError:  # the first window tells so too, and smaller ones follow
-            views = config.mapper.window.size
-            _log.warning("no memory on %s to warm up for windows of %d views", device, views)
-            free_gpu_memory()
+        warm_up(network, config.mapper, plan_resize(*expected, model.config.image_size).size)
     return network
+
+
+def warm_up(network: Fast3RNetwork, config: MapperConfig, size: tuple[int, int]) -> None:
+    """Have the first window of views of this size (width, height) take no longer than the others."""
+    import torch
+
+    from fast3r_ros.mapping.rehearsal import rehearse
+
+    window = config.window
+    try:
+        rehearse(network.warm_up(window.size, size, window.stride), config)
+        return
+    except torch.OutOfMemoryError:  # the first window tells so too, and smaller ones follow
+        _log.warning("no memory to warm up for windows of %d views", window.size)
+    free_gpu_memory()  # here, where the error with its frames and their tensors is gone
 
 
 def expected_size(text: str) -> tuple[int, int] | None:
@@ -79,12 +93,14 @@ def resolve_device(device: str) -> str:
 
 
 def gpu_memory() -> tuple[int, int]:
-    """(allocated, peak) bytes of GPU memory of this process; zeros without a GPU."""
+    """(allocated, peak) bytes of GPU memory of this process, on all GPUs together; zeros without one."""
     import torch
 
     if not torch.cuda.is_available():
         return 0, 0
-    return torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated()
+    # not of the current device, which is the first one whatever GPU the model is on
+    gpus = range(torch.cuda.device_count())
+    return sum(map(torch.cuda.memory_allocated, gpus)), sum(map(torch.cuda.max_memory_allocated, gpus))
 
 
 def free_gpu_memory() -> None:

@@ -28,6 +28,7 @@ from fast3r_ros.mapping.network import Fast3RNetwork
 from fast3r_ros.mapping.placement import RegisteredWindow, estimate_view
 from fast3r_ros.mapping.records import view_bytes, view_records
 from fast3r_ros.mapping.registration import Registration
+from fast3r_ros.mapping.rehearsal import rehearse
 from fast3r_ros.mapping.tracking import Track
 from fast3r_ros.mapping.transfer import fetch, to_host
 from fast3r_ros.mapping.view_maps import mean_values
@@ -174,3 +175,32 @@ def test_what_is_published_goes_before_the_next_window(monkeypatch: pytest.Monke
     monkeypatch.setattr(torch.cuda, "Stream", lambda device, priority=0: (str(device), priority))
     made = transfer._side_stream.__wrapped__(torch.device("cuda:1"))
     assert made == ("cuda:1", -1) == transfer.urgent_stream(torch.device("cuda:1"))
+
+
+@pytest.mark.parametrize("views", [2, 5])
+def test_a_rehearsal_runs_all_that_follows_the_network_whatever_that_says(views: int) -> None:
+    """It leaves alone what it is given, and is no part of any map."""
+    shapes = [(HEIGHT, WIDTH)] * (views - 1) + [(WIDTH, HEIGHT)]
+    points = [torch.full((*shape, 3), torch.nan) for shape in shapes]
+    confidence = [torch.ones(shape) for shape in shapes]
+    random_state = torch.get_rng_state()
+    fusion = rehearse(Reconstruction(points, confidence, points, confidence), MapperConfig())
+    assert all(map.isnan().all() for map in points)
+    assert torch.equal(torch.get_rng_state(), random_state)
+    new = min(MapperConfig().window.stride, views - 1)
+    assert len(fusion.views) == new  # the others were fitted again
+    assert len(fusion.keyframes) == views
+    for estimate in fusion.estimates:
+        assert estimate.valid.mean() > 0.5
+        np.testing.assert_allclose(estimate.map_from_camera, np.eye(4), atol=1e-3)
+
+
+def test_a_rehearsal_is_of_the_device() -> None:
+    with SecondDevice() as device:
+        maps = (
+            [torch.zeros(HEIGHT, WIDTH, 3).to(DEVICE)] * VIEWS,
+            [torch.ones(HEIGHT, WIDTH).to(DEVICE)] * VIEWS,
+        )
+        fusion = rehearse(Reconstruction(*maps, *maps), MapperConfig())
+        assert {estimate.maps.points.device for estimate in fusion.estimates} == {DEVICE}
+    assert {"sort", "searchsorted", "baddbmm", "index_copy_"} <= set(device.launched)

@@ -10,10 +10,14 @@ import torch
 from torch import Tensor
 
 from fast3r_ros.errors import UserError
+from fast3r_ros.io.report import peak_memory
+from fast3r_ros.mapping import rehearsal
 from fast3r_ros.mapping.capture import TensorFunction
+from fast3r_ros.mapping.config import MapperConfig
 from fast3r_ros.mapping.data import EncodedView, Frame, Reconstruction
 from fast3r_ros.mapping.network import Fast3RNetwork
 from fast3r_ros.model import Fast3R
+from fast3r_ros.ros.network import gpu_memory, warm_up
 
 VIEWS = 3
 
@@ -183,6 +187,46 @@ def test_stages_are_told_as_they_end(network: Fast3R) -> None:
     assert stages == ["preprocess", "encode", "describe", "fuse", "heads"]
     with pytest.raises(UserError):
         plain.encode(Frame(0, "a", np.zeros((48, 64), np.uint8)))
+
+
+def test_a_warm_up_records_and_rehearses_a_window_of_the_nodes(
+    network: Fast3R, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rehearsed: list[Reconstruction] = []
+    monkeypatch.setattr(rehearsal, "rehearse", lambda like, config: rehearsed.append(like))
+    captured = Fast3RNetwork(network, record=GraphDouble())
+    config = MapperConfig.from_flat({"window.size": 5, "window.stride": 3, "window.overlap": 2})
+    warm_up(captured, config, (64, 48))
+    assert captured.captured == 4
+    assert captured._captured.find("encode", torch.zeros(3, 48, 64, 3, dtype=torch.uint8)) is not None
+    (like,) = rehearsed
+    assert [tuple(view.shape) for view in like.points_local] == [(48, 64, 3)] * 5
+
+
+def test_a_warm_up_that_does_not_fit_into_memory_is_told(
+    network: Fast3R, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_room(*_: object) -> None:
+        raise torch.OutOfMemoryError("no memory")
+
+    plain = Fast3RNetwork(network)
+    monkeypatch.setattr(plain, "warm_up", no_room)
+    warm_up(plain, MapperConfig(), (64, 48))
+    assert "no memory to warm up for windows of 16 views" in caplog.text
+
+
+def test_gpu_memory_is_that_of_the_gpu_in_use_and_not_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken, peak = {0: 0, 1: 2**20}, {0: 0, 1: 3 * 2**20}
+    for name, value in {
+        "is_available": lambda: True,
+        "is_initialized": lambda: True,
+        "device_count": lambda: 2,
+        "memory_allocated": lambda device=0: taken[device],
+        "max_memory_allocated": lambda device=0: peak[device],
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    assert gpu_memory() == (taken[1], peak[1])
+    assert peak_memory()["device"] == 3.0
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="the CUDA path needs a GPU")
