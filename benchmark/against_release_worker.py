@@ -24,7 +24,6 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from fast3r_ros.benchmark.models import laid_out
 from fast3r_ros.evaluation import golden_recipes as recipes
 from fast3r_ros.model import Fast3R, Fast3RConfig, FusedFeatures, ViewTokens
 from fast3r_ros.model.attention_choice import choose_attention
@@ -144,7 +143,7 @@ class OurPasses:
     def __init__(self, options: dict[str, Any], images: list[Tensor]) -> None:
         model = Fast3R(Fast3RConfig.from_dict(config(options["network"], "pytorch_naive")))
         load(model)
-        self._model = laid_out(model.to(options["device"], getattr(torch, options["dtype"])))
+        self._model = model.to(options["device"], getattr(torch, options["dtype"])).lay_out_heads()
         self._kernel_for = 0  # views
         self._options, self._images = options, images
         self._new = images[-options["slide"] :]

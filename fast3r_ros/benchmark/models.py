@@ -11,7 +11,6 @@ from fast3r_ros.model import Fast3R, Fast3RConfig
 from fast3r_ros.model.attention import ATTENTION_NAMES
 from fast3r_ros.model.attention_choice import choose_attention
 from fast3r_ros.model.config import DecoderConfig, EncoderConfig, HeadConfig
-from fast3r_ros.model.convolution import layout_on
 from fast3r_ros.model.preprocess import plan_resize
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -99,18 +98,7 @@ def load(name: str, device: torch.device, dtype: torch.dtype, attention: str) ->
     with device:
         model = Fast3R(config).to(dtype).eval()
     model.set_attention(attention)
-    return laid_out(model)
-
-
-def laid_out(model: Fast3R) -> Fast3R:
-    """The model with its heads' weights in memory as `Fast3R.from_pretrained` lays them; otherwise a network
-    of random weights would turn them in each call on a GPU.
-    """
-    layout = layout_on(next(model.parameters()).device)
-    for head in (model.downstream_head, model.downstream_head_local):
-        if head is not None:
-            head.to(memory_format=layout)  # type: ignore[call-overload]  # PyTorch has not typed it
-    return model
+    return model.lay_out_heads()
 
 
 def attention_kernel(model: Fast3R, asked: str, views: int, size: tuple[int, int]) -> str:

@@ -79,7 +79,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     kernel = attention_kernel(model, arguments.attention, arguments.views, size)
     network = Fast3RNetwork(model, max(size))
     if device.type == "cuda" and not arguments.no_capture:
-        network.warm_up(arguments.views, size)
+        for slide in arguments.slides:
+            network.warm_up(arguments.views, size, slide)
     most = max(arguments.slides)
     sequence = loop_sequence(width=size[0], height=size[1])
     runs = -(-arguments.runs // acceleration.stream) * acceleration.stream  # of every kind of pass its share

@@ -84,6 +84,7 @@ class Fast3RNetwork:
         self._image_size = image_size or model.config.image_size
         self._device = next(model.parameters()).device
         on_gpu = self._device.type == "cuda"
+        self._attention_chosen = not on_gpu
         self._uploads = urgent_stream(self._device) if on_gpu and torch.cuda.is_available() else None
         plain = model.split is None and model.acceleration.merge == 1  # as `_hooks_of` runs the fusion
         if record is None and on_gpu and plain:
@@ -107,9 +108,8 @@ class Fast3RNetwork:
         together, as they come with it; single ones are recorded, too.  Returns what the network says of black
         pictures: maps of the right shapes, and no more.
         """
-        if self._device.type == "cuda":
-            patch = self._model.config.encoder.patch_size
-            choose_attention(self._model, views * (size[0] // patch) * (size[1] // patch))
+        patch = self._model.config.encoder.patch_size
+        self._take_fastest_attention(views * (size[0] // patch) * (size[1] // patch))
         pixels = torch.zeros((size[1], size[0], 3), dtype=torch.uint8, device=self._device)
         for count in sorted({1, new}):
             self._captured.capture("encode", self._tokens_of, pixels.expand(count, -1, -1, -1))
@@ -231,33 +231,25 @@ class Fast3RNetwork:
         """As `fuse`, with what a later pass can attend to."""
         tokens = [view.tokens for view in views]
         counts = tuple(view.tokens.shape[1] for view in tokens)
-        grids = tuple(view.grid for view in tokens)
-        if self.captured and len(set(grids)) == 1:
-            together, rows = torch.cat([view.tokens for view in tokens], dim=1), self._rows(len(views))
-            replay = self._captured.find("remember", together, rows)
-            if replay is not None:
-                results = replay(together, rows)
-                blocks = len(self._model.decoder.dec_blocks)
-                hooks, keys, values = (
-                    results[: -2 * blocks],
-                    results[-2 * blocks : -blocks],
-                    results[-blocks:],
-                )
-                return FusedFeatures(tuple(hooks), grids), FusionMemory(tuple(keys), tuple(values), counts)
-        remembering = Remembering()
-        return self._model.fuse(tokens, function=remembering), remembering.memory(counts)
+        self._take_fastest_attention(sum(counts))
+        results = self._replayed("remember", tokens)
+        if results is None:
+            remembering = Remembering()
+            return self._model.fuse(tokens, function=remembering), remembering.memory(counts)
+        blocks = len(self._model.decoder.dec_blocks)
+        hooks, keys, values = results[: -2 * blocks], results[-2 * blocks : -blocks], results[-blocks:]
+        features = FusedFeatures(tuple(hooks), tuple(view.grid for view in tokens))
+        return features, FusionMemory(tuple(keys), tuple(values), counts)
 
     @computes
     def fuse(self, views: Sequence[EncodedView]) -> FusedFeatures:
         """What the heads read, of a window's views."""
         tokens = [view.tokens for view in views]
-        grids = tuple(view.grid for view in tokens)
-        if self.captured and len(set(grids)) == 1:
-            together, rows = torch.cat([view.tokens for view in tokens], dim=1), self._rows(len(views))
-            replay = self._captured.find("fuse", together, rows)
-            if replay is not None:
-                return FusedFeatures(tuple(replay(together, rows)), grids)
-        return self._model.fuse(tokens)
+        self._take_fastest_attention(sum(view.tokens.shape[1] for view in tokens))
+        hooks = self._replayed("fuse", tokens)
+        if hooks is None:
+            return self._model.fuse(tokens)
+        return FusedFeatures(tuple(hooks), tuple(view.grid for view in tokens))
 
     @computes
     def pointmaps(self, features: FusedFeatures, views: Sequence[int] | None = None) -> Reconstruction:
@@ -283,6 +275,20 @@ class Fast3RNetwork:
         if self._model.downstream_head_local is None:
             return self.pointmaps(features, views)
         return Reconstruction((), (), *_per_view(self._model.local_head(features, views)))
+
+    def _take_fastest_attention(self, tokens: int) -> None:
+        """On a GPU, before the first pass: the fastest kernel for so many tokens, if none was chosen."""
+        if not self._attention_chosen:
+            choose_attention(self._model, tokens)
+            self._attention_chosen = True
+
+    def _replayed(self, name: str, tokens: Sequence[ViewTokens]) -> Sequence[Tensor] | None:
+        """What the function recorded for such a window gives; None where none was recorded."""
+        if not self.captured or len({view.grid for view in tokens}) > 1:
+            return None
+        together, rows = torch.cat([view.tokens for view in tokens], dim=1), self._rows(len(tokens))
+        replay = self._captured.find(name, together, rows)
+        return None if replay is None else replay(together, rows)
 
     def _upload(self, image: UInt8) -> tuple[Tensor, Float64]:
         """Pinned memory to the GPU and preprocessing there, beside what the GPU does otherwise."""

@@ -8,7 +8,6 @@ With hundreds of views the heads are a small part of the pass.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
@@ -47,8 +46,6 @@ from fast3r_ros.mapping.prediction import pose_of
 from fast3r_ros.mapping.registration import Registration, place_views
 from fast3r_ros.mapping.tracking import Track
 from fast3r_ros.mapping.window import WindowView, reference_order
-from fast3r_ros.model import Fast3R
-from fast3r_ros.model.attention_choice import choose_attention
 
 CHUNK = 16  # views whose pictures or pointmaps are in work at a time
 Pointmaps = Callable[[Any, Sequence[int]], Reconstruction]
@@ -99,15 +96,6 @@ def streamed(
     for start in range(0, len(order), chunk):
         numbers = order[start : start + chunk]
         yield numbers, pointmaps(features, numbers)
-
-
-def take_fastest_attention(network: ManyViewNetwork, views: Sequence[EncodedView]) -> None:
-    """On a GPU the fusion takes the fastest attention kernel for one pass over these views, if none was
-    chosen.
-    """
-    model = getattr(network, "_model", None)  # stand-ins for a network have none
-    if isinstance(model, Fast3R) and views[0].tokens.tokens.device.type == "cuda":
-        choose_attention(model, sum(math.prod(view.tokens.grid) for view in views))
 
 
 class OnePass:
@@ -177,10 +165,6 @@ class OnePass:
 
     def _pass(self) -> tuple[list[WindowView], Any, Placement]:
         """Views in the network's order, what was fused, and where they are, by the best view 0 that works."""
-        clock = Clock()
-        take_fastest_attention(self._network, [view.encoded for view in self._views])
-        clock.lap("network")
-        self._note(clock)
         for reference in reference_order(self._views)[: 1 + self.config.registration.retries]:
             features = None  # those of another attempt make room
             ordered = [self._views[reference]] + [v for i, v in enumerate(self._views) if i != reference]

@@ -83,12 +83,18 @@ class Fast3R(nn.Module):
             model = cls(config or checkpoint.read_config(files))
         tensors = checkpoint.read_weights(files, checkpoint.shapes_of(model))
         model.load_state_dict({key: tensor.to(device, dtype) for key, tensor in tensors.items()}, assign=True)
-        layout = layout_on(torch.device(device))
-        for head in (model.downstream_head, model.downstream_head_local):
-            if head is not None:  # the weights lie as the maps do; otherwise each call turns them
-                head.to(memory_format=layout)  # type: ignore[call-overload]  # PyTorch has not typed it
         model.set_attention(attention)
-        return model.eval()
+        return model.lay_out_heads().eval()
+
+    def lay_out_heads(self) -> Fast3R:
+        """Let the heads' weights lie in memory as their maps do on this device; otherwise each call turns
+        them.  For inference: FSDP refuses to share parameters that lie so.
+        """
+        layout = layout_on(next(self.parameters()).device)
+        for head in (self.downstream_head, self.downstream_head_local):
+            if head is not None:
+                head.to(memory_format=layout)  # type: ignore[call-overload]  # PyTorch has not typed it
+        return self
 
     def extra_repr(self) -> str:
         """What is not exact and how the work is split, for printing."""

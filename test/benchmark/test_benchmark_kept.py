@@ -15,7 +15,7 @@ from fast3r_ros.benchmark import models, scale
 from fast3r_ros.benchmark.kept import collected
 from fast3r_ros.cli import main
 from fast3r_ros.errors import UserError
-from fast3r_ros.model import Fast3R
+from fast3r_ros.model import Fast3R, fast3r
 
 # benchmark -> what makes it short
 SHORT = {
@@ -117,7 +117,7 @@ def test_attention_is_chosen_for_what_is_measured(
 
 def test_random_weights_lie_in_memory_as_loaded_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(models.RANDOM_MODELS, "base", ((32, 2, 2), (32, 10, 2)))
-    monkeypatch.setattr(models, "layout_on", lambda device: torch.channels_last)  # as on a GPU
+    monkeypatch.setattr(fast3r, "layout_on", lambda device: torch.channels_last)  # as on a GPU
     model = models.load("base", torch.device("cpu"), torch.float32, "auto")
     convolutions = [
         weight

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,12 +12,14 @@ from torch import Tensor
 
 from fast3r_ros.errors import UserError
 from fast3r_ros.io.report import peak_memory
+from fast3r_ros.mapping import network as mapping_network
 from fast3r_ros.mapping import rehearsal
 from fast3r_ros.mapping.capture import TensorFunction
 from fast3r_ros.mapping.config import MapperConfig
 from fast3r_ros.mapping.data import EncodedView, Frame, Reconstruction
 from fast3r_ros.mapping.network import Fast3RNetwork
 from fast3r_ros.model import Fast3R
+from fast3r_ros.model.acceleration import Acceleration, accelerate
 from fast3r_ros.ros.network import gpu_memory, warm_up
 
 VIEWS = 3
@@ -178,6 +181,48 @@ def test_the_models_gpu_is_the_current_one_in_every_thread(
         asked.clear()
         step()
         assert asked[0] is next(network.parameters())
+
+
+@pytest.mark.parametrize("stream", [1, 2])
+def test_a_gpu_times_attention_kernels_once_before_its_first_pass(
+    network: Fast3R, monkeypatch: pytest.MonkeyPatch, stream: int
+) -> None:
+    asked: list[int] = []
+
+    def choose(model: Fast3R, tokens: int) -> str:
+        asked.append(tokens)
+        return "auto"
+
+    monkeypatch.setattr(mapping_network, "choose_attention", choose)
+    model = accelerate(copy.deepcopy(network), Acceleration(stream=stream))
+    plain = Fast3RNetwork(model)
+    views = [plain.encode(frame) for frame in (*frames(2), *frames(1, 64, 48))]
+    plain.reconstruct(views)
+    assert asked == []  # on a CPU there is nothing to choose from
+    plain._attention_chosen = False  # as on a GPU
+    plain.fuse(views)
+    plain.reconstruct(views[:2])
+    assert asked == [3 * 3 * 4]
+    plain._attention_chosen = False
+    plain.reconstruct(views[:2])
+    plain.reconstruct(views)
+    assert asked == [3 * 3 * 4, 2 * 3 * 4]
+
+
+def test_a_captured_stream_gives_what_the_network_gives(network: Fast3R) -> None:
+    model, double = accelerate(copy.deepcopy(network), Acceleration(stream=2)), GraphDouble()
+    captured, plain = Fast3RNetwork(model, record=double), Fast3RNetwork(model)
+    captured.warm_up(VIEWS, (64, 48))
+    seen = frames(VIEWS + 2)
+    kept, expected = ([one.encode(frame) for frame in seen] for one in (captured, plain))
+    before = double.replays
+    results, exact = [], []
+    for start in range(3):  # in full, going on from it, in full
+        results.append(captured.reconstruct(kept[start : start + VIEWS]))
+        exact.append(plain.reconstruct(expected[start : start + VIEWS]))
+    assert double.replays == before + 4  # fusion and heads of two windows
+    for found, true in zip(results, exact, strict=True):
+        assert_alike(found, true)
 
 
 def test_stages_are_told_as_they_end(network: Fast3R) -> None:

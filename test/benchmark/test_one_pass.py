@@ -238,7 +238,7 @@ def large_frames(count: int) -> Iterator[Frame]:
 
 
 def test_memory_grows_neither_with_pictures_nor_with_pointmaps(network: Fast3R) -> None:
-    few, many = 8, 24
+    few, many = 8, 72
     everything = replace(
         config(many),
         registration=replace(config(many).registration, min_view_share=0.0, min_view_confidence=0.0),
