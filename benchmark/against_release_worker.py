@@ -31,7 +31,6 @@ from fast3r_ros.model.checkpoint import aliases
 from fast3r_ros.model.image_index import index_embedding
 from fast3r_ros.model.streaming import Remembering
 
-OVERLAP = 2  # older views of a sliding window whose pointmaps are asked for, beside the new ones
 CHUNK = 16  # of many views, those in work at a time
 # width, depth, heads of encoder and fusion
 SHAPES = {
@@ -167,12 +166,12 @@ class OurPasses:
         return measured(run, self._options)
 
     def slide(self) -> Results:
-        """The window whose older views' tokens are kept; exact."""
+        """The window whose older views' tokens are kept, all views decoded as the mapper does; exact."""
         known = self._known_tokens()
 
         def run() -> Results:
             features = self._model.fuse([*known, *self._encoded(self._new)])
-            return self._points("slide", features, range(max(0, len(known) - OVERLAP), len(self._images)))
+            return self._points("slide", features, range(len(self._images)))
 
         return measured(run, self._options)
 
