@@ -31,8 +31,9 @@ def test_every_topic_is_listened_to_and_comes(session: Session) -> None:
 def test_status_accounts_for_the_walk(session: Session) -> None:
     status = session.walked("status")[-1]
     lost = sum(each.count for each in status.problems if each.reason == LOST)  # on a crowded machine
-    # the first few may pass before the subscription is reliable
-    assert status.frames_received + lost >= 120 - 5 * crowding()
+    # 12 images a second: some pass while the subscription is made anew as a reliable one, which takes up to
+    # two seconds on a crowded machine
+    assert status.frames_received + lost >= 120 - 24
     assert status.frames_received >= 60
     total = status.frames_used + status.frames_waiting + status.frames_dropped
     assert total == status.frames_received
