@@ -26,6 +26,7 @@ trap 'exit 130' INT TERM HUP
 core_result() {
     wait "$core_tests"
     local status=$?
+    core_tests= # over: its number may be another process's now
     cat "$core_log"
     return $status
 }

@@ -41,7 +41,7 @@ class Acceleration:
     stream: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("merge", "stream"):
+        for name in WHOLE:
             value = getattr(self, name)
             if value < 1:
                 raise UserError(f"acceleration {name} is {value}, expected a whole number, at least 1")
