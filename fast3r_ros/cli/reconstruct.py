@@ -316,6 +316,8 @@ class _Show:
 
             self._viewer = WebViewer(arguments.viewer_host)
             self._bar.write(f"viewer: {self._viewer.address}")
+            if self._viewer.open_to_others:
+                self._bar.write("everybody who reaches this machine can see the map")
 
     def __call__(self, result: WindowResult | None) -> None:
         """After every frame; result is its window's, None when no window was processed."""

@@ -17,6 +17,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="127.0.0.1",
         help="address to listen on; 0.0.0.0 lets others on the network look (default: %(default)s)",
     )
+    parser.add_argument(
+        "--token", default="", help="ask browsers for this token in the address; 8 or more letters and digits"
+    )
+    parser.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="another name by which browsers may reach the viewer (robot.lan); may be repeated",
+    )
     parser.add_argument("--port", type=int, default=8080, help="port to listen on (default: %(default)s)")
 
 
@@ -26,11 +36,13 @@ def run(arguments: argparse.Namespace) -> int:
     from fast3r_ros.viewer.web import WebViewer
 
     results = read_results(arguments.map)
-    viewer = WebViewer(arguments.host, arguments.port)
+    viewer = WebViewer(arguments.host, arguments.port, arguments.token, arguments.allow_host)
     try:
         viewer.show(results.cloud, results.cameras, results.read_images())
         counts = f"{len(results.cloud.points):,} points, {len(results.cameras)} cameras"
         print(f"{counts}: {viewer.address}", flush=True)
+        if viewer.open_to_others:
+            print("everybody who reaches this machine can see the map; --token asks for a token", flush=True)
         while True:
             time.sleep(3600)
     except KeyboardInterrupt:

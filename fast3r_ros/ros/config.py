@@ -133,6 +133,14 @@ class ViewerConfig:
     host: str = parameter(
         "127.0.0.1", "address that the viewer listens on; 0.0.0.0 lets everybody on the network look"
     )
+    token: str = parameter(
+        "",
+        "token that a browser has to give once in the viewer's address (?token=…), 8 to 128 letters, digits, "
+        "- and _; empty: none is asked for",
+    )
+    allowed_hosts: tuple[str, ...] = parameter(
+        (), "names, besides this machine's own, by which browsers may reach the viewer (robot.lan)"
+    )
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +28,11 @@ class LiveViewer:
             logger.error(f"viewer.port {config.port}: no viewer ({error}); the node goes on without")
         else:
             logger.info(f"the map is shown at {self._viewer.address}")
+            if self._viewer.open_to_others:
+                logger.warning(
+                    f"viewer.host {config.host}: everybody who reaches this machine can see the map; "
+                    "set viewer.token to ask for a token"
+                )
 
     @property
     def active(self) -> bool:
@@ -51,12 +55,10 @@ class LiveViewer:
 
 
 def _open(config: ViewerConfig) -> WebViewer:
-    """Raises UserError without viser and OSError for an address that is not this machine's."""
+    """Raises UserError without viser and for an address that is not this machine's."""
     from fast3r_ros.viewer.web import WebViewer
 
-    # viser would wait for ever at an address that it cannot take
-    socket.create_server((config.host, 0)).close()
-    return WebViewer(config.host, config.port)
+    return WebViewer(config.host, config.port, config.token, config.allowed_hosts)
 
 
 def _record(keyframe: Keyframe, image: UInt8) -> CameraRecord:

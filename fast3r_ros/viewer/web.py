@@ -1,13 +1,16 @@
 """A map in the browser: the cloud, the cameras with their images, and sliders; through viser.
 
-Bound to 127.0.0.1 unless told otherwise: whoever reaches the port sees the map.
+Bound to 127.0.0.1 by default; `viewer/guard.py` decides who is served and what a browser may send.
 """
 
 from __future__ import annotations
 
+import math
+import re
 import socket
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +24,9 @@ from fast3r_ros.viewer.visibility import first_seen
 try:
     import viser
 except ImportError as error:
-    raise UserError("the web viewer needs viser: pip install 'fast3r_ros[viewer]'") from error
+    raise UserError("the web viewer needs viser: pip install viser") from error
+
+from fast3r_ros.viewer.guard import Guard, guarded
 
 MAX_POINTS = 1_000_000  # that a browser gets; a larger cloud is thinned evenly
 MAX_CAMERAS = 150
@@ -31,11 +36,21 @@ _WAY = (228, 87, 46)
 class WebViewer:
     """Serves one map that may grow while it is looked at.  Thread-safe; browsers may come and go.
 
-    host, port: where it listens; a port that is taken is replaced by the next free one, 0 by any.  Raises
-    UserError for an address that is not this machine's, or a port that does not exist.
+    host, port: where it listens; a port that is taken is replaced by the next free one, 0 by any.  token:
+    what a browser's first address has to carry as `?token=…`; "": nothing.  allowed_hosts: names, besides
+    this machine's own, by which browsers may reach it.  Raises UserError for an address that is not this
+    machine's, a port that does not exist, or a token that does not fit into an address.
     """
 
-    def __init__(self, host: str = "127.0.0.1", port: int = 8080):
+    def __init__(
+        self,
+        host: str = "127.0.0.1",
+        port: int = 8080,
+        token: str = "",
+        allowed_hosts: Sequence[str] = (),
+    ) -> None:
+        if token and not re.fullmatch(r"[A-Za-z0-9_-]{8,128}", token):
+            raise UserError("the viewer's token has to be 8 to 128 letters, digits, '-' and '_'")
         if not 0 <= port <= 65535:
             raise UserError(f"port {port} does not exist; give 0 to 65535")
         try:  # viser would wait for ever at an address that it cannot take
@@ -48,7 +63,10 @@ class WebViewer:
         self._cameras: dict[str, tuple[Float64, viser.CameraFrustumHandle]] = {}
         self._records: list[CameraRecord] = []  # of all cameras, in time order
         self._seen_ns: NDArray[np.int64] | None = None  # when points were first seen, once the time is set
-        self._server = viser.ViserServer(host=host, port=port, label="fast3r", verbose=False)
+        self._token = token
+        self._widgets: dict[str, tuple[float, float] | None] = {}  # by uuid: a slider's range, None: a button
+        with guarded(Guard(tuple(allowed_hosts), token, self._widget_value)):
+            self._server = viser.ViserServer(host=host, port=port, label="fast3r", verbose=False)
         self._server.gui.configure_theme(show_logo=False, show_share_button=False)
         self._server.scene.set_up_direction("+z")
         self._add_controls()
@@ -57,7 +75,14 @@ class WebViewer:
     @property
     def address(self) -> str:
         """The URL to open in a browser."""
-        return f"http://{self._server.get_host()}:{self._server.get_port()}"
+        query = f"/?token={self._token}" if self._token else ""
+        return f"http://{self._server.get_host()}:{self._server.get_port()}{query}"
+
+    @property
+    def open_to_others(self) -> bool:
+        """Whether other machines reach the viewer and no token is asked for."""
+        host = self._server.get_host()
+        return not self._token and host != "localhost" and not host.startswith("127.") and host != "::1"
 
     @property
     def points_shown(self) -> int:
@@ -103,6 +128,20 @@ class WebViewer:
         self._size.on_update(lambda _: self._locked(self._show_points))
         self._time.on_update(lambda _: self._show_time())
         above.on_click(lambda event: self._look_down(event.client))
+        for slider in (self._hidden, self._height, self._size, self._time):
+            self._widgets[slider._impl.uuid] = (slider.min, slider.max)
+        self._widgets[above._impl.uuid] = None
+
+    def _widget_value(self, uuid: str, value: Any) -> Any:
+        """A value that a browser sends for a widget, within the widget's range; None if it is not one."""
+        if uuid not in self._widgets:
+            return None
+        limits = self._widgets[uuid]
+        if limits is None:
+            return True if value is True else None
+        if type(value) not in (int, float) or not math.isfinite(value):
+            return None
+        return min(max(value, limits[0]), limits[1])
 
     def _locked(self, action: Callable[[], None]) -> None:
         with self._lock:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
@@ -59,6 +61,26 @@ def test_a_viewer_that_cannot_listen_is_told(host: str) -> None:
     assert not viewer.active
     assert len(told) == 1
     assert "the node goes on without" in told[0]
+
+
+def test_the_viewers_token_and_hosts_are_parameters_of_the_node() -> None:
+    told: list[str] = []
+    logger = SimpleNamespace(error=told.append, info=told.append, warning=told.append)
+    config = ViewerConfig(port=8765, host="0.0.0.0", token="a-token-of-a-robot", allowed_hosts=("robot.lan",))
+    viewer = LiveViewer(config, logger)
+    address = re.search(r"http://0\.0\.0\.0:(\d+)/\?token=a-token-of-a-robot$", told[0])
+    assert address is not None, told
+    assert len(told) == 1  # with a token, nobody is warned
+    for host, expected in (("robot.lan", 401), ("other.lan", 403)):
+        request = urllib.request.Request(f"http://127.0.0.1:{address[1]}/", headers={"Host": host})
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(request, timeout=60)
+        assert refused.value.code == expected
+    viewer.stop()
+
+    told.clear()
+    LiveViewer(ViewerConfig(port=8765, host="0.0.0.0"), logger).stop()
+    assert "viewer.token" in told[1]
 
 
 def listener_on(outputs: Outputs, count: int) -> Listener:

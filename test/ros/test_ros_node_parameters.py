@@ -50,7 +50,7 @@ SHOWN = {
     "test_ros_robot": "tf_mode input.odometry frames.odom frames.base tf.rate tf.tolerance",
     "test_ros_qos": "input.reliability",
     "test_ros_fuzz": "input.jump_back",
-    "test_ros_map_rate": "output.map_rate output.image_size viewer.host",
+    "test_ros_map_rate": "output.map_rate output.image_size viewer.host viewer.token viewer.allowed_hosts",
     "test_ros_node_parameters": "input.use_camera_info input.frame_id input.timeout frames.map frames.camera "
     "output.max_confidence output.path_length grid.enabled grid.resolution grid.min_height "
     "grid.max_height grid.min_points",
