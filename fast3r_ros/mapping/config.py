@@ -152,8 +152,8 @@ class ScaleConfig:
         choices=("none", "odometry", "rig", "depth", "camera_height", "fixed"),
     )
     accept_sigma: float = parameter(
-        0.0033,
-        "relative standard deviation below which a scale is adopted (three of them are one percent)",
+        0.05,
+        "relative standard deviation below which a scale is adopted; it is refined to one percent afterwards",
         range=(0.0001, 1.0),
         dynamic=True,
     )

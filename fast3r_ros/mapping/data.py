@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from fast3r_ros.geometry.rigid import inverse
 from fast3r_ros.geometry.sim3 import Sim3
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class Frame:
     image: (H, W, 3) uint8 RGB.  intrinsics: (3, 3) pinhole matrix for this image's pixels, None if unknown.
     camera: the name of the camera, which is its optical frame id.  stamp_ns: the image's stamp.
     depth: (H, W) float32 metric depth in metres, NaN or 0 where unknown, None if there is none.
+    base_from_camera: (4, 4) metres, where the camera sat on the robot at this stamp; None if unknown.
     """
 
     stamp_ns: int
@@ -42,6 +44,7 @@ class Frame:
     image: UInt8
     intrinsics: Float64 | None = None
     depth: Float32 | None = None
+    base_from_camera: Float64 | None = None
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,7 @@ class ViewEstimate:
     map_from_camera: (4, 4) float64.  covariance: (6, 6) float64 of (translation, rotation vector) in the map
     frame.  intrinsics: (3, 3) at network size (given or estimated).  image: (h, w, 3) uint8 RGB.  maps: the
     view's points, confidence and filter on the network's device; the properties are copies for the host.
+    base_from_camera: see `Frame`.
     """
 
     keyframe_id: int
@@ -108,6 +112,12 @@ class ViewEstimate:
     network_from_image: Float64
     image: UInt8
     maps: ViewMaps
+    base_from_camera: Float64 | None = None
+
+    @property
+    def map_from_base(self) -> Float64 | None:
+        """(4, 4) pose of the robot's base, None when the camera's place on it is unknown."""
+        return _base_pose(self.map_from_camera, self.base_from_camera)
 
     @property
     def points_camera(self) -> Float32:
@@ -151,13 +161,26 @@ class WindowResult:
 
 @dataclass(frozen=True)
 class PoseEstimate:
-    """The pose of one frame in the map; extrapolated when no window has seen the frame yet."""
+    """The pose of one frame in the map; extrapolated when no window has seen the frame yet.
+
+    covariance: (6, 6) of (position, rotation vector) in `map`.  base_from_camera: see `Frame`.
+    """
 
     stamp_ns: int
     camera: str
     map_from_camera: Float64
     covariance: Float64
     extrapolated: bool
+    base_from_camera: Float64 | None = None
+
+    @property
+    def map_from_base(self) -> Float64 | None:
+        """(4, 4) pose of the robot's base, None when the camera's place on it is unknown."""
+        return _base_pose(self.map_from_camera, self.base_from_camera)
+
+
+def _base_pose(map_from_camera: Float64, base_from_camera: Float64 | None) -> Float64 | None:
+    return None if base_from_camera is None else map_from_camera @ inverse(base_from_camera)
 
 
 @dataclass(frozen=True)

@@ -1,28 +1,50 @@
-"""Which way is up: from the tilt of the robot's base in odometry (REP-103: z up in odometry and map)."""
+"""Which way is up, and where the map begins: from the robot's base (REP-103: z up in base and map)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 
 from fast3r_ros.geometry.axes import BODY_FROM_OPTICAL
+from fast3r_ros.geometry.rigid import inverse
 from fast3r_ros.geometry.rotation import matrix_from_vector
+from fast3r_ros.geometry.sim3 import Sim3
 from fast3r_ros.mapping.data import Float64
 from fast3r_ros.mapping.map import Keyframe
 from fast3r_ros.mapping.odometry import OdometryBuffer
 
 
-def extrinsics(base_from_camera: Mapping[str, Float64], camera: str) -> Float64:
-    """`base_from_camera` (4, 4); a camera that is not listed looks ahead, level, from the base's origin."""
-    return base_from_camera.get(camera, BODY_FROM_OPTICAL)
+class Mounted(Protocol):
+    """A picture of a camera that may know where the camera sat on the robot: a frame, view or keyframe."""
+
+    @property
+    def camera(self) -> str:
+        """The name of the camera."""
+        ...
+
+    @property
+    def base_from_camera(self) -> Float64 | None:
+        """(4, 4) metres at the picture's stamp, None if unknown."""
+        ...
+
+
+def known_extrinsics(base_from_camera: Mapping[str, Float64], seen: Mounted) -> Float64 | None:
+    """`base_from_camera` (4, 4) at a picture's stamp, else the camera's usual one, None if unknown."""
+    return base_from_camera.get(seen.camera) if seen.base_from_camera is None else seen.base_from_camera
+
+
+def extrinsics(base_from_camera: Mapping[str, Float64], seen: Mounted) -> Float64:
+    """As `known_extrinsics`; a camera of which nothing is known looks ahead, level, from the base."""
+    known = known_extrinsics(base_from_camera, seen)
+    return BODY_FROM_OPTICAL if known is None else known
 
 
 def tilt_only(odom_from_base: Float64) -> Float64:
     """(3, 3) rotation of the base with the heading taken out: x forward, level, z up."""
-    forward = odom_from_base[:3, 0]
-    heading = np.arctan2(forward[1], forward[0])
-    return np.asarray(matrix_from_vector([0.0, 0.0, -heading]) @ odom_from_base[:3, :3])
+    turn = matrix_from_vector([0.0, 0.0, -_heading(odom_from_base)])
+    return np.asarray(turn @ odom_from_base[:3, :3])
 
 
 def level_origin(
@@ -46,18 +68,52 @@ def leveling(
 ) -> Float64:
     """(3, 3) rotation that makes the map's z the vertical of odometry, averaged over the keyframes.
 
-    The identity when odometry knows none of them.
+    Without odometry the base, where it is known, is taken as level on average; the identity without both.
     """
-    up = np.zeros(3)
+    by_odometry, by_base = np.zeros(3), np.zeros(3)
     for keyframe in keyframes:
         odom_from_base = odometry.at(keyframe.stamp_ns)
+        rotation = keyframe.map_from_local.rotation
         if odom_from_base is not None:
-            odom_from_camera = odom_from_base @ extrinsics(base_from_camera, keyframe.camera)
-            up += keyframe.map_from_local.rotation @ odom_from_camera[2, :3]
-    length = float(np.linalg.norm(up))
-    if length == 0:
-        return np.eye(3)
-    axis = np.cross(up / length, [0.0, 0.0, 1.0])
+            odom_from_camera = odom_from_base @ extrinsics(base_from_camera, keyframe)
+            by_odometry += rotation @ odom_from_camera[2, :3]
+        base = known_extrinsics(base_from_camera, keyframe)
+        if base is not None:
+            by_base += rotation @ base[2, :3]
+    up = by_odometry if by_odometry.any() else by_base
+    return rotation_to_vertical(up) if up.any() else np.eye(3)
+
+
+def rotation_to_vertical(up: Float64) -> Float64:
+    """(3, 3) smallest rotation that turns a vector (3,) into the z axis."""
+    unit = up / np.linalg.norm(up)
+    axis = np.cross(unit, [0.0, 0.0, 1.0])
     sine = float(np.linalg.norm(axis))
-    angle = np.arctan2(sine, up[2] / length)
+    angle = np.arctan2(sine, unit[2])
     return np.asarray(matrix_from_vector(axis / sine * angle)) if sine > 1e-9 else np.eye(3)
+
+
+def at_first_base(
+    change: Sim3,
+    keyframes: Iterable[Keyframe],
+    base_from_camera: Mapping[str, Float64],
+    map_from_first_base: Float64 | None,
+) -> Sim3:
+    """A change of the map to metres, carried on so that the base's first known pose is the map's origin.
+
+    keyframes: in time order.  map_from_first_base: (4, 4), where that pose should be instead; its tilt is
+    not used.  The change as it is when the base is known of no keyframe.
+    """
+    for keyframe in keyframes:
+        known = known_extrinsics(base_from_camera, keyframe)
+        if known is None:
+            continue
+        now = change.move_camera(keyframe.map_from_camera) @ inverse(known)
+        wanted = np.eye(4) if map_from_first_base is None else map_from_first_base
+        turn = matrix_from_vector([0.0, 0.0, _heading(wanted) - _heading(now)])
+        return Sim3(1.0, turn, wanted[:3, 3] - turn @ now[:3, 3]) @ change
+    return change
+
+
+def _heading(map_from_base: Float64) -> float:
+    return float(np.arctan2(map_from_base[1, 0], map_from_base[0, 0]))

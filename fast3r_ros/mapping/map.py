@@ -52,7 +52,7 @@ class Keyframe:
     map_from_local: where its points are; the rigid part is the camera's pose.  covariance: (6, 6) of
     (position, rotation vector) in `map`.  estimates: how many windows the pose is the mean of.  image: (h,
     w, 3) uint8 at network size, to encode it again for a loop; points and image are None once the keyframe
-    was culled.
+    was culled.  base_from_camera: (4, 4) metres, where the camera sat on the robot; None if unknown.
     """
 
     id: int
@@ -69,6 +69,7 @@ class Keyframe:
     points: KeyframePoints | None
     depth: float
     metric_scale: float
+    base_from_camera: Float64 | None = None
 
     @property
     def map_from_camera(self) -> Float64:
@@ -171,17 +172,21 @@ class Map:
         """Whether a submap is in metres."""
         return self.metres and submap not in self.guessed
 
-    def rescale_submap(self, submap: int, factor: float) -> Sim3:
-        """Bring one submap, whose scale was guessed when it started, to metres; returns the change."""
+    def rescale_submap(self, submap: int, factor: float, about: Float64 | None = None) -> Sim3:
+        """Bring one submap, whose scale was guessed or is uncertain, to metres; returns the change.
+
+        about: (3,) the point that stays, None: the first keyframe's camera.
+        """
         self.follow()
         self.guessed.discard(submap)
-        change = self.rescale_part([k.id for k in self.keyframes.values() if k.submap == submap], factor)
+        mine = [k.id for k in self.keyframes.values() if k.submap == submap]
+        change = self.rescale_part(mine, factor, about)
         self._have_followed()
         return change
 
-    def rescale_part(self, ids: Sequence[int], factor: float) -> Sim3:
-        """Scale some keyframes about the camera of the first of them; returns the change."""
-        origin = self.keyframes[ids[0]].map_from_local.translation
+    def rescale_part(self, ids: Sequence[int], factor: float, about: Float64 | None = None) -> Sim3:
+        """Scale some keyframes about a point (3,), or the camera of the first of them; returns the change."""
+        origin = self.keyframes[ids[0]].map_from_local.translation if about is None else about
         change = Sim3(factor, np.eye(3), (1.0 - factor) * origin)
         self.put([_transformed(self.keyframes[i], change) for i in ids])
         return change

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from fast3r_ros.mapping.data import (
 from fast3r_ros.mapping.edges import EdgeStore
 from fast3r_ros.mapping.encoding import encode_all
 from fast3r_ros.mapping.fusion import Fusion, fuse_window
-from fast3r_ros.mapping.gravity import extrinsics, level_origin
+from fast3r_ros.mapping.gravity import extrinsics, known_extrinsics, level_origin
 from fast3r_ros.mapping.intake import FrameIntake
 from fast3r_ros.mapping.loop_closure import LoopCloser
 from fast3r_ros.mapping.map import Map
@@ -65,6 +66,7 @@ class Mapper:
         self._next_id = self._submap = self._submaps = 0
         self._windows = self._rejected = self._rejected_in_a_row = 0
         self._scale = MetricScale(self._odometry, self._base_from_camera)
+        self._scale.map_from_first_base = self._map_from_first_base
         self._timings: dict[str, float] = {}
         self._last_error = ""
 
@@ -72,19 +74,27 @@ class Mapper:
 
     def add_frame(self, frame: Frame) -> str:
         """Offer a frame: it waits for a window as a keyframe (""), or is dropped for the returned reason."""
-        return self._intake.offer(frame)
+        known = known_extrinsics(self._base_from_camera, frame)
+        return self._intake.offer(frame if known is None else replace(frame, base_from_camera=known))
 
     def add_odometry(self, stamp_ns: int, odom_from_base: Float64) -> None:
         """A pose (4, 4) of the robot's base in its odometry frame, metres.  UserError if it is no pose."""
         self._odometry.add(stamp_ns, odom_from_base)
 
     def set_extrinsics(self, camera: str, base_from_camera: Float64) -> None:
-        """Where a camera (optical frame) sits on the robot, (4, 4) metres; by default it looks ahead."""
+        """Where a camera (optical frame) sits on the robot, (4, 4) metres; by default it looks ahead.
+
+        A frame's own `base_from_camera` comes first.
+        """
         self._base_from_camera[camera] = np.asarray(base_from_camera, np.float64)
 
     def set_first_pose(self, map_from_base: Float64) -> None:
-        """Attitude (the rotation of a (4, 4)) of the robot at the start, which gives gravity and heading."""
+        """Pose (4, 4) of the robot's base at the start in an empty map: gravity, heading, and place.
+
+        The place, in metres, is used when the map becomes metric.
+        """
         self._map_from_first_base = np.asarray(map_from_base, np.float64)
+        self._scale.map_from_first_base = self._map_from_first_base
 
     def set_config(self, config: MapperConfig) -> None:
         """Change parameters that are marked dynamic, from the next frame and window on."""
@@ -145,7 +155,7 @@ class Mapper:
         self._intake.drop("not_connected", len(self._pending))
         self._pending = []
         self._loops.apply(self.map)
-        if self._scale.find(self.map, self._submap, self.config.scale) is not None:
+        if self._scale.find(self.map, self._submap, self.config.scale, last=True) is not None:
             self._loops.discard()
         self.map.fuse_moved()
         self.map.follow()
@@ -204,18 +214,26 @@ class Mapper:
         keyframes, frames, views = [self.map.keyframes[i] for i in found], [], []
         for keyframe in keyframes:
             assert keyframe.image is not None
-            frames.append(Frame(keyframe.stamp_ns, keyframe.camera, keyframe.image, keyframe.intrinsics))
+            frames.append(
+                Frame(
+                    keyframe.stamp_ns,
+                    keyframe.camera,
+                    keyframe.image,
+                    keyframe.intrinsics,
+                    base_from_camera=keyframe.base_from_camera,
+                )
+            )
         encoded = encode_all(self._network, frames)
         for keyframe, frame, view in zip(keyframes, frames, encoded, strict=True):
             if isinstance(view, UserError):
                 self._last_error = str(view)
             elif view.image.shape == frame.image.shape:
-                views.append(WindowView(keyframe.id, keyframe.stamp_ns, keyframe.camera, view))
+                views.append(replace(WindowView.of(frame, view), keyframe_id=keyframe.id))
         return views
 
     def _submap_start(self, first: WindowView) -> SubmapStart:
         """Where the track was lost, or the map's origin."""
-        base_from_camera = extrinsics(self._base_from_camera, first.camera)
+        base_from_camera = extrinsics(self._base_from_camera, first)
         odom_from_base = self._odometry.at(first.stamp_ns)
         origin = level_origin(self._map_from_first_base, odom_from_base, base_from_camera)
         return submap_start(self.map.keyframes, origin)

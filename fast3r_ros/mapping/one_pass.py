@@ -246,8 +246,7 @@ class OnePass:
         if len(usable) < 2:
             return replace(_NOWHERE, reason="fewer than two views could be placed")
         oldest = views[usable[0]]
-        base_from_camera = extrinsics({}, oldest.camera)
-        origin = level_origin(None, self._odometry.at(oldest.stamp_ns), base_from_camera)
+        origin = level_origin(None, self._odometry.at(oldest.stamp_ns), extrinsics({}, oldest))
         unit = Sim3(1.0 / float(np.median(depth[usable])), np.eye(3), np.zeros(3))
         place = unit @ Sim3.from_rigid(inverse(poses.window_from_camera[usable[0]]))
         share = float(np.mean(poses.inlier_share[usable]))

@@ -102,6 +102,7 @@ def estimate_view(
         network_from_image=seen.encoded.network_from_image,
         image=seen.encoded.image,
         maps=maps,
+        base_from_camera=seen.base_from_camera,
     )
 
 
@@ -173,6 +174,7 @@ def new_keyframe(
         points=points,
         depth=_median(points.points[points.confidence > 0, 2]),
         metric_scale=metric_scale,
+        base_from_camera=estimate.base_from_camera,
     )
 
 

@@ -20,7 +20,12 @@ _ODOMETRY_ERROR = 0.02  # of the way
 def pose_of(keyframe: Keyframe) -> PoseEstimate:
     """The pose of a keyframe, as the map has it."""
     return PoseEstimate(
-        keyframe.stamp_ns, keyframe.camera, keyframe.map_from_camera, keyframe.covariance, extrapolated=False
+        keyframe.stamp_ns,
+        keyframe.camera,
+        keyframe.map_from_camera,
+        keyframe.covariance,
+        extrapolated=False,
+        base_from_camera=keyframe.base_from_camera,
     )
 
 
@@ -31,8 +36,8 @@ def odometry_step(
     before, after = odometry.at(last.stamp_ns), odometry.at(frame.stamp_ns)
     if before is None or after is None:
         return None
-    odom_from_last = before @ extrinsics(base_from_camera, last.camera)
-    return np.asarray(inverse(odom_from_last) @ after @ extrinsics(base_from_camera, frame.camera))
+    odom_from_last = before @ extrinsics(base_from_camera, last)
+    return np.asarray(inverse(odom_from_last) @ after @ extrinsics(base_from_camera, frame))
 
 
 def predict(recent: Sequence[Keyframe], step: Float64 | None, frame: Frame) -> PoseEstimate:
@@ -42,7 +47,8 @@ def predict(recent: Sequence[Keyframe], step: Float64 | None, frame: Frame) -> P
     """
     last = pose_of(recent[-1])
     if step is not None:
-        return replace(_moved(last, step, frame.stamp_ns, _ODOMETRY_ERROR), camera=frame.camera)
+        moved = _moved(last, step, frame.stamp_ns, _ODOMETRY_ERROR)
+        return replace(moved, camera=frame.camera, base_from_camera=frame.base_from_camera)
     if len(recent) < 2 or recent[-2].camera != last.camera:
         return last
     return _extrapolated(pose_of(recent[-2]), last, frame.stamp_ns)
@@ -65,4 +71,5 @@ def _moved(last: PoseEstimate, step: Float64, stamp_ns: int, error: float) -> Po
     spread[:3] = error * np.linalg.norm(step[:3, 3])
     spread[3:] = error * np.linalg.norm(vector_from_matrix(step[:3, :3]))
     covariance = last.covariance + np.diag(spread**2)
-    return PoseEstimate(stamp_ns, last.camera, last.map_from_camera @ step, covariance, extrapolated=True)
+    moved = last.map_from_camera @ step
+    return replace(last, stamp_ns=stamp_ns, map_from_camera=moved, covariance=covariance, extrapolated=True)

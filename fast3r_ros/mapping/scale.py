@@ -14,11 +14,12 @@ import numpy as np
 from fast3r_ros.geometry.rigid import inverse
 from fast3r_ros.mapping.config import ScaleConfig
 from fast3r_ros.mapping.data import SIMULTANEOUS_NS, Float32, Float64, ViewEstimate
-from fast3r_ros.mapping.gravity import extrinsics
+from fast3r_ros.mapping.gravity import extrinsics, known_extrinsics
 from fast3r_ros.mapping.map import Keyframe
 from fast3r_ros.mapping.odometry import OdometryBuffer
 
 _FEWEST = 4  # measurements before a scale is believed
+SETTLED_SIGMA = 0.0033  # three of these standard deviations are one percent
 # before the measurements tell their spread, it is taken to be this, with the weight of so many measurements
 _PRIOR_SPREAD, _PRIOR_WEIGHT = 0.03, 4
 _SIGNIFICANT = 3.0  # standard deviations
@@ -61,10 +62,15 @@ def estimate_scale(
 
 def disagrees(config: ScaleConfig, scale: Scale) -> bool:
     """Whether what was measured on a map in metres says, beyond doubt, that it is not quite in metres."""
-    if config.source == "fixed" or scale.sigma > config.accept_sigma:
+    if config.source == "fixed" or scale.sigma > SETTLED_SIGMA:
         return False
+    return differs(config, scale, _SIGNIFICANT)
+
+
+def differs(config: ScaleConfig, scale: Scale, deviations: float) -> bool:
+    """Whether a measured scale is off one by more than the hysteresis and so many standard deviations."""
     change = abs(np.log(scale.metres_per_unit))
-    return bool(change > max(np.log1p(config.hysteresis), _SIGNIFICANT * scale.sigma))
+    return bool(change > max(np.log1p(config.hysteresis), deviations * scale.sigma))
 
 
 def odometry_ratios(
@@ -87,7 +93,7 @@ def odometry_ratios(
         if odom_from_base is None:
             start = None
             continue
-        place = (odom_from_base @ extrinsics(base_from_camera, keyframe.camera))[:3, 3]
+        place = (odom_from_base @ extrinsics(base_from_camera, keyframe))[:3, 3]
         if start is None or start[1].camera != keyframe.camera:
             start = place, keyframe
             continue
@@ -113,10 +119,10 @@ def rig_ratios(
         for second in keyframes[i + 1 :]:
             if second.stamp_ns - first.stamp_ns > SIMULTANEOUS_NS:
                 break
-            cameras = first.camera, second.camera
-            if cameras[0] == cameras[1] or not all(camera in base_from_camera for camera in cameras):
+            places = [known_extrinsics(base_from_camera, keyframe) for keyframe in (first, second)]
+            if first.camera == second.camera or places[0] is None or places[1] is None:
                 continue
-            known = (inverse(base_from_camera[cameras[0]]) @ base_from_camera[cameras[1]])[:3, 3]
+            known = (inverse(places[0]) @ places[1])[:3, 3]
             estimated = (inverse(first.map_from_camera) @ second.map_from_camera)[:3, 3]
             along = float(estimated @ known) / max(float(known @ known), 1e-12)
             if along > 1e-6:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from fast3r_ros.mapping.config import WindowConfig
-from fast3r_ros.mapping.data import EncodedView, Float32, Frame
+from fast3r_ros.mapping.data import EncodedView, Float32, Float64, Frame
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,7 @@ class WindowView:
     """A view of a window: its keyframe's id (None while it is new), its frame's identity, and its tokens.
 
     depth: the frame's metric depth image, see `Frame`; None once the view is a keyframe.
+    base_from_camera: see `Frame`.
     """
 
     keyframe_id: int | None
@@ -24,11 +25,12 @@ class WindowView:
     camera: str
     encoded: EncodedView
     depth: Float32 | None = None
+    base_from_camera: Float64 | None = None
 
     @staticmethod
     def of(frame: Frame, encoded: EncodedView) -> WindowView:
         """A new view."""
-        return WindowView(None, frame.stamp_ns, frame.camera, encoded, frame.depth)
+        return WindowView(None, frame.stamp_ns, frame.camera, encoded, frame.depth, frame.base_from_camera)
 
 
 class SlidingWindow:

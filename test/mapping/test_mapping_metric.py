@@ -8,6 +8,9 @@ import pytest
 
 from fast3r_ros.benchmark.mapping import odometry_of
 from fast3r_ros.benchmark.synthetic_run import start, the_loop
+from fast3r_ros.geometry.axes import BODY_FROM_OPTICAL
+from fast3r_ros.geometry.rigid import inverse, rigid_matrix
+from fast3r_ros.geometry.rotation import matrix_from_vector
 from fast3r_ros.geometry.similarity import fit_similarity
 from fast3r_ros.mapping.config import MapConfig
 from fast3r_ros.mapping.map import Map
@@ -25,25 +28,92 @@ def stretched(poses, after, factor):
     return result
 
 
-def test_the_map_is_rescaled_once_and_says_when():
+def test_the_map_is_in_metres_early_and_its_scale_is_refined_without_a_jump():
+    """Odometry comes from the third window on; map -> odom is what a navigating robot sees of a change."""
     sequence, frames = the_loop()
     run = start(sequence, scale__source="odometry", loop__enabled=False)
-    for stamp_ns, odom_from_base in odometry_of(sequence, 0.01, 0.0, 0, 200):
-        run.mapper.add_odometry(stamp_ns, odom_from_base)
-    scales, metres = [], []
-    for frame in frames[:200]:
+    run.mapper.set_extrinsics(sequence.camera, BODY_FROM_OPTICAL)
+    odometry = dict(odometry_of(sequence, 0.0, 0.0, 0, 400))
+    metres, sigmas, scales, map_from_odom, odom_from_base = [], [], [], [], []
+    for index, frame in enumerate(frames[:400]):
+        if index > 45:
+            run.mapper.add_odometry(frame.stamp_ns, odometry[frame.stamp_ns])
         count = len(run.results)
         run.feed([frame], finish=False)
         if len(run.results) > count:
-            scales.append([k.map_from_local.scale for k in run.mapper.map.keyframes.values()])
+            newest = run.mapper.trajectory()[-1]
             metres.append(run.mapper.status().metres)
-    first_metric = metres.index(True)
-    assert 0 < first_metric < len(metres) - 3
-    assert all(metres[first_metric:])
-    for window, (before, after) in enumerate(pairwise(scales), start=1):
-        settled = max(0, len(before) - 16)  # keyframes that left the window
-        assert (before[:settled] == after[:settled]) == (window != first_metric or not settled), window
-    assert scales[first_metric][0] / scales[first_metric - 1][0] > 2
+            sigmas.append(run.mapper.status().scale_sigma)
+            scales.append([k.map_from_local.scale for k in run.mapper.map.keyframes.values()])
+            odom_from_base.append(odometry[newest.stamp_ns])
+            map_from_odom.append(newest.map_from_base @ inverse(odom_from_base[-1]))
+    first = metres.index(True)
+    assert 1 < first <= 4
+    assert all(metres[first:])
+    assert 0.0033 < sigmas[first] < 0.05
+    assert sigmas[-1] < 0.0033
+    # what a correction moves the robot by, where it is
+    robot = [pose[:, 3] for pose in odom_from_base[first + 1 :]]
+    moves = [(b - a) @ place for (a, b), place in zip(pairwise(map_from_odom[first:]), robot, strict=True)]
+    assert np.linalg.norm(moves, axis=1).max() < 0.03
+    changed = [abs(np.log(after[0] / before[0])) for before, after in pairwise(scales[first:])]
+    assert sum(changed) > 0  # it was refined
+    assert not any(changed[-8:])  # and is settled
+    assert run.world_from_map().scale == pytest.approx(1.0, abs=0.005)
+
+
+def test_measurements_that_become_doubtful_do_not_spoil_a_scale_that_was_adopted():
+    """Wheels that slip spread the measurements: the scale is kept until they are worth more again."""
+    sequence, frames = the_loop()
+    run = start(sequence, seed=1, scale__source="odometry", loop__enabled=False)
+    for pose in odometry_of(sequence, 0.01, 1 / 3, 1, 300)[:150]:
+        run.mapper.add_odometry(*pose)
+    for frame in frames[:150]:
+        count = len(run.results)
+        run.feed([frame], finish=False)
+        if len(run.results) > count:
+            assert run.world_from_map().scale == pytest.approx(1.0, abs=0.02)
+
+
+def moving_mounts(count):
+    """Where a camera on a head that pans and nods sits on the robot, for each image."""
+    angles = np.linspace(0, 4 * np.pi, count)
+    turns = np.stack([0 * angles, 0.2 * np.sin(3 * angles), 0.8 * np.sin(angles)], 1)
+    head = rigid_matrix(matrix_from_vector(turns), [0.1, 0.0, 1.0])
+    return head @ rigid_matrix(np.eye(3), [0.15, 0.0, 0.1]) @ BODY_FROM_OPTICAL
+
+
+@pytest.mark.parametrize("source", ["odometry", "depth"])
+def test_the_map_begins_where_the_base_was_though_the_camera_moves_on_it(source):
+    sequence, frames = the_loop()
+    mounts = moving_mounts(200)
+    run = start(sequence, scale__source=source, loop__enabled=False)
+    for index, frame in enumerate(frames[:200]):
+        world_from_base = sequence.world_from_camera[index] @ inverse(mounts[index])
+        if source == "odometry":
+            run.mapper.add_odometry(frame.stamp_ns, world_from_base)
+        run.feed([replace(frame, base_from_camera=mounts[index])], finish=False)
+    run.feed([])
+    assert run.world_from_map().scale == pytest.approx(1.0, abs=0.01)
+    first = run.mapper.trajectory()[0].map_from_base
+    assert np.linalg.norm(first[:3, 3]) < 0.05
+    if source == "odometry":  # which knows the vertical
+        assert run.world_from_map().rotation[2, 2] > np.cos(0.01)
+        assert abs(np.arctan2(first[1, 0], first[0, 0])) < 0.02
+
+
+def test_the_map_begins_at_a_given_pose():
+    sequence, frames = the_loop()
+    run = start(sequence, scale__source="depth", loop__enabled=False)
+    mount = rigid_matrix(BODY_FROM_OPTICAL[:3, :3], [0.2, 0.0, 1.0])
+    run.mapper.set_extrinsics(sequence.camera, mount)
+    wanted = rigid_matrix(matrix_from_vector(np.array([0.0, 0.0, 0.7])), [3.0, -2.0, 0.0])
+    run.mapper.set_first_pose(wanted)
+    run.feed(frames[:100])
+    assert run.mapper.status().metres
+    first = run.mapper.trajectory()[0].map_from_base
+    assert first[:3, 3] == pytest.approx(wanted[:3, 3], abs=0.05)
+    assert np.arctan2(first[1, 0], first[0, 0]) == pytest.approx(0.7, abs=0.02)
 
 
 def test_a_drift_of_the_scale_is_corrected_for_what_comes_next_only():
