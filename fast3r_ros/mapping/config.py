@@ -71,7 +71,12 @@ class KeyframeConfig:
 class WindowConfig:
     """The sliding multi-view window."""
 
-    size: int = parameter(16, "views in a full window", range=(2, 128))
+    size: int = parameter(
+        16,
+        "views in a full window; the node lowers it when a window runs out of memory",
+        range=(2, 128),
+        dynamic=True,
+    )
     stride: int = parameter(4, "new keyframes per window", range=(1, 64))
     overlap: int = parameter(4, "views shared with the map, at least", range=(1, 64))
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
+import traceback
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 
@@ -32,6 +34,12 @@ class Counters:
             self._drops: Counter[str] = Counter()
             self._problems: Counter[str] = Counter()
             self._last_error = ""
+
+    def restart_frames(self) -> None:
+        """Count frames anew; problems and the newest error stay."""
+        with self._lock:
+            self._received = 0
+            self._drops = Counter()
 
     def received(self) -> None:
         """An image message has arrived."""
@@ -73,3 +81,33 @@ class Counters:
         """(received, drops, problems, newest error) at one moment."""
         with self._lock:
             return self._received, dict(self._drops), dict(self._problems), self._last_error
+
+
+class Guard:
+    """Keeps what a callback raises from ending a thread or the node.
+
+    A failure is counted as the problem "internal error"; its place and kind are logged once.
+    """
+
+    def __init__(self, counters: Counters, logger: Any) -> None:
+        self._counters, self._logger = counters, logger
+        self._logged: set[tuple[str, type[BaseException]]] = set()
+
+    def run(self, where: str, action: Callable[[], Any]) -> bool:
+        """Run an action; False when it failed.  where: what it is, for the log."""
+        try:
+            action()
+        except Exception as error:
+            self.failed(where, error)
+            return False
+        return True
+
+    def failed(self, where: str, error: Exception) -> None:
+        """Count a failure that was caught, and log it when it is the first of its kind."""
+        text = f"internal error ({where}): {error!r}"
+        self._counters.problem("internal error")
+        self._counters.error(text)
+        if (where, type(error)) not in self._logged:
+            self._logged.add((where, type(error)))
+            trace = "".join(traceback.format_exception(error))
+            self._logger.error(f"{text}; more of this kind are only counted\n{trace}")

@@ -152,14 +152,21 @@ class Inputs:
         """Take sizes, frame ids and stamps anew from the next images."""
         self._restart = True
 
-    def stop(self) -> None:
-        """Unsubscribe from everything and end the thread."""
+    def request_stop(self) -> None:
+        """Let the thread end after the message in progress."""
+        self._stopping = True
+        self._mailbox.close()
+
+    def stop(self, timeout: float | None = None) -> bool:
+        """Unsubscribe from everything and end the thread; False when that takes more than `timeout`
+        seconds.
+        """
         self.close()
         while self._others:
             self._node.destroy_subscription(self._others.pop())
-        self._stopping = True
-        self._mailbox.close()
-        self._thread.join()
+        self.request_stop()
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
 
     # Executor --------------------------------------------------------------------------------------------
 

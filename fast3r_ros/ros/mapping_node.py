@@ -11,7 +11,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from typing import NoReturn
 
 import rclpy
@@ -33,23 +34,34 @@ from fast3r_ros.ros import parameters
 from fast3r_ros.ros.broadcaster import Broadcaster, tf_publisher
 from fast3r_ros.ros.cameras import CameraSubscriptions
 from fast3r_ros.ros.config import NodeConfig
-from fast3r_ros.ros.counters import Counters
+from fast3r_ros.ros.counters import Counters, Guard
 from fast3r_ros.ros.inputs import Inputs
 from fast3r_ros.ros.live_viewer import LiveViewer
 from fast3r_ros.ros.mapping_thread import MappingThread
 from fast3r_ros.ros.network import free_gpu_memory, gpu_memory, load_network, resolve_device
 from fast3r_ros.ros.outputs import Outputs
-from fast3r_ros.ros.process import begin, leave, spin_until
+from fast3r_ros.ros.process import begin, leave, leave_within, spin_until
 from fast3r_ros.ros.report import CameraReport, Report, diagnostics_message, status_message
 from fast3r_ros.ros.services import Services
 from fast3r_ros.ros.transforms import OwnFrames, transform_lookup
 
 NODE_NAME = "fast3r_mapping"
 STOP_SECONDS = 1.3  # how long a pass may go on after Ctrl-C
+LEAVE_SECONDS = 2.5  # after Ctrl-C the process ends, whatever still waits
 ADAPT_SECONDS = 0.5
 EXECUTOR_THREADS = 4
 
 NetworkLoader = Callable[[NodeConfig], WindowNetwork]
+
+
+@dataclass(frozen=True)
+class Session:
+    """What a configured node consists of; whoever holds it may use it, also while the node is torn down."""
+
+    inputs: Inputs
+    mapping: MappingThread
+    outputs: Outputs
+    broadcaster: Broadcaster
 
 
 class MappingNode(LifecycleNode):
@@ -67,10 +79,9 @@ class MappingNode(LifecycleNode):
         self._counters = Counters()
         self._own_frames = OwnFrames()
         self._lookup = transform_lookup()
-        self._broadcaster: Broadcaster | None = None
-        self._inputs: Inputs | None = None
-        self._mapping: MappingThread | None = None
-        self._outputs: Outputs | None = None
+        self._guard = Guard(self._counters, self.get_logger())
+        self._session: Session | None = None
+        self._changing = threading.RLock()  # held while parameters change
         self._state = MappingStatus.UNCONFIGURED
         self._device = ""
         self._last_accepted = True
@@ -79,7 +90,12 @@ class MappingNode(LifecycleNode):
         self._status = self.create_publisher(MappingStatus, "~/status", 10)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         self._service_set = Services(
-            self, lambda: self._mapping, lambda: self.config.map_directory, self._set_paused, self._new_map
+            self,
+            self._guard,
+            self._mapping_thread,
+            lambda: self.config.map_directory,
+            self._set_paused,
+            self._new_map,
         )
         self._create_timers()
         self.add_on_set_parameters_callback(self._check_parameters)
@@ -91,7 +107,7 @@ class MappingNode(LifecycleNode):
         group = MutuallyExclusiveCallbackGroup()
 
         def every(seconds: float, action: Callable[[], None], group: CallbackGroup) -> Timer:
-            return self.create_timer(seconds, lambda: self._guarded(action), group, steady)
+            return self.create_timer(seconds, lambda: self._guard.run("timer", action), group, steady)
 
         self._status_timer = every(1.0 / self.config.output.status_rate, self._publish_status, group)
         self._tf_timer = every(1.0 / self.config.tf.rate, self._tick_transforms, group)
@@ -126,31 +142,41 @@ class MappingNode(LifecycleNode):
         self.get_logger().info(
             f"model {config.model} ({config.accelerate}) on {self._device}, loaded in {took:.1f} s"
         )
-        mapping = MappingThread(mapper, self._counters, self.get_logger(), self._on_window, self._on_idle)
-        self._mapping = mapping
-        self._inputs = Inputs(
-            self,
-            config,
-            self._counters,
-            self._lookup,
-            self._own_frames,
-            self._input_group,
-            mapping,
-            self._time_went_back,
-        )
-        self._broadcaster = Broadcaster(
-            self._publish_tf, config, self._own_frames, self._lookup, self._inputs.facts
-        )
-        self._outputs = Outputs(
-            self,
-            config,
-            self._counters,
-            self._broadcaster,
-            self._inputs.facts,
-            self._inputs.arrivals,
-            LiveViewer(config.viewer, self.get_logger()),
-            self._publish_status,
-        )
+        lookup, own_frames = self._lookup, self._own_frames
+        with ExitStack() as begun:  # ended again when a later part cannot begin
+            mapping = MappingThread(
+                mapper,
+                self._counters,
+                self.get_logger(),
+                self._on_window,
+                self._on_idle,
+                self._on_smaller_window,
+            )
+            begun.callback(mapping.stop)
+            inputs = Inputs(
+                self,
+                config,
+                self._counters,
+                lookup,
+                own_frames,
+                self._input_group,
+                mapping,
+                lambda: self._time_went_back(mapping),
+            )
+            begun.callback(inputs.stop)
+            broadcaster = Broadcaster(self._publish_tf, config, own_frames, lookup, inputs.facts)
+            outputs = Outputs(
+                self,
+                config,
+                self._counters,
+                broadcaster,
+                inputs.facts,
+                inputs.arrivals,
+                LiveViewer(config.viewer, self.get_logger()),
+                self._publish_status,
+            )
+            self._session = Session(inputs, mapping, outputs, broadcaster)
+            begun.pop_all()
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Subscribe and map; an error that nobody foresaw ends in `on_error`."""
@@ -169,10 +195,11 @@ class MappingNode(LifecycleNode):
         return TransitionCallbackReturn.SUCCESS
 
     def _set_active(self, active: bool) -> None:
-        if self._inputs and self._outputs and self._mapping:
-            self._outputs.active = active
-            self._mapping.set_running(active)
-            (self._inputs.open if active else self._inputs.close)()
+        session = self._session
+        if session is not None:
+            session.outputs.active = active
+            session.mapping.set_running(active)
+            (session.inputs.open if active else session.inputs.close)()
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         """End the threads and free the network and the map."""
@@ -197,16 +224,18 @@ class MappingNode(LifecycleNode):
 
     def _tear_down(self, timeout: float | None = None) -> bool:
         """End every thread; False when a pass goes on after `timeout` seconds."""
+        session, self._session = self._session, None
         ended = True
-        if self._inputs is not None:
-            self._inputs.stop()
-        if self._outputs is not None:
-            self._outputs.active = False
-        if self._mapping is not None:
-            ended = self._mapping.stop(timeout)
-        if self._outputs is not None:
-            self._outputs.stop()
-        self._inputs = self._outputs = self._mapping = self._broadcaster = None
+        if session is not None:
+            limit = None if timeout is None else time.monotonic() + timeout
+            session.outputs.active = False
+            for part in (session.mapping, session.inputs, session.outputs):
+                part.request_stop()
+            for part in (session.inputs, session.mapping, session.outputs):
+                left = None if limit is None else max(0.0, limit - time.monotonic())
+                ended = part.stop(left) and ended
+            self._counters.restart_frames()  # their map is gone
+        del session
         gc.collect()
         free_gpu_memory()
         return ended
@@ -217,6 +246,10 @@ class MappingNode(LifecycleNode):
             return False
         return self.trigger_activate() == TransitionCallbackReturn.SUCCESS
 
+    def callback_failed(self, error: Exception) -> None:
+        """On the executor's thread: a callback, ours or one of rclpy's, raised an error."""
+        self._guard.failed("callback", error)
+
     def stop(self) -> bool:
         """End everything before the process ends; False when a pass is still running."""
         return self._tear_down(STOP_SECONDS)
@@ -225,71 +258,84 @@ class MappingNode(LifecycleNode):
 
     def _on_window(self, mapper: Mapper, result: WindowResult) -> None:
         self._last_accepted = result.accepted
-        if self._outputs is not None:
-            self._outputs.window(mapper, result)
+        session = self._session
+        if session is not None:
+            session.outputs.window(mapper, result)
 
     def _on_idle(self, mapper: Mapper) -> None:
-        if self._outputs is not None:
-            self._outputs.idle(mapper)
+        session = self._session
+        if session is not None:
+            session.outputs.idle(mapper)
+
+    def _on_smaller_window(self, size: int) -> None:
+        """Show the size that fits as the parameter, so that no later change of another one undoes it."""
+        self.set_parameters([Parameter("window.size", Parameter.Type.INTEGER, size)])
 
     # Changes ---------------------------------------------------------------------------------------------
 
     def _set_paused(self, paused: bool) -> None:
-        if self._inputs is not None:
-            self._inputs.paused = paused
+        session = self._session
+        if session is not None:
+            session.inputs.paused = paused
+
+    def _mapping_thread(self) -> MappingThread | None:
+        session = self._session
+        return None if session is None else session.mapping
 
     def _new_map(self) -> None:
-        """The map was emptied or replaced: everything derived from it starts anew."""
+        """On the mapping thread: the map was emptied or replaced; what is derived from it starts again."""
         self._counters.reset()
         self._own_frames.forget_others()
-        if self._inputs and self._outputs and self._broadcaster:
-            self._inputs.restart()
-            self._outputs.restart()
-            self._broadcaster.reset()
+        session = self._session
+        if session is not None:
+            session.inputs.restart()
+            session.outputs.restart()
+            session.broadcaster.reset()
 
-    def _time_went_back(self) -> None:
+    def _time_went_back(self, mapping: MappingThread) -> None:
         """On the conversion thread: the window starts anew, the map stays."""
-        if self._mapping is not None:
-            self._mapping.request(lambda mapper: mapper.restart_window())
+        mapping.request(lambda mapper: mapper.restart_window())
 
     def _clock_jumped(self, jump: object) -> None:
         self.get_logger().warning("the clock went back: a new window starts")
-        if self._inputs is not None:
-            self._inputs.clock_went_back()
+        session = self._session
+        if session is not None:
+            session.inputs.clock_went_back()
 
     def _check_parameters(self, changes: Sequence[Parameter]) -> SetParametersResult:
         try:
             parameters.with_changes(self.config, changes)
         except UserError as error:
             return parameters.refused(error)
+        except Exception as error:
+            self._guard.failed("parameters", error)
+            return parameters.refused(UserError(f"cannot be used: {error!r}"))
         return SetParametersResult(successful=True)
 
     def _apply_parameters(self, changes: Sequence[Parameter]) -> None:
-        self.config = config = parameters.with_changes(self.config, changes)
-        self._status_timer.timer_period_ns = round(1e9 / config.output.status_rate)
-        self._tf_timer.timer_period_ns = round(1e9 / config.tf.rate)
-        if self._inputs and self._outputs and self._broadcaster and self._mapping:
-            self._inputs.config = self._outputs.config = self._broadcaster.config = config
-            self._mapping.request(lambda mapper: mapper.set_config(config.mapper))
+        self._guard.run("parameters", lambda: self._use_parameters(changes))
 
-    def _guarded(self, action: Callable[[], None]) -> None:
-        """Run periodic work; an exception would end the executor and with it the node."""
-        try:
-            action()
-        except Exception as error:
-            self._counters.error(f"internal error: {error!r}")
-            self.get_logger().error(f"internal error: {error!r}", throttle_duration_sec=5.0)
+    def _use_parameters(self, changes: Sequence[Parameter]) -> None:
+        with self._changing:  # changes come from the executor and, of the window's size, from mapping
+            self.config = config = parameters.with_changes(self.config, changes)
+            self._status_timer.timer_period_ns = round(1e9 / config.output.status_rate)
+            self._tf_timer.timer_period_ns = round(1e9 / config.tf.rate)
+            session = self._session
+            if session is not None:
+                session.inputs.config = session.outputs.config = session.broadcaster.config = config
+                session.mapping.set_config(config.mapper)
 
     # Periodic --------------------------------------------------------------------------------------------
 
     def _adapt(self) -> None:
-        if self._inputs is not None:
-            self._inputs.adapt()
+        session = self._session
+        if session is not None:
+            session.inputs.adapt()
 
     def _tick_transforms(self) -> None:
-        broadcaster = self._broadcaster
-        if broadcaster is not None and self._outputs is not None and self._outputs.active:
-            broadcaster.tick(self.get_clock().now().nanoseconds)
+        session = self._session
+        if session is not None and session.outputs.active:
+            session.broadcaster.tick(self.get_clock().now().nanoseconds)
 
     def _publish_status(self) -> None:
         self._status.publish(status_message(self._report(), self.config.frames.map))
@@ -298,6 +344,7 @@ class MappingNode(LifecycleNode):
         self._diagnostics.publish(diagnostics_message(self._report(), self.get_name()))
 
     def _report(self) -> Report:
+        session = self._session
         received, drops, problems, last_error = self._counters.snapshot()
         p99, longest = self._counters.callback_times()
         now_ns = self.get_clock().now().nanoseconds
@@ -316,9 +363,9 @@ class MappingNode(LifecycleNode):
             accelerate=self.config.accelerate,
             timeout=self.config.input.timeout,
         )
-        inputs, mapping, outputs, broadcaster = self._inputs, self._mapping, self._outputs, self._broadcaster
-        if not (inputs and mapping and outputs and broadcaster):
+        if session is None:
             return report
+        inputs, mapping, outputs = session.inputs, session.mapping, session.outputs
         mapper_status = replace(mapping.status, dropped=mapping.mapper.frame_counts()[1])
         allocated, peak = gpu_memory()
         return replace(
@@ -333,8 +380,8 @@ class MappingNode(LifecycleNode):
             gpu_bytes=allocated,
             gpu_peak_bytes=peak,
             cameras=[_camera_report(camera, inputs) for camera in inputs.cameras],
-            parents=dict(broadcaster.parents),
-            waiting_for=broadcaster.waiting_for,
+            parents=dict(session.broadcaster.parents),
+            waiting_for=session.broadcaster.waiting_for,
         )
 
     def _current_state(self, inputs: Inputs) -> int:
@@ -373,13 +420,14 @@ def main(arguments: Sequence[str] | None = None, load_network: NetworkLoader = l
             stop.set()
 
     starting = threading.Thread(target=start, name="fast3r_autostart", daemon=True)
-    spinning = spin_until(stop, executor)
+    spinning = spin_until(stop, executor, node.callback_failed)
     if node.config.autostart:
         starting.start()
     while not stop.wait(0.5):
-        if not spinning.is_alive():  # its traceback has been printed
+        if not spinning.is_alive():  # somebody shut rclpy down
             status = 1
             stop.set()
+    leave_within(LEAVE_SECONDS, status)
     ended = not starting.is_alive() and node.stop()
     executor.shutdown(timeout_sec=0.5)
     if ended:

@@ -2,30 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
+import time
 import traceback
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from dataclasses import replace
 from typing import Any, TypeVar
 
 from fast3r_ros.mapping.config import MapperConfig
 from fast3r_ros.mapping.data import Float64, Frame, WindowResult
 from fast3r_ros.mapping.mapper import Mapper
-from fast3r_ros.ros.counters import Counters
+from fast3r_ros.ros.counters import Counters, Guard
 from fast3r_ros.ros.network import free_gpu_memory
 
 Answer = TypeVar("Answer")
 IDLE_SECONDS = 0.2
 
 
+class ShuttingDown(RuntimeError):
+    """The mapping thread ends."""
+
+    def __init__(self) -> None:
+        super().__init__("the mapper is being shut down")
+
+
 class MappingThread:
     """Owns a Mapper: frames come from the conversion thread, windows run on a thread of their own.
 
     on_window(mapper, result) runs on that thread after every window; on_idle(mapper) when nothing is to do,
-    about five times a second.
+    about five times a second; on_smaller_window(size) when windows of more than `size` views ran out of
+    memory.
     """
 
     def __init__(
@@ -35,13 +45,19 @@ class MappingThread:
         logger: Any,
         on_window: Callable[[Mapper, WindowResult], None],
         on_idle: Callable[[Mapper], None],
+        on_smaller_window: Callable[[int], None],
     ) -> None:
         self.mapper = mapper
+        self.pass_seconds = 0.0  # how long the newest window took
         self._counters, self._logger = counters, logger
-        self._on_window, self._on_idle = on_window, on_idle
+        self._guard = Guard(counters, logger)
+        self._on_window, self._on_idle, self._on_smaller_window = on_window, on_idle, on_smaller_window
         self.status = mapper.status()  # as of the newest window
+        self._error = ""  # the mapper's newest that was passed on
         self._wake = threading.Condition()
         self._requests: deque[tuple[Callable[[Mapper], Any], Future[Any]]] = deque()
+        self._current: Future[Any] | None = None  # the request in work
+        self._config: MapperConfig | None = None  # to be used from the next window on
         self._running = False
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="fast3r_mapping", daemon=True)
@@ -67,76 +83,119 @@ class MappingThread:
             self._running = running
             self._wake.notify()
 
+    def set_config(self, config: MapperConfig) -> None:
+        """Use other parameters from the next window on."""
+        with self._wake:
+            self._config = config
+            self._wake.notify()
+
     def request(self, function: Callable[[Mapper], Answer]) -> Future[Answer]:
-        """Run `function(mapper)` between two windows; its result or exception is in the future."""
+        """Run `function(mapper)` between two windows; its result or exception is in the future.
+
+        The future fails with `ShuttingDown` as soon as the thread is told to end.
+        """
         future: Future[Answer] = Future()
         with self._wake:
             if self._stopping:
-                future.set_exception(RuntimeError("the mapper is being shut down"))
+                future.set_exception(ShuttingDown())
                 return future
             self._requests.append((function, future))
             self._wake.notify()
         return future
 
-    def work_off(self) -> Future[None]:
-        """Process what waits, down to a last partial window, so that all that was seen is in the map."""
+    def work_off(self) -> None:
+        """On the mapping thread: process what waits now, so that all that was seen is in the map.
 
-        def finish(mapper: Mapper) -> None:
-            while mapper.window_ready() and not self._stopping:
-                self._process_window(mapper.process_window)
-            self._process_window(mapper.finish)
+        What comes in meanwhile waits for the next window: a camera that is faster than the network would
+        never let this end.
+        """
+        self._process_window(self.mapper.finish)
 
-        return self.request(finish)
+    def request_stop(self) -> None:
+        """Let the thread end after the window in progress; who waits for a request learns that at once."""
+        with self._wake:
+            self._stopping = True
+            waiting = [future for _, future in self._requests]
+            self._requests.clear()
+            if self._current is not None:
+                waiting.append(self._current)
+            self._wake.notify()
+        for future in waiting:
+            _fail(future, ShuttingDown())
 
     def stop(self, timeout: float | None = None) -> bool:
         """End the thread after the window in progress; False when that takes more than `timeout` seconds."""
-        with self._wake:
-            self._stopping = True
-            self._wake.notify()
+        self.request_stop()
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
     def _run(self) -> None:
         while not self._stopping:
             with self._wake:
-                if not self._requests and not (self._running and self.mapper.window_ready()):
+                if not (self._requests or self._config or self._due()):
                     self._wake.wait(IDLE_SECONDS)
-                requests = list(self._requests)
-                self._requests.clear()
-            for function, future in requests:
-                self._answer(function, future)
-            self.status = self.mapper.status()
-            if self._running and self.mapper.window_ready() and not self._stopping:
+                request = self._requests.popleft() if self._requests else None
+                self._current = None if request is None else request[1]
+            self._guard.run("parameters", self._use_config)
+            if request is not None:
+                self._answer(*request)
+            self._guard.run("status", self._take_status)
+            if self._stopping or self._requests:
+                continue
+            if self._due():
                 self._process_window(self.mapper.process_window)
-            elif not self._stopping:
-                self._guarded(lambda: self._on_idle(self.mapper))
-        for _, future in self._requests:
-            future.set_exception(RuntimeError("the mapper is being shut down"))
+            else:
+                self._guard.run("idle", lambda: self._on_idle(self.mapper))
+
+    def _use_config(self) -> None:
+        with self._wake:
+            config, self._config = self._config, None
+        if config is not None:
+            self.mapper.set_config(config)
+
+    def _due(self) -> bool:
+        return self._running and self.mapper.window_ready()
+
+    def _take_status(self) -> None:
+        self.status = self.mapper.status()
+        if self.status.last_error != self._error:
+            self._error = self.status.last_error
+            if self._error:
+                self._counters.error(self._error)
 
     def _answer(self, function: Callable[[Mapper], Any], future: Future[Any]) -> None:
+        if not future.set_running_or_notify_cancel():
+            return
         try:
-            future.set_result(function(self.mapper))
+            result = function(self.mapper)
         except BaseException as error:
-            future.set_exception(error)
+            _fail(future, error)
+        else:
+            with contextlib.suppress(InvalidStateError):  # it has been told that the thread ends
+                future.set_result(result)
 
     def _process_window(self, process: Callable[[], WindowResult | None]) -> None:
-        results: list[WindowResult | None] = []
-        self._guarded(lambda: results.append(process()))
-        result = results[0] if results else None
-        if result is not None:
-            self._guarded(lambda: self._on_window(self.mapper, result))
-
-    def _guarded(self, action: Callable[[], None]) -> None:
-        """Run a step; its failure is told and the thread lives on, with the map as it was."""
+        """Run a window; its failure is counted and the thread lives on, with the map as it was."""
+        start = time.monotonic()
         try:
-            action()
+            result = process()
         except Exception as error:
-            if _out_of_memory(error):
-                self._shrink_window()
-            self._counters.error(f"{type(error).__name__}: {error}")
-            self._counters.problem("window failed")
-            self._logger.error(f"a window failed and was left out: {error!r}", throttle_duration_sec=1.0)
-            logging.getLogger(__name__).debug("%s", traceback.format_exc())
+            self._failed(error)
+            return
+        finally:
+            self.pass_seconds = time.monotonic() - start
+        if result is not None:
+            if not result.accepted:
+                self._counters.error(result.reason)
+            self._guard.run("window", lambda: self._on_window(self.mapper, result))
+
+    def _failed(self, error: Exception) -> None:
+        self._counters.error(f"{type(error).__name__}: {error}")
+        self._counters.problem("window failed")
+        self._logger.error(f"a window failed and was left out: {error!r}", throttle_duration_sec=1.0)
+        logging.getLogger(__name__).debug("%s", traceback.format_exc())
+        if _out_of_memory(error):
+            self._guard.run("smaller window", self._shrink_window)
 
     def _shrink_window(self) -> None:
         """Go on with smaller windows after one that did not fit into memory."""
@@ -144,9 +203,15 @@ class MappingThread:
         config = smaller_window(self.mapper.config)
         if config is not self.mapper.config:
             size = config.window.size
-            text = f"out of memory: going on with windows of {size} views; set window.size {size}"
+            text = f"out of memory: going on with windows of {size} views (window.size {size})"
             self._logger.warning(text)
             self.mapper.set_config(config)
+            self._on_smaller_window(size)
+
+
+def _fail(future: Future[Any], error: BaseException) -> None:
+    with contextlib.suppress(InvalidStateError):  # answered, cancelled, or told before
+        future.set_exception(error)
 
 
 def smaller_window(config: MapperConfig) -> MapperConfig:

@@ -152,13 +152,20 @@ class Outputs:
         self.newest_ns = self._pose_ns = 0
         self._map_sent = -1
 
-    def stop(self) -> None:
-        """End the thread and withdraw the publishers."""
+    def request_stop(self) -> None:
+        """Let the thread end after the message in progress."""
         self._stopping = True
-        self._thread.join()
+
+    def stop(self, timeout: float | None = None) -> bool:
+        """End the thread and withdraw the publishers; False when that takes more than `timeout` seconds."""
+        self.request_stop()
+        self._thread.join(timeout)
+        if self._thread.is_alive():
+            return False
         self._viewer.stop()
         for publisher in self._publishers.values():
             self._node.destroy_publisher(publisher)
+        return True
 
     # Publishing thread -----------------------------------------------------------------------------------
 

@@ -6,14 +6,19 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 import rclpy
+import rclpy.logging
 from rclpy.exceptions import InvalidHandle
 from rclpy.executors import Executor
 from rclpy.signals import SignalHandlerOptions
 
+FAILURE_SECONDS = (
+    0.01  # between a callback's failure and the next look: an executor that is broken does not spin
+)
 GIL_SECONDS = 0.001  # Python's usual 5 ms would make callbacks wait for the other threads
 
 
@@ -32,13 +37,23 @@ def begin(arguments: Sequence[str] | None) -> threading.Event:
     return stop
 
 
-def spin_until(stop: threading.Event, executor: Executor) -> threading.Thread:
-    """Spin on a thread of its own.
+def spin_until(
+    stop: threading.Event, executor: Executor, on_error: Callable[[Exception], None] | None = None
+) -> threading.Thread:
+    """Spin on a thread of its own until `stop`.
 
-    A callback's exception ends it with a traceback, except after `stop`: then the executor is being taken
-    apart.  That somebody destroyed a subscription or publisher while the executor was about to look at it is
-    no reason to end: rclpy raises InvalidHandle then, and the next look goes without it.
+    What a callback raises does not end it, be it ours or one of rclpy's own: on_error(error) is told, or the
+    log.  That somebody destroyed a subscription or publisher while the executor was about to look at it is
+    no error: rclpy raises InvalidHandle then, and the next look goes without it.
     """
+
+    def report(error: Exception) -> None:
+        if stop.is_set():  # the executor is being taken apart
+            return
+        if on_error is not None:
+            on_error(error)
+        else:
+            rclpy.logging.get_logger("executor").error(f"a callback failed: {error!r}")
 
     def spin() -> None:
         while not stop.is_set():
@@ -46,14 +61,25 @@ def spin_until(stop: threading.Event, executor: Executor) -> threading.Thread:
                 executor.spin()
             except InvalidHandle:
                 continue
-            except Exception:
-                if not stop.is_set():
-                    raise
+            except Exception as error:
+                report(error)
+                stop.wait(FAILURE_SECONDS)
+                continue
             return
 
     thread = threading.Thread(target=spin, name="fast3r_executor", daemon=True)
     thread.start()
     return thread
+
+
+def leave_within(seconds: float, status: int) -> None:
+    """End the process after `seconds`, whatever still waits by then."""
+
+    def end() -> None:
+        time.sleep(seconds)
+        leave(status)
+
+    threading.Thread(target=end, name="fast3r_leave", daemon=True).start()
 
 
 def leave(status: int) -> NoReturn:

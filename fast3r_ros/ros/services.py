@@ -1,66 +1,126 @@
 """The services ~/reset, ~/pause, ~/save_map and ~/load_map.
 
-They run in a callback group of their own and wait for the mapping thread, so that images keep flowing
-meanwhile.
+`reset`, `save_map` and `load_map` wait for the mapping thread; one of them at a time, so that images keep
+flowing meanwhile: who calls during that is told so at once.  No wait is without an end.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
-from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
+from rclpy.callback_groups import CallbackGroup
 from rclpy.node import Node
+from rclpy.qos import QoSProfile
 from std_srvs.srv import SetBool, Trigger
 
 from fast3r_ros.errors import UserError
 from fast3r_ros.mapping.data import Cloud
 from fast3r_ros.mapping.mapper import Mapper
+from fast3r_ros.ros.counters import Guard
 from fast3r_ros.ros.map_files import CLOUD_WRITERS, path_for_loading, path_for_saving
-from fast3r_ros.ros.mapping_thread import MappingThread
+from fast3r_ros.ros.mapping_thread import MappingThread, ShuttingDown
 from fast3r_ros.srv import LoadMap, SaveMap
+
+Answer = TypeVar("Answer")
+CALLS = 1000  # that may wait to be looked at; more at once are lost by the middleware
+WAIT_SECONDS = 30.0  # for the window in work, and twice as long as the newest window took
+WORK_SECONDS = 600.0  # for what was asked for: a map on a slow disk
+AT_ONCE = 2  # calls that are looked at: one that works, and one that is told so
+BURST, PAUSE_SECONDS = 8, 0.01  # answers at once, and the pause between more: a client keeps ten unread ones
+
+
+class FewAtOnce(CallbackGroup):
+    """At most `AT_ONCE` of its callbacks run at a time: the executor's other threads are for images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lock = threading.Lock()
+        self._running = 0
+
+    def can_execute(self, entity: Any) -> bool:
+        """Whether one more may begin."""
+        with self._lock:
+            return self._running < AT_ONCE
+
+    def beginning_execution(self, entity: Any) -> bool:
+        """Begin, if one more may."""
+        with self._lock:
+            begins = self._running < AT_ONCE
+            self._running += begins
+            return begins
+
+    def ending_execution(self, entity: Any) -> None:
+        """One has ended."""
+        with self._lock:
+            self._running -= 1
 
 
 class Services:
     """Creates the services; they answer with success = False and the reason when something cannot be done.
 
-    thread() is the mapping thread, None while the node is not configured.  directory() is the map directory.
-    on_pause(paused) and on_new_map() tell the node.
+    guard: told of failures that nobody foresaw.  thread() is the mapping thread, None while the node is not
+    configured.  directory() is the map directory.  on_pause(paused) tells the node on the executor, and
+    on_new_map() on the mapping thread.
     """
 
     def __init__(
         self,
         node: Node,
+        guard: Guard,
         thread: Callable[[], MappingThread | None],
         directory: Callable[[], str],
         on_pause: Callable[[bool], None],
         on_new_map: Callable[[], None],
     ) -> None:
         self._node, self._thread, self._directory = node, thread, directory
+        self._guard = guard
         self._on_pause, self._on_new_map = on_pause, on_new_map
-        group = MutuallyExclusiveCallbackGroup()
+        self._lock = threading.Lock()
+        self._busy = ""  # the service that is in work
+        self._busy_since = 0.0
+        self._next_answer = 0.0  # as time.monotonic()
+        group, qos = FewAtOnce(), QoSProfile(depth=CALLS)
         for kind, name, action in (
             (Trigger, "reset", self._reset),
             (SetBool, "pause", self._pause),
             (SaveMap, "save_map", self._save),
             (LoadMap, "load_map", self._load),
         ):
-            node.create_service(kind, f"~/{name}", self._answering(action), callback_group=group)
+            node.create_service(
+                kind, f"~/{name}", self._answering(name, action), qos_profile=qos, callback_group=group
+            )
 
-    def _answering(self, action: Callable[[Any, Any], str]) -> Callable[[Any, Any], Any]:
+    def _answering(self, name: str, action: Callable[[Any, Any], str]) -> Callable[[Any, Any], Any]:
         """A service callback: the action's sentence, or why it failed, becomes the answer's message."""
 
         def answer(request: Any, response: Any) -> Any:
             try:
                 response.message = action(request, response)
                 response.success = True
-            except (UserError, OSError, RuntimeError) as error:
+            except (UserError, OSError, ShuttingDown) as error:
                 response.success, response.message = False, str(error)
-                self._node.get_logger().error(str(error))
+                self._node.get_logger().error(f"{name}: {error}", throttle_duration_sec=1.0)
+            except Exception as error:
+                response.success, response.message = False, f"internal error: {error!r}"
+                self._guard.failed(f"service {name}", error)
+            self._wait_for_turn()
             return response
 
         return answer
+
+    def _wait_for_turn(self) -> None:
+        """A moment between answers when there are many: more than a client has room for would be lost."""
+        with self._lock:
+            now = time.monotonic()
+            self._next_answer = max(self._next_answer, now - BURST * PAUSE_SECONDS) + PAUSE_SECONDS
+            seconds = self._next_answer - now
+        if seconds > 0.0:
+            time.sleep(seconds)
 
     def _configured(self) -> MappingThread:
         thread = self._thread()
@@ -68,9 +128,45 @@ class Services:
             raise UserError("the node is not configured; configure it first")
         return thread
 
+    @contextmanager
+    def _alone(self, name: str) -> Iterator[None]:
+        """Raises UserError while another service works; what is begun on the mapping thread is its work."""
+        with self._lock:
+            if self._busy:
+                seconds = time.monotonic() - self._busy_since
+                raise UserError(
+                    f"busy: ~/{self._busy} has been in work for {seconds:.1f} s; call again after its answer"
+                )
+            self._busy, self._busy_since = name, time.monotonic()
+            self._work: Future[Any] | None = None
+        try:
+            yield
+        finally:
+            if self._work is None:
+                self._free(None)
+            else:  # it may go on after the answer
+                self._work.add_done_callback(self._free)
+
+    def _free(self, work: Future[Any] | None) -> None:
+        with self._lock:
+            self._busy = ""
+
+    def _do(self, function: Callable[[Mapper], Answer]) -> Answer:
+        """Run `function(mapper)` on the mapping thread and wait for it.
+
+        Raises UserError when time is up, and what the function raises.
+        """
+        thread = self._configured()
+        self._work = future = thread.request(function)
+        return _result(future, WAIT_SECONDS + 2.0 * thread.pass_seconds)
+
     def _reset(self, request: Trigger.Request, response: Trigger.Response) -> str:
-        self._configured().request(lambda mapper: mapper.reset()).result()
-        self._on_new_map()
+        def reset(mapper: Mapper) -> None:
+            mapper.reset()
+            self._on_new_map()
+
+        with self._alone("reset"):
+            self._do(reset)
         return "the map is empty"
 
     def _pause(self, request: SetBool.Request, response: SetBool.Response) -> str:
@@ -81,34 +177,44 @@ class Services:
     def _save(self, request: SaveMap.Request, response: SaveMap.Response) -> str:
         thread = self._configured()
         path = path_for_saving(self._directory(), request.name)
-        thread.work_off().result()
         writer = CLOUD_WRITERS.get(path.suffix.lower())
-        if writer is None:
-            points = thread.request(lambda mapper: _save_own_format(mapper, path)).result()
-        else:
-            cloud: Cloud = thread.request(_cloud).result()
-            writer(path, cloud)
-            points = len(cloud.points)
-        response.path, response.points = str(path), points
-        return f"{points} points written to {path}"
+
+        def save(mapper: Mapper) -> Cloud:
+            thread.work_off()
+            if writer is None:
+                mapper.save_map(path)
+            return mapper.map.cloud()
+
+        with self._alone("save_map"):
+            cloud = self._do(save)
+            if writer is not None:
+                writer(path, cloud)
+        response.path, response.points = str(path), len(cloud.points)
+        return f"{response.points} points written to {path}"
 
     def _load(self, request: LoadMap.Request, response: LoadMap.Response) -> str:
-        thread = self._configured()
+        self._configured()
         path = path_for_loading(self._directory(), request.name)
-        response.keyframes = thread.request(lambda mapper: _load(mapper, path)).result()
-        self._on_new_map()
+
+        def load(mapper: Mapper) -> int:
+            mapper.load_map(path)
+            self._on_new_map()
+            return len(mapper.trajectory())
+
+        with self._alone("load_map"):
+            response.keyframes = self._do(load)
         return f"{response.keyframes} keyframes loaded from {path}"
 
 
-def _cloud(mapper: Mapper) -> Cloud:
-    return mapper.map.cloud()
-
-
-def _save_own_format(mapper: Mapper, path: Path) -> int:
-    mapper.save_map(path)
-    return len(mapper.map.cloud().points)
-
-
-def _load(mapper: Mapper, path: Path) -> int:
-    mapper.load_map(path)
-    return len(mapper.trajectory())
+def _result(future: Future[Answer], patience: float) -> Answer:
+    """What a request comes to.  patience: seconds until it is begun.  Raises UserError when time is up."""
+    for seconds in (patience, WORK_SECONDS):
+        try:
+            return future.result(seconds)
+        except TimeoutError:
+            if future.done():  # the function's own
+                raise
+            if future.cancel():
+                text = f"busy: a window has been in work for {seconds:.0f} s"
+                raise UserError(f"{text}; nothing was changed, call again") from None
+    raise UserError(f"not finished after {WORK_SECONDS:.0f} s; it goes on, ~/status shows the map")

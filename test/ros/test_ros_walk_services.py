@@ -66,7 +66,7 @@ def test_parameters_that_may_change_take_effect_at_once(session: Session) -> Non
 
 def test_parameters_that_cannot_change_say_why_not(session: Session) -> None:
     for name, value, words in (
-        ("window.size", {"integer_value": 8}, "read-only"),
+        ("window.stride", {"integer_value": 8}, "read-only"),
         ("output.map_rate", {"double_value": 1000.0}, "range"),
         ("grid.max_height", {"double_value": -5.0}, "grid.max_height"),
         ("output.image_size", {"string_value": "huge"}, "input, network"),

@@ -1,0 +1,173 @@
+"""Every wait ends: services while a pass is slow, many calls at once, Ctrl-C, and callbacks that fail."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("rclpy", reason="ROS is not installed here")
+
+from builtin_interfaces.msg import Time
+from camera import Camera, faulty_node, ready_listener
+from fast3r_ros.msg import MappingStatus
+from fast3r_ros.srv import SaveMap
+from faulty_node import Fault, Wall, switch
+from ros_harness import NODE, Listener, domain, running, wait_until
+from rosgraph_msgs.msg import Clock
+from std_srvs.srv import Trigger
+
+from fast3r_ros.mapping.mapper import Mapper
+from fast3r_ros.ros.counters import Counters
+from fast3r_ros.ros.mapping_thread import MappingThread, ShuttingDown
+
+CALLS = 200
+STATUS = f"{NODE}/status"
+
+
+class Log:
+    """A logger that nobody reads."""
+
+    def warning(self, text: str, **_: Any) -> None: ...
+
+    def error(self, text: str, **_: Any) -> None: ...
+
+
+def calls(listener: Listener, kind: Any, service: str, count: int) -> list[Any]:
+    """Futures of so many calls of one client at once."""
+    client = listener.node.create_client(kind, service)
+    assert client.wait_for_service(20)
+    return [client.call_async(kind.Request()) for _ in range(count)]
+
+
+def test_requests_fail_as_soon_as_the_thread_is_told_to_end() -> None:
+    """The one in work, those that wait, and those that come later."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def work(mapper: Mapper) -> None:
+        begun.set()
+        go_on.wait(30)
+
+    thread = MappingThread(
+        Mapper(Wall(Fault(Path("none")))), Counters(), Log(), lambda *_: None, lambda _: None, lambda _: None
+    )
+    futures: list[Future[None]] = [thread.request(work) for _ in range(3)]
+    assert begun.wait(30)
+    assert not thread.stop(0.0)
+    futures.append(thread.request(work))
+    for future in futures:
+        with pytest.raises(ShuttingDown):
+            future.result(10)
+    go_on.set()
+    assert thread.stop(30)
+
+
+def test_many_calls_at_once_are_all_answered_also_while_a_pass_is_slow(tmp_path: Path) -> None:
+    """200 of a client: one waits for the pass, the others are told so; images are taken meanwhile."""
+    fault = tmp_path / "fault"
+    domain_id = domain(31)
+    node = faulty_node(domain_id, fault, map_directory=tmp_path)
+    with running(node):
+        listener = ready_listener(domain_id)
+        camera = Camera(listener)
+        wait_until(camera.connected, 20, "a subscription")
+        switch(fault, "slow:5")
+        camera.send(10)
+        listener.wait_for(STATUS, lambda message: message.frames_received > 5)
+        answers = calls(listener, Trigger, f"{NODE}/reset", CALLS)
+        wait_until(lambda: sum(each.done() for each in answers) >= CALLS - 1, 30, "answers but one")
+        received = listener.newest(STATUS).frames_received
+        camera.send(5)
+        listener.wait_for(STATUS, lambda message: message.frames_received > received)
+        wait_until(lambda: all(each.done() for each in answers), 30, "all answers")
+        said = [each.result().message for each in answers]
+        assert sum(word.startswith("busy: ~/reset") for word in said) >= CALLS // 2
+        assert "the map is empty" in said
+        switch(fault, "")
+        assert listener.call(Trigger, f"{NODE}/reset").success
+        listener.close()
+    assert "Traceback" not in node.output()
+
+
+def test_a_map_is_saved_while_the_camera_is_faster_than_the_network(tmp_path: Path) -> None:
+    fault = tmp_path / "fault"
+    domain_id = domain(32)
+    switch(fault, "slow:0.3")
+    node = faulty_node(domain_id, fault, map_directory=tmp_path)
+    with running(node):
+        listener = ready_listener(domain_id)
+        camera, done = Camera(listener), threading.Event()
+
+        def go_on() -> None:
+            while not done.is_set():
+                camera.send(1, 0.03)
+
+        sending = threading.Thread(target=go_on)
+        sending.start()
+        try:
+            listener.wait_for(STATUS, lambda message: message.windows >= 2, 60)
+            answer = listener.call(SaveMap, f"{NODE}/save_map", name="live")
+            later = listener.wait_for(STATUS, lambda message: message.frames_waiting > 0)
+        finally:
+            done.set()
+            sending.join()
+        assert answer.success, answer.message
+        assert answer.points > 1000
+        assert later.windows > 0
+        listener.close()
+
+
+@pytest.mark.parametrize("service", ["save_map", "reset"])
+def test_the_node_ends_at_once_whatever_waits(tmp_path: Path, service: str) -> None:
+    """Ctrl-C in the middle of a pass of a minute, with a service that waits for it."""
+    fault = tmp_path / "fault"
+    domain_id = domain(33)
+    node = faulty_node(domain_id, fault, map_directory=tmp_path)
+    with running(node):
+        listener = ready_listener(domain_id)
+        camera = Camera(listener)
+        wait_until(camera.connected, 20, "a subscription")
+        camera.send(6)
+        listener.wait_for(STATUS, lambda message: message.windows > 0)
+        switch(fault, "slow:60")
+        camera.send(8)
+        kind = SaveMap if service == "save_map" else Trigger
+        (answer,) = calls(listener, kind, f"{NODE}/{service}", 1)
+        wait_until(lambda: "busy" in calls_message(listener), 20, "the service to be in work")
+        assert node.stop()[0] == 0  # it would be killed after ten seconds
+        if answer.done():
+            assert "shut down" in answer.result().message
+        listener.close()
+
+
+def calls_message(listener: Listener) -> str:
+    """What the node says to one who wants a reset; nothing as long as it works on that."""
+    (answer,) = calls(listener, Trigger, f"{NODE}/reset", 1)
+    limit = time.monotonic() + 5
+    while not answer.done() and time.monotonic() < limit:
+        time.sleep(0.02)
+    return answer.result().message if answer.done() else ""
+
+
+def test_a_clock_from_before_the_epoch_does_not_end_the_node(tmp_path: Path) -> None:
+    """rclpy's own callback raises; it is counted, logged once, and the next message is taken."""
+    domain_id = domain(34)
+    node = faulty_node(domain_id, tmp_path / "fault", use_sim_time=True)
+    with running(node):
+        listener = ready_listener(domain_id)
+        clock = listener.node.create_publisher(Clock, "/clock", 10)
+        wait_until(lambda: clock.get_subscription_count() > 0, 20, "a subscription to /clock")
+        for count, second in enumerate((-1, -(2**31), -1), start=1):
+            clock.publish(Clock(clock=Time(sec=second)))
+            listener.wait_for(STATUS, lambda m, n=count: sum(each.count for each in m.problems) == n)
+        clock.publish(Clock(clock=Time(sec=5)))
+        status = listener.wait_for(STATUS, lambda message: message.header.stamp.sec == 5)
+        assert {each.reason for each in status.problems} == {"internal error"}
+        assert status.state == MappingStatus.WAITING
+        assert node.output().count("Traceback") == 1
+        assert node.stop()[0] == 0
+        listener.close()
