@@ -76,9 +76,10 @@ def poses_from_pointmaps(
 
     points_local, points_global: per view (H, W, 3), of any size.  weights: per view (H, W), at least 0, see
     `pointmap_weights`; or what makes the weights (V, N) of the pixels that take part, given a function that
-    takes those of maps (H, W).  intrinsics: (V, 3, 3) where they are known (pixel centres at integer + 0.5):
-    then only the depth of the local points is used, along the exact ray of the pixel.  The points stay on the
-    device of `points_local`.
+    takes those of maps (H, W).  intrinsics: (V, 3, 3) of the camera on whose rays the local points should lie
+    (pixel centres at integer + 0.5), NaN for a view where it is not known: of the other views only the depth
+    of the local points is used, along the exact ray of the pixel.  The points stay on the device of
+    `points_local`.
     """
     options = options or RobustOptions()
     local = [torch.as_tensor(points) for points in points_local]
@@ -93,7 +94,9 @@ def poses_from_pointmaps(
     source, target = sample(local), sample(points_global)
     sampled = weights(sample) if callable(weights) else sample(weights)
     if intrinsics is not None:
-        source = _rays(intrinsics, chosen, [view.shape[1] for view in local]) * source[..., 2:]
+        on_rays = _rays(intrinsics, chosen, [view.shape[1] for view in local]) * source[..., 2:]
+        known = torch.as_tensor(np.isfinite(intrinsics).all((1, 2)), device=device)
+        source = torch.where(known[:, None, None], on_rays, source)
     batch = fit_similarities_robust(source, target, sampled, options)
     ok = np.array(batch.ok, dtype=bool)
     fit = batch.similarity

@@ -51,6 +51,7 @@ def estimate_focal(
     principal_point: tuple[float, float] | None = None,
     pixel_centre: float = 0.5,
     min_inlier_share: float = 0.5,
+    max_pixels: int = MAX_PIXELS,
 ) -> FocalEstimate:
     """Focal length of each view, or one for all of them.
 
@@ -59,12 +60,13 @@ def estimate_focal(
     repeated in the result.  confidence_percentile: pixels below this percentile of their view's confidence
     are left out.  principal_point: (x, y) in pixels, the same for all views; (W/2, H/2) by default.
     pixel_centre: the coordinate of the first pixel's centre: 0.5 as everywhere in this package, 0 as in the
-    official code.
+    official code.  max_pixels: so many pixels of each view take part.
     """
     points = torch.as_tensor(points_camera)
     views, height, width = points.shape[:3]
+    centre = principal_point or (width / 2, height / 2)
     pixels, rays, usable = _pixels_and_rays(
-        points, confidence, confidence_percentile, principal_point or (width / 2, height / 2), pixel_centre
+        points, confidence, confidence_percentile, centre, pixel_centre, max_pixels
     )
     if shared:
         pixels, rays = pixels.transpose(0, 1).reshape(1, 2, -1), rays.transpose(0, 1).reshape(1, 2, -1)
@@ -122,10 +124,11 @@ def _pixels_and_rays(
     percentile: float,
     principal_point: tuple[float, float],
     pixel_centre: float,
+    max_pixels: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sampled pixels relative to the principal point, their (x, y) / z, both (V, 2, N), and which to use."""
     views, height, width = points.shape[:3]
-    chosen = sample_indices(height * width, MAX_PIXELS, points.device)
+    chosen = sample_indices(height * width, max_pixels, points.device)
     columns, rows = chosen % width, torch.div(chosen, width, rounding_mode="floor")
     centre = torch.tensor(principal_point, dtype=torch.float64, device=points.device)
     pixels = torch.stack([columns, rows]) + pixel_centre - centre[:, None]

@@ -31,7 +31,7 @@ from fast3r_ros.mapping.odometry import OdometryBuffer
 from fast3r_ros.mapping.outcome import Clock, Context, up_to_date, window_result
 from fast3r_ros.mapping.prediction import odometry_step, pose_of, predict
 from fast3r_ros.mapping.storage import SavedMap, read_map, write_map
-from fast3r_ros.mapping.tracking import SubmapStart, Track, submap_start, track
+from fast3r_ros.mapping.tracking import Knowledge, SubmapStart, Track, submap_start, track
 from fast3r_ros.mapping.window import SlidingWindow, WindowView
 
 _UNIT_VOXEL = 0.01  # default voxel, as a share of the median depth of the first window
@@ -67,6 +67,7 @@ class Mapper:
         self._windows = self._rejected = self._rejected_in_a_row = 0
         self._scale = MetricScale(self._odometry, self._base_from_camera)
         self._scale.map_from_first_base = self._map_from_first_base
+        self._known = Knowledge()
         self._timings: dict[str, float] = {}
         self._last_error = ""
 
@@ -133,7 +134,9 @@ class Mapper:
         known = {view.keyframe_id for view in retrieved if view.keyframe_id is not None}
         start = self._submap_start(new[0])
         try:
-            tracked = track(self._network, views, known, self.map.keyframes, start, self.config, clock.lap)
+            tracked = track(
+                self._network, views, known, self.map.keyframes, start, self._known, self.config, clock.lap
+            )
         except Exception:
             self._lose(new)
             raise
@@ -302,6 +305,7 @@ class Mapper:
     ) -> WindowResult:
         self._windows += 1
         self._rejected_in_a_row = 0
+        self._known = tracked.known
         self._timings = clock.laps
         views = up_to_date(fusion.estimates, self.map.keyframes, rescaled.scale)
         context = Context(self._submap, self.map.version, loop_closed, rescaled, dict(clock.laps))
@@ -355,7 +359,9 @@ class Mapper:
             return None
         start = self._submap_start(view)
         keyframes = self.map.keyframes
-        tracked = track(self._network, views, set(found), keyframes, start, self.config, lambda _: None)
+        tracked = track(
+            self._network, views, set(found), keyframes, start, self._known, self.config, lambda _: None
+        )
         if tracked.reason or not tracked.relocalized:
             return None
         fusion = fuse_window(tracked, keyframes, (), self._next_id, self._submap, self.config)

@@ -13,15 +13,13 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from fast3r_ros.errors import UserError
 from fast3r_ros.geometry.camera_pose import CameraPoses
-from fast3r_ros.geometry.focal import estimate_focal
-from fast3r_ros.geometry.intrinsics import centred_intrinsics
 from fast3r_ros.geometry.rigid import inverse
 from fast3r_ros.geometry.sim3 import Sim3
+from fast3r_ros.mapping.calibration import FocalLengths, WindowCameras, network_focals
 from fast3r_ros.mapping.config import MapperConfig
 from fast3r_ros.mapping.data import (
     EncodedView,
@@ -79,12 +77,12 @@ class ManyViewNetwork(Protocol):
 
 @dataclass(frozen=True)
 class Placement:
-    """Where the views of a pass are.  poses, intrinsics (V, 3, 3): of all views in the network's order.
+    """Where the views of a pass are.  poses, cameras: of all views in the network's order.
     connected: (V,) which of them go into the map.
     """
 
     poses: CameraPoses
-    intrinsics: Float64
+    cameras: WindowCameras
     registration: Registration
     connected: NDArray[np.bool_]
 
@@ -193,7 +191,7 @@ class OnePass:
                 [views[i] for i in numbers],
                 reconstruction,
                 _chosen(placement.poses, numbers),
-                placement.intrinsics[numbers],
+                placement.cameras.chosen(numbers),
                 placement.registration,
             )
             tracked = Track(window, None, None, False, placement.connected[numbers])
@@ -209,29 +207,29 @@ class OnePass:
 
     def _place(self, views: Sequence[WindowView], features: Any, clock: Clock) -> Placement:
         """The first run over the heads: poses, focal lengths, how confident and how deep each view is."""
-        given = all(view.encoded.intrinsics is not None for view in views)
-        intrinsics = np.stack(
-            [np.eye(3) if view.encoded.intrinsics is None else view.encoded.intrinsics for view in views]
-        )
+        focals = FocalLengths()
         poses, confidence, depth, focal = [], [], [], []
         for numbers, maps in streamed(self._network.pointmaps, features, range(len(views)), self._chunk):
             clock.lap("network")
-            known = intrinsics[list(numbers)]
-            poses.append(place_views(maps, known if given else None, self.config.registration))
+            some = [views[i] for i in numbers]
+            seen = network_focals(some, maps)
+            focals = focals.after(some, seen)
+            cameras = focals.cameras(some, seen)
+            poses.append(place_views(maps, cameras, self.config.registration))
             confidence += [float(typical_confidence(view)) - 1.0 for view in maps.confidence_global]
-            chunk = RegisteredWindow([views[i] for i in numbers], maps, poses[-1], known, _NOWHERE)
+            chunk = RegisteredWindow(some, maps, poses[-1], cameras, _NOWHERE)
             depth += [median_depth(chunk, [i], self.config.points) for i in range(len(numbers))]
-            focal += [np.nan] * len(numbers) if given else _focal_lengths(maps)
+            focal += seen.tolist()
             clock.lap("register")
         together = _together(poses)
-        if not given:
-            _fill_intrinsics(intrinsics, views, np.array(focal))
         trusted = np.array(confidence)
         connected = together.ok & (
             trusted >= self.config.registration.min_view_confidence * float(trusted.max())
         )
         registration = self._registration(views, together, connected, np.array(depth))
-        return Placement(together, intrinsics, registration, np.asarray(connected))
+        return Placement(
+            together, focals.cameras(views, np.array(focal)), registration, np.asarray(connected)
+        )
 
     def _registration(
         self,
@@ -321,27 +319,3 @@ def _together(parts: Sequence[CameraPoses]) -> CameraPoses:
         if item.name != "reasons"
     }
     return CameraPoses(**arrays, reasons=tuple(reason for part in parts for reason in part.reasons))
-
-
-def _focal_lengths(maps: Reconstruction) -> list[float]:
-    """Focal length in pixels that each view alone tells, NaN where it tells none."""
-    return [
-        float(estimate_focal(torch.stack([points]), torch.stack([confidence])).focal[0])
-        for points, confidence in zip(maps.points_local, maps.confidence_local, strict=True)
-    ]
-
-
-def _fill_intrinsics(intrinsics: Float64, views: Sequence[WindowView], focal: Float64) -> None:
-    """Views of one camera and size without intrinsics get the median of their focal lengths.
-
-    Where no view tells one, it is the image width, as in `placement.window_intrinsics`.
-    """
-    groups: dict[tuple[str, int, int], list[int]] = {}
-    for number, view in enumerate(views):
-        if view.encoded.intrinsics is None:
-            height, width = view.encoded.image.shape[:2]
-            groups.setdefault((view.camera, height, width), []).append(number)
-    for (_, height, width), members in groups.items():
-        known = focal[members][np.isfinite(focal[members])]
-        pixels = float(np.median(known)) if len(known) else float(width)
-        intrinsics[members] = centred_intrinsics(pixels, height, width)

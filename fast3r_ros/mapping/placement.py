@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fast3r_ros.geometry.camera_pose import CameraPoses
-from fast3r_ros.geometry.focal import estimate_focal
-from fast3r_ros.geometry.intrinsics import centred_intrinsics
 from fast3r_ros.geometry.rotation import matrix_from_vector, vector_from_matrix
 from fast3r_ros.geometry.sim3 import Sim3
+from fast3r_ros.mapping.calibration import WindowCameras
 from fast3r_ros.mapping.config import PointsConfig
 from fast3r_ros.mapping.data import Float32, Float64, Reconstruction, ViewEstimate
 from fast3r_ros.mapping.map import Keyframe, KeyframePoints
@@ -33,7 +32,7 @@ class RegisteredWindow:
     views: Sequence[WindowView]
     reconstruction: Reconstruction
     poses: CameraPoses
-    intrinsics: Float64  # (V, 3, 3)
+    cameras: WindowCameras
     registration: Registration
 
     def map_from_local(self, view: int) -> Sim3:
@@ -52,33 +51,9 @@ def overlaps_with_map(views: Sequence[WindowView], keyframes: dict[int, Keyframe
             continue
         points, place = keyframe.points, keyframe.map_from_local
         depth = points.points[:, 2] * np.float32(place.scale)
-        result.append(Overlap(number, place.apply(points.points), points.confidence, depth, points.pixels))
+        seen = place.apply(points.points), points.confidence, depth, points.pixels
+        result.append(Overlap(number, keyframe.map_from_camera, *seen))
     return result
-
-
-def window_intrinsics(views: Sequence[WindowView], reconstruction: Reconstruction) -> tuple[Float64, bool]:
-    """(V, 3, 3) intrinsics at network size, given or estimated, and whether all were given.
-
-    Views of one camera and size without intrinsics share one estimated focal length; where none can be
-    estimated it is the image width (a field of view of 53 degrees).
-    """
-    result = np.stack([np.eye(3)] * len(views))
-    unknown: dict[tuple[str, int, int], list[int]] = {}
-    for number, view in enumerate(views):
-        if view.encoded.intrinsics is not None:
-            result[number] = view.encoded.intrinsics
-        else:
-            height, width = view.encoded.image.shape[:2]
-            unknown.setdefault((view.camera, height, width), []).append(number)
-    for (_, height, width), mine in unknown.items():
-        points, confidence = (
-            torch.stack([maps[i] for i in mine])
-            for maps in (reconstruction.points_local, reconstruction.confidence_local)
-        )
-        focal = estimate_focal(points, confidence, shared=True)
-        pixels = float(focal.focal[0]) if focal.ok[0] else float(width)
-        result[mine] = centred_intrinsics(pixels, height, width)
-    return result, not unknown
 
 
 def estimate_view(
@@ -86,7 +61,7 @@ def estimate_view(
 ) -> ViewEstimate:
     """One view placed in the map; its points stay where the network left them."""
     place = window.map_from_local(view)
-    local = window.reconstruction.points_local[view]
+    local = window.cameras.kept(view, window.reconstruction.points_local[view])
     confidence = window.reconstruction.confidence_local[view]
     maps = ViewMaps(local, confidence, place.scale, config)
     pose = np.eye(4)
@@ -98,7 +73,7 @@ def estimate_view(
         camera=seen.camera,
         map_from_camera=pose,
         covariance=_view_covariance(window, view),
-        intrinsics=window.intrinsics[view],
+        intrinsics=window.cameras.intrinsics[view],
         network_from_image=seen.encoded.network_from_image,
         image=seen.encoded.image,
         maps=maps,

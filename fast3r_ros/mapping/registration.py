@@ -1,18 +1,26 @@
-"""Fitting a window to the map: the overlap's pixels correspond one to one, so the fit is closed-form."""
+"""Fitting a window to the map: the overlap's pixels correspond one to one, so the fit is closed-form.
+
+The scale is the median ratio of depths, each in its view's own camera: errors of the poses, in the window or
+in the map, cannot bias it, and neither does it matter that the map is a mean of more windows than one.
+Rotation and translation follow from the points at that scale.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from fast3r_ros.geometry.camera_pose import CameraPoses, pointmap_weights, poses_from_pointmaps
 from fast3r_ros.geometry.robust_similarity import RobustOptions, SimilarityFit, fit_similarity_robust
+from fast3r_ros.geometry.rotation import vector_from_matrix
 from fast3r_ros.geometry.sim3 import Sim3
+from fast3r_ros.mapping.calibration import WindowCameras
 from fast3r_ros.mapping.config import RegistrationConfig
 from fast3r_ros.mapping.data import Float32, Float64, Reconstruction
 
@@ -21,18 +29,53 @@ from fast3r_ros.mapping.data import Float32, Float64, Reconstruction
 _CORRELATED_SHARE = 1 / 64
 _NO_OVERLAP = "no view of the window that the map knows could be placed"
 _MOST_CONFIDENT = 50.0  # confidences above count the same, so that no single view decides
+_TUKEY_CUT = 4.685
+# Before anything was measured: (rotation in radians, translation / depth, log scale) of one view in one
+# window, with the weight of so many measurements.
+_FIRST_GUESS, _GUESS_WEIGHT = (0.01, 0.01, 0.01), 8.0
+_MEMORY = 400.0  # measurements after which old ones fade
+_LEAST_ERROR = 1e-4  # below this, errors are the fits' own
+
+
+@dataclass(frozen=True)
+class ViewErrors:
+    """How far the network is off in one view of one window, measured on what the map knows.
+
+    variance: (3,) of rotation (rad, per axis), translation / depth (per axis) and log scale.  weight: the
+    number of measurements behind it.
+    """
+
+    variance: Float64 = field(default_factory=lambda: np.square(_FIRST_GUESS))
+    weight: float = _GUESS_WEIGHT
+
+    @property
+    def sigma(self) -> tuple[float, float, float]:
+        """Standard deviations of rotation (rad), translation / depth and log scale."""
+        rotation, translation, scale = np.sqrt(np.maximum(self.variance, _LEAST_ERROR**2)).tolist()
+        return rotation, translation, scale
+
+    def after(self, measured: Float64) -> ViewErrors:
+        """With more measurements (N, 7), see `Registration.errors`; those that are far off count as usual."""
+        if not len(measured):
+            return self
+        each = _squares(measured)
+        each = np.minimum(each, 9.0 * np.maximum(np.median(each, axis=0), self.variance))
+        kept = min(self.weight, _MEMORY)
+        total = kept + len(each)
+        return ViewErrors((kept * self.variance + each.sum(axis=0)) / total, total)
 
 
 @dataclass(frozen=True)
 class Overlap:
     """One view that the window shares with the map, on the keyframe's pixel grid.
 
-    view: its number in the window.  points_map: (N, 3) float32 in `map`, NaN where the keyframe has none.
-    confidence: (N,).  depth: (N,) distance of the points from the keyframe's camera plane, in map units.
-    pixels: (N,) flat pixel numbers in the view.
+    view: its number in the window.  map_from_camera: (4, 4) pose that the map knows.  points_map: (N, 3)
+    float32 in `map`, NaN where the keyframe has none.  confidence: (N,).  depth: (N,) distance of the points
+    from the keyframe's camera plane, in map units.  pixels: (N,) flat pixel numbers in the view.
     """
 
     view: int
+    map_from_camera: Float64
     points_map: Float32
     confidence: Float32
     depth: Float32
@@ -43,7 +86,9 @@ class Overlap:
 class Registration:
     """`map_from_window` and how far to trust it; reason is empty when it passed the gates.
 
-    residual: robust standard deviation per axis in map units.  covariance: (7, 7), see `SimilarityFit`.
+    residual: robust standard deviation per axis in map units.  covariance: (7, 7), see `SimilarityFit`; the
+    scatter of the views is in it.  views: numbers of the views that were fitted.  errors: (N, 7) what each of
+    them says against the fit, in its camera: (translation / depth, rotation vector, log scale).
     """
 
     map_from_window: Sim3
@@ -51,14 +96,16 @@ class Registration:
     residual: float
     covariance: Float64
     reason: str
+    views: tuple[int, ...] = ()
+    errors: Float64 = field(default_factory=lambda: np.zeros((0, 7)))
 
 
 def place_views(
-    reconstruction: Reconstruction, intrinsics: Float64 | None, config: RegistrationConfig
+    reconstruction: Reconstruction, cameras: WindowCameras, config: RegistrationConfig
 ) -> CameraPoses:
     """Camera poses in the window: each view's local points fitted to its global points.
 
-    intrinsics: (V, 3, 3) at network size if every view has them.  Views below `min_view_share` are not ok.
+    Both lie on the network's own rays.  Views below `min_view_share` are not ok.
     """
     confidences = reconstruction.confidence_local, reconstruction.confidence_global
     pixels = max(view.numel() for view in confidences[0])
@@ -72,68 +119,243 @@ def place_views(
         reconstruction.points_local,
         reconstruction.points_global,
         lambda sample: pointmap_weights(*(sample(maps).clamp_max(_MOST_CONFIDENT) for maps in confidences)),
-        intrinsics,
+        cameras.network_intrinsics,
         options,
     )
 
 
 def register(
     overlaps: Sequence[Overlap],
-    points_window: Sequence[Tensor],
-    confidence: Sequence[Tensor],
+    reconstruction: Reconstruction,
+    poses: CameraPoses,
+    cameras: WindowCameras,
     config: RegistrationConfig,
+    usual: ViewErrors | None = None,
     min_inlier_share: float | None = None,
 ) -> Registration:
-    """The robust similarity from the window to the map over all shared pixels, and whether it is believed.
+    """The similarity from the window to the map over all shared pixels, and whether it is accepted.
 
-    points_window: per view (h, w, 3) in `window`.  confidence: per view (h, w).  Computed on their device.
+    poses, cameras: of the window's views.  usual: what views are off by, for fits to few of them.  Computed
+    on the device of the reconstruction.
     """
     least = config.min_inlier_share if min_inlier_share is None else min_inlier_share
+    usual = usual or ViewErrors()
     if not overlaps:
         return Registration(Sim3.identity(), 0.0, np.inf, np.full((7, 7), np.inf), _NO_OVERLAP)
-    per_view = max(1, config.pixels // 2)
-    parts = [_thin(overlap, per_view) for overlap in overlaps]
-    device = points_window[0].device
-    known = [np.c_[part.points_map, part.depth, part.confidence] for part in parts]
-    target, depth, target_confidence = (
-        torch.from_numpy(np.concatenate(known)).to(device).split([3, 1, 1], dim=1)
-    )
-    pixels = torch.from_numpy(np.concatenate([part.pixels for part in parts])).to(device)
-    pixels_of = pixels.split([len(part.pixels) for part in parts])
-    source, source_confidence = (
-        torch.cat([maps[part.view].flatten(0, 1)[n] for part, n in zip(parts, pixels_of, strict=True)])
-        for maps in (points_window, confidence)
-    )
-    weights = pointmap_weights(
-        source_confidence.clamp_max(_MOST_CONFIDENT), target_confidence[:, 0].clamp_max(_MOST_CONFIDENT)
-    )
-    depth = depth[:, 0]
-    # errors grow with the distance from the camera: nearby points say more about the pose
-    weights = torch.where(torch.isfinite(target).all(dim=-1), weights / depth.clamp_min(1e-6).square(), 0.0)
+    parts = [_thin(overlap, max(1, config.pixels // 2)) for overlap in overlaps]
+    shared = _shared(parts, reconstruction, poses, cameras)
+    ratios = shared.log_ratios()
     options = RobustOptions(
         max_points=12288,
+        with_scale=False,
         min_inlier_share=0.0,
         inlier_distance=config.inlier_distance,
-        points_per_observation=_per_observation(len(source) // len(parts)),
+        points_per_observation=_per_observation(len(shared.target) // len(parts)),
     )
-    fit = fit_similarity_robust(source, target, weights, options)
-    return _judge(fit, source, target, depth, weights > 0, config.inlier_distance, least)
+    poses_known = _Poses.of(parts, poses)
+    log_scale, weights = _consensus(poses_known, ratios, usual)
+    fit = _rigid_fit(shared, float(np.exp(log_scale)), weights, options)
+    errors = poses_known.errors(fit.target_from_source, ratios)
+    result = _judge(fit, shared, config.inlier_distance, least)
+    covariance = fit.covariance + _scatter(parts, result.map_from_window, errors, weights, usual)
+    return replace(result, covariance=covariance, views=tuple(part.view for part in parts), errors=errors)
 
 
-def _judge(
-    fit: SimilarityFit,
-    source: Tensor,
-    target: Tensor,
-    depth: Tensor,
-    used: Tensor,
-    inlier_distance: float,
-    least: float,
-) -> Registration:
+@dataclass(frozen=True)
+class _Shared:
+    """The pixels that window and map share, view after view.
+
+    source: (N, 3) in `window`, on the cameras' rays.  source_depth, depth: (N,) in the view's camera, by the
+    window and by the map.  target: (N, 3) in `map`.  weights: (N,).  counts: pixels of each view.
+    """
+
+    source: Tensor
+    source_depth: Tensor
+    target: Tensor
+    depth: Tensor
+    weights: Tensor
+    counts: tuple[int, ...]
+
+    def log_ratios(self) -> Float64:
+        """Median log ratio of the map's to the window's depth of each view; 0 for a view without any."""
+        logs = torch.where(self.source_depth > 0, (self.depth / self.source_depth).log(), torch.nan)
+        rows = pad_sequence(list(logs.split(self.counts)), batch_first=True, padding_value=torch.nan)
+        return np.nan_to_num(_middle(rows).double().cpu().numpy())
+
+
+def _middle(rows: Tensor) -> Tensor:
+    """Median (V,) of (V, N) without the NaN: the mean of the two in the middle where their number is even."""
+    ordered = rows.nan_to_num(torch.inf).sort(1).values
+    count = torch.isfinite(ordered).sum(1, keepdim=True)
+    two = torch.cat(
+        [(count - 1).clamp_min(0).div(2, rounding_mode="floor"), count.div(2, rounding_mode="floor")], 1
+    )
+    return ordered.gather(1, two.clamp_max(rows.shape[1] - 1)).mean(1)
+
+
+def _shared(
+    parts: Sequence[Overlap], reconstruction: Reconstruction, poses: CameraPoses, cameras: WindowCameras
+) -> _Shared:
+    device = reconstruction.points_global[0].device
+    counts = tuple(len(part.pixels) for part in parts)
+    known = [np.c_[part.points_map, part.depth, part.confidence] for part in parts]
+    target, depth, trust = torch.from_numpy(np.concatenate(known)).to(device).split([3, 1, 1], dim=1)
+    pixels = torch.from_numpy(np.concatenate([part.pixels for part in parts])).to(device)
+    found, confidence = (
+        torch.cat(
+            [maps[part.view].flatten(0, 1)[n] for part, n in zip(parts, pixels.split(counts), strict=True)]
+        )
+        for maps in (reconstruction.points_global, reconstruction.confidence_global)
+    )
+    widths = [reconstruction.points_global[part.view].shape[1] for part in parts]
+    table = _camera_table(parts, poses, cameras, widths).repeat_interleave(torch.tensor(counts), 0).to(device)
+    pose, translation, lateral, given, camera = table.split([9, 3, 1, 1, 5], dim=1)
+    rotation = pose.view(-1, 3, 3)
+    local = torch.einsum("nij,ni->nj", rotation, found - translation)
+    source_depth = local[:, 2]
+    focal_x, focal_y, centre_x, centre_y, width = camera.unbind(1)
+    rays = torch.stack(
+        [
+            (pixels % width + 0.5 - centre_x) / focal_x,
+            (torch.div(pixels, width, rounding_mode="floor") + 0.5 - centre_y) / focal_y,
+        ],
+        1,
+    )
+    sides = torch.where(given > 0, rays * source_depth[:, None], lateral * local[:, :2])
+    on_rays = torch.cat([sides, source_depth[:, None]], 1)
+    source = torch.einsum("nij,nj->ni", rotation, on_rays) + translation
+    weights = pointmap_weights(confidence.clamp_max(_MOST_CONFIDENT), trust[:, 0].clamp_max(_MOST_CONFIDENT))
+    depth = depth[:, 0]
+    # errors grow with the distance from the camera: nearby points say more about the pose
+    present = torch.isfinite(target).all(dim=-1)
+    weights = torch.where(present, weights / depth.clamp_min(1e-6).square(), 0.0)
+    return _Shared(source, source_depth, target, depth, weights, counts)
+
+
+def _camera_table(
+    parts: Sequence[Overlap], poses: CameraPoses, cameras: WindowCameras, widths: Sequence[int]
+) -> Tensor:
+    """(P, 19) float32 per view: rotation, translation, lateral factor, whether calibrated, fx, fy, cx, cy,
+    width.
+    """
+    rows = []
+    for part, width in zip(parts, widths, strict=True):
+        pose, matrix = poses.window_from_camera[part.view], cameras.intrinsics[part.view]
+        own = (cameras.lateral[part.view], float(cameras.given[part.view]))
+        camera = (matrix[0, 0], matrix[1, 1], matrix[0, 2], matrix[1, 2], float(width))
+        rows.append([*pose[:3, :3].ravel(), *pose[:3, 3], *own, *camera])
+    return torch.tensor(rows, dtype=torch.float32)
+
+
+def _rigid_fit(shared: _Shared, scale: float, weights: Float64, options: RobustOptions) -> SimilarityFit:
+    """The fit at a scale, with weights of the views; its similarity holds the scale."""
+    each = torch.from_numpy(np.repeat(weights, shared.counts)).to(shared.weights)
+    fit = fit_similarity_robust(scale * shared.source, shared.target, each * shared.weights, options)
+    rigid = fit.target_from_source
+    return replace(fit, target_from_source=Sim3(scale, rigid.rotation, rigid.translation))
+
+
+@dataclass(frozen=True)
+class _Poses:
+    """Cameras of N views as the window and as the map have them.  (N, 3, 3) rotations, (N, 3) positions, and
+    the (N,) depth of what they see, in map units.
+    """
+
+    rotation: Float64
+    position: Float64
+    known_rotation: Float64
+    known_position: Float64
+    depth: Float64
+
+    @staticmethod
+    def of(parts: Sequence[Overlap], poses: CameraPoses) -> _Poses:
+        """Those of the overlaps."""
+        window = poses.window_from_camera[[part.view for part in parts]]
+        known = np.stack([part.map_from_camera for part in parts])
+        depth = [max(float(np.median(part.depth)), 1e-9) if len(part.depth) else 1.0 for part in parts]
+        return _Poses(window[:, :3, :3], window[:, :3, 3], known[:, :3, :3], known[:, :3, 3], np.array(depth))
+
+    def errors(self, map_from_window: Sim3, log_ratios: Float64) -> Float64:
+        """(N, 7), see `Registration.errors`."""
+        place, back = map_from_window, np.swapaxes(self.known_rotation, 1, 2)
+        shift = place.apply(self.position) - self.known_position
+        errors = np.empty((len(self.depth), 7))
+        errors[:, :3] = (back @ shift[..., None])[..., 0] / self.depth[:, None]
+        errors[:, 3:6] = vector_from_matrix(back @ place.rotation @ self.rotation)
+        errors[:, 6] = np.log(place.scale) - log_ratios
+        return errors
+
+    def placed_by(self, view: int, scale: float) -> Sim3:
+        """The similarity of a scale that puts one view where the map has it."""
+        rotation = self.known_rotation[view] @ self.rotation[view].T
+        return Sim3(scale, rotation, self.known_position[view] - scale * rotation @ self.position[view])
+
+
+def _consensus(poses: _Poses, log_ratios: Float64, usual: ViewErrors) -> tuple[float, Float64]:
+    """The log scale on which most views agree, and the weights (N,) of the views.
+
+    Every view says by itself how the window lies in the map; the one that most of the others agree with
+    decides which of them are wrong.  Few views cannot tell how much they usually differ, so `usual` does.
+    """
+    weights = _agreement(np.abs(log_ratios - np.median(log_ratios))[:, None], usual.sigma[2:])
+    log_scale = _mean(log_ratios, weights)
+    sigma = np.array(usual.sigma)
+    away = np.stack(
+        [
+            np.sqrt(_squares(poses.errors(poses.placed_by(view, float(np.exp(log_scale))), log_ratios)))
+            for view in range(len(log_ratios))
+        ]
+    )  # (hypotheses, views, 3)
+    cost = np.minimum(np.square(away / (_TUKEY_CUT * np.sqrt(2.0) * sigma)).sum(2), 1.0).sum(1)
+    weights = weights * _agreement(away[int(cost.argmin())], np.sqrt(2.0) * sigma)
+    return _mean(log_ratios, weights), weights
+
+
+def _squares(errors: Float64) -> Float64:
+    """(N, 3) squares of (N, 7) errors: of rotation and translation / depth per axis, and of log scale."""
+    turn, shift = np.square(errors[:, 3:6]).mean(axis=1), np.square(errors[:, :3]).mean(axis=1)
+    return np.stack([turn, shift, np.square(errors[:, 6])], 1)
+
+
+def _agreement(away: Float64, usual: Sequence[float] | Float64) -> Float64:
+    """(N,) Tukey weights of views that are so far off (N, K), at least 0, where this much (K,) is usual.
+
+    The spread is that of the views themselves, but not less than the usual one.
+    """
+    spread = np.maximum(1.4826 * np.median(away, axis=0), usual)
+    square = np.square(away / (_TUKEY_CUT * spread)).mean(axis=1)
+    return np.square(np.clip(1.0 - square, 0.0, None))
+
+
+def _mean(values: Float64, weights: Float64) -> float:
+    return float((weights * values).sum() / weights.sum())
+
+
+def _scatter(
+    parts: Sequence[Overlap], place: Sim3, errors: Float64, weights: Float64, usual: ViewErrors
+) -> Float64:
+    """(7, 7) covariance of the mean of views that differ as these do; `usual` counts as some more views."""
+    squares = (weights[:, None] * _squares(errors)).sum(axis=0) + _GUESS_WEIGHT * usual.variance
+    count = weights.sum() ** 2 / np.square(weights).sum()
+    rotation, translation, scale = squares / (weights.sum() + _GUESS_WEIGHT) / count
+    depth = float(np.mean([np.median(part.depth) if len(part.depth) else 1.0 for part in parts]))
+    centre = np.mean([part.map_from_camera[:3, 3] for part in parts], axis=0)
+    x, y, z = lever = place.translation - centre
+    motion = np.eye(7)
+    motion[:3, 3:6] = [[0.0, z, -y], [-z, 0.0, x], [y, -x, 0.0]]
+    motion[:3, 6] = lever
+    at_centre = np.diag([*[translation * depth**2] * 3, *[rotation] * 3, scale])
+    return np.asarray(motion @ at_centre @ motion.T)
+
+
+def _judge(fit: SimilarityFit, shared: _Shared, inlier_distance: float, least: float) -> Registration:
     """Count the pixels whose points agree relative to their distance from the camera."""
-    place = fit.target_from_source
-    matrix = torch.from_numpy(np.vstack([place.scale * place.rotation.T, place.translation])).to(source)
-    error = (source @ matrix[:3] + matrix[3] - target).square().sum(dim=-1).sqrt()
-    agree = used & (error < inlier_distance * depth)
+    place, used = fit.target_from_source, shared.weights > 0
+    matrix = torch.from_numpy(np.vstack([place.scale * place.rotation.T, place.translation])).to(
+        shared.source
+    )
+    error = (shared.source @ matrix[:3] + matrix[3] - shared.target).square().sum(dim=-1).sqrt()
+    agree = used & (error < inlier_distance * shared.depth)
     agreeing, all_used = torch.stack([agree, used]).sum(1).tolist()
     share = agreeing / max(all_used, 1)
     reason = fit.reason
@@ -149,6 +371,7 @@ def _thin(overlap: Overlap, most: int) -> Overlap:
         present = present[np.linspace(0, len(present) - 1, most).astype(np.int64)]
     return Overlap(
         overlap.view,
+        overlap.map_from_camera,
         overlap.points_map[present],
         overlap.confidence[present],
         overlap.depth[present],

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fast3r_ros.geometry.intrinsics import centred_intrinsics, pixel_rays
 from fast3r_ros.geometry.sim3 import Sim3
+from fast3r_ros.mapping.calibration import FocalLengths, network_focals
 from fast3r_ros.mapping.config import MapperConfig, ScaleConfig
 from fast3r_ros.mapping.data import EncodedView, Reconstruction
 from fast3r_ros.mapping.fusion import Fusion, fuse_window
@@ -22,7 +23,6 @@ from fast3r_ros.mapping.placement import (
     RegisteredWindow,
     median_depth,
     overlaps_with_map,
-    window_intrinsics,
 )
 from fast3r_ros.mapping.points import typical_confidence
 from fast3r_ros.mapping.records import view_bytes
@@ -49,7 +49,8 @@ def rehearse(like: Reconstruction, config: MapperConfig) -> Fusion:
     views = [*first.views[: len(views) - stride], *views[len(views) - stride :]]
     tracked = _tracked(views, maps, config)
     overlaps = overlaps_with_map(views, keyframes)
-    register(overlaps, maps.points_global, maps.confidence_global, config.registration)
+    window = tracked.window
+    register(overlaps, maps, window.poses, window.cameras, config.registration)
     for confidence in maps.confidence_global:
         typical_confidence(confidence)
     fusion = fuse_window(tracked, keyframes, list(keyframes), len(keyframes), 0, config)
@@ -62,12 +63,12 @@ def rehearse(like: Reconstruction, config: MapperConfig) -> Fusion:
 
 
 def _tracked(views: Sequence[WindowView], maps: Reconstruction, config: MapperConfig) -> Track:
-    """A window that is placed by both ways, with known intrinsics and without, and stays where it is."""
-    intrinsics, _ = window_intrinsics(views, maps)
-    place_views(maps, None, config.registration)
-    poses = place_views(maps, intrinsics, config.registration)
+    """A window that is placed and stays where it is."""
+    focal = network_focals(views, maps)
+    cameras = FocalLengths().after(views, focal).cameras(views, focal)
+    poses = place_views(maps, cameras, config.registration)
     here = Registration(Sim3.identity(), 1.0, 0.0, np.zeros((7, 7)), "")
-    window = RegisteredWindow(views, maps, poses, intrinsics, here)
+    window = RegisteredWindow(views, maps, poses, cameras, here)
     median_depth(window, range(len(views)), config.points)
     return Track(window, None, None, False, np.ones(len(views), bool))
 

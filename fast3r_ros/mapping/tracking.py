@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from fast3r_ros.geometry.rigid import inverse
 from fast3r_ros.geometry.sim3 import Sim3
+from fast3r_ros.mapping.calibration import FocalLengths, network_focals
 from fast3r_ros.mapping.config import MapperConfig
 from fast3r_ros.mapping.data import Float64, WindowNetwork
 from fast3r_ros.mapping.map import Keyframe
@@ -19,10 +20,9 @@ from fast3r_ros.mapping.placement import (
     RegisteredWindow,
     median_depth,
     overlaps_with_map,
-    window_intrinsics,
 )
 from fast3r_ros.mapping.points import typical_confidence
-from fast3r_ros.mapping.registration import Registration, place_views, register
+from fast3r_ros.mapping.registration import Registration, ViewErrors, place_views, register
 from fast3r_ros.mapping.window import WindowView, reference_order
 
 Lap = Callable[[str], None]
@@ -46,12 +46,20 @@ def submap_start(keyframes: dict[int, Keyframe], origin: Float64) -> SubmapStart
 
 
 @dataclass(frozen=True)
+class Knowledge:
+    """What all windows so far tell about the cameras and about the network's errors."""
+
+    focals: FocalLengths = field(default_factory=FocalLengths)
+    errors: ViewErrors = field(default_factory=ViewErrors)
+
+
+@dataclass(frozen=True)
 class Track:
     """A window and how it hangs together with the map.
 
     loop: the fit to the retrieved keyframes, if it passed its gates.  loop_keyframe: the best of these, or
     None. relocalized: the window is registered to the retrieved keyframes only, not to the way just come.
-    connected: (V,) which new views may go into the map.
+    connected: (V,) which new views may go into the map.  known: what is known after this window.
     """
 
     window: RegisteredWindow
@@ -59,6 +67,7 @@ class Track:
     loop_keyframe: int | None
     relocalized: bool
     connected: NDArray[np.bool_]
+    known: Knowledge = field(default_factory=Knowledge)
 
     @property
     def reason(self) -> str:
@@ -72,6 +81,7 @@ def track(
     retrieved: set[int],
     keyframes: dict[int, Keyframe],
     start: SubmapStart,
+    known: Knowledge,
     config: MapperConfig,
     lap: Lap,
 ) -> Track:
@@ -84,10 +94,12 @@ def track(
         ordered = [views[reference]] + [view for i, view in enumerate(views) if i != reference]
         reconstruction = network.reconstruct([view.encoded for view in ordered])
         lap("network")
-        intrinsics, given = window_intrinsics(ordered, reconstruction)
-        poses = place_views(reconstruction, intrinsics if given else None, config.registration)
-        window = RegisteredWindow(ordered, reconstruction, poses, intrinsics, _NOWHERE)
-        result = _register(window, retrieved, keyframes, start, config)
+        focal = network_focals(ordered, reconstruction)
+        focals = known.focals.after(ordered, focal)
+        cameras = focals.cameras(ordered, focal)
+        poses = place_views(reconstruction, cameras, config.registration)
+        window = RegisteredWindow(ordered, reconstruction, poses, cameras, _NOWHERE)
+        result = _register(window, retrieved, keyframes, start, replace(known, focals=focals), config)
         lap("register")
         if best is None or (best.reason and not result.reason):
             best = result
@@ -112,6 +124,7 @@ def _register(
     retrieved: set[int],
     keyframes: dict[int, Keyframe],
     start: SubmapStart,
+    knowledge: Knowledge,
     config: MapperConfig,
 ) -> Track:
     """Fit the window to the way just come; failing that, to the retrieved keyframes; failing that, start
@@ -120,17 +133,18 @@ def _register(
     overlaps = [o for o in overlaps_with_map(window.views, keyframes) if window.poses.ok[o.view]]
     loops = [o for o in overlaps if window.views[o.view].keyframe_id in retrieved]
     own = [o for o in overlaps if window.views[o.view].keyframe_id not in retrieved]
-    points, confidence = window.reconstruction.points_global, window.reconstruction.confidence_global
+    maps, usual = (window.reconstruction, window.poses, window.cameras), knowledge.errors
     loop, loop_keyframe = None, None
     if loops:
         least = config.loop.min_inlier_share
-        loop = register(loops, points, confidence, config.registration, least)
+        loop = register(loops, *maps, config.registration, usual, least)
         loop = None if loop.reason else loop
         # the most confident of them carries the edge of the pose graph
+        confidence = window.reconstruction.confidence_global
         best = max(loops, key=lambda o: float(confidence[o.view].mean()))
         loop_keyframe = window.views[best.view].keyframe_id
     tracked = any(v.keyframe_id is not None and v.keyframe_id not in retrieved for v in window.views)
-    registration = register(own, points, confidence, config.registration) if tracked else _NOWHERE
+    registration = register(own, *maps, config.registration, usual) if tracked else _NOWHERE
     relocalized = loop is not None and bool(registration.reason)
     if relocalized and loop is not None:
         registration = loop
@@ -141,7 +155,8 @@ def _register(
     if not registration.reason and not connected.any():
         registration = replace(registration, reason="no new view is connected to the map")
         window = replace(window, registration=registration)
-    return Track(window, loop, loop_keyframe if loop else None, relocalized, connected)
+    knowledge = replace(knowledge, errors=usual.after(registration.errors))
+    return Track(window, loop, loop_keyframe if loop else None, relocalized, connected, knowledge)
 
 
 def _connected(window: RegisteredWindow, config: MapperConfig) -> NDArray[np.bool_]:

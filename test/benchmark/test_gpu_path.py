@@ -21,6 +21,7 @@ from second_device import DEVICE, SecondDevice
 from fast3r_ros.geometry.camera_pose import CameraPoses
 from fast3r_ros.geometry.sim3 import Sim3
 from fast3r_ros.mapping import transfer
+from fast3r_ros.mapping.calibration import WindowCameras
 from fast3r_ros.mapping.config import MapperConfig, PointsConfig
 from fast3r_ros.mapping.data import EncodedView, Frame, Reconstruction
 from fast3r_ros.mapping.fusion import Fusion, fuse_window
@@ -64,7 +65,8 @@ def registered(views: list[WindowView], maps: Reconstruction) -> RegisteredWindo
         ("",) * count,
     )
     place = Registration(Sim3(2.0, np.eye(3), np.zeros(3)), 1.0, 0.0, np.zeros((7, 7)), "")
-    return RegisteredWindow(views, maps, poses, np.stack([np.eye(3)] * count), place)
+    cameras = WindowCameras(np.stack([np.eye(3)] * count), many < 0, many)
+    return RegisteredWindow(views, maps, poses, cameras, place)
 
 
 def on_device(network: Fast3R, dtype: torch.dtype) -> Fast3R:

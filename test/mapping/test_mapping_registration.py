@@ -11,9 +11,12 @@ from second_device import DEVICE, SecondDevice
 
 from fast3r_ros.errors import UserError
 from fast3r_ros.geometry.axes import BODY_FROM_OPTICAL
+from fast3r_ros.geometry.camera_pose import CameraPoses
+from fast3r_ros.geometry.intrinsics import centred_intrinsics
 from fast3r_ros.geometry.rigid import rigid_matrix
 from fast3r_ros.geometry.rotation import angle_between, matrix_from_vector
 from fast3r_ros.geometry.sim3 import Sim3
+from fast3r_ros.mapping.calibration import WindowCameras
 from fast3r_ros.mapping.config import RegistrationConfig, ScaleConfig
 from fast3r_ros.mapping.data import Frame, Reconstruction, ViewEstimate
 from fast3r_ros.mapping.gravity import leveling, tilt_only
@@ -53,6 +56,7 @@ def overlap_problem(rng, views=4, height=30, width=40, noise=0.01, outliers=0.0)
     overlaps = [
         Overlap(
             view,
+            truth.move_camera(np.eye(4)),
             points_map[view].reshape(-1, 3).astype(np.float32),
             np.full(height * width, 5.0, np.float32),
             (truth.scale * depth[view]).reshape(-1).astype(np.float32),
@@ -64,11 +68,28 @@ def overlap_problem(rng, views=4, height=30, width=40, noise=0.01, outliers=0.0)
     return truth, overlaps, torch.from_numpy(points.astype(np.float32)).unbind(), confidence.unbind()
 
 
+def fit(overlaps, points, confidence, config=None, poses=None):
+    """The registration of views that all stand at the window's origin, or at given poses."""
+    count = len(points)
+    placed = np.stack([np.eye(4)] * count) if poses is None else poses
+    numbers, nothing = np.ones(count), np.full(count, np.nan)
+    cameras = WindowCameras(
+        np.stack([centred_intrinsics(50.0, *points[0].shape[:2])] * count),
+        np.zeros(count, bool),
+        np.full(count, 50.0),
+    )
+    known = CameraPoses(
+        placed, numbers, numbers, np.zeros((count, 6, 6)), nothing, numbers > 0, ("",) * count
+    )
+    maps = Reconstruction(points, confidence, points, confidence)
+    return register(overlaps, maps, known, cameras, config or RegistrationConfig())
+
+
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 1000), st.sampled_from([0.0, 0.05, 0.3]))
 def test_a_window_is_registered_through_noise_and_outliers(seed, outliers):
     truth, overlaps, points, confidence = overlap_problem(np.random.default_rng(seed), outliers=outliers)
-    result = register(overlaps, points, confidence, RegistrationConfig())
+    result = fit(overlaps, points, confidence)
     assert result.reason == ""
     assert result.map_from_window.scale == pytest.approx(truth.scale, rel=0.005)
     assert angle_between(result.map_from_window.rotation, truth.rotation) < 0.005
@@ -80,7 +101,7 @@ def test_the_covariance_tells_the_error():
     for seed in range(30):
         truth, overlaps, points, confidence = overlap_problem(np.random.default_rng(seed))
         config = replace(RegistrationConfig(), pixels=100000)
-        result = register(overlaps, points, confidence, config)
+        result = fit(overlaps, points, confidence, config)
         error = result.map_from_window.translation - truth.translation
         # errors here are independent per pixel, while the covariance allows for patches of alike errors
         ratios.append(float(error @ np.linalg.solve(result.covariance[:3, :3], error)) / 3)
@@ -91,15 +112,15 @@ def test_noise_is_refused_with_a_reason():
     rng = np.random.default_rng(0)
     _, overlaps, points, confidence = overlap_problem(rng)
     noise = [torch.from_numpy(rng.normal(size=view.shape).astype(np.float32)) for view in points]
-    result = register(overlaps, noise, confidence, RegistrationConfig())
+    result = fit(overlaps, noise, confidence)
     assert "agree" in result.reason
-    assert register([], points, confidence, RegistrationConfig()).reason.endswith("could be placed")
+    assert fit([], points, confidence).reason.endswith("could be placed")
 
 
 def test_the_device_gives_the_same_registration(other_device):
     _, overlaps, *maps = overlap_problem(np.random.default_rng(0), outliers=0.2)
-    cpu = register(overlaps, *maps, RegistrationConfig())
-    there = register(overlaps, *([view.to(other_device) for view in m] for m in maps), RegistrationConfig())
+    cpu = fit(overlaps, *maps)
+    there = fit(overlaps, *([view.to(other_device) for view in m] for m in maps))
     assert there.map_from_window.scale == pytest.approx(cpu.map_from_window.scale, rel=1e-6)
     assert np.allclose(there.map_from_window.translation, cpu.map_from_window.translation, atol=1e-6)
     assert np.allclose(there.covariance, cpu.covariance, rtol=1e-3)
@@ -112,10 +133,11 @@ def test_a_registration_is_few_operations_of_the_device_and_small_copies():
     views = len(maps[0])
     with SecondDevice() as device:
         there = [[view.to(DEVICE) for view in part] for part in maps]
-        register(overlaps, *there, RegistrationConfig())
+        fit(overlaps, *there)
         assert sum(device.launched.values()) < 450 + 4 * views
         reads = len(device.reads)
-        place_views(Reconstruction(*there, *there), None, RegistrationConfig())
+        cameras = WindowCameras(np.stack([np.eye(3)] * views), np.zeros(views, bool), np.ones(views))
+        place_views(Reconstruction(*there, *there), cameras, RegistrationConfig())
     assert not [name for name in device.launched if "eigh" in name or "linalg" in name]
     assert sum(device.launched.values()) < 850 + 10 * views
     assert device.numbers == 0
