@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from fast3r_ros.io.files import whole_file
+from fast3r_ros.files import whole_file
 
 
 def add_keep_argument(parser: argparse.ArgumentParser) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fast3r_ros.errors import UserError
-from fast3r_ros.io.files import whole_file, writable
+from fast3r_ros.files import whole_file, writable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

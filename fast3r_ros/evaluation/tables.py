@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from fast3r_ros.evaluation.published import published_rows
 from fast3r_ros.evaluation.runner import SAME_FRAMES, SETTING, Row
-from fast3r_ros.io.files import whole_file
+from fast3r_ros.files import whole_file
 
 PERCENT = ("RRA", "RTA", "mAA", "delta", "valid", "placed", "f_score", "point_error", "tracked", "rejected")
 WHOLE = ("views", "scenes", "failed", "poses", "keyframes", "windows")

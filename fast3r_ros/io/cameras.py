@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from fast3r_ros.errors import UserError
-from fast3r_ros.io.files import whole_file
+from fast3r_ros.files import whole_file
 from fast3r_ros.mapping.data import Float64
 
 FORMAT = "fast3r_ros cameras 1"

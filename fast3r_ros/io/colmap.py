@@ -9,9 +9,9 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from fast3r_ros.errors import UserError
+from fast3r_ros.files import whole_file
 from fast3r_ros.geometry.rigid import inverse
 from fast3r_ros.io.cameras import CameraRecord
-from fast3r_ros.io.files import whole_file
 from fast3r_ros.mapping.data import Cloud, Float64
 
 _NS_PER_VIEW = 100_000_000  # COLMAP keeps no times: ten views per second, as for image files

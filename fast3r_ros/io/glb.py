@@ -9,9 +9,9 @@ import numpy as np
 import trimesh
 
 from fast3r_ros.errors import UserError
+from fast3r_ros.files import whole_file
 from fast3r_ros.geometry.rigid import transform_points
 from fast3r_ros.io.cameras import CameraRecord
-from fast3r_ros.io.files import whole_file
 from fast3r_ros.io.frusta import frustum_segments
 from fast3r_ros.mapping.data import Cloud
 

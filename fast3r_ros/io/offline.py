@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fast3r_ros.errors import UserError
+from fast3r_ros.files import writable
 from fast3r_ros.io.cameras import CameraRecord, write_cameras
 from fast3r_ros.io.colmap import write_colmap
-from fast3r_ros.io.files import writable
 from fast3r_ros.io.glb import write_glb
 from fast3r_ros.io.pcd import write_pcd
 from fast3r_ros.io.ply import write_ply

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from fast3r_ros.errors import UserError
-from fast3r_ros.io.files import whole_file
+from fast3r_ros.files import whole_file
 from fast3r_ros.mapping.data import Cloud
 
 _POINT = np.dtype([("xyz", "<f4", 3), ("rgb", "<u4"), ("confidence", "<f4")])

@@ -8,7 +8,7 @@ import numpy as np
 from plyfile import PlyData, PlyElement, PlyParseError
 
 from fast3r_ros.errors import UserError
-from fast3r_ros.io.files import whole_file
+from fast3r_ros.files import whole_file
 from fast3r_ros.mapping.data import Cloud
 
 _COLOURS = ("red", "green", "blue")

@@ -17,7 +17,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpecFromSubplotSpec, SubplotSpec
 
-from fast3r_ros.io.files import whole_file
+from fast3r_ros.files import whole_file
 from fast3r_ros.io.map_picture import FAINT, INK, draw_from_above, draw_from_the_side, prepare, some
 from fast3r_ros.io.trajectory import trajectory_error
 from fast3r_ros.mapping.data import Cloud, Float64, PoseEstimate, ViewEstimate

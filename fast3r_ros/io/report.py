@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fast3r_ros import __version__
-from fast3r_ros.io.files import whole_file
+from fast3r_ros.files import whole_file
 
 _LIBRARIES = ("torch", "numpy", "scipy", "opencv-python-headless")
 

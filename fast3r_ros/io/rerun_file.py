@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from fast3r_ros.errors import UserError
+from fast3r_ros.files import whole_file
 from fast3r_ros.io.cameras import CameraRecord
-from fast3r_ros.io.files import whole_file
 from fast3r_ros.io.glb import frustum_size
 from fast3r_ros.io.view_images import read_image
 from fast3r_ros.mapping.data import Cloud

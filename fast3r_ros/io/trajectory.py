@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from fast3r_ros.files import whole_file
 from fast3r_ros.geometry.similarity import fit_similarity
-from fast3r_ros.io.files import whole_file
 from fast3r_ros.mapping.data import Float64, PoseEstimate
 
 

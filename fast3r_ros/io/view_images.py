@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from fast3r_ros.errors import UserError
-from fast3r_ros.io.files import whole_file
+from fast3r_ros.files import whole_file
 from fast3r_ros.mapping.data import Float32, UInt8, ViewEstimate
 
 DEPTH_STEPS = 1000  # of a 16-bit depth PNG per unit of length

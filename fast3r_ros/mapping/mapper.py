@@ -412,10 +412,13 @@ class Mapper:
         Raises UserError, and keeps the present map, when the directory holds no usable map.
         """
         saved = read_map(Path(directory))
+        metric = saved.metres, saved.voxel_size, saved.guessed
+        try:
+            restored = Map.restored(self.config.map, saved.keyframes, *metric)
+        except MemoryError as error:
+            raise UserError(f"the map in {directory} does not fit into memory") from error
         self.reset()
-        self.map = Map.restored(
-            self.config.map, saved.keyframes, saved.metres, saved.voxel_size, saved.guessed
-        )
+        self.map = restored
         self._loops.edges = EdgeStore(saved.edges)
         for keyframe in saved.keyframes:
             if keyframe.points is not None:

@@ -11,15 +11,17 @@ import argparse
 import json
 import logging
 import os
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
 
 from fast3r_ros.errors import UserError
+from fast3r_ros.files import one_line, open_regular, whole_file
 from fast3r_ros.model.config import Fast3RConfig
 
 DEMO_DIRECTORY = Path(__file__).resolve().parent.parent / "weights" / "demo"
@@ -108,7 +110,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of one file: safetensors, or a PyTorch pickle read without running any code from it."""
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
-    content = _read_pickle(path)
+    content = read_pickle(path)
     for wrapper in ("state_dict", "model", "module"):
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
@@ -177,18 +179,24 @@ def initialise_from_dust3r(model: nn.Module, path: Path) -> list[str]:
 
 
 def write(model: nn.Module, config: Fast3RConfig, directory: Path) -> None:
-    """Write config.json and model.safetensors; the heads' second names go to the metadata, as officially."""
+    """Write config.json and model.safetensors; the heads' second names go to the metadata, as officially.
+
+    Each file is whole at every moment.  Raises UserError when the disk is full.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     state = model.state_dict()
     twice = aliases(state)
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in state.items() if key not in twice}
-    directory.mkdir(parents=True, exist_ok=True)
-    partial = directory / "model.safetensors.partial"
-    save_file(tensors, partial, metadata={"format": "pt", **twice})
-    config.write(directory / "config.json")
-    partial.chmod((directory / "config.json").stat().st_mode)  # safetensors makes it the owner's alone
-    os.replace(partial, directory / "model.safetensors")
+    weights = directory / "model.safetensors"
+    with whole_file(weights, durable=True) as partial:
+        try:
+            save_file(tensors, partial, metadata={"format": "pt", **twice})
+        except SafetensorError as error:  # how it reports a full disk, too
+            raise UserError(f"cannot write {weights}: {one_line(error)}") from error
+        config.write(directory / "config.json")
+        partial.chmod((directory / "config.json").stat().st_mode)  # safetensors makes it the owner's alone
 
 
 def _in_directory(directory: Path) -> CheckpointFiles:
@@ -249,16 +257,36 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path} is damaged or not a safetensors file: {error}") from error
 
 
-def _read_pickle(path: Path) -> Any:
+def read_pickle(path: Path, advice: str = "", device: torch.device | str = "cpu") -> Any:
+    """What a PyTorch file holds, read without running any code from it.
+
+    Raises UserError, which ends in `advice`, for a damaged file and for one that holds more than tensors or
+    claims more bytes than it has.
+    """
     torch.serialization.add_safe_globals([argparse.Namespace])  # DUSt3R files hold their arguments
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with open_regular(path) as file:
+            if zipfile.is_zipfile(file):
+                _check_zip(file)
+            file.seek(0)
+            return torch.load(file, map_location=device, weights_only=True)
     except Exception as error:  # pickle and zip errors of many kinds; each means the same to the reader
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
             f"{path} is damaged, or holds more than tensors and is refused because it could run code: "
-            f"{reason}"
+            f"{one_line(reason)}{'; ' if advice else ''}{advice}"
         ) from error
+
+
+def _check_zip(file: BinaryIO) -> None:
+    """Refuse compressed entries, which PyTorch never writes: a small file of them fills the memory."""
+    size = os.fstat(file.fileno()).st_size
+    with zipfile.ZipFile(file) as archive:
+        entries = archive.infolist()
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+            raise ValueError("its entries are compressed")
+        if sum(entry.file_size for entry in entries) > size:
+            raise ValueError("its entries claim more bytes than it has")
 
 
 def _prefix(tensors: Mapping[str, Tensor], expected: Mapping[str, torch.Size]) -> str:

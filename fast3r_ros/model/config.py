@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fast3r_ros.errors import UserError
+from fast3r_ros.files import whole_file
 
 _log = logging.getLogger(__name__)
 
@@ -153,7 +154,9 @@ class Fast3RConfig:
 
     def write(self, path: Path | str) -> None:
         """Write a `config.json` as the official hub mixin does: sorted keys, bare Infinity."""
-        Path(path).write_text(json.dumps(self.to_dict(), sort_keys=True, indent=2) + "\n", encoding="utf-8")
+        with whole_file(path, durable=True) as partial:
+            text = json.dumps(self.to_dict(), sort_keys=True, indent=2)
+            partial.write_text(text + "\n", encoding="utf-8")
 
 
 def _read_group(group: type, content: Any, source: str) -> Any:

@@ -10,6 +10,7 @@ from fast3r_ros.errors import UserError
 from fast3r_ros.io.pcd import write_pcd
 from fast3r_ros.io.ply import write_ply
 from fast3r_ros.mapping.data import Cloud
+from fast3r_ros.mapping.storage import enclosing_map
 
 CLOUD_WRITERS: dict[str, Callable[[Path, Cloud], None]] = {".ply": write_ply, ".pcd": write_pcd}
 
@@ -17,11 +18,14 @@ CLOUD_WRITERS: dict[str, Callable[[Path, Cloud], None]] = {".ply": write_ply, ".
 def path_for_saving(directory: str, name: str) -> Path:
     """The absolute path that a map of this name is written to; its folder exists afterwards.
 
-    An empty name is made of the time.  Raises UserError for a name outside the directory or an unusable
-    directory.
+    An empty name is made of the time.  Raises UserError for a name outside the directory or inside a saved
+    map, which could not be replaced any more, and for an unusable directory.
     """
     name = name or datetime.now().strftime("map_%Y-%m-%d_%H-%M-%S")
     path = _inside(directory, name)
+    outer = enclosing_map(path)
+    if outer is not None:
+        raise UserError(f"{name!r} lies inside the map {outer}; give a name outside of it")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,23 +10,34 @@ import torch
 from torch import Tensor, nn
 
 from fast3r_ros.errors import UserError
+from fast3r_ros.files import whole_file, writable
+from fast3r_ros.model.checkpoint import read_pickle
 
 NAME = "state-{step:08d}.pt"
 KEPT = 2
 
 
 def save_state(directory: Path, step: int, content: dict[str, Any]) -> Path:
-    """Write the state after `step` steps and remove all but the newest two."""
-    directory.mkdir(parents=True, exist_ok=True)
+    """Write the state after `step` steps and remove all but the newest two.
+
+    Raises UserError when it cannot be written; the older states stay then, and nothing of the new one.
+    """
     path = directory / NAME.format(step=step)
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        torch.save({"step": step, **content}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-    for old in sorted(directory.glob("state-*.pt"))[:-KEPT]:
-        old.unlink()
+    with writable(path):
+        directory.mkdir(parents=True, exist_ok=True)
+        for left in directory.glob(".state-*"):  # by a run that was killed while it wrote
+            left.unlink()
+    with whole_file(path, durable=True) as partial:
+        try:
+            with partial.open("wb") as file:
+                torch.save({"step": step, **content}, file)
+        except RuntimeError as error:  # how PyTorch reports that a write failed
+            raise UserError(
+                f"cannot write {path}: the disk is full or failing; free some space and start with --resume"
+            ) from error
+    with suppress(OSError):
+        for old in sorted(directory.glob("state-*.pt"))[:-KEPT]:
+            old.unlink()
     return path
 
 
@@ -35,13 +46,11 @@ def load_state(directory: Path, device: torch.device | str = "cpu") -> dict[str,
     states = sorted(directory.glob("state-*.pt"))
     if not states:
         return None
-    try:
-        content: dict[str, Any] = torch.load(states[-1], map_location=device, weights_only=True)
-    except Exception as error:
-        raise UserError(
-            f"cannot read {states[-1]}: {error}; delete it to resume from an older one"
-        ) from error
-    return content
+    content = read_pickle(states[-1], "delete it to resume from an older one", device)
+    step = content.get("step") if isinstance(content, dict) else None
+    if type(step) is not int or step < 0:
+        raise UserError(f"{states[-1]} is no state of a run; delete it to resume from an older one")
+    return dict(content)
 
 
 class Average:

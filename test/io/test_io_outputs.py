@@ -23,9 +23,9 @@ from pypcd4 import PointCloud
 from scipy.spatial.transform import Rotation
 
 from fast3r_ros.errors import UserError
+from fast3r_ros.files import whole_file
 from fast3r_ros.io.cameras import CameraRecord, read_cameras, write_cameras
 from fast3r_ros.io.colmap import write_colmap
-from fast3r_ros.io.files import whole_file
 from fast3r_ros.io.glb import GLTF_FROM_MAP, write_glb
 from fast3r_ros.io.pcd import write_pcd
 from fast3r_ros.io.ply import read_ply, write_ply

@@ -15,6 +15,7 @@ from sensor_msgs.msg import Image
 from fast3r_ros.errors import UserError
 from fast3r_ros.io.pixels import BadImage
 from fast3r_ros.mapping.config import MapperConfig
+from fast3r_ros.mapping.storage import SavedMap, write_map
 from fast3r_ros.model.acceleration import Acceleration
 from fast3r_ros.ros.cameras import Gaps, adapted_reliability
 from fast3r_ros.ros.config import NodeConfig
@@ -67,6 +68,13 @@ def test_maps_stay_in_their_directory(tmp_path: Path) -> None:
     for name in ("../x.ply", "/x.ply", "out/x.ply", ".", "a\0b"):
         with pytest.raises(UserError):
             path_for_saving(str(inside), name)
+    (inside / "map.json").mkdir()  # a folder of that name makes no map of what is around it
+    write_map(inside / "house", SavedMap((), (), False, 0.01))
+    for name in ("house/b", "house/b/c", "house/x.ply"):
+        with pytest.raises(UserError, match="lies inside the map"):
+            path_for_saving(str(inside), name)
+    assert not (inside / "house" / "b").exists()
+    assert path_for_saving(str(inside), "house") == inside / "house"
     with pytest.raises(UserError, match="map_directory is not set"):
         path_for_saving("", "x.ply")
     with pytest.raises(UserError, match="no saved map"):

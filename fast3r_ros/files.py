@@ -1,0 +1,95 @@
+"""Files that are either whole or not there, bounded reading of what others may have touched, and one clear
+line when either fails.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from fast3r_ros.errors import UserError
+
+
+@contextmanager
+def whole_file(path: str | Path, *, durable: bool = False) -> Iterator[Path]:
+    """A temporary path beside `path` to write to; it takes the place of `path` when the block ends well.
+
+    A reader sees the old file or the new one, never a part.  durable: also after a power failure.  Raises
+    UserError when the disk is full or the folder may not be written; nothing of the new file stays then.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    try:
+        with writable(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            if durable:
+                with temporary.open("rb") as file:
+                    os.fsync(file.fileno())
+            os.replace(temporary, path)
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+@contextmanager
+def writable(path: str | Path) -> Iterator[None]:
+    """Turns what the system says of a full disk or a missing permission into one line about `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(
+                f"cannot write {path}: the disk is full; free some space or choose another"
+            ) from error
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """A regular file, opened for reading bytes.
+
+    Raises OSError for what is none: a pipe would be waited for without end, and a device has no end.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is not a regular file")
+    return os.fdopen(descriptor, "rb")
+
+
+def read_text(path: str | Path, most: int) -> str:
+    """The text of a regular UTF-8 file of at most `most` bytes.  Raises UserError for any other."""
+    try:
+        with open_regular(path) as file:
+            content = file.read(most + 1)
+        text = content.decode("utf-8", "strict" if len(content) <= most else "replace")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except ValueError as error:  # a zero byte in the name, or bytes that are no UTF-8
+        raise UserError(f"cannot read {path}: {one_line(error)}") from error
+    if len(content) > most:
+        raise UserError(f"cannot read {path}: it is larger than {most:,} bytes, the limit for its kind")
+    return text
+
+
+def read_json(path: str | Path, most: int) -> Any:
+    """The content of a JSON file of at most `most` bytes.  Raises UserError when it cannot be read."""
+    text = read_text(path, most)
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise UserError(f"{path} cannot be read: it is nested too deeply") from error
+    except ValueError as error:
+        raise UserError(f"{path} cannot be read: it is not JSON ({one_line(error)})") from error
+
+
+def one_line(error: object, most: int = 300) -> str:
+    """What an error says, on one line of at most `most` characters; its kind when it says nothing."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= most else text[: most - 1] + "…"
