@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dataset",
         default=SYNTHETIC,
-        help="synthetic, 7scenes, nrgbd, dtu, tum, scannet or co3d (default: %(default)s)",
+        help="synthetic, or a format of recorded sets: 7scenes, tum, colmap … (default: %(default)s)",
     )
     parser.add_argument("--data-root", type=Path, help="folder of the dataset; not needed for synthetic")
     parser.add_argument("--split", default="full", choices=("full", "easy"), help="of the synthetic scenes")

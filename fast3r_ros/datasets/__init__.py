@@ -1,6 +1,6 @@
 """Image sequences with ground truth, in the usual formats of public datasets.
 
-`open_dataset("tum", root)` gives a list of `PosedSequence`s; each format is one module with one function.
+`open_dataset("tum", root)` gives a list of `PosedSequence`s; each format is one function of a module.
 """
 
 from __future__ import annotations
@@ -13,14 +13,21 @@ from fast3r_ros.errors import UserError
 
 __all__ = ["DATASETS", "PosedFrame", "PosedSequence", "open_dataset"]
 
-# name -> module with `sequences(root) -> list[PosedSequence]`
+# name -> module and its function (root) -> list[PosedSequence]
 DATASETS = {
-    "7scenes": "seven_scenes",
-    "nrgbd": "nrgbd",
-    "dtu": "dtu",
-    "tum": "tum",
-    "scannet": "scannet",
-    "co3d": "co3d",
+    "7scenes": ("seven_scenes", "sequences"),
+    "nrgbd": ("nrgbd", "sequences"),
+    "dtu": ("mvsnet", "dtu"),
+    "tum": ("tum", "sequences"),
+    "scannet": ("scannet", "sequences"),
+    "scannetpp": ("scannetpp", "sequences"),
+    "arkitscenes": ("arkitscenes", "sequences"),
+    "habitat": ("habitat", "sequences"),
+    "blendedmvs": ("mvsnet", "blended_mvs"),
+    "megadepth": ("megadepth", "sequences"),
+    "co3d": ("co3d", "sequences"),
+    "nerfstudio": ("nerfstudio", "sequences"),
+    "colmap": ("colmap", "sequences"),
 }
 
 
@@ -34,8 +41,9 @@ def open_dataset(name: str, root: Path) -> list[PosedSequence]:
         raise UserError(f"no dataset format is called {name!r}; known are {', '.join(DATASETS)}")
     if not root.is_dir():
         raise UserError(f"--data-root {root} is no folder; give the folder of the {name} dataset")
-    module = importlib.import_module(f"{__name__}.{DATASETS[name]}")
-    sequences: list[PosedSequence] = module.sequences(root)
+    module_name, function = DATASETS[name]
+    module = importlib.import_module(f"{__name__}.{module_name}")
+    sequences: list[PosedSequence] = [each for each in getattr(module, function)(root) if each.frames]
     if not sequences:
         layout = " ".join((module.__doc__ or "").split())
         raise UserError(f"{root} holds no sequence of the format {name}.  {layout}")

@@ -8,23 +8,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import cv2
-import numpy as np
-
 from fast3r_ros.datasets.posed import (
     PosedFrame,
     PosedSequence,
     depth_reader,
     image_reader,
-    is_pose,
+    image_size,
     read_matrix,
     read_table,
+    rigid_pose,
 )
 from fast3r_ros.errors import UserError
+from fast3r_ros.geometry.axes import OPENGL_FROM_OPTICAL
 from fast3r_ros.geometry.intrinsics import centred_intrinsics
 from fast3r_ros.mapping.data import Float64
 
-OPENGL_FROM_OPTICAL = np.diag([1.0, -1.0, -1.0, 1.0])
 FRAME_NS = 33_333_333
 
 
@@ -43,20 +41,19 @@ def _frames(scene: Path) -> tuple[PosedFrame, ...]:
     focal = float(read_matrix(scene / "focal.txt", (1, 1))[0, 0])
     if not images:
         raise UserError(f"{scene / 'images'} holds no img*.png")
-    picture = cv2.imread(str(images[0]))
-    if picture is None:
-        raise UserError(f"cannot read the image {images[0]}")
-    intrinsics = centred_intrinsics(focal, *picture.shape[:2])
+    width, height = image_size(images[0])
+    intrinsics = centred_intrinsics(focal, height, width)
     frames = []
     for image in images:
         number = _number(image)
-        if number >= len(poses) or not is_pose(poses[number]):
+        pose = rigid_pose(poses[number]) if number < len(poses) else None
+        if pose is None:
             continue
         depth = scene / "depth" / f"depth{number}.png"
         frames.append(
             PosedFrame(
                 stamp_ns=number * FRAME_NS,
-                world_from_camera=poses[number] @ OPENGL_FROM_OPTICAL,
+                world_from_camera=pose @ OPENGL_FROM_OPTICAL,
                 intrinsics=intrinsics,
                 read_image=image_reader(image),
                 read_depth=depth_reader(depth, 1e-3) if depth.is_file() else None,

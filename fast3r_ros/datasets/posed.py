@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
+import json
+import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from fast3r_ros.errors import UserError
+from fast3r_ros.geometry.rigid import rigid_matrix
 from fast3r_ros.mapping.data import Float32, Float64, UInt8
 
 
@@ -33,7 +39,7 @@ class PosedFrame:
 
 @dataclass(frozen=True)
 class PosedSequence:
-    """A camera's way through one scene, in order of time.  name: unique in its dataset, for tables."""
+    """The frames of one camera in one scene, in order of time.  name: unique in its dataset, for tables."""
 
     name: str
     frames: tuple[PosedFrame, ...]
@@ -51,16 +57,25 @@ def image_reader(path: Path) -> Callable[[], UInt8]:
     return read
 
 
+def image_size(path: Path) -> tuple[int, int]:
+    """Width and height of an image file, from its header; raises UserError when it cannot be read."""
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read the image {path}: {error}") from error
+
+
 def depth_reader(path: Path, metres_per_unit: float, largest: float = np.inf) -> Callable[[], Float32]:
-    """Reads a depth file (16-bit PNG, PFM, EXR or .npy) as metres; raises UserError when it cannot.
+    """Reads a depth file (16-bit PNG, PFM, EXR, HDF5, COLMAP's .bin, .npy) as metres, or raises UserError.
 
     Values above `largest` (in the file's units) count as unknown, as 65535 does in 7-Scenes.
     """
 
     def read() -> Float32:
         try:
-            depth = np.load(path) if path.suffix == ".npy" else cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-        except (OSError, EOFError, ValueError) as error:
+            depth = _depth_array(path)
+        except (OSError, EOFError, ValueError, RuntimeError, KeyError) as error:
             raise UserError(f"cannot read the depth file {path}: {error}") from error
         if depth is None or depth.ndim != 2:
             raise UserError(f"{path} is no depth map of one channel")
@@ -68,6 +83,33 @@ def depth_reader(path: Path, metres_per_unit: float, largest: float = np.inf) ->
         return np.where(np.isfinite(depth) & (depth > 0) & (depth <= largest), depth * metres_per_unit, 0)
 
     return read
+
+
+def _depth_array(path: Path) -> NDArray[Any] | None:
+    """What a depth file holds; None when OpenCV cannot read it.  UserError where a package is missing."""
+    if path.suffix == ".npy":
+        return np.load(path)
+    if path.suffix == ".exr":  # the wheels of OpenCV 5 are built without
+        exr = optional_package("OpenEXR", f"to read {path.name}")
+        channels = exr.File(str(path)).channels()
+        return next(iter(channels.values())).pixels
+    if path.suffix == ".h5":
+        with optional_package("h5py", f"to read {path.name}").File(path, "r") as file:
+            return np.asarray(file["depth"])
+    if path.suffix == ".bin":  # COLMAP: "width&height&channels&", then float32 by columns
+        data = path.read_bytes()
+        width, height, channels, values = data.split(b"&", 3)
+        shape = (int(channels), int(height), int(width))
+        return np.frombuffer(values, "<f4").reshape(shape)[0]
+    return cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+
+
+def optional_package(name: str, purpose: str) -> Any:
+    """An installed package; raises UserError that names it when it is not."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise UserError(f"the package {name} is needed {purpose}: pip install {name}") from error
 
 
 def sample_depth(
@@ -122,7 +164,36 @@ def read_matrix(path: Path, *shapes: tuple[int, int]) -> Float64:
     return values.reshape(shape)
 
 
-def is_pose(matrix: NDArray[np.floating]) -> bool:
-    """Whether a (4, 4) matrix is finite and its rotation is one, as far as text files keep it."""
-    rotation = matrix[:3, :3]
-    return bool(np.isfinite(matrix).all() and np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-2))
+def rigid_pose(matrix: NDArray[np.floating]) -> Float64 | None:
+    """A (4, 4) pose as files keep it, its rotation projected to SO(3); None where it is no pose.
+
+    Text files round: those of 7-Scenes are orthonormal to 3e-4 only.  Lost frames are written as infinities,
+    NaNs or zeros.
+    """
+    pose = np.asarray(matrix, np.float64)
+    if pose.shape != (4, 4) or not np.isfinite(pose).all():
+        return None
+    rotation = pose[:3, :3]
+    if not np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-2) or np.linalg.det(rotation) < 0:
+        return None
+    left, _, right = np.linalg.svd(rotation)
+    return rigid_matrix(left @ right, pose[:3, 3])
+
+
+def natural_order(name: str | Path) -> tuple[tuple[int, int | str], ...]:
+    """A key that sorts names as a person would: IMG_9 before IMG_10."""
+    parts = re.split(r"(\d+)", str(name))
+    return tuple((0, int(part)) if part.isdecimal() else (1, part) for part in parts if part)
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file's content; raises UserError when it cannot be read or is none."""
+    try:
+        return json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is no JSON file: {error}") from error
+
+
+def folders_below(root: Path) -> list[Path]:
+    """`root` itself, in case it is one scene, and the folders in it, by name."""
+    return [root, *sorted(path for path in root.iterdir() if path.is_dir())]

@@ -15,8 +15,8 @@ from fast3r_ros.datasets.posed import (
     PosedSequence,
     depth_reader,
     image_reader,
-    is_pose,
     read_matrix,
+    rigid_pose,
 )
 from fast3r_ros.errors import UserError
 from fast3r_ros.geometry.intrinsics import shift_pixel_centres
@@ -44,8 +44,8 @@ def _frames(scene: Path, images: Path, poses: Path) -> tuple[PosedFrame, ...]:
         pose_file, depth = poses / f"{image.stem}.txt", scene / "depth" / f"{image.stem}.png"
         if not pose_file.is_file():
             continue
-        pose = read_matrix(pose_file, (4, 4))
-        if not is_pose(pose):
+        pose = rigid_pose(read_matrix(pose_file, (4, 4)))
+        if pose is None:
             continue
         frames.append(
             PosedFrame(

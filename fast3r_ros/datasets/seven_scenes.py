@@ -15,9 +15,9 @@ from fast3r_ros.datasets.posed import (
     PosedSequence,
     depth_reader,
     image_reader,
-    is_pose,
     read_matrix,
     read_text,
+    rigid_pose,
 )
 from fast3r_ros.geometry.intrinsics import intrinsics_matrix
 
@@ -49,8 +49,8 @@ def _frames(folder: Path) -> tuple[PosedFrame, ...]:
     frames = []
     for number, image in enumerate(sorted(folder.glob("frame-*.color.png"))):
         stem = image.name.removesuffix(".color.png")
-        pose = read_matrix(folder / f"{stem}.pose.txt", (4, 4))
-        if not is_pose(pose):
+        pose = rigid_pose(read_matrix(folder / f"{stem}.pose.txt", (4, 4)))
+        if pose is None:
             continue
         registered, raw = folder / f"{stem}.depth.proj.png", folder / f"{stem}.depth.png"
         focal = RAW_FOCAL if raw.is_file() and not registered.is_file() else REGISTERED_FOCAL

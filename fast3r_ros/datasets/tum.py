@@ -2,14 +2,17 @@
 
 The text files list stamps in seconds and file names, or poses as stamp tx ty tz qx qy qz qw (world from
 camera). Depth PNGs hold 5000 units per metre.  Images are paired with the nearest depth and pose within 20
-ms.
+ms.  Intrinsics: of the sequence's own calibration.txt (fx fy cx cy, as ETH3D), camera.txt, intrinsics.txt
+(3x3) or .yaml (Camera.fx …, camera_matrix), else those published for freiburg1 to 3, else 525 pixels.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 
 from fast3r_ros.datasets.posed import (
@@ -34,6 +37,7 @@ CAMERAS = {
     "freiburg2": (520.9, 521.0, 325.1, 249.7),
     "freiburg3": (535.4, 539.2, 320.1, 247.6),
 }
+CALIBRATIONS = ("calibration.txt", "camera.txt", "intrinsics.txt")
 DEFAULT_CAMERA = (525.0, 525.0, 319.5, 239.5)
 
 
@@ -52,9 +56,7 @@ def _frames(folder: Path) -> tuple[PosedFrame, ...]:
     depths = _read_list(folder / "depth.txt") if (folder / "depth.txt").is_file() else []
     depth_stamps = np.array([stamp for stamp, _ in depths])
     stamps, poses = _read_poses(folder / "groundtruth.txt")
-    focal_x, focal_y, x, y = next(
-        (camera for name, camera in CAMERAS.items() if name in folder.name), DEFAULT_CAMERA
-    )
+    focal_x, focal_y, x, y = _camera(folder)
     intrinsics = intrinsics_matrix((focal_x, focal_y), (x + 0.5, y + 0.5))
     frames = []
     for stamp, name in images:
@@ -71,6 +73,41 @@ def _frames(folder: Path) -> tuple[PosedFrame, ...]:
             )
         )
     return tuple(frames)
+
+
+def _camera(folder: Path) -> tuple[float, float, float, float]:
+    """fx, fy, cx, cy for pixel centres at integers.  Raises UserError for a calibration file that is none."""
+    for path in [*(folder / name for name in CALIBRATIONS), *sorted(folder.glob("*.yaml"))]:
+        if not path.is_file():
+            continue
+        values = _yaml_camera(path) if path.suffix == ".yaml" else _text_camera(read_table(path))
+        if path.suffix == ".yaml" and not values:  # a configuration of something else
+            continue
+        if len(values) < 4 or not np.isfinite(values[:4]).all() or min(values[:2]) <= 0:
+            raise UserError(f"{path} is no calibration: expected fx fy cx cy, or a 3x3 matrix")
+        return values[0], values[1], values[2], values[3]
+    return next((camera for name, camera in CAMERAS.items() if name in folder.name), DEFAULT_CAMERA)
+
+
+def _text_camera(table: Float64) -> list[float]:
+    """fx fy cx cy of a 3x3 matrix, or of the first numbers of one line."""
+    return table[[0, 1, 0, 1], [0, 1, 2, 2]].tolist() if table.shape == (3, 3) else table[0].tolist()
+
+
+def _yaml_camera(path: Path) -> list[float]:
+    """fx fy cx cy of a YAML file, that of ROS or ORB-SLAM; none where it has no camera."""
+    text = re.sub(r"^%YAML.*$|!!opencv-matrix", "", read_text(path), flags=re.MULTILINE)
+    try:
+        content = yaml.safe_load(text)
+        if isinstance(content, dict) and "camera_matrix" in content:
+            matrix = np.array(content["camera_matrix"]["data"], np.float64).reshape(3, 3)
+            return _text_camera(matrix)
+        for prefix in ("Camera.", "Camera1.", ""):
+            if isinstance(content, dict) and f"{prefix}fx" in content:
+                return [float(content[f"{prefix}{name}"]) for name in ("fx", "fy", "cx", "cy")]
+    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is no calibration: {error}") from error
+    return []
 
 
 def _nearest(stamps: NDArray[np.float64], stamp: float) -> int | None:

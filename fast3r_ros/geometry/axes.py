@@ -19,8 +19,9 @@ BODY_FROM_OPTICAL: Array = np.array(
     ]
 )
 OPTICAL_FROM_BODY: Array = BODY_FROM_OPTICAL.T.copy()
-BODY_FROM_OPTICAL.setflags(write=False)
-OPTICAL_FROM_BODY.setflags(write=False)
+OPENGL_FROM_OPTICAL: Array = np.diag([1.0, -1.0, -1.0, 1.0])  # x right, y up, z back, as in OpenGL cameras
+for _axes in (BODY_FROM_OPTICAL, OPTICAL_FROM_BODY, OPENGL_FROM_OPTICAL):
+    _axes.setflags(write=False)
 
 
 def body_pose_from_optical(world_from_optical: ArrayLike) -> Array:

@@ -54,16 +54,19 @@ def recorded_views(
 ) -> RecordedViews:
     """`views` different frames in random order from a window of `window` frames of a random sequence.
 
-    Every image is scaled to cover width x height and cropped around its centre.  Raises UserError when every
-    sequence is shorter than `views`, or a file cannot be read.
+    Every image is scaled to cover width x height and cropped around its centre.  Where every sequence is
+    shorter than `views` (Habitat has five views of a place), frames are repeated, as the release does.
+    Raises UserError when no sequence has two frames, or a file cannot be read.
     """
     long_enough = [sequence for sequence in sequences if len(sequence.frames) >= views]
+    long_enough = long_enough or [sequence for sequence in sequences if len(sequence.frames) >= 2]
     if not long_enough:
-        raise UserError(f"no recorded sequence has {views} frames with depth")
+        raise UserError("no recorded sequence has two frames with depth")
     frames = long_enough[int(rng.integers(len(long_enough)))].frames
     span = min(max(window, views), len(frames))
     first = int(rng.integers(len(frames) - span + 1))
-    chosen = [frames[first + int(offset)] for offset in rng.permutation(span)[:views]]
+    order = rng.permutation(span)
+    chosen = [frames[first + int(order[number % span])] for number in range(views)]
     images, depths, intrinsics = zip(*(_fit(frame, width, height) for frame in chosen), strict=True)
     poses = np.stack([frame.world_from_camera for frame in chosen])
     return RecordedViews(np.stack(images), np.stack(depths), np.stack(intrinsics), poses)

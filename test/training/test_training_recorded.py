@@ -10,6 +10,7 @@ import pytest
 import torch
 from scipy.spatial import cKDTree
 
+from fast3r_ros.datasets import PosedSequence
 from fast3r_ros.errors import UserError
 from fast3r_ros.geometry.rigid import transform_points
 from fast3r_ros.model import Fast3R
@@ -114,8 +115,17 @@ def test_views_are_different_frames_of_one_window(root: Path) -> None:
         ]
         assert len(set(numbers)) == 3
         assert max(numbers) - min(numbers) < 4
-    with pytest.raises(UserError, match="7 frames"):
-        recorded_views(sequences, 7, 100, 64, 48, rng)
+
+
+def test_short_sequences_repeat_their_frames(root: Path) -> None:
+    sequences = recorded_sequences("scannet", str(root))
+    available = len(sequences[0].frames)
+    poses = recorded_views(sequences, 2 * available, 100, 64, 48, np.random.default_rng(0)).world_from_camera
+    _, counts = np.unique(poses, axis=0, return_counts=True)
+    assert counts.tolist() == [2] * available
+    alone = (PosedSequence("alone", sequences[0].frames[:1]),)
+    with pytest.raises(UserError, match="two frames"):
+        recorded_views(alone, 2, 100, 64, 48, np.random.default_rng(0))
 
 
 def test_the_share_of_samples_is_recorded_and_every_step_repeats(root: Path) -> None:

@@ -20,6 +20,7 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fast3r_ros.cli import main
+from fast3r_ros.datasets import DATASETS
 from fast3r_ros.errors import UserError
 from fast3r_ros.geometry.rigid import rigid_matrix, transform_points
 from fast3r_ros.geometry.rotation import matrix_from_vector
@@ -347,13 +348,16 @@ def test_shipped_configurations_can_be_read(path: Path) -> None:
 
 
 def test_the_papers_recipe_takes_a_step_at_a_tiny_size(tmp_path: Path) -> None:
-    """Its 20 views, precision, checkpointing and data, at our sizes; the log goes to TensorBoard, too."""
+    """Its 20 views, precision and checkpointing, at our sizes, in rooms; the log goes to TensorBoard, too."""
     paper = read_config(REPOSITORY / "config" / "train" / "paper.yaml")
     assert paper.views_per_step(0) == 128 * 20
     assert paper.optimizer.decay_vectors
+    assert len({item.dataset for item in paper.recorded} & set(DATASETS)) == 6
+    assert sum(item.share for item in paper.recorded) == pytest.approx(1)
     small = dataclasses.replace(
         paper,
         model=tiny().model,
+        recorded=(),
         data=dataclasses.replace(paper.data, width=64, height=48),
         run=dataclasses.replace(paper.run, steps=1, views_per_step=20, log_every=1, evaluate_scenes=1),
     )

@@ -1,14 +1,14 @@
-"""DTU in the layout of MVSNet: ROOT/<scan>/{images/NNNNNNNN.jpg, cams/NNNNNNNN_cam.txt, depths/,
-binary_masks/}.
+"""The layout of MVSNet: ROOT/<scan>/{images/NNNNNNNN.jpg, cams/NNNNNNNN_cam.txt} and depth.
 
-Camera files hold `extrinsic` (world to camera) and `intrinsic` for the image's pixels; lengths are
-millimetres. depths/NNNNNNNN.{npy, pfm} and binary_masks/NNNNNNNN.png, which blanks the depth outside of the
-object, are optional.
+Camera files hold `extrinsic` (world to camera) and `intrinsic` for the image's pixels.  DTU: millimetres;
+depths/NNNNNNNN.{npy, pfm} and binary_masks/NNNNNNNN.png, which blanks the depth outside of the object, are
+optional.  BlendedMVS: blended_images, rendered_depth_maps/NNNNNNNN.pfm, each scene in units of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -18,41 +18,65 @@ from fast3r_ros.datasets.posed import (
     PosedFrame,
     PosedSequence,
     depth_reader,
+    folders_below,
     image_reader,
     read_text,
+    rigid_pose,
 )
 from fast3r_ros.errors import UserError
 from fast3r_ros.geometry.intrinsics import shift_pixel_centres
 from fast3r_ros.geometry.rigid import inverse
 from fast3r_ros.mapping.data import Float32, Float64
 
-METRES = 1e-3
 IMAGE_NS = 1_000_000_000  # the images have no time; the order is that of the positions
 
 
-def sequences(root: Path) -> list[PosedSequence]:
-    """One sequence per scan."""
+@dataclass(frozen=True)
+class Layout:
+    """Names of the folders of images and depth maps, and metres per unit of lengths."""
+
+    images: str
+    depths: str
+    metres: float
+
+
+DTU = Layout("images", "depths", 1e-3)
+BLENDED_MVS = Layout("blended_images", "rendered_depth_maps", 1.0)
+
+
+def dtu(root: Path) -> list[PosedSequence]:
+    """One sequence per scan of DTU."""
+    return _sequences(root, DTU)
+
+
+def blended_mvs(root: Path) -> list[PosedSequence]:
+    """One sequence per scene of BlendedMVS, in its low resolution or its high one."""
+    return _sequences(root, BLENDED_MVS)
+
+
+def _sequences(root: Path, layout: Layout) -> list[PosedSequence]:
     return [
-        PosedSequence(
-            scan.name, tuple(_frame(scan, path) for path in sorted((scan / "cams").glob("*_cam.txt")))
-        )
-        for scan in sorted(root.iterdir())
-        if (scan / "cams").is_dir() and (scan / "images").is_dir()
+        PosedSequence(scan.name, tuple(_frame(scan, path, layout) for path in cameras))
+        for scan in folders_below(root)
+        if (scan / layout.images).is_dir() and (cameras := sorted((scan / "cams").glob("*_cam.txt")))
     ]
 
 
-def _frame(scan: Path, camera: Path) -> PosedFrame:
+def _frame(scan: Path, camera: Path, layout: Layout) -> PosedFrame:
     name = camera.name.removesuffix("_cam.txt")
     if not name.isdecimal():
         raise UserError(f"{camera} is not named by a number, such as 00000000_cam.txt")
     camera_from_world, intrinsics = _read_camera(camera)
-    world_from_camera = inverse(camera_from_world)
-    world_from_camera[:3, 3] *= METRES
-    images = [scan / "images" / f"{name}{suffix}" for suffix in (".jpg", ".png")]
+    pose = rigid_pose(camera_from_world)
+    if pose is None:
+        raise UserError(f"{camera}: the extrinsic is no pose")
+    world_from_camera = inverse(pose)
+    world_from_camera[:3, 3] *= layout.metres
+    images = [scan / layout.images / f"{name}{suffix}" for suffix in (".jpg", ".png")]
     image = next((path for path in images if path.is_file()), None)
     if image is None:
         raise UserError(f"{camera} has no image; expected {images[0]}")
-    depths = [scan / "depths" / f"{name}{suffix}" for suffix in (".npy", ".pfm")]
+    depths = [scan / layout.depths / f"{name}{suffix}" for suffix in (".npy", ".pfm")]
     depth = next((path for path in depths if path.is_file()), None)
     mask = scan / "binary_masks" / f"{name}.png"
     return PosedFrame(
@@ -60,7 +84,7 @@ def _frame(scan: Path, camera: Path) -> PosedFrame:
         world_from_camera=world_from_camera,
         intrinsics=shift_pixel_centres(intrinsics, 0.5),
         read_image=image_reader(image),
-        read_depth=None if depth is None else _masked(depth_reader(depth, METRES), mask),
+        read_depth=None if depth is None else _masked(depth_reader(depth, layout.metres), mask),
     )
 
 
