@@ -16,7 +16,7 @@ from fast3r_ros.geometry.similarity import fit_similarity
 from fast3r_ros.mapping.config import MapperConfig
 from fast3r_ros.mapping.data import EncodedView, Frame, Reconstruction, WindowResult
 from fast3r_ros.mapping.mapper import Mapper
-from fast3r_ros.synthetic.network_double import Disturbance, TrueNetwork
+from fast3r_ros.synthetic.network_double import Disturbance, KnownSequence, TrueNetwork
 from fast3r_ros.synthetic.sequence import SyntheticSequence, loop_sequence
 
 Float64 = NDArray[np.float64]
@@ -56,7 +56,7 @@ class Run:
     mapper: Mapper
     network: TrueNetwork
     meter: MeteredNetwork
-    sequences: Sequence[SyntheticSequence]
+    sequences: Sequence[KnownSequence]
     results: list[WindowResult]
     seconds: list[float]
 
@@ -110,13 +110,13 @@ class Run:
 
 
 def start(
-    sequences: SyntheticSequence | Sequence[SyntheticSequence],
+    sequences: KnownSequence | Sequence[KnownSequence],
     disturbance: Disturbance | None = None,
     seed: int = 0,
     **parameters: Any,
 ) -> Run:
     """A fresh mapper on a stand-in network; parameters by dotted name with `__` for the dot."""
-    several = [sequences] if isinstance(sequences, SyntheticSequence) else list(sequences)
+    several = list(sequences) if isinstance(sequences, Sequence) else [sequences]
     network = TrueNetwork(several, disturbance, seed)
     flat = {name.replace("__", "."): value for name, value in parameters.items()}
     meter = MeteredNetwork(network)
@@ -124,7 +124,7 @@ def start(
     return Run(mapper, network, meter, several, [], [])
 
 
-def true_poses(sequences: Sequence[SyntheticSequence]) -> dict[tuple[str, int], Float64]:
+def true_poses(sequences: Sequence[KnownSequence]) -> dict[tuple[str, int], Float64]:
     """`world_from_camera` by camera and stamp."""
     return {(s.camera, s.stamp_ns(i)): s.world_from_camera[i] for s in sequences for i in range(len(s))}
 

@@ -1,15 +1,17 @@
-"""Image sequences with ground truth, rendered frame by frame, and the one that `make demo` shows."""
+"""Image sequences with ground truth, rendered frame by frame or recorded, and the one of `make demo`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fast3r_ros.mapping.data import Frame
+from fast3r_ros.mapping.data import Float32, Frame, UInt8
 from fast3r_ros.synthetic.render import render
 from fast3r_ros.synthetic.scene import Scene, ring_scene, room_scene
 from fast3r_ros.synthetic.trajectories import room_path, route_path
@@ -67,6 +69,76 @@ class SyntheticSequence:
     def stamp_ns(self, index: int) -> int:
         """The stamp of frame `index` in nanoseconds."""
         return self.start_ns + round(index * 1e9 / self.rate)
+
+    def depth(self, index: int) -> Float32:
+        """The exact depth of frame `index`, (h, w) metres, 0 where nothing is hit; rendered each time."""
+        depth = replace(self, with_depth=True)[index].depth
+        assert depth is not None
+        return depth
+
+
+@dataclass(frozen=True)
+class RecordedSequence:
+    """Recorded images with measured depth and poses, to drive the stand-in network with.
+
+    images: (F, h, w, 3) uint8 RGB.  depths: (F, h, w) metres, 0 where nothing was measured.
+    world_from_camera: (F, 4, 4), optical axes, metres.  intrinsics: (3, 3).  Frames carry no depth.
+    """
+
+    images: UInt8
+    depths: NDArray[np.floating]
+    world_from_camera: Float64
+    intrinsics: Float64
+    rate: float = 10.0
+    start_ns: int = 1_000_000_000
+    camera: str = "camera_optical_frame"
+
+    @staticmethod
+    def read(path: Path, **options: Any) -> RecordedSequence:
+        """A NumPy archive of `images`, `depth`, `poses` and `K`; options: rate, start_ns, camera.
+
+        The rotations are projected to the nearest exact ones.
+        """
+        with np.load(path) as archive:
+            images, depths, poses, intrinsics = (archive[name] for name in ("images", "depth", "poses", "K"))
+        left, _, right = np.linalg.svd(poses[:, :3, :3])
+        poses[:, :3, :3] = left @ right
+        return RecordedSequence(images, depths, poses, intrinsics, **options)
+
+    @property
+    def width(self) -> int:
+        """Pixels per row."""
+        return self.images.shape[2]
+
+    @property
+    def height(self) -> int:
+        """Rows."""
+        return self.images.shape[1]
+
+    def __len__(self) -> int:
+        """The number of frames."""
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Frame:
+        """One frame.  Raises IndexError beyond the end."""
+        return Frame(self.stamp_ns(index % len(self)), self.camera, self.images[index], self.intrinsics)
+
+    def __iter__(self) -> Iterator[Frame]:
+        """All frames in order."""
+        return (self[index] for index in range(len(self)))
+
+    def stamp_ns(self, index: int) -> int:
+        """The stamp of frame `index` in nanoseconds."""
+        return self.start_ns + round(index * 1e9 / self.rate)
+
+    def depth(self, index: int) -> Float32:
+        """The measured depth of frame `index`, (h, w) metres."""
+        return np.asarray(self.depths[index], np.float32)
+
+    def part(self, indices: Sequence[int], **changes: Any) -> RecordedSequence:
+        """Some of the frames, in this order, as a sequence of their own, with its own stamps."""
+        chosen = {name: getattr(self, name)[indices] for name in ("images", "depths", "world_from_camera")}
+        return replace(self, **chosen, **changes)
 
 
 def pinhole(width: int, height: int, horizontal_fov: float) -> Float64:
