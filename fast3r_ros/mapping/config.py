@@ -1,29 +1,17 @@
 """Every parameter of the mapper, once: default, meaning, range.
 
 The ROS parameters, the YAML file and the command line carry the same dotted names (`window.size`).
-Metadata of a field: `description`, `range` (inclusive), `choices`, `dynamic` (may change at run time).
+What a field's metadata mean says `settings.parameter`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fast3r_ros.errors import UserError
-
-
-def parameter(
-    default: Any,
-    description: str,
-    *,
-    range: tuple[float, float] | None = None,
-    choices: tuple[str, ...] | None = None,
-    dynamic: bool = False,
-) -> Any:
-    """A dataclass field that carries what a person must know of a parameter."""
-    metadata = {"description": description, "range": range, "choices": choices, "dynamic": dynamic}
-    return field(default=default, metadata=metadata)
+from fast3r_ros.settings import from_flat, parameter, parameter_fields, shown
 
 
 @dataclass(frozen=True)
@@ -268,44 +256,19 @@ class MapperConfig:
 
         Raises UserError for an unknown name, a wrong type, a value out of range or not among the choices.
         """
-        sections: dict[str, dict[str, Any]] = {section.name: {} for section in fields(MapperConfig)}
         known = dict(flat_parameters())
-        for name, value in values.items():
+        for name in values:
             if name not in known:
-                raise UserError(f"unknown parameter {name!r}; known are {', '.join(sorted(known))}")
-            section, _, key = name.partition(".")
-            sections[section][key] = _checked(name, value, known[name])
-        defaults = MapperConfig()
-        return MapperConfig(**{s: type(getattr(defaults, s))(**v) for s, v in sections.items()})
+                raise UserError(f"unknown parameter {shown(name)}; known are {', '.join(sorted(known))}")
+        config = from_flat(MapperConfig, values)
+        assert isinstance(config, MapperConfig)
+        return config
 
     def to_flat(self) -> dict[str, Any]:
         """Every parameter by its dotted name, in the order of declaration."""
-        return {
-            name: getattr(getattr(self, name.split(".")[0]), item.name) for name, item in flat_parameters()
-        }
+        return {name: value for name, _, value in parameter_fields(self)}
 
 
 def flat_parameters() -> list[tuple[str, Any]]:
     """(dotted name, dataclass field) of every parameter; the field has `default` and `metadata`."""
-    defaults = MapperConfig()
-    return [
-        (f"{section.name}.{item.name}", item)
-        for section in fields(defaults)
-        for item in fields(getattr(defaults, section.name))
-        if is_dataclass(getattr(defaults, section.name))
-    ]
-
-
-def _checked(name: str, value: Any, item: Any) -> Any:
-    """The value in the parameter's own type, or a UserError that says what is allowed."""
-    kind = type(item.default)
-    whole = kind is int and isinstance(value, (int, float)) and float(value).is_integer()
-    number = kind is float and isinstance(value, (int, float))
-    if isinstance(value, bool) != (kind is bool) or not (isinstance(value, kind) or whole or number):
-        raise UserError(f"{name} is {value!r}; it must be of type {kind.__name__}")
-    choices, bounds = item.metadata["choices"], item.metadata["range"]
-    if choices and value not in choices:
-        raise UserError(f"{name} is {value!r}; it must be one of {', '.join(choices)}")
-    if bounds and not bounds[0] <= value <= bounds[1]:
-        raise UserError(f"{name} is {value!r}; it must be between {bounds[0]} and {bounds[1]}")
-    return kind(value)
+    return [(name, item) for name, item, _ in parameter_fields(MapperConfig())]

@@ -125,8 +125,9 @@ def arrays_of(saved: SavedMap) -> dict[str, NDArray[Any]]:
     }
     arrays = {name: np.array(rows, COLUMNS[name].dtype) for name, rows in values.items()}
     for name, rows in parts.items():
-        empty = np.zeros((0, *COLUMNS[name].shape[1:]), COLUMNS[name].dtype)
-        arrays[name] = np.concatenate([empty, *rows], dtype=empty.dtype, casting="unsafe")
+        dtype = np.dtype(COLUMNS[name].dtype)
+        flat = [np.zeros(0, dtype), *(row.reshape(-1) for row in rows)]
+        arrays[name] = np.concatenate(flat, dtype=dtype, casting="unsafe")
     return {name: arrays[name].reshape(-1, *column.shape[1:]) for name, column in COLUMNS.items()}
 
 
@@ -164,8 +165,8 @@ def check(content: Any, arrays: Arrays) -> None:
     _check_parts(arrays)
     scale = arrays["metric_scale"]
     _all("metric_scale", np.isnan(scale) | ((scale >= _SMALLEST) & (scale <= _LARGEST)), "no scale")
-    seen = (np.abs(arrays["points"]) <= _LARGEST).all(axis=1)
-    _all("points", seen | (arrays["confidence"] == 0), "not finite, or too large")
+    near = np.logical_and.reduce(np.abs(arrays["points"]) <= _LARGEST, axis=1)
+    _all("points", np.logical_or(near, arrays["confidence"] == 0), "not finite, or too large")
     edge = arrays["edge"]
     _all("edge", np.isin(edge[:, :2], ids).all(axis=1), "between keyframes that do not exist")
     _all("edge", (edge[:, 0] != edge[:, 1]) & (edge[:, 2] <= 1), "no edge")

@@ -67,7 +67,7 @@ def write_map(directory: Path, saved: SavedMap) -> None:
         with writable(directory):
             directory.mkdir(parents=True, exist_ok=True)
             with arrays.open("wb") as file:
-                np.savez(file, allow_pickle=False, **columns)  # type: ignore[arg-type]
+                np.savez(file, allow_pickle=False, **columns)
                 _sync(file)
             head = {
                 "format": FORMAT,

@@ -8,7 +8,6 @@ name and shape is checked before a tensor reaches a model, so that a model is lo
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import zipfile
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from fast3r_ros.errors import UserError
-from fast3r_ros.files import one_line, open_regular, whole_file
+from fast3r_ros.files import one_line, open_regular, read_json, whole_file
 from fast3r_ros.model.config import Fast3RConfig
 
 DEMO_DIRECTORY = Path(__file__).resolve().parent.parent / "weights" / "demo"
@@ -38,6 +37,8 @@ WEIGHT_FILES = (
 )
 PREFIXES = ("net.", "module.net.", "_forward_module.net.", "model.net.", "module.", "_forward_module.")
 
+_INDEX_BYTES = 1 << 26
+
 _log = logging.getLogger(__name__)
 
 
@@ -53,6 +54,15 @@ def locate(name: str | Path) -> CheckpointFiles:
     """Files of `demo`, a directory, a weights file or a hub name.  Raises UserError saying what was looked
     for.
     """
+    try:
+        return _locate(name)
+    except (OSError, ValueError) as error:  # a name that is too long, or a folder that may not be read
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"model {str(name)[:60]!r} cannot be read: {one_line(error)}") from error
+
+
+def _locate(name: str | Path) -> CheckpointFiles:
     if name == "demo":
         if not (DEMO_DIRECTORY / "config.json").is_file():
             raise UserError(
@@ -137,15 +147,29 @@ def fit(tensors: Mapping[str, Tensor], expected: Mapping[str, torch.Size], sourc
         for key, shape in expected.items()
         if key in named and named[key].shape != shape
     ]
+    unfit = [
+        f"{key} is {str(named[key].dtype).removeprefix('torch.')}"
+        for key in expected
+        if key in named and not (named[key].is_floating_point() and named[key].layout is torch.strided)
+    ]
     problems = [
+        _first("not of floating-point numbers", unfit),
         _first("missing", missing),
         _first("not expected", unknown),
         _first("of another shape", wrong),
     ]
     problems = [problem for problem in problems if problem]
     if problems:
-        raise UserError(f"{source} does not fit the configuration: {'; '.join(problems)}")
+        raise UserError(f"{source} does not fit the configuration: {one_line('; '.join(problems), 1000)}")
     return named
+
+
+def check_finite(tensors: Mapping[str, Tensor], source: str) -> None:
+    """Raises UserError for weights that hold NaN or infinity, with which every result would be NaN."""
+    # one pass without a copy: NaN and infinity stay in the smallest and the largest value
+    broken = [key for key, tensor in tensors.items() if not all(map(_is_finite, tensor.detach().aminmax()))]
+    if broken:
+        raise UserError(f"{source} cannot be used: {_first('with NaN or infinity', broken)}")
 
 
 def initialise_from_dust3r(model: nn.Module, path: Path) -> list[str]:
@@ -164,6 +188,7 @@ def initialise_from_dust3r(model: nn.Module, path: Path) -> list[str]:
     }
     wanted = {key: shape for key, shape in expected.items() if key.startswith("encoder.")}
     chosen = fit(encoder, wanted, str(path))
+    check_finite(chosen, str(path))
     head = {
         key.replace("downstream_head1.", "downstream_head.", 1): tensor
         for key, tensor in tensors.items()
@@ -171,7 +196,9 @@ def initialise_from_dust3r(model: nn.Module, path: Path) -> list[str]:
     }
     wanted = {key: shape for key, shape in expected.items() if key.startswith("downstream_head.")}
     try:
-        chosen |= fit(head, wanted, str(path))
+        fitting = fit(head, wanted, str(path))
+        check_finite(fitting, str(path))
+        chosen |= fitting
     except UserError as error:
         _log.warning("the global head keeps its random start: %s", error)
     model.load_state_dict(chosen, strict=False)
@@ -211,15 +238,15 @@ def _in_directory(directory: Path) -> CheckpointFiles:
 
 def _shards(index: Path) -> tuple[Path, ...]:
     try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        names = sorted(set(weight_map.values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{index} is not an index of shards: {error!r}") from error
-    paths = tuple(index.parent / str(name) for name in names)
-    for path in paths:
-        if path.parent != index.parent or not path.is_file():
-            raise UserError(f"{index} names the shard {path.name}, which is not in {index.parent}")
-    return paths
+        names = sorted(set(read_json(index, _INDEX_BYTES)["weight_map"].values()))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{index} is not an index of shards: {one_line(repr(error))}") from error
+    if not names or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{index} names no shards; get the checkpoint again")
+    for name in names:
+        if Path(name).name != name or "\0" in name or not (index.parent / name).is_file():
+            raise UserError(f"{index} names the shard {name[:60]!r}, which is not in {index.parent}")
+    return tuple(index.parent / name for name in names)
 
 
 def _download(name: str) -> Path:
@@ -252,9 +279,10 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     except ImportError as error:
         raise UserError(f"{path}: install safetensors to read it") from error
     try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is damaged or not a safetensors file: {error}") from error
+        with open_regular(path):  # a pipe would be waited for
+            return load_file(path)
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise UserError(f"{path} is damaged or not a safetensors file: {one_line(error)}") from error
 
 
 def read_pickle(path: Path, advice: str = "", device: torch.device | str = "cpu") -> Any:
@@ -271,10 +299,9 @@ def read_pickle(path: Path, advice: str = "", device: torch.device | str = "cpu"
             file.seek(0)
             return torch.load(file, map_location=device, weights_only=True)
     except Exception as error:  # pickle and zip errors of many kinds; each means the same to the reader
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
             f"{path} is damaged, or holds more than tensors and is refused because it could run code: "
-            f"{one_line(reason)}{'; ' if advice else ''}{advice}"
+            f"{one_line(error, 120)}{'; ' if advice else ''}{advice}"
         ) from error
 
 
@@ -297,6 +324,10 @@ def _prefix(tensors: Mapping[str, Tensor], expected: Mapping[str, torch.Size]) -
             key.removeprefix(prefix) in expected for key in tensors if key.startswith(prefix)
         ),
     )
+
+
+def _is_finite(value: Tensor) -> bool:
+    return bool(value.isfinite())
 
 
 def _first(what: str, keys: list[str], count: int = 3) -> str:

@@ -10,16 +10,21 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from fast3r_ros.errors import UserError
-from fast3r_ros.files import whole_file
+from fast3r_ros.files import one_line, read_json, whole_file
+from fast3r_ros.settings import build, parameter, shown
 
 _log = logging.getLogger(__name__)
 
+_WIDTH, _DEEPEST, _HEADS, _RATIO = (1, 16384), 256, (1, 256), (0.01, 64.0)
+_MOST_WEIGHTS = 20e9  # thirty times the released model's
+_FILE_BYTES = 1 << 20
 PATCH_EMBEDDINGS = ("PatchEmbedDust3R", "ManyAR_PatchEmbed")
 
 
@@ -33,15 +38,15 @@ class EncoderConfig:
     is in the image, a small one trained from nothing does not.
     """
 
-    embed_dim: int = 1024
-    depth: int = 24
-    num_heads: int = 16
-    mlp_ratio: float = 4.0
-    patch_size: int = 16
-    img_size: int = 512
+    embed_dim: int = parameter(1024, range=_WIDTH)
+    depth: int = parameter(24, range=(1, _DEEPEST))
+    num_heads: int = parameter(16, range=_HEADS)
+    mlp_ratio: float = parameter(4.0, range=_RATIO)
+    patch_size: int = parameter(16, range=(16, 16))
+    img_size: int = parameter(512, range=(16, 65536))
     pos_embed: str = "RoPE100"
-    patch_embed_cls: str = "PatchEmbedDust3R"
-    encoder_type: str = "croco"
+    patch_embed_cls: str = parameter("PatchEmbedDust3R", choices=PATCH_EMBEDDINGS)
+    encoder_type: str = parameter("croco", choices=("croco",))
     absolute_positions: bool = False
 
 
@@ -54,15 +59,15 @@ class DecoderConfig:
     missing.
     """
 
-    embed_dim: int = 1024
-    enc_embed_dim: int = 1024
-    depth: int = 24
-    num_heads: int = 16
-    mlp_ratio: float = 4.0
+    embed_dim: int = parameter(1024, range=_WIDTH)
+    enc_embed_dim: int = parameter(1024, range=_WIDTH)
+    depth: int = parameter(24, range=(10, _DEEPEST))  # the heads read four of its blocks
+    num_heads: int = parameter(16, range=_HEADS)
+    mlp_ratio: float = parameter(4.0, range=_RATIO)
     qkv_bias: bool = True
     random_image_idx_embedding: bool = True
     attn_bias_for_inference_enabled: bool = True
-    decoder_type: str = "fast3r"
+    decoder_type: str = parameter("fast3r", choices=("fast3r",))
 
 
 @dataclass(frozen=True)
@@ -73,16 +78,20 @@ class HeadConfig:
     code; they are written only where they differ from the official widths.
     """
 
-    head_type: str = "dpt"
-    output_mode: str = "pts3d"
-    depth_mode: tuple[str, float, float] = ("exp", -math.inf, math.inf)
-    conf_mode: tuple[str, float, float] = ("exp", 1.0, math.inf)
+    head_type: str = parameter("dpt", choices=("dpt",))
+    output_mode: str = parameter("pts3d", choices=("pts3d",))
+    depth_mode: tuple[str, float, float] = parameter(
+        ("exp", -math.inf, math.inf), choices=("exp", "linear", "square"), range=(-math.inf, math.inf)
+    )
+    conf_mode: tuple[str, float, float] = parameter(
+        ("exp", 1.0, math.inf), choices=("exp", "sigmoid"), range=(0.0, math.inf)
+    )
     with_local_head: bool = False
     landscape_only: bool = False
-    patch_size: int = 16
-    dpt_reassemble_dims: tuple[int, int, int, int] = (96, 192, 384, 768)
-    dpt_feature_dim: int = 256
-    dpt_last_dim: int = 128
+    patch_size: int = parameter(16, range=(16, 16))
+    dpt_reassemble_dims: tuple[int, int, int, int] = parameter((96, 192, 384, 768), range=_WIDTH)
+    dpt_feature_dim: int = parameter(256, range=_WIDTH)
+    dpt_last_dim: int = parameter(128, range=_WIDTH)
 
 
 # keys of official files that say nothing about the numbers of a forward pass
@@ -112,6 +121,16 @@ class Fast3RConfig:
         return self.encoder.img_size
 
     @property
+    def weights(self) -> float:
+        """About how many weights the transformers have, and the heads' widest layers."""
+        parts = (self.encoder, self.decoder)
+        blocks = sum((4 + 2 * part.mlp_ratio) * part.embed_dim**2 * part.depth for part in parts)
+        head, width = self.head, self.decoder.embed_dim
+        widest = max(head.dpt_reassemble_dims)
+        heads = 9 * (widest**2 + widest * head.dpt_feature_dim + 14 * head.dpt_feature_dim**2)
+        return blocks + (2 if head.with_local_head else 1) * (heads + 4 * widest * width)
+
+    @property
     def hooks(self) -> tuple[int, int, int, int]:
         """The outputs that the heads read: 0 is the encoder's tokens, k is fusion block k's output."""
         depth = self.decoder.depth
@@ -120,29 +139,27 @@ class Fast3RConfig:
     @classmethod
     def from_dict(cls, content: Mapping[str, Any], source: str = "the configuration") -> Fast3RConfig:
         """Read the content of a `config.json`; `source` names it in errors.  Raises UserError."""
-        missing = [name for name in ("encoder_args", "decoder_args", "head_args") if name not in content]
+        groups = {"encoder": EncoderConfig, "decoder": DecoderConfig, "head": HeadConfig}
+        if not isinstance(content, Mapping):
+            raise UserError(f"{source} is {shown(content)}, expected an object with encoder_args")
+        missing = [f"{name}_args" for name in groups if f"{name}_args" not in content]
         if missing:
             raise UserError(
                 f"{source} has no {', '.join(missing)}; expected the config.json of a Fast3R checkpoint"
             )
-        return cls(
-            encoder=_read_group(EncoderConfig, content["encoder_args"], f"{source}: encoder_args"),
-            decoder=_read_group(DecoderConfig, content["decoder_args"], f"{source}: decoder_args"),
-            head=_read_group(HeadConfig, content["head_args"], f"{source}: head_args"),
-        )
+        values = {
+            name: _read_group(group, content[f"{name}_args"], f"{source}: {name}_args")
+            for name, group in groups.items()
+        }
+        try:
+            return cls(**values)
+        except UserError as error:
+            raise UserError(f"{source}: {error}") from error
 
     @classmethod
     def read(cls, path: Path | str) -> Fast3RConfig:
         """Read a `config.json`.  Raises UserError when it is missing or not what is expected."""
-        try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UserError(f"cannot read {path}: {error.strerror}") from error
-        except ValueError as error:
-            raise UserError(f"{path} is not JSON: {error}") from error
-        if not isinstance(content, dict):
-            raise UserError(f"{path} holds {type(content).__name__}, expected an object with encoder_args")
-        return cls.from_dict(content, str(path))
+        return cls.from_dict(read_json(path, _FILE_BYTES), str(path))
 
     def to_dict(self) -> dict[str, Any]:
         """The content of a `config.json` in the official layout."""
@@ -161,35 +178,12 @@ class Fast3RConfig:
 
 def _read_group(group: type, content: Any, source: str) -> Any:
     if not isinstance(content, Mapping):
-        raise UserError(f"{source} is {content!r}, expected an object")
-    known = {item.name: item for item in fields(group)}
-    unknown = sorted(set(content) - set(known) - _WITHOUT_EFFECT[group])
+        raise UserError(f"{source} is {shown(content)}, expected an object")
+    known = {item.name for item in fields(group)}
+    unknown = [str(key) for key in content if key not in known and key not in _WITHOUT_EFFECT[group]]
     if unknown:
-        _log.warning("%s: the keys %s are not known and have no effect", source, ", ".join(unknown))
-    values = {}
-    for name, item in known.items():
-        if name in content:
-            default = item.default if item.default is not MISSING else None
-            values[name] = _read_value(content[name], default, f"{source}.{name}")
-    return group(**values)
-
-
-def _read_value(value: Any, default: Any, source: str) -> Any:
-    """A JSON value as the type of the field's default; "inf" strings stand for infinities."""
-    if isinstance(default, tuple):
-        if not isinstance(value, (list, tuple)) or len(value) != len(default):
-            raise UserError(f"{source} is {value!r}, expected a list of {len(default)} values")
-        return tuple(_read_value(item, kind, source) for item, kind in zip(value, default, strict=True))
-    if isinstance(default, float) and isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError as error:
-            raise UserError(f"{source} is {value!r}, expected a number") from error
-    if isinstance(default, float) and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
-    if type(value) is not type(default):
-        raise UserError(f"{source} is {value!r}, expected {type(default).__name__}")
-    return value
+        _log.warning("%s: the keys %s are not known and have no effect", source, one_line(", ".join(unknown)))
+    return build(group, {key: value for key, value in content.items() if key in known}, f"{source}.")
 
 
 def _write_group(group: Any) -> dict[str, Any]:
@@ -203,33 +197,27 @@ def _write_group(group: Any) -> dict[str, Any]:
 
 
 def _check(config: Fast3RConfig) -> None:
+    """The rules between several settings."""
     encoder, decoder, head = config.encoder, config.decoder, config.head
+    depth_bounds, least_confidence, most_confidence = head.depth_mode[1:], *head.conf_mode[1:]
     rules = [
-        (encoder.encoder_type == "croco", "encoder_type", encoder.encoder_type, "croco"),
         (
-            encoder.patch_embed_cls in PATCH_EMBEDDINGS,
-            "patch_embed_cls",
-            encoder.patch_embed_cls,
-            PATCH_EMBEDDINGS,
-        ),
-        (
-            encoder.pos_embed.startswith("RoPE"),
+            bool(re.fullmatch("RoPE[1-9][0-9]{0,6}", encoder.pos_embed)),
             "pos_embed",
             encoder.pos_embed,
             "RoPE and its base, as RoPE100",
         ),
-        (encoder.pos_embed[4:].isdigit(), "pos_embed", encoder.pos_embed, "RoPE and its base, as RoPE100"),
         (
             encoder.embed_dim % (4 * encoder.num_heads) == 0,
             "encoder embed_dim",
             encoder.embed_dim,
-            "4 x num_heads x n",
+            f"4 x num_heads x n, with num_heads {encoder.num_heads}",
         ),
         (
             decoder.embed_dim % (2 * decoder.num_heads) == 0,
             "decoder embed_dim",
             decoder.embed_dim,
-            "2 x num_heads x n",
+            f"2 x num_heads x n, with num_heads {decoder.num_heads}",
         ),
         (
             decoder.enc_embed_dim == encoder.embed_dim,
@@ -237,30 +225,10 @@ def _check(config: Fast3RConfig) -> None:
             decoder.enc_embed_dim,
             encoder.embed_dim,
         ),
-        (decoder.decoder_type == "fast3r", "decoder_type", decoder.decoder_type, "fast3r"),
-        (
-            decoder.depth > 9,
-            "decoder depth",
-            decoder.depth,
-            "10 or more, as the heads read four of its blocks",
-        ),
-        (head.head_type == "dpt", "head_type", head.head_type, "dpt"),
-        (head.output_mode == "pts3d", "output_mode", head.output_mode, "pts3d"),
-        (
-            head.patch_size == encoder.patch_size == 16,
-            "patch_size",
-            (head.patch_size, encoder.patch_size),
-            16,
-        ),
-        (
-            head.depth_mode[0] in ("exp", "linear", "square"),
-            "depth_mode",
-            head.depth_mode,
-            "exp, linear, square",
-        ),
-        (head.depth_mode[1:] == (-math.inf, math.inf), "depth_mode", head.depth_mode, "bounds -inf, inf"),
-        (head.conf_mode[0] in ("exp", "sigmoid"), "conf_mode", head.conf_mode, "exp or sigmoid"),
+        (depth_bounds == (-math.inf, math.inf), "depth_mode", head.depth_mode, "bounds -inf, inf"),
+        (least_confidence < most_confidence, "conf_mode", head.conf_mode, "a lower and an upper bound"),
+        (config.weights < _MOST_WEIGHTS, "the number of weights", f"{config.weights:.3g}", "fewer"),
     ]
     for good, name, value, expected in rules:
         if not good:
-            raise UserError(f"{name} is {value!r}, expected {expected}")
+            raise UserError(f"{name} is {shown(value)}, expected {expected}")

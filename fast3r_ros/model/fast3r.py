@@ -82,7 +82,9 @@ class Fast3R(nn.Module):
         with torch.device("meta"):
             model = cls(config or checkpoint.read_config(files))
         tensors = checkpoint.read_weights(files, checkpoint.shapes_of(model))
-        model.load_state_dict({key: tensor.to(device, dtype) for key, tensor in tensors.items()}, assign=True)
+        weights = {key: tensor.to(device, dtype) for key, tensor in tensors.items()}
+        checkpoint.check_finite(weights, str(name))
+        model.load_state_dict(weights, assign=True)
         model.set_attention(attention)
         return model.lay_out_heads().eval()
 

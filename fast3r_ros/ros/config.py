@@ -1,6 +1,6 @@
 """Every parameter of the node that is not the mapper's, once: default, meaning, range.
 
-Same metadata as `fast3r_ros.mapping.config`; `parameters` declares both together.
+Read and checked by `fast3r_ros.settings` as the mapper's; `parameters` declares both together.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ import re
 from dataclasses import dataclass, field, fields
 
 from fast3r_ros.errors import UserError
-from fast3r_ros.mapping.config import MapperConfig, parameter
+from fast3r_ros.mapping.config import MapperConfig
+from fast3r_ros.settings import parameter
 
 CAMERA_NAME = re.compile(r"/?[A-Za-z_][A-Za-z0-9_]*(/[A-Za-z_][A-Za-z0-9_]*)*")  # as topics are named
 
@@ -190,7 +191,7 @@ class NodeConfig:
     tf: TransformConfig = field(default_factory=TransformConfig)
     grid: GridConfig = field(default_factory=GridConfig)
     viewer: ViewerConfig = field(default_factory=ViewerConfig)
-    mapper: MapperConfig = field(default_factory=MapperConfig)
+    mapper: MapperConfig = field(default_factory=MapperConfig, metadata={"inline": True})
 
     def __post_init__(self) -> None:
         if self.tf_mode == "map_to_odom" and self.mapper.scale.source == "none":

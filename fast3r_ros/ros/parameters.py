@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import sys
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import Field, fields, is_dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import Field
 from typing import Any
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
@@ -18,6 +18,7 @@ from rclpy.parameter import Parameter
 
 from fast3r_ros.errors import UserError
 from fast3r_ros.ros.config import NodeConfig
+from fast3r_ros.settings import from_flat, parameter_fields
 
 TYPES = {
     bool: Parameter.Type.BOOL,
@@ -26,20 +27,6 @@ TYPES = {
     str: Parameter.Type.STRING,
     tuple: Parameter.Type.STRING_ARRAY,
 }
-
-
-def parameter_fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Field[Any], Any]]:
-    """(dotted name, dataclass field, value) of every parameter of a configuration, in its order.
-
-    The sections of the mapper carry no prefix: `window.size`, not `mapper.window.size`.
-    """
-    for item in fields(config):
-        value = getattr(config, item.name)
-        if is_dataclass(value):
-            inner = "" if item.name == "mapper" else f"{prefix}{item.name}."
-            yield from parameter_fields(value, inner)
-        else:
-            yield prefix + item.name, item, value
 
 
 def declare(node: Node) -> None:
@@ -93,33 +80,13 @@ def with_changes(config: NodeConfig, changes: Sequence[Parameter]) -> NodeConfig
 
 def config_from_values(values: Mapping[str, Any]) -> NodeConfig:
     """A configuration from dotted names; all must be there.  Raises UserError."""
-    return _build(NodeConfig(), "", values)
-
-
-def _build(default: Any, prefix: str, values: Mapping[str, Any]) -> Any:
-    """A dataclass like `default` with the values of its dotted names, checked."""
-    arguments = {}
-    for item in fields(default):
-        inner = getattr(default, item.name)
-        if is_dataclass(inner):
-            section = "" if item.name == "mapper" else f"{prefix}{item.name}."
-            arguments[item.name] = _build(inner, section, values)
-        else:
-            arguments[item.name] = _checked(prefix + item.name, item, values[prefix + item.name])
-    return type(default)(**arguments)
-
-
-def _checked(name: str, item: Field[Any], value: Any) -> Any:
-    if isinstance(value, (list, tuple)):
-        return tuple(word for word in value if word)
-    choices = item.metadata["choices"]
-    if choices and value not in choices:
-        raise UserError(f"parameter {name} is {value!r}; it must be one of {', '.join(choices)}")
-    bounds = item.metadata["range"]
-    # written so that NaN fails too
-    if bounds and not bounds[0] <= value <= bounds[1]:
-        raise UserError(f"parameter {name} is {value}; it must be between {bounds[0]} and {bounds[1]}")
-    return value
+    given = {  # an empty list has no type in ROS, see `_ros_value`
+        name: [word for word in value if word] if isinstance(value, (list, tuple)) else value
+        for name, value in values.items()
+    }
+    config = from_flat(NodeConfig, given)
+    assert isinstance(config, NodeConfig)
+    return config
 
 
 def refused(error: UserError) -> SetParametersResult:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from fast3r_ros.errors import UserError
 from fast3r_ros.model import Fast3RConfig
+from fast3r_ros.model.attention import ATTENTION_NAMES
+from fast3r_ros.settings import build, parameter, read_yaml
 
-Range = tuple[float, float]
+_COUNT = (0, 2**31 - 1)
+_PIXELS_PER_STEP = 2**31
 
 
 @dataclass(frozen=True)
@@ -29,23 +30,32 @@ class DataConfig:
     painted rooms, see `room_scene`; the rest are plain rooms and corridors.
     """
 
-    width: int = 224
-    height: int = 160
-    horizontal_fov: Range = (60.0, 80.0)
-    camera_height: Range = (0.6, 1.8)
-    pitch: float = 8.0
-    roll: float = 4.0
-    step: Range = (0.02, 0.3)
-    turn: Range = (0.0, 8.0)
-    spread: Range = (0.2, 1.5)
-    angle: Range = (10.0, 60.0)
-    walks: float = 0.6
-    look_arounds: float = 0.1
-    exposure: float = 0.1
-    noise: float = 0.01
-    partial: float = 0.0
-    samples: int = 0
-    painted: float = 0.0
+    width: int = parameter(224, range=(16, 4096))
+    height: int = parameter(160, range=(16, 4096))
+    horizontal_fov: tuple[float, float] = parameter((60.0, 80.0), range=(1, 170))
+    camera_height: tuple[float, float] = parameter((0.6, 1.8), range=(0.01, 100))
+    pitch: float = parameter(8.0, range=(0, 90))
+    roll: float = parameter(4.0, range=(0, 180))
+    step: tuple[float, float] = parameter((0.02, 0.3), range=(0, 100))
+    turn: tuple[float, float] = parameter((0.0, 8.0), range=(0, 180))
+    spread: tuple[float, float] = parameter((0.2, 1.5), range=(0, 100))
+    angle: tuple[float, float] = parameter((10.0, 60.0), range=(0, 180))
+    walks: float = parameter(0.6, range=(0, 1))
+    look_arounds: float = parameter(0.1, range=(0, 1))
+    exposure: float = parameter(0.1, range=(0, 1))
+    noise: float = parameter(0.01, range=(0, 1))
+    partial: float = parameter(0.0, range=(0, 1))
+    samples: int = parameter(0, range=_COUNT)
+    painted: float = parameter(0.0, range=(0, 1))
+
+    def __post_init__(self) -> None:
+        """Raises UserError for what does not go together."""
+        if self.width % 16 or self.height % 16:
+            raise UserError(f"width and height must be multiples of 16, not {self.width} and {self.height}")
+        for name in ("horizontal_fov", "camera_height", "step", "turn", "spread", "angle"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise UserError(f"{name} is [{low:g}, {high:g}]; the smaller value must come first")
 
 
 @dataclass(frozen=True)
@@ -58,8 +68,8 @@ class RecordedConfig:
 
     dataset: str = ""
     root: str = ""
-    share: float = 0.1
-    window: int = 100
+    share: float = parameter(0.1, range=(1e-9, 1))
+    window: int = parameter(100, range=(1, 10**6))
 
 
 @dataclass(frozen=True)
@@ -70,10 +80,10 @@ class Stage:
     that small batches learn more in the same time.
     """
 
-    from_step: int = 0
-    views: tuple[int, ...] = (2,)
-    motion: float = 1.0
-    views_per_step: int = 0
+    from_step: int = parameter(0, range=_COUNT)
+    views: tuple[int, ...] = parameter((2,), range=(1, 1500))
+    motion: float = parameter(1.0, range=(0, 10))
+    views_per_step: int = parameter(0, range=(0, 10**6))
 
 
 @dataclass(frozen=True)
@@ -87,16 +97,16 @@ class OptimizerConfig:
     gradient.
     """
 
-    kind: str = "adamw"
-    learning_rate: float = 1e-4
-    final_learning_rate: float = 1e-6
-    betas: Range = (0.9, 0.95)
-    weight_decay: float = 0.05
+    kind: str = parameter("adamw", choices=("adamw", "muon"))
+    learning_rate: float = parameter(1e-4, range=(0, 10))
+    final_learning_rate: float = parameter(1e-6, range=(0, 10))
+    betas: tuple[float, float] = parameter((0.9, 0.95), range=(0, 1 - 1e-9))
+    weight_decay: float = parameter(0.05, range=(0, 10))
     decay_vectors: bool = True
-    warmup_steps: int = 1000
-    clip: float = 1.0
-    head_rate: float = 1.0
-    ema: float = 0.999
+    warmup_steps: int = parameter(1000, range=_COUNT)
+    clip: float = parameter(1.0, range=(1e-9, math.inf))
+    head_rate: float = parameter(1.0, range=(0, 1000))
+    ema: float = parameter(0.999, range=(0, 1 - 1e-9))
 
 
 @dataclass(frozen=True)
@@ -113,19 +123,19 @@ class RunConfig:
     *_every: steps between logs, checkpoints and evaluations.
     """
 
-    steps: int = 174_000
-    views_per_step: int = 64
-    accumulation: int = 1
-    head_views: int = 0
-    precision: str = "bfloat16"
+    steps: int = parameter(174_000, range=(1, _COUNT[1]))
+    views_per_step: int = parameter(64, range=(1, 10**6))
+    accumulation: int = parameter(1, range=(1, 10**4))
+    head_views: int = parameter(0, range=(0, 1500))
+    precision: str = parameter("bfloat16", choices=("float32", "bfloat16"))
     recompute: bool = False
-    parallel: str = "ddp"
-    attention: str = "auto"
-    matching: float = 0.0
-    log_every: int = 10
-    checkpoint_every: int = 500
-    evaluate_every: int = 1000
-    evaluate_scenes: int = 16
+    parallel: str = parameter("ddp", choices=("ddp", "fsdp", "deepspeed"))
+    attention: str = parameter("auto", choices=ATTENTION_NAMES)
+    matching: float = parameter(0.0, range=(0, 1000))
+    log_every: int = parameter(10, range=(1, _COUNT[1]))
+    checkpoint_every: int = parameter(500, range=(1, _COUNT[1]))
+    evaluate_every: int = parameter(1000, range=(1, _COUNT[1]))
+    evaluate_scenes: int = parameter(16, range=(1, 10**5))
     initial_weights: str = ""
     initial_dust3r: str = ""
 
@@ -140,7 +150,11 @@ class TrainConfig:
     curriculum: tuple[Stage, ...] = (Stage(),)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     run: RunConfig = field(default_factory=RunConfig)
-    seed: int = 0
+    seed: int = parameter(0, range=_COUNT)
+
+    def __post_init__(self) -> None:
+        """Raises UserError for what does not go together."""
+        _check(self)
 
     def views_per_step(self, step: int) -> int:
         """Views in the global batch of a step."""
@@ -153,12 +167,7 @@ class TrainConfig:
 
 def read_config(path: str | Path) -> TrainConfig:
     """Read a training configuration.  Raises UserError naming the file and the key that is wrong."""
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not YAML: {error}") from error
+    content = read_yaml(path)
     if not isinstance(content, dict) or "model" not in content:
         raise UserError(f"{path} has no section `model`; see config/train/demo.yaml")
     return config_from_dict(content, str(path))
@@ -166,86 +175,44 @@ def read_config(path: str | Path) -> TrainConfig:
 
 def config_from_dict(content: dict[str, Any], source: str) -> TrainConfig:
     """The configuration from the YAML's content; `source` names it in errors.  Raises UserError."""
-    unknown = set(content) - {item.name for item in dataclasses.fields(TrainConfig)}
-    if unknown:
-        raise UserError(f"{source} has unknown sections {', '.join(sorted(unknown))}")
-    stages = tuple(_section(Stage, item, source, "curriculum") for item in content.get("curriculum", [{}]))
-    config = TrainConfig(
-        model=Fast3RConfig.from_dict(content["model"], f"{source}: model"),
-        recorded=tuple(
-            _section(RecordedConfig, item, source, "recorded") for item in content.get("recorded", [])
-        ),
-        data=_section(DataConfig, content.get("data", {}), source, "data"),
-        curriculum=stages,
-        optimizer=_section(OptimizerConfig, content.get("optimizer", {}), source, "optimizer"),
-        run=_section(RunConfig, content.get("run", {}), source, "run"),
-        seed=int(content.get("seed", 0)),
-    )
-    _check(config, source)
+    model = Fast3RConfig.from_dict(content["model"], f"{source}: model")
+    config = build(TrainConfig, {**content, "model": model}, f"{source}: ")
+    assert isinstance(config, TrainConfig)
     return config
 
 
-def _section(kind: type, content: Any, source: str, name: str) -> Any:
-    """One dataclass from one YAML section; lists become tuples and numbers take the default's type."""
-    if not isinstance(content, dict):
-        raise UserError(f"{source}: {name} is {content!r}, expected a mapping")
-    defaults = {item.name: getattr(kind(), item.name) for item in dataclasses.fields(kind)}
-    values: dict[str, Any] = {}
-    for key, value in content.items():
-        if key not in defaults:
-            raise UserError(f"{source}: {name}.{key} is not known; known are {', '.join(defaults)}")
-        try:
-            values[key] = _like(value, defaults[key])
-        except (TypeError, ValueError) as error:
-            raise UserError(
-                f"{source}: {name}.{key} is {value!r}, expected a value like {defaults[key]!r}"
-            ) from error
-    return kind(**values)
-
-
-def _like(value: Any, default: Any) -> Any:
-    if isinstance(default, tuple):
-        return tuple(type(default[0])(item) for item in value)
-    if isinstance(default, bool):
-        if not isinstance(value, bool):
-            raise TypeError
-        return value
-    if isinstance(default, int) and int(value) != float(value):
-        raise ValueError
-    return type(default)(value)
-
-
-def _check(config: TrainConfig, source: str) -> None:
-    data, run = config.data, config.run
+def _check(config: TrainConfig) -> None:
+    """The rules between sections."""
+    data, run, optimizer, stages = config.data, config.run, config.optimizer, config.curriculum
+    starts = [stage.from_step for stage in stages]
     rules = [
-        (data.width % 16 == 0 and data.height % 16 == 0, "data.width and height must be multiples of 16"),
-        (config.curriculum[0].from_step == 0, "the first stage of the curriculum must start from_step 0"),
-        (run.precision in ("float32", "bfloat16"), "run.precision must be float32 or bfloat16"),
-        (run.parallel in ("ddp", "fsdp", "deepspeed"), "run.parallel must be ddp, fsdp or deepspeed"),
-        (run.parallel != "fsdp" or not config.optimizer.ema, "optimizer.ema must be 0 for run.parallel fsdp"),
-        (config.optimizer.kind in ("adamw", "muon"), "optimizer.kind must be adamw or muon"),
+        (bool(stages) and starts[0] == 0, "the first stage of the curriculum must start from_step 0"),
+        (starts == sorted(set(starts)), "the stages of the curriculum must start one after the other"),
+        (all(stage.views for stage in stages), "each stage of the curriculum needs views, as [2, 4]"),
+        (data.walks + data.look_arounds <= 1 + 1e-9, "data.walks and look_arounds exceed 1 together"),
+        (run.parallel != "fsdp" or not optimizer.ema, "optimizer.ema must be 0 for run.parallel fsdp"),
         (
-            run.parallel == "ddp" or (config.optimizer.kind == "adamw" and not run.matching),
+            run.parallel == "ddp" or (optimizer.kind == "adamw" and not run.matching),
             "optimizer.kind muon and run.matching need run.parallel ddp",
         ),
         (not (run.matching and run.recompute), "run.matching does not go with run.recompute"),
-        (run.steps > 0 and run.accumulation > 0, "run.steps and run.accumulation must be positive"),
         (
-            sum(item.share for item in config.recorded) <= 1,
+            sum(item.share for item in config.recorded) <= 1 + 1e-9,
             "the shares of recorded datasets exceed 1 together",
         ),
-        (all(item.share > 0 for item in config.recorded), "recorded.share must be greater than 0"),
     ]
-    for stage in config.curriculum:
-        largest = max(stage.views, default=0)
-        rules.append((min(stage.views, default=0) >= 1, "curriculum views must be 1 or more"))
-        rules.append(
+    for stage in stages:
+        views, wanted = stage.views_per_step or run.views_per_step, max(stage.views, default=0)
+        rules += [
             (
-                largest * run.accumulation <= (stage.views_per_step or run.views_per_step),
-                f"views_per_step is {stage.views_per_step or run.views_per_step}, "
-                f"less than {run.accumulation} x {largest} views",
-            )
-        )
+                wanted * run.accumulation <= views,
+                f"views_per_step is {views}, less than {run.accumulation} x {wanted} views",
+            ),
+            (
+                views * data.width * data.height <= _PIXELS_PER_STEP,
+                f"a step of {views} views of {data.width}x{data.height} pixels does not fit into any memory",
+            ),
+        ]
     for good, message in rules:
         if not good:
-            raise UserError(f"{source}: {message}")
+            raise UserError(message)

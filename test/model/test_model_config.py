@@ -111,18 +111,18 @@ def test_any_configuration_survives_its_file(
 @pytest.mark.parametrize(
     ("group", "key", "value", "complaint"),
     [
-        ("encoder_args", "encoder_type", "dino_v2", "encoder_type is 'dino_v2', expected croco"),
+        ("encoder_args", "encoder_type", "dino_v2", "encoder_type is 'dino_v2'; it must be croco"),
         ("encoder_args", "patch_embed_cls", "Other", "patch_embed_cls is 'Other'"),
-        ("encoder_args", "embed_dim", "wide", r"encoder_args\.embed_dim is 'wide', expected int"),
+        ("encoder_args", "embed_dim", "wide", r"encoder_args\.embed_dim is 'wide'; it must be of type int"),
         ("encoder_args", "embed_dim", 1000, "encoder embed_dim is 1000"),
         ("encoder_args", "pos_embed", "cosine", "pos_embed is 'cosine'"),
         ("decoder_args", "decoder_type", "llama", "decoder_type is 'llama'"),
-        ("decoder_args", "depth", 9, "decoder depth is 9, expected 10 or more"),
+        ("decoder_args", "depth", 9, "decoder_args.depth is 9; it must be between 10 and 256"),
         ("decoder_args", "enc_embed_dim", 768, "enc_embed_dim is 768, expected 1024"),
         ("head_args", "depth_mode", ["exp", 0, math.inf], "depth_mode"),
         ("head_args", "depth_mode", "exp", "expected a list of 3"),
-        ("head_args", "conf_mode", ["exp", "low", math.inf], "'low', expected a number"),
-        ("head_args", "head_type", "linear", "head_type is 'linear', expected dpt"),
+        ("head_args", "conf_mode", ["exp", "low", math.inf], "'low'; it must be of type float"),
+        ("head_args", "head_type", "linear", "head_type is 'linear'; it must be dpt"),
     ],
 )
 def test_what_cannot_be_built_is_refused(group: str, key: str, value: Any, complaint: str) -> None:
@@ -134,7 +134,7 @@ def test_what_cannot_be_built_is_refused(group: str, key: str, value: Any, compl
 
 @pytest.mark.parametrize(
     ("text", "complaint"),
-    [("{", "is not JSON"), ("[]", "holds list"), ("{}", "no encoder_args"), (None, "cannot read")],
+    [("{", "is not JSON"), ("[]", "expected an object"), ("{}", "no encoder_args"), (None, "cannot read")],
 )
 def test_a_file_that_is_no_configuration_is_named(tmp_path: Path, text: str | None, complaint: str) -> None:
     if text is not None:

@@ -130,7 +130,7 @@ def test_muon_with_matching_learns_and_resumes_on_the_same_curve(tmp_path: Path)
 @pytest.mark.parametrize(
     ("section", "values", "word"),
     [
-        ("optimizer", {"kind": "sgd"}, "adamw or muon"),
+        ("optimizer", {"kind": "sgd"}, "adamw, muon"),
         ("run", {"parallel": "fsdp"}, "parallel ddp"),
         ("run", {"recompute": True}, "recompute"),
     ],

@@ -326,8 +326,8 @@ def test_weight_decay_is_on_all_parameters_or_on_matrices_only(vectors: bool, of
     [
         ("run", {"stepz": 5}, "run.stepz is not known"),
         ("run", {"steps": "many"}, "run.steps is 'many'"),
-        ("run", {"precision": "float8"}, "precision must be float32 or bfloat16"),
-        ("run", {"parallel": "horovod"}, "parallel must be ddp, fsdp or deepspeed"),
+        ("run", {"precision": "float8"}, "precision is 'float8'; it must be one of float32, bfloat16"),
+        ("run", {"parallel": "horovod"}, "parallel is 'horovod'; it must be one of ddp, fsdp, deepspeed"),
         ("run", {"views_per_step": 2}, "views_per_step is 2"),
         ("data", {"width": 100}, "multiples of 16"),
         ("optimizer", {"betas": 0.9}, "optimizer.betas"),
