@@ -80,7 +80,8 @@ class OutputConfig:
     )
     image_size: str = parameter(
         "input",
-        "size of ~/confidence, ~/confidence_color and ~/depth: input (the camera image's) or network",
+        "size of ~/confidence, ~/confidence_color and ~/depth/image_rect: input (the camera image's) or "
+        "network",
         choices=("input", "network"),
         dynamic=True,
     )

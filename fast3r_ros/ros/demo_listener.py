@@ -71,7 +71,7 @@ class DemoListener(Node):
             (PointCloud2, f"{NODE}/map_cloud", self._on_map, LATCHED),
             (PointCloud2, f"{NODE}/cloud", self._on_cloud, RELIABLE_FEW),
             (Image, f"{NODE}/confidence", self._on_confidence, RELIABLE_FEW),
-            (Image, f"{NODE}/depth", self._on_depth, RELIABLE_FEW),
+            (Image, f"{NODE}/depth/image_rect", self._on_depth, RELIABLE_FEW),
             (TFMessage, "/tf", self._on_transforms, RELIABLE),
         )
         for kind, topic, callback, qos in subscriptions:

@@ -16,9 +16,14 @@ from fast3r_ros.ros.times import stamp_from_ns
 
 
 def counts(by_reason: Mapping[str, int]) -> list[DropCount]:
-    """Reasons and how often, the most frequent first."""
+    """Reasons and how often, the most frequent first.  The mapper's names become words: `no motion`."""
     ordered = sorted(by_reason.items(), key=lambda item: -item[1])
-    return [DropCount(reason=reason, count=count) for reason, count in ordered]
+    return [DropCount(reason=in_words(reason), count=count) for reason, count in ordered]
+
+
+def in_words(reason: str) -> str:
+    """A reason of the mapper (`no_motion`) or of the node (`camera_info of another size`) in words."""
+    return reason if " " in reason else reason.replace("_", " ")
 
 
 def latencies(seconds: Mapping[str, float]) -> list[StageLatency]:

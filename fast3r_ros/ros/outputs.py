@@ -41,7 +41,7 @@ TOPICS: dict[str, tuple[Any, QoSProfile]] = {
     "cloud": (PointCloud2, RELIABLE),
     "confidence": (Image, RELIABLE),
     "confidence_color": (Image, RELIABLE),
-    "depth": (Image, RELIABLE),
+    "depth/image_rect": (Image, RELIABLE),
     "depth/camera_info": (CameraInfo, RELIABLE),
     "odometry": (Odometry, RELIABLE),
     "path": (Path, LATCHED),
@@ -250,11 +250,11 @@ class Outputs:
             if self._somebody("confidence_color"):
                 rgb = confidence_color(confidence, self.config.output.max_confidence)
                 self._send("confidence_color", rgb_to_image(rgb, stamp, frame))
-        if self._somebody("depth", "depth/camera_info"):
+        if self._somebody("depth/image_rect", "depth/camera_info"):
             depth = laid(view.maps.depth_image(), np.nan)
             height, width = depth.shape
             intrinsics = view.intrinsics if network else input_intrinsics(view)
-            self._send("depth", float_to_image(depth, stamp, frame))
+            self._send("depth/image_rect", float_to_image(depth, stamp, frame))
             self._send("depth/camera_info", camera_info(intrinsics, width, height, stamp, frame))
 
     def _publish_map(self, snapshot: MapSnapshot) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -105,7 +106,8 @@ def _add_mapper(message: MappingStatus, mapper: MapperStatus) -> None:
     message.windows = mapper.windows + mapper.windows_rejected
     message.windows_rejected = mapper.windows_rejected
     message.metres, message.scale_source = mapper.metres, mapper.scale_source
-    message.scale_sigma = float(mapper.scale_sigma)
+    if math.isfinite(mapper.scale_sigma):
+        message.scale_sigma = float(mapper.scale_sigma)
     message.map_points, message.map_bytes = mapper.map_points, mapper.map_bytes
     message.submaps, message.loops_closed = mapper.submaps, mapper.loops_closed
     if not message.last_error:

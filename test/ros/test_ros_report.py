@@ -1,5 +1,8 @@
 """Status, diagnostics, the occupancy grid, and images of results: pure functions of what the node knows."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -13,9 +16,11 @@ from fast3r_ros.mapping.view_maps import ViewMaps
 from fast3r_ros.ros.config import GridConfig
 from fast3r_ros.ros.counters import LOST, Counters
 from fast3r_ros.ros.grid import FREE, OCCUPIED, UNKNOWN, occupancy_grid
-from fast3r_ros.ros.messages import camera_info
+from fast3r_ros.ros.messages import camera_info, in_words
 from fast3r_ros.ros.report import CameraReport, Report, diagnostics_message, status_message
 from fast3r_ros.ros.view_images import at_input_size, confidence_color
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def mapper_status(**changes) -> MapperStatus:
@@ -54,10 +59,32 @@ def test_status_accounts_for_every_frame() -> None:
     message = status_message(report, "map")
     assert (message.frames_received, message.frames_used, message.frames_dropped) == (12, 4, 5)
     assert message.frames_waiting == 3
-    assert {drop.reason: drop.count for drop in message.drops} == {"no_motion": 3, "wrong step": 2}
+    assert {drop.reason: drop.count for drop in message.drops} == {"no motion": 3, "wrong step": 2}
     assert (message.windows, message.windows_rejected) == (3, 1)  # of all that were processed
     assert message.metres
     assert message.header.frame_id == "map"
+
+
+@pytest.mark.parametrize("sigma", [float("inf"), float("nan")])
+def test_an_unknown_scale_has_no_uncertainty(sigma: float) -> None:
+    report = Report(2, 1, MappingStatus.MAPPING, mapper=mapper_status(scale_sigma=sigma, metres=False))
+    assert np.isnan(status_message(report, "map").scale_sigma)
+    known = Report(2, 1, MappingStatus.MAPPING, mapper=mapper_status(scale_sigma=0.25))
+    assert status_message(known, "map").scale_sigma == 0.25
+
+
+def test_every_reason_of_a_drop_is_explained_in_words() -> None:
+    """What the mapper and the node count frames under is one vocabulary, and docs/ros.md has all of it."""
+    makers = "drop|dropped|Refused|TimeWentBack|BadImage"
+    counted = re.compile(rf'(?:{makers})\(\s*"([^"]+)"|_dropped\["([^"]+)"\]')
+    judged = re.compile(r'return "(\w+)"')
+    sources = [*(ROOT / "fast3r_ros" / "ros").glob("*.py"), *(ROOT / "fast3r_ros" / "mapping").glob("*.py")]
+    text = "".join(path.read_text() for path in [*sources, ROOT / "fast3r_ros" / "io" / "pixels.py"])
+    reasons = {"".join(groups) for groups in counted.findall(text)}
+    reasons |= set(judged.findall((ROOT / "fast3r_ros" / "mapping" / "keyframes.py").read_text()))
+    assert {"no_motion", "overload", "size changed", "wrong step"} <= reasons
+    page = (ROOT / "docs" / "ros.md").read_text()
+    assert not [reason for reason in reasons if f"`{in_words(reason)}`" not in page]
 
 
 @pytest.mark.parametrize(

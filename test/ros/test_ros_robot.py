@@ -98,7 +98,7 @@ def test_metres_come_from_depth_images_in_a_namespace_with_other_topic_names() -
     topics = {"__ns": "/robot1", "image": "camera/image", "depth": "camera/depth"}
     node = Program([*DOUBLE, "0.0", *arguments(parameters, topics)], domain_id)
     listener = listener_for(domain_id, name)
-    listener.listen(Image, f"{name}/depth")
+    listener.listen(Image, f"{name}/depth/image_rect")
     with running(node):
         robot = Robot(listener, "/robot1/camera", best_effort=True)
         listener.wait_for(f"{name}/status", lambda message: message.state == MappingStatus.WAITING, 60)
@@ -107,7 +107,7 @@ def test_metres_come_from_depth_images_in_a_namespace_with_other_topic_names() -
         time.sleep(1.0)
         metric = [each for each in listener.heard[f"{name}/window"] if each.accepted and each.metres]
         camera = {value.key: value.value for value in listener.newest("/diagnostics").status[0].values}
-        message = listener.heard[f"{name}/depth"][-1]
+        message = listener.heard[f"{name}/depth/image_rect"][-1]
     listener.close()
     assert robot.scale_error(metric[-1]) < 0.05
     assert camera["/robot1/camera/image"] == "best effort, not calibrated"

@@ -150,7 +150,7 @@ def test_lack_of_memory_makes_the_window_smaller() -> None:
             listener.wait_for(f"{NODE}/status", lambda m: m.windows > failed.windows, 60)
         time.sleep(1.0)
         status = listener.newest(f"{NODE}/status")
-    assert {drop.reason: drop.count for drop in status.drops}["window_failed"] > 0
+    assert {drop.reason: drop.count for drop in status.drops}["window failed"] > 0
     assert status.frames_waiting <= status.window_size
     words = "window failed"
     assert any(words in each.status[0].message for each in listener.heard["/diagnostics"])

@@ -68,7 +68,7 @@ def test_confidence_has_stamp_frame_and_size_of_the_input(session: Session) -> N
 def test_depth_is_the_rooms_up_to_scale(session: Session) -> None:
     sequence = demo_sequence(with_depth=True)
     index_of = {sequence.stamp_ns(index): index for index in range(len(sequence))}
-    message = session.walked("depth")[-1]
+    message = session.walked("depth/image_rect")[-1]
     assert (message.encoding, message.header.frame_id) == ("32FC1", "camera_optical_frame")
     depth = np.frombuffer(message.data, np.float32).reshape(240, 320)
     truth = sequence[index_of[ns_from_stamp(message.header.stamp)]].depth
@@ -80,7 +80,7 @@ def test_depth_is_the_rooms_up_to_scale(session: Session) -> None:
 
 def test_depth_camera_info_fits_the_depth(session: Session) -> None:
     info = session.walked("depth/camera_info")[-1]
-    assert stamps([info])[0] in stamps(session.walked("depth"))
+    assert stamps([info])[0] in stamps(session.walked("depth/image_rect"))
     assert (info.width, info.height) == (320, 240)
     truth = demo_sequence().intrinsics
     assert np.allclose(np.reshape(info.k, (3, 3)), truth - [[0, 0, 0.5], [0, 0, 0.5], [0, 0, 0]], atol=0.01)
@@ -89,7 +89,7 @@ def test_depth_camera_info_fits_the_depth(session: Session) -> None:
 def test_cloud_is_in_the_camera_frame_in_front_of_it(session: Session) -> None:
     message = session.walked("cloud")[-1]
     assert message.header.frame_id == "camera_optical_frame"
-    assert ns_from_stamp(message.header.stamp) in stamps(session.walked("depth"))
+    assert ns_from_stamp(message.header.stamp) in stamps(session.walked("depth/image_rect"))
     cloud = message_to_cloud(message)
     assert len(cloud.points) > 1000
     assert (cloud.points[:, 2] > 0).all()

@@ -23,7 +23,7 @@ STREAMS = {
     "cloud": PointCloud2,
     "confidence": Image,
     "confidence_color": Image,
-    "depth": Image,
+    "depth/image_rect": Image,
     "depth/camera_info": CameraInfo,
     "odometry": Odometry,
     "window": WindowEstimate,
