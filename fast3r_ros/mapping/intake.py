@@ -6,11 +6,33 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from fast3r_ros.mapping.config import KeyframeConfig
 from fast3r_ros.mapping.data import Frame
 from fast3r_ros.mapping.keyframes import KeyframeSelector
+
+
+@dataclass(frozen=True)
+class FrameCounts:
+    """What became of frames: received = used + waiting + dropped (reason -> count).  used: as keyframes."""
+
+    received: int = 0
+    used: int = 0
+    dropped: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def waiting(self) -> int:
+        """Frames without a fate so far."""
+        return self.received - self.used - sum(self.dropped.values())
+
+    def since(self, start: FrameCounts) -> FrameCounts:
+        """The fates after `start`, of the frames that waited then and of those that came later."""
+        dropped = Counter(self.dropped)
+        dropped.subtract(start.dropped)
+        received = self.received - start.received + start.waiting
+        return FrameCounts(received, self.used - start.used, {r: n for r, n in dropped.items() if n})
 
 
 @dataclass(frozen=True)
@@ -22,15 +44,16 @@ class Waiting:
 
 
 class FrameIntake:
-    """Selects keyframes and holds at most `capacity` of them; every drop is counted.  Thread-safe."""
+    """Selects keyframes, holds at most `capacity` of them, and counts every frame's fate.  Thread-safe."""
 
     def __init__(self, config: KeyframeConfig, capacity: int) -> None:
         self._lock = threading.Lock()
         self._selector = KeyframeSelector(config)
         self._capacity = capacity
         self._waiting: list[Waiting] = []
-        self._received = 0
+        self._received = self._used = 0
         self._dropped: Counter[str] = Counter()
+        self._start = FrameCounts()  # at the last reset
 
     def offer(self, frame: Frame) -> str:
         """Keep a frame as a waiting keyframe, or return the reason why it was dropped.
@@ -39,8 +62,8 @@ class FrameIntake:
         remains still covers the way.
         """
         with self._lock:
+            reason, motion = self._selector.judge(frame)  # a frame that this fails at was never here
             self._received += 1
-            reason, motion = self._selector.judge(frame)
             if reason:
                 self._dropped[reason] += 1
                 return reason
@@ -63,6 +86,23 @@ class FrameIntake:
         """Count keyframes that were dropped after they were taken."""
         with self._lock:
             self._dropped[reason] += count
+
+    def use(self, count: int) -> None:
+        """Count frames that became keyframes of the map."""
+        with self._lock:
+            self._used += count
+
+    def lose(self, reason: str, kept: int) -> None:
+        """Count as dropped what was taken and has no fate so far, but for `kept` frames."""
+        with self._lock:
+            self._dropped[reason] += self._totals().waiting - len(self._waiting) - kept
+
+    def reset(self, config: KeyframeConfig, capacity: int) -> None:
+        """As `restart`, and nothing waits with the caller either; counts begin again."""
+        self.restart(config, capacity)
+        self.lose("restart", 0)
+        with self._lock:
+            self._start = self._totals()
 
     def restart(self, config: KeyframeConfig, capacity: int) -> None:
         """Forget the waiting keyframes and the stamps seen (counted as `restart`), with new parameters."""
@@ -91,9 +131,17 @@ class FrameIntake:
             return self._waiting[-1].frame if self._waiting else None
 
     def counts(self) -> tuple[int, dict[str, int]]:
-        """(frames received, dropped by reason)."""
+        """(frames received, dropped by reason) since the last reset."""
+        counts = self.totals().since(self._start)
+        return counts.received, dict(counts.dropped)
+
+    def totals(self) -> FrameCounts:
+        """All frames since the beginning, whatever was reset."""
         with self._lock:
-            return self._received, {reason: n for reason, n in self._dropped.items() if n}
+            return self._totals()
+
+    def _totals(self) -> FrameCounts:
+        return FrameCounts(self._received, self._used, {r: n for r, n in self._dropped.items() if n})
 
 
 def without_least_motion(waiting: list[Waiting]) -> list[Waiting]:

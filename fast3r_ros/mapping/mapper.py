@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import wraps
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -23,7 +25,7 @@ from fast3r_ros.mapping.edges import EdgeStore
 from fast3r_ros.mapping.encoding import encode_all
 from fast3r_ros.mapping.fusion import Fusion, fuse_window
 from fast3r_ros.mapping.gravity import extrinsics, known_extrinsics, level_origin
-from fast3r_ros.mapping.intake import FrameIntake
+from fast3r_ros.mapping.intake import FrameCounts, FrameIntake
 from fast3r_ros.mapping.loop_closure import LoopCloser
 from fast3r_ros.mapping.map import Map
 from fast3r_ros.mapping.metric import MetricScale
@@ -35,7 +37,22 @@ from fast3r_ros.mapping.tracking import Knowledge, SubmapStart, Track, submap_st
 from fast3r_ros.mapping.window import SlidingWindow, WindowView
 
 _UNIT_VOXEL = 0.01  # default voxel, as a share of the median depth of the first window
+Result = TypeVar("Result")
 _LOCALIZE_WITH = 8  # retrieved keyframes that a frame is localised against
+
+
+def _every_frame_counted(method: Callable[[Mapper], Result]) -> Callable[[Mapper], Result]:
+    """Frames that a method has taken and lost in an exception are dropped as `window_failed`."""
+
+    @wraps(method)
+    def counted(mapper: Mapper) -> Result:
+        try:
+            return method(mapper)
+        except BaseException:
+            mapper._intake.lose("window_failed", kept=len(mapper._pending))
+            raise
+
+    return counted
 
 
 class Mapper:
@@ -52,11 +69,12 @@ class Mapper:
         self._map_from_first_base: Float64 | None = None
         self._odometry = OdometryBuffer()
         self._loops = LoopCloser(self.config.loop)
+        self._intake = FrameIntake(self.config.keyframes, self._capacity)
         self.reset()
 
     def reset(self) -> None:
         """Forget everything but the cameras' extrinsics, and start anew."""
-        self._intake = FrameIntake(self.config.keyframes, self._capacity)
+        self._intake.reset(self.config.keyframes, self._capacity)
         self._odometry.clear()
         self._loops.shutdown()
         self._loops = LoopCloser(self.config.loop)
@@ -114,6 +132,7 @@ class Mapper:
             needed += max(0, self.config.window.overlap - len(self._pending))
         return self._intake.waiting >= min(needed, self._capacity)
 
+    @_every_frame_counted
     def process_window(self) -> WindowResult | None:
         """Look at the waiting keyframes with known ones; register, fuse, close loops, find the scale.
 
@@ -133,13 +152,9 @@ class Mapper:
             return self._reject(new, None, "fewer than two usable views", clock)
         known = {view.keyframe_id for view in retrieved if view.keyframe_id is not None}
         start = self._submap_start(new[0])
-        try:
-            tracked = track(
-                self._network, views, known, self.map.keyframes, start, self._known, self.config, clock.lap
-            )
-        except Exception:
-            self._lose(new)
-            raise
+        tracked = track(
+            self._network, views, known, self.map.keyframes, start, self._known, self.config, clock.lap
+        )
         if tracked.reason:
             return self._reject(new, tracked, tracked.reason, clock)
         fusion = self._fuse(tracked)
@@ -176,8 +191,9 @@ class Mapper:
         fresh: list[WindowView] = []
         frames = self._intake.take()
         for frame, encoded in zip(frames, encode_all(self._network, frames), strict=True):
-            if isinstance(encoded, UserError):
-                self._last_error = str(encoded)
+            if isinstance(encoded, UserError) or not np.isfinite(encoded.descriptor).all():
+                known = isinstance(encoded, UserError)
+                self._last_error = str(encoded) if known else "the encoder's tokens are not finite"
                 self._intake.drop("unusable")
                 continue
             view = WindowView.of(frame, encoded)
@@ -191,10 +207,6 @@ class Mapper:
         most = self._capacity if self._window.ids else self.config.window.size
         self._intake.drop("not_connected", len(views[:-most]))
         return views[-most:]
-
-    def _lose(self, new: Sequence[WindowView]) -> None:
-        """Count the new views of a window that failed; they hold those that were pending, too."""
-        self._intake.drop("window_failed", len(new))
 
     def _redundant(self, view: WindowView, others: Sequence[WindowView]) -> bool:
         """Whether the tokens of a view are too much alike those of its camera's last keyframe."""
@@ -260,6 +272,7 @@ class Mapper:
         self._pending = [v for v in fusion.left_out if v.stamp_ns > fusion.views[-1].stamp_ns]
         self._intake.drop("not_connected", len(fusion.left_out) - len(self._pending))
         self.map.put(fusion.keyframes)
+        self._intake.use(len(fusion.views))
         fresh = [view.keyframe_id for view in fusion.views if view.keyframe_id is not None]
         for identity in fresh:
             self._loops.index.add(identity, self.map.keyframes[identity].descriptor)
@@ -346,9 +359,9 @@ class Mapper:
             step = odometry_step(self._odometry, self._base_from_camera, recent[-1], waiting)
         return predict(recent, step, waiting)
 
-    def frame_counts(self) -> tuple[int, dict[str, int]]:
-        """(frames received, dropped by reason) up to this moment, also while a window is in work."""
-        return self._intake.counts()
+    def frame_counts(self) -> FrameCounts:
+        """Every frame's fate since the beginning, up to this moment, also while a window is in work."""
+        return self._intake.totals()
 
     def localize(self, frame: Frame) -> PoseEstimate | None:
         """The pose of one frame in the map, which is not changed; None when it is not recognised."""

@@ -9,12 +9,14 @@ from itertools import islice
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn.utils import get_total_norm
 
+from fast3r_ros.geometry.camera_pose import CameraPoses
 from fast3r_ros.geometry.rigid import inverse
 from fast3r_ros.geometry.sim3 import Sim3
-from fast3r_ros.mapping.calibration import FocalLengths, network_focals
+from fast3r_ros.mapping.calibration import FocalLengths, WindowCameras, network_focals
 from fast3r_ros.mapping.config import MapperConfig
-from fast3r_ros.mapping.data import Float64, WindowNetwork
+from fast3r_ros.mapping.data import Float64, Reconstruction, WindowNetwork
 from fast3r_ros.mapping.map import Keyframe
 from fast3r_ros.mapping.placement import (
     RegisteredWindow,
@@ -25,6 +27,7 @@ from fast3r_ros.mapping.points import typical_confidence
 from fast3r_ros.mapping.registration import Registration, ViewErrors, place_views, register
 from fast3r_ros.mapping.window import WindowView, reference_order
 
+_LARGEST = 1e9  # coordinate in the network's unit, of which a room has a few
 Lap = Callable[[str], None]
 
 
@@ -94,6 +97,10 @@ def track(
         ordered = [views[reference]] + [view for i, view in enumerate(views) if i != reference]
         reconstruction = network.reconstruct([view.encoded for view in ordered])
         lap("network")
+        reason = unusable_result(ordered, reconstruction)
+        if reason:
+            best = best or _unplaced(ordered, reconstruction, reason)
+            continue
         focal = network_focals(ordered, reconstruction)
         focals = known.focals.after(ordered, focal)
         cameras = focals.cameras(ordered, focal)
@@ -107,6 +114,42 @@ def track(
             break
     assert best is not None
     return best
+
+
+def unusable_result(views: Sequence[WindowView], result: Reconstruction) -> str:
+    """Why nothing can be made of what the network says about some views, empty if something can."""
+    maps = result.points_global, result.confidence_global, result.points_local, result.confidence_local
+    sizes = [view.encoded.image.shape[:2] for view in views]
+    for each, channels in zip(maps, ((3,), (), (3,), ()), strict=True):
+        if [tuple(tensor.shape) for tensor in each] != [(*size, *channels) for size in sizes]:
+            return "the network's pointmaps are not of the views' sizes"
+    largest = [get_total_norm(list(each), torch.inf) for each in maps]
+    least = [torch.cat([tensor.flatten() for tensor in each]).min() for each in maps[1::2]]
+    depth = torch.cat([points[..., 2].flatten() for points in result.points_local])
+    in_front = (depth > 0.0).float().mean()
+    values = torch.stack([*largest, *least, in_front]).tolist()  # waits for the device once
+    if not np.isfinite(values).all():
+        return "the network's pointmaps or confidences are not finite"
+    if max(values[0], values[2]) > _LARGEST:
+        return f"the network's points are up to {max(values[0], values[2]):.0e} units away"
+    if min(values[4:6]) <= 0.0:
+        return "the network's confidences are not positive"
+    if values[6] < 0.5:
+        return "most of the network's points are behind their cameras"
+    return ""
+
+
+def _unplaced(views: Sequence[WindowView], result: Reconstruction, reason: str) -> Track:
+    """A window that is rejected before any of its views is placed."""
+    count = len(views)
+    nowhere = np.full((count, 4, 4), np.nan)
+    none, unknown = np.zeros(count, bool), np.full(count, np.nan)
+    poses = CameraPoses(
+        nowhere, unknown, np.zeros(count), np.full((count, 6, 6), np.nan), unknown, none, (reason,) * count
+    )
+    cameras = WindowCameras(np.tile(np.eye(3), (count, 1, 1)), none, np.ones(count))
+    window = RegisteredWindow(views, result, poses, cameras, replace(_NOWHERE, reason=reason))
+    return Track(window, None, None, False, none)
 
 
 def _references(views: Sequence[WindowView], retrieved: set[int]) -> list[int]:

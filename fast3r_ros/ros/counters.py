@@ -35,11 +35,11 @@ class Counters:
             self._problems: Counter[str] = Counter()
             self._last_error = ""
 
-    def restart_frames(self) -> None:
-        """Count frames anew; problems and the newest error stay."""
+    def restart(self) -> None:
+        """Forget problems and errors; frames are counted on, as some of them are still on their way."""
         with self._lock:
-            self._received = 0
-            self._drops = Counter()
+            self._problems = Counter()
+            self._last_error = ""
 
     def received(self) -> None:
         """An image message has arrived."""

@@ -12,6 +12,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol
 
 from geometry_msgs.msg import TransformStamped
@@ -27,7 +28,7 @@ from fast3r_ros.io.pixels import BadImage
 from fast3r_ros.mapping.data import Float32, Float64, Frame
 from fast3r_ros.ros.cameras import CameraSubscriptions
 from fast3r_ros.ros.config import NodeConfig
-from fast3r_ros.ros.counters import LOST, Counters
+from fast3r_ros.ros.counters import LOST, Counters, Guard
 from fast3r_ros.ros.images import depth_to_metres
 from fast3r_ros.ros.intake import CameraFacts, Intake, Refused, TimeWentBack
 from fast3r_ros.ros.mailbox import Mailbox
@@ -75,6 +76,7 @@ class Inputs:
     ) -> None:
         self.config = config
         self._node, self._counters, self._group = node, counters, group
+        self._guard = Guard(counters, node.get_logger())
         self._lookup, self._own_frames = lookup, own_frames
         self._sink, self._on_time_back = sink, on_time_back
         self.intakes = {name: Intake(name, config.input.frame_id) for name in config.cameras or ("",)}
@@ -203,17 +205,13 @@ class Inputs:
                 for intake in self.intakes.values():
                     intake.restart()
             for handler, message in small:
-                try:
-                    handler(message)
-                except Exception as error:  # a broken message must not end the thread
-                    self._counters.problem("internal error")
-                    self._report(f"a {type(message).__name__} could not be used: {error!r}")
+                self._guard.run(type(message).__name__, partial(handler, message))
             if image is not None:
                 try:
                     self._take_image(*image)
                 except Exception as error:
                     self._counters.dropped("internal error")
-                    self._report(f"an image could not be used: {error!r}")
+                    self._guard.failed("image", error)
 
     def _take_image(self, name: str, message: Any) -> None:
         """One image to a frame, or to a count of why not."""
@@ -224,7 +222,7 @@ class Inputs:
         except TimeWentBack as error:
             self._counters.dropped(error.reason)
             self._report(f"{error}: a new window starts")
-            self._time_went_back()
+            self._guard.run("time went back", self._time_went_back)
         except (Refused, BadImage) as error:
             self._counters.dropped(error.reason)
             self._report(str(error))

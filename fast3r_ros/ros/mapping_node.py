@@ -28,6 +28,7 @@ from rclpy.timer import Timer
 
 from fast3r_ros.errors import UserError
 from fast3r_ros.mapping.data import WindowNetwork, WindowResult
+from fast3r_ros.mapping.intake import FrameCounts
 from fast3r_ros.mapping.mapper import Mapper
 from fast3r_ros.msg import MappingStatus
 from fast3r_ros.ros import parameters
@@ -81,6 +82,7 @@ class MappingNode(LifecycleNode):
         self._lookup = transform_lookup()
         self._guard = Guard(self._counters, self.get_logger())
         self._session: Session | None = None
+        self._counted = FrameCounts()  # when the map was last emptied or replaced
         self._changing = threading.RLock()  # held while parameters change
         self._state = MappingStatus.UNCONFIGURED
         self._device = ""
@@ -107,7 +109,10 @@ class MappingNode(LifecycleNode):
         group = MutuallyExclusiveCallbackGroup()
 
         def every(seconds: float, action: Callable[[], None], group: CallbackGroup) -> Timer:
-            return self.create_timer(seconds, lambda: self._guard.run("timer", action), group, steady)
+            def tick() -> None:
+                self._guard.run("timer", action)
+
+            return self.create_timer(seconds, tick, group, steady)
 
         self._status_timer = every(1.0 / self.config.output.status_rate, self._publish_status, group)
         self._tf_timer = every(1.0 / self.config.tf.rate, self._tick_transforms, group)
@@ -134,6 +139,7 @@ class MappingNode(LifecycleNode):
 
     def _set_up(self) -> None:
         self._counters.reset()
+        self._counted = FrameCounts()
         config = self.config
         start = time.monotonic()
         mapper = Mapper(self._load_network(config), config.mapper)
@@ -234,7 +240,6 @@ class MappingNode(LifecycleNode):
             for part in (session.inputs, session.mapping, session.outputs):
                 left = None if limit is None else max(0.0, limit - time.monotonic())
                 ended = part.stop(left) and ended
-            self._counters.restart_frames()  # their map is gone
         del session
         gc.collect()
         free_gpu_memory()
@@ -284,10 +289,11 @@ class MappingNode(LifecycleNode):
 
     def _new_map(self) -> None:
         """On the mapping thread: the map was emptied or replaced; what is derived from it starts again."""
-        self._counters.reset()
+        self._counters.restart()
         self._own_frames.forget_others()
         session = self._session
         if session is not None:
+            self._counted, _ = self._frame_counts(session.mapping)
             session.inputs.restart()
             session.outputs.restart()
             session.broadcaster.reset()
@@ -345,15 +351,20 @@ class MappingNode(LifecycleNode):
 
     def _report(self) -> Report:
         session = self._session
-        received, drops, problems, last_error = self._counters.snapshot()
+        counted = self._counted  # read first: what is counted since then is never less
+        frames, own_drops = FrameCounts(), set[str]()
+        if session is not None:
+            total, own_drops = self._frame_counts(session.mapping)
+            frames = total.since(counted)
+        _, _, problems, last_error = self._counters.snapshot()
         p99, longest = self._counters.callback_times()
         now_ns = self.get_clock().now().nanoseconds
         report = Report(
             now_ns=now_ns,
             stamp_ns=now_ns,
             state=self._state,
-            received=received,
-            drops=drops,
+            received=frames.received,
+            drops={reason: n for reason, n in frames.dropped.items() if reason in own_drops},
             problems=problems,
             last_error=last_error,
             window_size=self.config.mapper.window.size,
@@ -366,7 +377,8 @@ class MappingNode(LifecycleNode):
         if session is None:
             return report
         inputs, mapping, outputs = session.inputs, session.mapping, session.outputs
-        mapper_status = replace(mapping.status, dropped=mapping.mapper.frame_counts()[1])
+        dropped = {reason: n for reason, n in frames.dropped.items() if reason not in own_drops}
+        mapper_status = replace(mapping.status, keyframes=frames.used, dropped=dropped)
         allocated, peak = gpu_memory()
         return replace(
             report,
@@ -383,6 +395,12 @@ class MappingNode(LifecycleNode):
             parents=dict(session.broadcaster.parents),
             waiting_for=session.broadcaster.waiting_for,
         )
+
+    def _frame_counts(self, mapping: MappingThread) -> tuple[FrameCounts, set[str]]:
+        """Every frame's fate since the node was configured, and which reasons are the node's own."""
+        mapped = mapping.mapper.frame_counts()  # first: each of its frames has been counted as received
+        received, drops, *_ = self._counters.snapshot()
+        return FrameCounts(received, mapped.used, {**mapped.dropped, **drops}), set(drops)
 
     def _current_state(self, inputs: Inputs) -> int:
         if self._state != MappingStatus.WAITING:

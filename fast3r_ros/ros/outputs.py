@@ -22,7 +22,7 @@ from fast3r_ros.msg import WindowEstimate
 from fast3r_ros.ros.broadcaster import Broadcaster
 from fast3r_ros.ros.clouds import cloud_to_message, view_to_message
 from fast3r_ros.ros.config import NodeConfig
-from fast3r_ros.ros.counters import Counters
+from fast3r_ros.ros.counters import Counters, Guard
 from fast3r_ros.ros.grid import occupancy_grid
 from fast3r_ros.ros.images import float_to_image, rgb_to_image
 from fast3r_ros.ros.intake import CameraFacts
@@ -86,7 +86,8 @@ class Outputs:
         self.newest_ns = 0  # stamp of the newest window
         self.image_age = 0.0
         self.latencies: dict[str, float] = {}
-        self._node, self._counters, self._broadcaster = node, counters, broadcaster
+        self._node, self._broadcaster = node, broadcaster
+        self._guard = Guard(counters, node.get_logger())
         self._facts, self._arrivals = facts, arrivals
         self._viewer, self._after_window = viewer, after_window
         self._publishers = {
@@ -175,12 +176,8 @@ class Outputs:
                 job = self._jobs.get(timeout=WAIT_SECONDS)
             except queue.Empty:
                 continue
-            try:
-                if self.active:
-                    job()
-            except Exception as error:  # a failed message must not end the thread
-                self._counters.error(f"publishing failed: {error!r}")
-                self._node.get_logger().error(f"publishing failed: {error!r}", throttle_duration_sec=5.0)
+            if self.active:
+                self._guard.run("publishing", job)
 
     def _somebody(self, *topics: str) -> bool:
         return self._subscribers(*topics) > 0

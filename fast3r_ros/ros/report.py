@@ -97,7 +97,7 @@ def status_message(report: Report, map_frame: str) -> MappingStatus:
     if report.mapper is not None:
         _add_mapper(message, report.mapper)
     used_or_dropped = message.frames_used + message.frames_dropped
-    message.frames_waiting = max(0, message.frames_received - used_or_dropped)
+    message.frames_waiting = message.frames_received - used_or_dropped
     return message
 
 

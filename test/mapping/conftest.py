@@ -5,6 +5,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "geometry"))
+sys.path.insert(0, str(Path(__file__).parent))
 
 from second_device import other_device  # noqa: F401
 

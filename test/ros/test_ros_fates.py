@@ -1,0 +1,146 @@
+"""Every frame that arrives has a fate, whatever stage fails: received = used + waiting + dropped, always."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("rclpy", reason="ROS is not installed here")
+
+from camera import Camera, faulty_node, ready_listener
+from fast3r_ros.msg import MappingStatus
+from fast3r_ros.srv import LoadMap, SaveMap
+from faulty_node import DISTURBED, FAULTS, switch
+from rcl_interfaces.srv import GetParameters, SetParameters
+from rclpy.parameter import Parameter
+from ros_harness import NODE, Listener, Program, domain, running, wait_until
+from std_srvs.srv import SetBool, Trigger
+
+STATUS = f"{NODE}/status"
+IN_HAND = 20  # frames that may be in the mailbox, in conversion, in a window or waiting for one
+
+
+class Faulty:
+    """A node with faults, a camera, and what its status says."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = folder / "fault"
+        domain_id = domain(41)
+        self.node: Program = faulty_node(
+            domain_id, self._file, map_directory=folder, output__status_rate=30.0
+        )
+        self.listener: Listener = ready_listener(domain_id)
+        self.camera = Camera(self.listener)
+        wait_until(self.camera.connected, 20, "a subscription")
+
+    def switch(self, fault: str) -> None:
+        switch(self._file, fault)
+
+    def status(self) -> MappingStatus:
+        """A status published from now on."""
+        count = len(self.listener.heard[STATUS])
+        wait_until(lambda: len(self.listener.heard[STATUS]) > count + 1, 20, "status messages")
+        return self.listener.newest(STATUS)
+
+    def settled(self) -> MappingStatus:
+        """The status when all images that were sent have been looked at."""
+        last: list[MappingStatus] = [self.status()]
+
+        def quiet() -> bool:
+            before, now = last[0], self.status()
+            last[0] = now
+            same = (before.frames_received, before.frames_used, before.frames_dropped)
+            return same == (now.frames_received, now.frames_used, now.frames_dropped)
+
+        wait_until(quiet, 30, "counts that do not change")
+        return last[0]
+
+    def adds_up(self) -> bool:
+        """Whether every status so far accounts for every frame, and few wait."""
+        return all(
+            m.frames_received == m.frames_used + m.frames_waiting + m.frames_dropped
+            and m.frames_dropped == sum(each.count for each in m.drops)
+            and m.frames_waiting <= IN_HAND
+            for m in self.listener.heard[STATUS]
+        )
+
+
+@pytest.fixture(scope="module")
+def faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Faulty]:
+    faulty = Faulty(tmp_path_factory.mktemp("faults"))
+    with running(faulty.node):
+        yield faulty
+        assert faulty.node.stop()[0] == 0
+    faulty.listener.close()
+
+
+def drops(status: MappingStatus) -> Counter[str]:
+    return Counter({each.reason: each.count for each in status.drops})
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_every_frame_has_a_fate_when_a_stage_fails(faulty: Faulty, fault: str) -> None:
+    faulty.camera.send(6)
+    before = faulty.settled()
+    faulty.switch(fault)
+    faulty.camera.send(12)
+    during = faulty.settled()
+    faulty.switch("")
+    assert during.frames_received >= before.frames_received + 10
+    assert during.last_error
+    if fault in DISTURBED:
+        assert during.windows_rejected > before.windows_rejected
+        assert during.frames_used == before.frames_used
+    elif "publishing" not in fault and fault not in ("handing over", "adapting", "loop"):
+        assert drops(during) - drops(before)
+    windows = during.windows - during.windows_rejected
+    faulty.camera.send(12)
+    faulty.listener.wait_for(STATUS, lambda m: m.windows - m.windows_rejected > windows)
+    assert faulty.adds_up()
+    assert faulty.node.process.poll() is None
+
+
+def test_what_memory_allows_is_kept_when_another_parameter_changes(faulty: Faulty) -> None:
+    """The faults before have made the window smaller; that is what the parameter says."""
+
+    def size() -> int:
+        answer = faulty.listener.call(GetParameters, f"{NODE}/get_parameters", names=["window.size"])
+        return int(answer.values[0].integer_value)
+
+    assert size() == faulty.status().window_size == 4  # stride + overlap
+    change = Parameter("output.max_confidence", value=11.0).to_parameter_msg()
+    answer = faulty.listener.call(SetParameters, f"{NODE}/set_parameters", parameters=[change])
+    assert answer.results[0].successful
+    faulty.camera.send(4)
+    assert size() == faulty.settled().window_size == 4
+    change = Parameter("window.size", value=6).to_parameter_msg()
+    assert faulty.listener.call(SetParameters, f"{NODE}/set_parameters", parameters=[change]).results
+    wait_until(lambda: faulty.status().window_size == 6, 20, "what somebody asked for")
+    assert size() == 6
+
+
+def test_counts_hold_across_services(faulty: Faulty) -> None:
+    """A loaded map's keyframes are no frames that were used; what was on its way is counted on."""
+    for _ in range(3):
+        faulty.camera.send(12, 0.01)
+        assert faulty.listener.call(SaveMap, f"{NODE}/save_map", name="kept").success
+        faulty.camera.send(6, 0.01)
+        assert faulty.listener.call(LoadMap, f"{NODE}/load_map", name="kept").success
+        faulty.camera.send(6, 0.01)
+        assert faulty.listener.call(SetBool, f"{NODE}/pause", data=True).success
+        faulty.camera.send(3, 0.01)
+        assert faulty.listener.call(SetBool, f"{NODE}/pause", data=False).success
+        assert faulty.listener.call(Trigger, f"{NODE}/reset").success
+    assert faulty.adds_up()
+
+
+def test_the_newest_error_is_told(faulty: Faulty) -> None:
+    """One of the node does not hide the mapper's that come later, nor the other way round."""
+    for fault, words in (("conversion", "conversion"), ("points NaN", "finite"), ("network", "decoder")) * 2:
+        faulty.switch(fault)
+        faulty.camera.send(12)
+        faulty.listener.wait_for(STATUS, lambda message, words=words: words in message.last_error)
+    faulty.switch("")
