@@ -6,7 +6,6 @@ them on.
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from collections import OrderedDict, deque
@@ -34,7 +33,8 @@ from fast3r_ros.ros.intake import CameraFacts, Intake, Refused, TimeWentBack
 from fast3r_ros.ros.mailbox import Mailbox
 from fast3r_ros.ros.poses import BadPose, matrix_from_pose
 from fast3r_ros.ros.times import ns_from_stamp
-from fast3r_ros.ros.transforms import OwnFrames, TransformLookup, TransformMissing
+from fast3r_ros.ros.transforms import OwnFrames, TransformLookup
+from fast3r_ros.ros.waiting import Mounts, Ready, WaitingImages
 
 ARRIVALS = 1000  # frames whose time of arrival is remembered
 DEPTHS = 10  # newest depth images that are kept for images to come
@@ -50,10 +50,6 @@ class FrameSink(Protocol):
 
     def add_odometry(self, stamp_ns: int, odom_from_base: Float64) -> None:
         """A pose (4, 4) of the robot's base in its odometry frame, metres."""
-        ...
-
-    def set_extrinsics(self, camera: str, base_from_camera: Float64) -> None:
-        """Where a camera sits on the robot, (4, 4) metres."""
         ...
 
 
@@ -89,7 +85,8 @@ class Inputs:
         self.paused = False
         self.last_image_time: dict[str, float] = {}  # camera -> time.monotonic()
         self.arrivals: OrderedDict[int, float] = OrderedDict()  # stamp of a frame -> time.monotonic()
-        self._placed: set[str] = set()  # cameras whose place on the robot is known
+        self._waiting = WaitingImages(lookup, time.monotonic)
+        self.mounts = Mounts(node.get_logger(), config.frames.base)
         self.facts: dict[str, CameraFacts] = {}  # image frame id -> what is known of its camera
         self._thread = threading.Thread(target=self._run, name="fast3r_conversion", daemon=True)
         self._thread.start()
@@ -144,6 +141,7 @@ class Inputs:
             self._node.destroy_subscription(self._others.pop())
         for _ in range(self._mailbox.clear()):
             self._counters.dropped("not active")
+        self._mailbox.put(self._drop_waiting, "not active")
 
     def adapt(self) -> None:
         """Let every camera follow its publishers; called about twice a second."""
@@ -199,9 +197,10 @@ class Inputs:
 
     def _run(self) -> None:
         while not self._stopping:
-            small, image = self._mailbox.take(timeout=1.0)
+            small, image = self._mailbox.take(timeout=max(0.0, min(1.0, self._waiting.seconds_left())))
             if self._restart:
                 self._restart = False
+                self._drop_waiting("restart")
                 for intake in self.intakes.values():
                     intake.restart()
             for handler, message in small:
@@ -212,6 +211,7 @@ class Inputs:
                 except Exception as error:
                     self._counters.dropped("internal error")
                     self._guard.failed("image", error)
+            self._guard.run("images that waited for transforms", self._hand_on)
 
     def _take_image(self, name: str, message: Any) -> None:
         """One image to a frame, or to a count of why not."""
@@ -227,15 +227,35 @@ class Inputs:
             self._counters.dropped(error.reason)
             self._report(str(error))
         else:
-            if self.config.input.odometry == "tf":
-                self._odometry_from_tf(frame.stamp_ns)
             size = (frame.image.shape[1], frame.image.shape[0])
             self.facts[frame.camera] = CameraFacts(size, intake.calibrated, name)
-            self.arrivals[frame.stamp_ns] = arrived
-            if len(self.arrivals) > ARRIVALS:
-                self.arrivals.popitem(last=False)
-            self._find_extrinsics(frame.camera)
-            self._sink.add_frame(replace(frame, depth=self._depth_of(name, frame)))
+            self._waiting.add(frame, arrived)
+
+    def _hand_on(self) -> None:
+        """Give the mapper the images that need not wait for transforms any more, with these."""
+        for stamp_ns, odom_from_base in self._waiting.late_odometry(self.config):
+            self._sink.add_odometry(stamp_ns, odom_from_base)
+        for ready in self._waiting.release(self.config):
+            if not self._guard.run("image with its transforms", partial(self._hand_on_one, ready)):
+                self._counters.dropped("internal error")
+
+    def _hand_on_one(self, ready: Ready) -> None:
+        frame = ready.frame
+        self.mounts.seen(frame)
+        if ready.odom_from_base is not None:
+            self._sink.add_odometry(frame.stamp_ns, ready.odom_from_base)
+        elif self.config.input.odometry == "tf":
+            self._counters.problem("no odometry on TF")
+            self._report(f"an image waited in vain for {ready.missing[-1]}")
+        self.arrivals[frame.stamp_ns] = ready.arrived
+        if len(self.arrivals) > ARRIVALS:
+            self.arrivals.popitem(last=False)
+        depth = self._depth_of(self.facts[frame.camera].name, frame)
+        self._sink.add_frame(replace(frame, depth=depth))
+
+    def _drop_waiting(self, reason: str) -> None:
+        for _ in range(self._waiting.clear()):
+            self._counters.dropped(reason)
 
     def clock_went_back(self) -> None:
         """Tell the conversion thread that the clock jumped back."""
@@ -243,6 +263,7 @@ class Inputs:
 
     def _time_went_back(self) -> None:
         """Forget what belongs to the time before."""
+        self._drop_waiting("time went back")
         self._lookup.clear()
         for intake in self.intakes.values():
             intake.restart()
@@ -264,16 +285,6 @@ class Inputs:
         else:
             self._sink.add_odometry(ns_from_stamp(message.header.stamp), odom_from_base)
 
-    def _odometry_from_tf(self, stamp_ns: int) -> None:
-        frames = self.config.frames
-        try:
-            odom_from_base = self._lookup.lookup(frames.odom, frames.base, stamp_ns)
-        except TransformMissing as error:
-            self._counters.problem("no odometry on TF")
-            self._report(str(error))
-        else:
-            self._sink.add_odometry(stamp_ns, odom_from_base)
-
     def _depth_of(self, name: str, frame: Frame) -> Float32 | None:
         """The depth image nearest in time, None when there is none of the image's size."""
         near = min(
@@ -294,15 +305,6 @@ class Inputs:
             self._report(f"depth of {depth.shape[::-1]} pixels for an image of {frame.image.shape[1::-1]}")
             return None
         return self.intakes[name].depth(depth)
-
-    def _find_extrinsics(self, camera: str) -> None:
-        """Look up where the camera sits on the robot, until TF says so."""
-        if camera in self._placed:
-            return
-        with contextlib.suppress(TransformMissing):
-            base_from_camera = self._lookup.lookup(self.config.frames.base, camera, None)
-            self._placed.add(camera)
-            self._sink.set_extrinsics(camera, base_from_camera)
 
     def _take_tf(self, message: TFMessage) -> None:
         for transform in message.transforms:

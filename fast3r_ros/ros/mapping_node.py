@@ -394,6 +394,8 @@ class MappingNode(LifecycleNode):
             cameras=[_camera_report(camera, inputs) for camera in inputs.cameras],
             parents=dict(session.broadcaster.parents),
             waiting_for=session.broadcaster.waiting_for,
+            assumed=dict(inputs.mounts.assumed),
+            wrong_frames=dict(inputs.mounts.wrong),
         )
 
     def _frame_counts(self, mapping: MappingThread) -> tuple[FrameCounts, set[str]]:

@@ -73,10 +73,6 @@ class MappingThread:
         """Hand a metric pose on to the mapper."""
         self.mapper.add_odometry(stamp_ns, odom_from_base)
 
-    def set_extrinsics(self, camera: str, base_from_camera: Float64) -> None:
-        """Tell the mapper where a camera sits on the robot."""
-        self.request(lambda mapper: mapper.set_extrinsics(camera, base_from_camera))
-
     def set_running(self, running: bool) -> None:
         """Whether windows are processed; requests are always answered."""
         with self._wake:

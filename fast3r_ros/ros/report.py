@@ -48,7 +48,8 @@ class Report:
     drops and problems: reason -> count, without the mapper's own drops.  parents: our frame -> another's.
 
     waiting_for: why no transform is broadcast, "" when one is.  seconds everywhere; callback times as in
-    Counters.callback_times.  now_ns: the node's clock; stamp_ns: of the newest image used, or now.
+    Counters.callback_times.  now_ns: the node's clock; stamp_ns: of the newest image used, or now.  assumed,
+    wrong_frames: see `waiting.Mounts`.
     """
 
     now_ns: int
@@ -73,6 +74,8 @@ class Report:
     timeout: float = 3.0
     parents: Mapping[str, str] = field(default_factory=dict)
     waiting_for: str = ""
+    assumed: Mapping[str, str] = field(default_factory=dict)
+    wrong_frames: Mapping[str, str] = field(default_factory=dict)
 
 
 def status_message(report: Report, map_frame: str) -> MappingStatus:
@@ -213,8 +216,11 @@ def _transform_status(report: Report, name: str) -> DiagnosticStatus:
     ]
     if report.waiting_for:
         found.append((DiagnosticStatus.WARN, report.waiting_for))
+    found += [(DiagnosticStatus.WARN, text) for text in report.wrong_frames.values()]
+    if report.mapper is not None and report.mapper.scale_source == "odometry":
+        found += [(DiagnosticStatus.WARN, text) for text in report.assumed.values()]
     level, text = _worst(found, "transforms are broadcast")
-    return _status(f"{name}: transforms", level, text, {})
+    return _status(f"{name}: transforms", level, text, {**report.assumed, **report.wrong_frames})
 
 
 def _status(name: str, level: bytes, text: str, values: Mapping[str, object]) -> DiagnosticStatus:

@@ -24,6 +24,10 @@ class TransformMissing(LookupError):
     """There is no such transform at that time; the message says what is missing."""
 
 
+class TransformLate(TransformMissing):
+    """The frames are connected, but not at that time; that may come yet."""
+
+
 class TransformLookup(Protocol):
     """Remembers transforms of /tf and /tf_static and answers questions about them, from any thread."""
 
@@ -34,7 +38,7 @@ class TransformLookup(Protocol):
     def lookup(self, target: str, source: str, stamp_ns: int | None) -> Float64:
         """(4, 4) `target_from_source` at a time, None: the newest for which all of the chain is known.
 
-        Raises TransformMissing.
+        Raises TransformMissing, and TransformLate where waiting may help.
         """
         ...
 
@@ -68,7 +72,8 @@ class Tf2Lookup:
         try:
             found = self._buffer.lookup_transform(target, source, time)
         except TF2_ROS.TransformException as error:  # type: ignore[union-attr]
-            raise TransformMissing(str(error)) from error
+            late = isinstance(error, TF2_ROS.ExtrapolationException)  # type: ignore[union-attr]
+            raise (TransformLate if late else TransformMissing)(str(error)) from error
         return matrix_from_transform(found.transform)
 
     def clear(self) -> None:
@@ -108,7 +113,8 @@ class _Edge:
             late = stamp_ns > self.stamps[-1]
             gap = (stamp_ns - self.stamps[-1] if late else self.stamps[0] - stamp_ns) / NS
             word = "newest" if late else "oldest"
-            raise TransformMissing(f"the {word} transform {self.parent} -> {child} is {gap:.3f} s off")
+            kind = TransformLate if late else TransformMissing
+            raise kind(f"the {word} transform {self.parent} -> {child} is {gap:.3f} s off")
         place = bisect.bisect_left(self.stamps, stamp_ns)
         if self.stamps[place] == stamp_ns:
             return self.matrices[place]

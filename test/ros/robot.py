@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from functools import lru_cache
 
 import numpy as np
@@ -36,6 +37,11 @@ def listener_for(domain_id: int, node: str = NODE) -> Listener:
     return listener
 
 
+def latched() -> QoSProfile:
+    """As /tf_static is published."""
+    return QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+
+
 @lru_cache(maxsize=1)
 def frames() -> tuple[Frame, ...]:
     """The walk with its depth images, rendered once."""
@@ -46,7 +52,7 @@ class Robot:
     """Publishes the walk as a robot would: images, odometry in metres, odom -> base_link -> camera on TF.
 
     prefix: of the topics of camera and odometry.  best_effort: as most camera drivers publish.  odom, base:
-    its frames.
+    its frames.  pans: the camera sits on a head that turns from side to side.
     """
 
     def __init__(
@@ -56,44 +62,67 @@ class Robot:
         best_effort: bool = False,
         odom: str = "odom",
         base: str = "base_link",
+        pans: bool = False,
     ) -> None:
-        self._odom, self._base = odom, base
+        self._odom, self._base, self.pans = odom, base, pans
         self._sequence = demo_sequence()
         node = listener.node
         reliability = ReliabilityPolicy.BEST_EFFORT if best_effort else ReliabilityPolicy.RELIABLE
         qos = QoSProfile(depth=30, reliability=reliability)
-        latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
         self.images = node.create_publisher(Image, f"{prefix}/image", qos)
         self._depth = node.create_publisher(Image, f"{prefix}/depth", qos)
         self._odometry = node.create_publisher(Odometry, f"{prefix}/odometry", qos)
         self._tf = node.create_publisher(TFMessage, "/tf", 100)
-        self._tf_static = node.create_publisher(TFMessage, "/tf_static", latched)
+        self._tf_static = node.create_publisher(TFMessage, "/tf_static", latched())
         self.base_from_camera = optical_pose_from_body(np.eye(4))
         self.base_from_camera[:3, 3] = (0.2, 0.05, 0.4)
         # odometry starts somewhere else and turned
         self._odom_from_world = np.eye(4)
         self._odom_from_world[:3, :3] = Rotation.from_euler("z", 0.7).as_matrix()
         self._odom_from_world[:3, 3] = (3.0, -2.0, 0.0)
-        static = stamped_transform(self.base_from_camera, base, CAMERA, 0)
-        self._tf_static.publish(TFMessage(transforms=[static]))
+        if not pans:
+            static = stamped_transform(self.base_from_camera, base, CAMERA, 0)
+            self._tf_static.publish(TFMessage(transforms=[static]))
+
+    def base_from_camera_at(self, index: int) -> np.ndarray:
+        head = np.eye(4)
+        head[:3, :3] = Rotation.from_euler("z", 0.6 * np.sin(index / 8) * self.pans).as_matrix()
+        return head @ self.base_from_camera
 
     def odom_from_base(self, index: int) -> np.ndarray:
-        world_from_base = self._sequence.world_from_camera[index] @ rigid_inverse(self.base_from_camera)
+        base_from_camera = self.base_from_camera_at(index)
+        world_from_base = self._sequence.world_from_camera[index] @ rigid_inverse(base_from_camera)
         return self._odom_from_world @ world_from_base
 
     def index_at(self, stamp_ns: int) -> int:
         return round((stamp_ns - self._sequence.start_ns) * self._sequence.rate / 1e9)
 
-    def drive(self, rate_hz: float, *, tf: bool = False, odometry: bool = False, depth: bool = False) -> None:
-        """The whole walk.  tf, odometry, depth: what is published beside the images."""
+    def drive(
+        self,
+        rate_hz: float,
+        *,
+        tf: bool = False,
+        odometry: bool = False,
+        depth: bool = False,
+        late: float = 0.0,
+    ) -> None:
+        """The whole walk.  tf, odometry, depth: what is published beside the images.  late: seconds by which
+        transforms come after their image.
+        """
+        behind: deque[tuple[float, TFMessage]] = deque()
         wait_until(lambda: self.images.get_subscription_count() > 0, 10, "the node's subscription")
         time.sleep(1.0)  # until it is as reliable as the images are
         for index, frame in enumerate(frames()):
             start = time.monotonic()
             moved = self.odom_from_base(index)
             if tf:
-                transform = stamped_transform(moved, self._odom, self._base, frame.stamp_ns)
-                self._tf.publish(TFMessage(transforms=[transform]))
+                transforms = [stamped_transform(moved, self._odom, self._base, frame.stamp_ns)]
+                if self.pans:
+                    mount = self.base_from_camera_at(index)
+                    transforms.append(stamped_transform(mount, self._base, CAMERA, frame.stamp_ns))
+                behind.append((start + late, TFMessage(transforms=transforms)))
+            while behind and behind[0][0] <= start:
+                self._tf.publish(behind.popleft()[1])
             if odometry:
                 self._odometry.publish(
                     odometry_message(moved, np.eye(6) * 1e-4, self._odom, self._base, frame.stamp_ns)
@@ -102,6 +131,8 @@ class Robot:
                 self._depth.publish(depth_in_millimetres(frame))
             self.images.publish(rgb_to_image(frame.image, frame.stamp_ns, CAMERA))
             time.sleep(max(0.0, 1 / rate_hz - (time.monotonic() - start)))
+        for _, message in behind:
+            self._tf.publish(message)
 
     def broadcast(self, parent: str, child: str) -> None:
         self._tf.publish(TFMessage(transforms=[stamped_transform(np.eye(4), parent, child, 0)]))

@@ -10,14 +10,16 @@ import pytest
 pytest.importorskip("rclpy", reason="ROS is not installed here")
 
 from fast3r_ros.msg import MappingStatus
-from robot import CAMERA, Robot, frames, listener_for, transforms_to
+from robot import CAMERA, Robot, frames, latched, listener_for, transforms_to
 from ros_harness import DOUBLE, NODE, Program, arguments, domain, running, wait_until
 from sensor_msgs.msg import Image
+from tf2_msgs.msg import TFMessage
 
-from fast3r_ros.ros.poses import matrix_from_pose, matrix_from_transform
+from fast3r_ros.ros.images import rgb_to_image
+from fast3r_ros.ros.poses import matrix_from_pose, matrix_from_transform, rigid_inverse, stamped_transform
 from fast3r_ros.ros.times import ns_from_stamp
 
-QUICK = {"output.status_rate": 5.0, "window.stride": 2, "scale.accept_sigma": 0.05}  # the walk is short
+QUICK = {"output.status_rate": 5.0, "window.stride": 2}  # the walk is short
 
 
 def test_map_to_odom_composes_to_the_estimated_camera() -> None:
@@ -72,23 +74,68 @@ def test_map_to_odom_composes_to_the_estimated_camera() -> None:
     assert "Traceback" not in node.output()
 
 
-def test_metres_come_from_odometry_on_tf() -> None:
+def test_metres_come_from_odometry_on_tf_that_is_late_while_the_camera_pans() -> None:
     domain_id = domain(13)
     parameters = {"scale.source": "odometry", "input.odometry": "tf", **QUICK}
     node = Program([*DOUBLE, "0.0", *arguments(parameters)], domain_id)
     listener = listener_for(domain_id)
     with running(node):
-        robot = Robot(listener)
+        robot = Robot(listener, pans=True)
         listener.wait_for(f"{NODE}/status", lambda message: message.state == MappingStatus.WAITING, 60)
         assert listener.node.count_subscribers("/odometry") == 0
-        robot.drive(rate_hz=12, tf=True)
+        robot.drive(rate_hz=12, tf=True, late=0.3)
         status = listener.wait_for(f"{NODE}/status", lambda message: message.metres, 20)
         assert status.scale_source == "odometry"
         time.sleep(1.0)
         metric = [each for each in listener.heard[f"{NODE}/window"] if each.accepted and each.metres]
+        status = listener.newest(f"{NODE}/status")
     listener.close()
     assert robot.scale_error(metric[-1]) < 0.05
+    assert not [problem for problem in status.problems if "TF" in problem.reason]
+    waiting = status.frames_received - status.frames_used - status.frames_dropped
+    assert status.frames_received == len(frames())
+    assert 0 <= waiting < 8  # of every other image the fate is known
+    assert 0.0 < status.scale_sigma < 0.05
+    # the map begins at the base's first pose, and map -> odom says so
+    view = metric[-1].views[-1]
+    index = robot.index_at(ns_from_stamp(view.header.stamp))
+    map_from_base = matrix_from_pose(view.pose.pose) @ rigid_inverse(robot.base_from_camera_at(index))
+    true = rigid_inverse(robot.odom_from_base(0)) @ robot.odom_from_base(index)
+    assert np.abs(map_from_base[:3, 3] - true[:3, 3]).max() < 0.15
     assert "Traceback" not in node.output()
+
+
+def test_a_frame_that_is_not_optical_and_a_camera_that_is_not_on_the_robot_are_told() -> None:
+    domain_id = domain(15)
+    parameters = {"scale.source": "odometry", "cameras": '["front", "rear"]', **QUICK}
+    node = Program([*DOUBLE, "0.0", *arguments(parameters)], domain_id)
+    listener = listener_for(domain_id)
+    with running(node):
+        listener.wait_for(f"{NODE}/status", lambda message: message.state == MappingStatus.WAITING, 60)
+        tf = listener.node.create_publisher(TFMessage, "/tf_static", latched())
+        wait_until(lambda: tf.get_subscription_count() > 0, 10, "the node's subscription")
+        tf.publish(TFMessage(transforms=[stamped_transform(np.eye(4), "base_link", "camera_link", 0)]))
+        cameras = {"front": "camera_link", "rear": "usb_cam"}
+        images = {name: listener.node.create_publisher(Image, f"/{name}/image", 10) for name in cameras}
+        wait_until(lambda: all(p.get_subscription_count() for p in images.values()), 10, "subscriptions")
+
+        def told() -> bool:
+            stamp_ns = listener.node.get_clock().now().nanoseconds
+            for name, frame in cameras.items():
+                images[name].publish(rgb_to_image(frames()[0].image, stamp_ns, frame))
+            time.sleep(0.2)
+            text = listener.newest("/diagnostics").status[2].message
+            return "camera_link does not look like an optical frame" in text and (
+                "base_link -> usb_cam is not on TF: the camera is taken to look ahead, level" in text
+            )
+
+        listener.wait_for("/diagnostics", lambda message: len(message.status) > 2, 10)
+        wait_until(told, 20, "both warnings")
+    listener.close()
+    output = node.output()
+    assert output.count("camera_link does not look like an optical frame") == 1
+    assert output.count("usb_cam is not on TF") == 1
+    assert "Traceback" not in output
 
 
 def test_metres_come_from_depth_images_in_a_namespace_with_other_topic_names() -> None:
