@@ -200,7 +200,7 @@ class Inputs:
             small, image = self._mailbox.take(timeout=max(0.0, min(1.0, self._waiting.seconds_left())))
             if self._restart:
                 self._restart = False
-                self._drop_waiting("restart")
+                self._drop_waiting("waited for transforms at a reset")
                 for intake in self.intakes.values():
                     intake.restart()
             for handler, message in small:

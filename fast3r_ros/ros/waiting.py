@@ -97,7 +97,6 @@ class WaitingImages:
         count = len(self._waiting)
         self._waiting.clear()
         self._late.clear()
-        self._in_vain.clear()
         self._bytes = 0
         return count
 
