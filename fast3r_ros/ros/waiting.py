@@ -39,6 +39,7 @@ class WaitingImages:
     """Keeps frames in order until TF gives base -> camera and, where it is wanted, odom -> base at their
     stamps, for `WAIT_SECONDS` at most.
 
+    A camera that does not hang on the base at all is waited for only where the configuration needs the base.
     What `PATIENCE` images have waited for in vain is not waited for any more, until it comes again.  now:
     monotonic seconds.
     """
@@ -116,7 +117,8 @@ class WaitingImages:
                 found.append(self._lookup.lookup(target, source, frame.stamp_ns))
                 self._in_vain.pop(source, None)
             except TransformMissing as error:
-                if not final and self._in_vain.get(source, 0) < PATIENCE:
+                to_come = isinstance(error, TransformLate) or _needs_base(config)
+                if to_come and not final and self._in_vain.get(source, 0) < PATIENCE:
                     return None
                 found.append(None)
                 missing.append(f"{target} -> {source}: {error}")
@@ -125,6 +127,12 @@ class WaitingImages:
         found.append(None)
         placed = replace(frame, base_from_camera=found[0])
         return Ready(placed, 0.0, found[1], tuple(missing))
+
+
+def _needs_base(config: NodeConfig) -> bool:
+    """Whether the cameras' places on the robot are needed, so that they can be expected to be on TF."""
+    by_base = config.mapper.scale.source in ("odometry", "rig") or config.tf_mode in ("base", "map_to_odom")
+    return by_base or config.input.odometry == "tf"
 
 
 class Mounts:

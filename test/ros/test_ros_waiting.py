@@ -94,6 +94,18 @@ def test_odometry_that_comes_after_its_image_had_to_go_is_handed_on_all_the_same
     assert robot.waiting.late_odometry(BY_TF) == []
 
 
+def test_a_camera_that_is_alone_on_tf_is_not_waited_for_unless_the_base_is_needed() -> None:
+    robot = Robot()
+    robot.image(100)
+    assert robot.released(NodeConfig()) == [100]
+    robot.image(200)
+    assert robot.released(BY_TF) == []
+    robot.mount(BODY_FROM_OPTICAL)
+    robot.odometry(100, 0.0)
+    robot.odometry(300, 0.0)
+    assert robot.released(BY_TF) == [200]
+
+
 def test_what_was_waited_for_in_vain_delays_nothing_until_it_comes_again() -> None:
     robot = Robot()
     robot.mount(BODY_FROM_OPTICAL)
