@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,6 +65,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--walk-frames", type=int, default=200, help="frames per sequence for the mapper")
     parser.add_argument("--size", type=int, help="longer side at the network in pixels (default: model's)")
+    parser.add_argument(
+        "--peer",
+        choices=("colmap",),
+        help="also run this program on the same frames (needs pycolmap), a row of its own in the tables "
+        "pose, trajectory and mapper",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of drawn image indices")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: %(default)s)")
     parser.add_argument(
@@ -100,13 +105,18 @@ def run(arguments: argparse.Namespace) -> int:
             "accelerate": str(acceleration),
             "cloud_points": arguments.cloud_points,
         },
-        "tables": _offline(arguments, sequences, model, size) | _mapped(arguments, walks, model, size),
+        "problems": [],
     }
+    problems: list[str] = report["problems"]
+    report["tables"] = _offline(arguments, sequences, model, size, problems)
+    report["tables"] |= _mapped(arguments, walks, model, size, problems)
+    if problems and not any(table["mean"] for table in report["tables"].values()):
+        raise UserError(problems[0])
     print(tables.markdown(report))
     if arguments.output:
         for path in tables.write(report, arguments.output):
             print(path)
-    return 0
+    return 1 if problems else 0
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -117,8 +127,6 @@ def _check(arguments: argparse.Namespace) -> None:
             raise UserError(f"--{name.replace('_', '-')} is {smallest}, it must be 1 or more")
     if arguments.same_frames and len(set(arguments.views)) < 2:
         raise UserError("--same-frames compares numbers of views; give several, such as --views 2 4 8")
-    if importlib.util.find_spec("evo") is None:
-        raise UserError("evaluation needs the package evo; install fast3r_ros with its extra `train`")
     if arguments.dataset != SYNTHETIC and arguments.data_root is None:
         raise UserError(f"--data-root is missing; give the folder of the {arguments.dataset} dataset")
 
@@ -143,7 +151,11 @@ def _sequences(arguments: argparse.Namespace) -> tuple[list[PosedSequence], list
 
 
 def _offline(
-    arguments: argparse.Namespace, sequences: list[PosedSequence], model: Fast3R, size: int
+    arguments: argparse.Namespace,
+    sequences: list[PosedSequence],
+    model: Fast3R,
+    size: int,
+    problems: list[str],
 ) -> dict[str, Any]:
     from functools import partial
 
@@ -166,6 +178,8 @@ def _offline(
             max_points=arguments.cloud_points,
             same_frames=arguments.same_frames,
             on_scene=bar.update,
+            problems=problems,
+            peer=arguments.peer,
         )
     return {
         table: {"mean": runner.average(scenes, runner.SETTING), "scenes": scenes}
@@ -174,18 +188,29 @@ def _offline(
 
 
 def _mapped(
-    arguments: argparse.Namespace, walks: list[PosedSequence], model: Fast3R, size: int
+    arguments: argparse.Namespace,
+    walks: list[PosedSequence],
+    model: Fast3R,
+    size: int,
+    problems: list[str],
 ) -> dict[str, Any]:
     if "mapper" not in arguments.tables:
         return {}
     from tqdm import tqdm
 
-    from fast3r_ros.evaluation.mapped import score_mapper
-    from fast3r_ros.evaluation.runner import average
+    from fast3r_ros.evaluation.mapped import score_mapper, score_peer
+    from fast3r_ros.evaluation.runner import average, noted
     from fast3r_ros.mapping.network import Fast3RNetwork
 
     network = Fast3RNetwork(model, size)
     total = sum(len(walk.frames) for walk in walks)
     with tqdm(total=total, unit="frame", desc="mapper", disable=None) as bar:
-        rows = [{"scene": walk.name, **score_mapper(walk, network, on_frame=bar.update)} for walk in walks]
-    return {"mapper": {"mean": average(rows, ()), "scenes": rows}}
+        rows: list[dict[str, Any]] = []
+        for walk in walks:
+            with noted(problems, f"{walk.name}, table mapper"):
+                scores = score_mapper(walk, network, on_frame=bar.update)
+                rows.append({"scene": walk.name, "method": "mapper", **scores})
+            if arguments.peer:
+                with noted(problems, f"{walk.name}, {arguments.peer}"):
+                    rows.append({"scene": walk.name, **score_peer(arguments.peer, walk)})
+    return {"mapper": {"mean": average(rows, ("method",)), "scenes": rows}}

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fast3r_ros.datasets.posed import PosedSequence
 from fast3r_ros.errors import UserError
+from fast3r_ros.evaluation.offline import sample
+from fast3r_ros.evaluation.peers import peer_name, peer_poses
+from fast3r_ros.geometry.intrinsics import pixel_rays, transform_intrinsics
+from fast3r_ros.geometry.rigid import transform_points
 from fast3r_ros.mapping.config import MapperConfig
 from fast3r_ros.mapping.data import Frame, WindowNetwork, WindowResult
 from fast3r_ros.mapping.mapper import Mapper
-from fast3r_ros.metrics.trajectory import stamped_trajectory_scores
+from fast3r_ros.metrics.reconstruction import map_sharpness
+from fast3r_ros.metrics.trajectory import align_trajectory, stamped_trajectory_scores, trajectory_scores
 
 CAMERA = "camera_optical_frame"
+REFERENCE_FRAMES = 40  # whose depth makes the reference cloud
+MAP_POINTS = 50_000  # of the map that are compared
 
 
 def score_mapper(
@@ -26,7 +35,8 @@ def score_mapper(
 
     Every frame is offered and every window is waited for, so nothing is dropped for being late.  tracked:
     share of the sequence's time between the first and the last keyframe.  rejected: share of windows kept
-    out of the map.  Errors are infinite when there is no trajectory.
+    out of the map.  With depth in the sequence, `map_sharpness` of the map against its cloud, in the truth's
+    units.  Errors are infinite when there is no trajectory.
     """
     # in the background a loop closure would come at another frame in every run
     mapper = Mapper(network, config or MapperConfig.from_flat({"loop.background": False}))
@@ -53,5 +63,51 @@ def score_mapper(
             np.stack([frame.world_from_camera for frame in sequence.frames]),
         ).row()
     except UserError:
-        row = {"ate": np.inf, "ate_percent": np.inf}
-    return {**scores, **row}
+        return {**scores, "ate": np.inf, "ate_percent": np.inf}
+    reference = reference_cloud(sequence)
+    if reference is None:
+        return {**scores, **row}
+    true_poses = {frame.stamp_ns: frame.world_from_camera for frame in sequence.frames}
+    paired = [pose for pose in trajectory if pose.stamp_ns in true_poses]
+    world_from_map = align_trajectory(
+        np.stack([pose.map_from_camera for pose in paired]),
+        np.stack([true_poses[pose.stamp_ns] for pose in paired]),
+        by_attitudes=True,
+    )
+    points = sample(world_from_map.apply(mapper.map.cloud().points.astype(np.float64)), MAP_POINTS)
+    return {**scores, **row, **map_sharpness(points, *reference)}
+
+
+def score_peer(peer: str, sequence: PosedSequence) -> dict[str, Any]:
+    """ATE and RPE of a peer's poses of all frames.  Errors are infinite when it placed too few."""
+    poses = peer_poses(peer, sequence.frames)
+    scores = {"method": peer_name(peer), "keyframes": int(np.isfinite(poses).all(axis=(1, 2)).sum())}
+    try:
+        truth = np.stack([frame.world_from_camera for frame in sequence.frames])
+        return {**scores, **trajectory_scores(poses, truth).row()}
+    except UserError:
+        return {**scores, "ate": np.inf, "ate_percent": np.inf}
+
+
+def reference_cloud(sequence: PosedSequence) -> tuple[NDArray[np.float64], float] | None:
+    """Points (N, 3) of the true depth in the world, one per voxel, and how far a map may be off to belong.
+
+    The voxel is 0.5 %, the reach 5 % of the mean depth.  None for a sequence without depth.
+    """
+    step = max(1, len(sequence.frames) // REFERENCE_FRAMES)
+    clouds, depths = [], []
+    for frame in sequence.frames[::step]:
+        if frame.read_depth is None:
+            continue
+        depth, image = frame.read_depth(), frame.read_image()
+        size_ratio = np.diag([depth.shape[1] / image.shape[1], depth.shape[0] / image.shape[0], 1.0])
+        rays = pixel_rays(transform_intrinsics(size_ratio, frame.intrinsics), *depth.shape)
+        known = depth > 0
+        clouds.append(transform_points(frame.world_from_camera, (rays * depth[..., None])[known]))
+        depths.append(depth[known])
+    if not clouds or not sum(map(len, depths)):
+        return None
+    mean_depth = float(np.concatenate(depths).mean())
+    points = np.concatenate(clouds)
+    _, first = np.unique(np.floor(points / (0.005 * mean_depth)).astype(np.int64), axis=0, return_index=True)
+    return points[first], 0.05 * mean_depth

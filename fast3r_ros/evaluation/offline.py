@@ -221,14 +221,15 @@ def score_points(placed: PlacedViews, truth: Views, max_points: int = 20_000) ->
         return {"point_error": np.inf}
     moved, wanted = true_from_window.apply(placed.points[valid]), true_points[valid]
     error = np.linalg.norm(moved - wanted, axis=1)
-    predicted, true = _sample(moved, max_points), _sample(true_points[truth.valid], max_points)
+    predicted, true = sample(moved, max_points), sample(true_points[truth.valid], max_points)
     scores = reconstruction_scores(
         predicted, true, estimate_normals(predicted), estimate_normals(true), 0.05 * mean_depth
     )
     return {"point_error": float(np.median(error)) / mean_depth, **scores.row()}
 
 
-def _sample(points: NDArray[np.floating], count: int) -> NDArray[np.floating]:
+def sample(points: NDArray[np.floating], count: int) -> NDArray[np.floating]:
+    """At most `count` of the points (N, 3), drawn with a fixed seed; all of them for 0."""
     if not count or len(points) <= count:
         return points
     return points[np.random.default_rng(0).choice(len(points), count, replace=False)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 from fast3r_ros.datasets.posed import PosedSequence
 from fast3r_ros.errors import UserError
 from fast3r_ros.evaluation import offline
+from fast3r_ros.evaluation.peers import peer_name, peer_poses
 from fast3r_ros.evaluation.views import Views, read_views, spread_frames
 
 Row = dict[str, Any]
@@ -52,6 +54,8 @@ def run_offline(
     max_points: int = 20_000,
     same_frames: bool = False,
     on_scene: Callable[[], None] = lambda: None,
+    problems: list[str] | None = None,
+    peer: str | None = None,
 ) -> dict[str, list[Row]]:
     """Rows of every table, one per scene and setting, and those of `BASELINES`.
 
@@ -59,26 +63,60 @@ def run_offline(
     the network.  max_gap: largest distance between chosen frames.  max_points: see `offline.score_points`.
     same_frames: a second set of tables, named with `SAME_FRAMES`, scores of every pass only the frames that
     all numbers of views of the grid have in common, so that its rows differ in what the network saw and not
-    in what is scored.  Raises UserError when a sequence cannot be read or has too few frames.
+    in what is scored.  problems: gets a line for each scene or table that failed, while the others go on;
+    without it the first failure is raised, UserError when a sequence cannot be read or has too few frames.
+    peer: one of `peers.PEERS`, whose poses of the same frames get rows of their own.
     """
     names = [*tables, *(table + SAME_FRAMES for table in tables if table in COMPARED and same_frames)]
     rows: dict[str, list[Row]] = {name: [] for name in names}
     for sequence in sequences:
-        chosen = {setting.views: spread_frames(sequence, setting.views, max_gap) for setting in grid}
-        common = _common_frames(sequence.name, chosen) if same_frames else set()
-        for views, group in itertools.groupby(grid, attrgetter("views")):
-            truth = read_views([sequence.frames[number] for number in chosen[views]], long_side)
-            parts = {"": list(range(views))}
-            if same_frames:
-                parts[SAME_FRAMES] = [place for place, number in enumerate(chosen[views]) if number in common]
-            answers = list(_place_all(truth, predict_with, list(group)))
-            for suffix, part in parts.items():
-                scored = [table for table in tables if table + suffix in rows]
-                some = [(setting, placed.part(part)) for setting, placed in answers]
-                for table, row in _score_all(some, truth.part(part), scored, max_points):
-                    rows[table + suffix].append({"scene": sequence.name, "views": views, **row})
+        with noted(problems, sequence.name):
+            chosen = {setting.views: spread_frames(sequence, setting.views, max_gap) for setting in grid}
+            common = _common_frames(sequence.name, chosen) if same_frames else set()
+            for views, group in itertools.groupby(grid, attrgetter("views")):
+                truth = read_views([sequence.frames[number] for number in chosen[views]], long_side)
+                parts = {"": list(range(views))}
+                if same_frames:
+                    parts[SAME_FRAMES] = [i for i, number in enumerate(chosen[views]) if number in common]
+                answers = list(_place_all(truth, predict_with, list(group)))
+                if peer is not None:
+                    with noted(problems, f"{sequence.name}, {peer}"):
+                        for table, row in _score_peer(peer, sequence, chosen[views], truth, tables):
+                            rows[table].append({"scene": sequence.name, "views": views, **row})
+                for suffix, part in parts.items():
+                    some = [(setting, placed.part(part)) for setting, placed in answers]
+                    for table in (table for table in tables if table + suffix in rows):
+                        with noted(problems, f"{sequence.name}, table {table}{suffix}"):
+                            for row in _score_all(some, truth.part(part), table, max_points):
+                                rows[table + suffix].append({"scene": sequence.name, "views": views, **row})
         on_scene()
     return rows
+
+
+@contextmanager
+def noted(problems: list[str] | None, where: str) -> Iterator[None]:
+    """What fails inside is a line of `problems`, so that hours of other results are not lost with it."""
+    try:
+        yield
+    except Exception as error:
+        if problems is None:
+            raise
+        text = str(error) if isinstance(error, UserError) else repr(error)
+        problems.append(text if text.startswith(where) else f"{where}: {text}")
+
+
+def _score_peer(
+    peer: str, sequence: PosedSequence, chosen: Sequence[int], truth: Views, tables: Sequence[str]
+) -> Iterator[tuple[str, Row]]:
+    """Table and row of a peer, for the tables that poses are enough for."""
+    poses = peer_poses(peer, [sequence.frames[number] for number in chosen])
+    nothing = np.zeros(0, np.float32)
+    placed = offline.PlacedViews(nothing, nothing, nothing, poses)
+    for table in ("pose", "trajectory"):
+        if table in tables:
+            scores = _score(table, placed, truth, 0)
+            if scores is not None:
+                yield table, {"head": peer_name(peer), "indices": "", **scores}
 
 
 def _place_all(
@@ -95,20 +133,19 @@ def _place_all(
 def _score_all(
     answers: Sequence[tuple[Setting, offline.PlacedViews]],
     truth: Views,
-    tables: Sequence[str],
+    table: str,
     max_points: int,
-) -> Iterator[tuple[str, Row]]:
-    """Table and row of every baseline and every answer."""
-    for table in tables:
-        if table in BASELINES:
-            name, baseline = BASELINES[table]
-            scores = baseline(truth)
-            if scores is not None:
-                yield table, {"head": name, "indices": "", **scores}
-        for setting, placed in answers:
-            scores = _score(table, placed, truth, max_points)
-            if scores is not None:
-                yield table, {"head": setting.head, "indices": setting.indices, **scores}
+) -> Iterator[Row]:
+    """Rows of the baseline and of every answer."""
+    if table in BASELINES:
+        name, baseline = BASELINES[table]
+        scores = baseline(truth)
+        if scores is not None:
+            yield {"head": name, "indices": "", **scores}
+    for setting, placed in answers:
+        scores = _score(table, placed, truth, max_points)
+        if scores is not None:
+            yield {"head": setting.head, "indices": setting.indices, **scores}
 
 
 def _common_frames(name: str, chosen: Mapping[int, Sequence[int]]) -> set[int]:

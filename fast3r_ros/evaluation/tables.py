@@ -15,9 +15,12 @@ from fast3r_ros.evaluation.published import published_rows
 from fast3r_ros.evaluation.runner import SAME_FRAMES, SETTING, Row
 from fast3r_ros.files import whole_file
 
-PERCENT = ("RRA", "RTA", "mAA", "delta", "valid", "placed", "f_score", "point_error", "tracked", "rejected")
+PERCENT = (
+    *("RRA", "RTA", "mAA", "delta", "valid", "placed", "f_score", "point_error", "tracked", "rejected"),
+    "map_outliers",
+)
 WHOLE = ("views", "scenes", "failed", "poses", "keyframes", "windows")
-LABELS = (*SETTING, "source")
+LABELS = (*SETTING, "source", "method")
 DEGREES = ("rotation", "rotation_error", "direction_error", "rpe_rotation")
 # picture -> its panels: table, column, title
 PICTURES = {
@@ -56,6 +59,8 @@ def markdown(report: Mapping[str, Any]) -> str:
         if published:
             rows = [{"source": row.pop("source", "measured"), **row} for row in (dict(row) for row in rows)]
         lines += _table(rows)
+    if report.get("problems"):
+        lines += ["", "## failed", "", *(f"- {problem}" for problem in report["problems"])]
     return "\n".join(lines) + "\n"
 
 

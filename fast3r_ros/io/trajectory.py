@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from fast3r_ros.errors import UserError
 from fast3r_ros.files import whole_file
-from fast3r_ros.geometry.similarity import fit_similarity
 from fast3r_ros.mapping.data import Float64, PoseEstimate
+from fast3r_ros.metrics.trajectory import trajectory_scores
 
 
 def write_trajectory(path: str | Path, poses: Sequence[PoseEstimate] | Mapping[int, Float64]) -> None:
@@ -34,24 +35,23 @@ def trajectory_error(
 ) -> dict[str, float] | None:
     """RMSE of the camera positions after one similarity, in the truth's unit and as a share of its path.
 
-    `standing_still` is the RMSE of an estimate that knows nothing: a camera in the middle of its true way.
-    None without truth, or when the positions do not determine a similarity (fewer than three, or on a line).
+    `standing_still` is the RMSE of an estimate without motion: a camera in the middle of its true path.  None
+    without truth, with fewer than three poses, and where the camera only turns, which leaves no scale.
     """
     known = [pose for pose in trajectory if truth and pose.stamp_ns in truth]
     if not truth or len(known) < 3:
         return None
-    estimated = np.array([pose.map_from_camera[:3, 3] for pose in known])
-    true = np.array([truth[pose.stamp_ns][:3, 3] for pose in known])
+    poses = np.stack([truth[pose.stamp_ns] for pose in known])
     try:
-        aligned = fit_similarity(estimated, true).apply(estimated)
-    except ValueError:
+        scores = trajectory_scores(np.stack([pose.map_from_camera for pose in known]), poses)
+    except UserError:
         return None
-    rmse = float(np.sqrt(np.mean(np.sum((aligned - true) ** 2, axis=1))))
-    path = float(np.linalg.norm(np.diff(true, axis=0), axis=1).sum())
-    standing_still = float(np.sqrt(np.mean(np.sum((true - true.mean(0)) ** 2, axis=1))))
+    if np.isnan(scores.scale):
+        return None
+    standing_still = float(np.sqrt(np.var(poses[:, :3, 3], axis=0).sum()))
     return {
-        "rmse": round(rmse, 5),
-        "path": round(path, 3),
-        "share_of_path": round(rmse / path, 5),
+        "rmse": round(scores.ate, 5),
+        "path": round(scores.path, 3),
+        "share_of_path": round(scores.ate / scores.path, 5),
         "standing_still": round(standing_still, 5),
     }

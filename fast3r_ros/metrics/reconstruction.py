@@ -18,6 +18,7 @@ from fast3r_ros.geometry.similarity import fit_similarity
 
 Array = NDArray[np.floating]
 
+PLANE_NEIGHBOURS = 60
 NORMAL_NEIGHBOURS = 30  # Open3D's default, which the official evaluation uses
 
 
@@ -76,6 +77,36 @@ def reconstruction_scores(
         chamfer=float((np.mean(accuracy) + np.mean(completion)) / 2),
         f_score=2 * precision * recall / max(precision + recall, 1e-12),
     )
+
+
+def map_sharpness(points: Array, reference: Array, reach: float) -> dict[str, float]:
+    """How thin a map's surfaces are and where they lie, against a dense reference cloud in the same frame.
+
+    points: (N, 3) of the map.  reference: (M, 3).  reach: distance beyond which a point belongs to another
+    surface, in the units of the clouds.  map_error: median distance of the map's points from the reference.
+    map_outliers: share that is farther than `reach`.  thickness: robust standard deviation (1.4826 MAD) of
+    the map along the normals of plane places of the reference, within `reach`; NaN where nothing is plane.
+    """
+    distance, nearest = cKDTree(reference).query(points, workers=-1)
+    close = distance < reach
+    row = {"map_error": float(np.median(distance)), "map_outliers": float(np.mean(~close))}
+    used, place = np.unique(nearest[close], return_inverse=True)
+    row["thickness"] = float("nan")
+    if len(used):
+        normals, flat = _planes(reference, reference[used])
+        along = np.sum((points[close] - reference[nearest[close]]) * normals[place], axis=1)[flat[place]]
+        if len(along):
+            row["thickness"] = float(1.4826 * np.median(np.abs(along - np.median(along))))
+    return row
+
+
+def _planes(cloud: Array, places: Array) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Normals (K, 3) of the cloud at places (K, 3), and whether it is ten times as wide as thick there."""
+    _, nearest = cKDTree(cloud).query(places, k=min(PLANE_NEIGHBOURS, len(cloud)), workers=-1)
+    patch = np.asarray(cloud, np.float64)[nearest.reshape(len(places), -1)]
+    patch = patch - patch.mean(axis=1, keepdims=True)
+    values, vectors = np.linalg.eigh(np.swapaxes(patch, 1, 2) @ patch)
+    return vectors[:, :, 0], values[:, 0] < 0.01 * values[:, 1]
 
 
 def estimate_normals(points: Array, neighbours: int = NORMAL_NEIGHBOURS) -> NDArray[np.float64]:

@@ -1,32 +1,44 @@
-"""Trajectory metrics through the `evo` package: absolute (ATE) and relative (RPE) pose error."""
+"""Trajectory metrics: absolute (ATE) and relative (RPE) pose errors.
+
+After Sturm et al., "A Benchmark for the Evaluation of RGB-D SLAM Systems" (IROS 2012); the alignment is
+Umeyama's (1991).  Where positions leave the rotation open (a straight line, a turn on the spot), the
+attitudes decide it.
+"""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
 import numpy as np
-from evo.core import metrics, sync
-from evo.core.geometry import GeometryException
-from evo.core.metrics import PoseRelation, StatisticsType, Unit
-from evo.core.trajectory import PosePath3D, PoseTrajectory3D
 from numpy.typing import ArrayLike, NDArray
 
 from fast3r_ros.errors import UserError
+from fast3r_ros.geometry.rotation import angle_between
+from fast3r_ros.geometry.sim3 import Sim3
 
 SECONDS = 1e-9
+# Positions whose spread across their main axis is below this share of that along it are a line.
+LINE = 0.02
+# A trajectory that stays within this share of its distance to the origin, or within a micrometre, is a point.
+POINT = 1e-6
+# Weight of attitudes beside positions on a line: small enough to leave the line's direction to the positions.
+ATTITUDE_WEIGHT = 1e-3
 
 
 @dataclass(frozen=True)
 class TrajectoryScores:
-    """After one similarity to the truth; lengths in the truth's units, normally metres.
+    """Errors of a trajectory; lengths in the truth's units, normally metres.
 
-    ate: RMSE of positions.  ate_percent: the same in percent of the true path.  rotation: RMSE of attitudes
-    in degrees.  rpe_translation, rpe_rotation: RMSE between consecutive poses (length, degrees).  scale: of
-    the similarity.  path: length of the true path.  poses: how many were compared.
+    ate: RMSE of positions after one similarity.  ate_percent: the same in percent of the true path; NaN for a
+    turn on the spot.  ate_se3: RMSE of positions after a rigid alignment, without a scale.  rotation: RMSE of
+    attitudes in degrees.  rpe_translation, rpe_rotation: RMSE between consecutive poses (length, degrees).
+    scale: of the similarity, true length per estimated length; NaN for a turn on the spot.  path: length of
+    the true path.  poses: how many were compared.
     """
 
     ate: float
     ate_percent: float
+    ate_se3: float
     rotation: float
     rpe_translation: float
     rpe_rotation: float
@@ -42,15 +54,32 @@ class TrajectoryScores:
 def trajectory_scores(world_from_camera: ArrayLike, true_world_from_camera: ArrayLike) -> TrajectoryScores:
     """Compare two trajectories (N, 4, 4) pose by pose; poses that are NaN are left out.
 
-    Raises UserError when fewer than three poses are left or their positions determine no similarity.
+    Raises UserError when fewer than three poses are left, or the estimate stands still where the truth moves.
     """
     estimate = np.asarray(world_from_camera, dtype=np.float64)
     truth = np.asarray(true_world_from_camera, dtype=np.float64)
     known = np.isfinite(estimate).all(axis=(1, 2)) & np.isfinite(truth).all(axis=(1, 2))
-    return _scores(
-        PosePath3D(poses_se3=list(estimate[known])),
-        PosePath3D(poses_se3=list(truth[known])),
-        int(known.sum()),
+    estimate, truth = estimate[known], truth[known]
+    if len(estimate) < 3:
+        raise UserError(f"a trajectory needs at least 3 poses to be compared, {len(estimate)} are left")
+    path = float(np.linalg.norm(np.diff(truth[:, :3, 3], axis=0), axis=1).sum())
+    moves = not _is_point(truth[:, :3, 3])
+    aligned = align_trajectory(estimate, truth)
+    rigid = _about_centroids(aligned.rotation, 1.0, estimate, truth)
+    moved = aligned.apply(estimate[:, :3, 3])
+    ate = _rms(moved - truth[:, :3, 3])
+    steps, true_steps = _steps(estimate, aligned.scale), _steps(truth, 1.0)
+    difference = np.linalg.inv(true_steps) @ steps
+    return TrajectoryScores(
+        ate=ate,
+        ate_percent=100 * ate / path if moves else np.nan,
+        ate_se3=_rms(rigid.apply(estimate[:, :3, 3]) - truth[:, :3, 3]),
+        rotation=_rms_degrees(aligned.rotation @ estimate[:, :3, :3], truth[:, :3, :3]),
+        rpe_translation=_rms(difference[:, :3, 3]),
+        rpe_rotation=_rms_degrees(steps[:, :3, :3], true_steps[:, :3, :3]),
+        scale=aligned.scale if moves else np.nan,
+        path=path,
+        poses=len(estimate),
     )
 
 
@@ -61,48 +90,85 @@ def stamped_trajectory_scores(
     true_world_from_camera: ArrayLike,
     max_difference_s: float = 0.02,
 ) -> TrajectoryScores:
-    """Compare two trajectories whose poses belong together when their stamps differ by little enough.
+    """Compare two trajectories; each pose with that of the nearest true stamp, if it is near enough.
 
-    Raises UserError as `trajectory_scores` does.
+    true_stamps_ns: ascending.  Raises UserError as `trajectory_scores` does, or when no two stamps belong
+    together.
     """
-    estimate = PoseTrajectory3D(
-        poses_se3=list(np.asarray(world_from_camera)), timestamps=np.asarray(stamps_ns) * SECONDS
-    )
-    truth = PoseTrajectory3D(
-        poses_se3=list(np.asarray(true_world_from_camera)), timestamps=np.asarray(true_stamps_ns) * SECONDS
-    )
-    try:
-        truth, estimate = sync.associate_trajectories(truth, estimate, max_diff=max_difference_s)
-    except sync.SyncException as error:
-        raise UserError(f"no two stamps are within {max_difference_s} s of each other: {error}") from error
-    return _scores(estimate, truth, estimate.num_poses)
+    stamps, true_stamps = np.asarray(stamps_ns, np.int64), np.asarray(true_stamps_ns, np.int64)
+    after = np.clip(np.searchsorted(true_stamps, stamps), 1, max(len(true_stamps) - 1, 1))
+    before = after - 1
+    after = np.minimum(after, len(true_stamps) - 1)
+    later = np.abs(true_stamps[after] - stamps) < np.abs(true_stamps[before] - stamps)
+    nearest = np.where(later, after, before)
+    paired = np.abs(true_stamps[nearest] - stamps) <= max_difference_s / SECONDS
+    if not paired.any():
+        raise UserError(f"no two stamps are within {max_difference_s} s of each other")
+    truth = np.asarray(true_world_from_camera)[nearest[paired]]
+    return trajectory_scores(np.asarray(world_from_camera)[paired], truth)
 
 
-def _scores(estimate: PosePath3D, truth: PosePath3D, count: int) -> TrajectoryScores:
-    if count < 3:
-        raise UserError(f"a trajectory needs at least 3 poses to be compared, {count} are left")
-    try:
-        _, _, scale = estimate.align(truth, correct_scale=True)
-    except GeometryException as error:
-        raise UserError(f"the trajectory cannot be aligned to the truth: {error}") from error
-    ate = _rmse(metrics.APE(PoseRelation.translation_part), truth, estimate)
-    path = float(truth.path_length)
-    return TrajectoryScores(
-        ate=ate,
-        ate_percent=100 * ate / path if path > 0 else np.nan,
-        rotation=_rmse(metrics.APE(PoseRelation.rotation_angle_deg), truth, estimate),
-        rpe_translation=_rmse(_consecutive(PoseRelation.translation_part), truth, estimate),
-        rpe_rotation=_rmse(_consecutive(PoseRelation.rotation_angle_deg), truth, estimate),
-        scale=float(scale),
-        path=path,
-        poses=count,
-    )
+def align_trajectory(
+    estimate: NDArray[np.float64], truth: NDArray[np.float64], by_attitudes: bool = False
+) -> Sim3:
+    """The similarity `true_from_estimate` of two trajectories (N, 4, 4).
+
+    Least squares over positions; on a line the attitudes turn it about that line, and on the spot they alone
+    decide the rotation, with scale 1.  by_attitudes: they always decide it, as a map needs it whose cameras
+    move little beside its depth.  Raises UserError when the estimate stands still where the truth moves.
+    """
+    places, true_places = (poses[:, :3, 3] - poses[:, :3, 3].mean(axis=0) for poses in (estimate, truth))
+    attitudes = np.einsum("nij,nkj->ik", truth[:, :3, :3], estimate[:, :3, :3])
+    attitudes /= np.linalg.norm(attitudes)
+    if _is_point(truth[:, :3, 3]):
+        return _about_centroids(_nearest_rotation(attitudes), 1.0, estimate, truth)
+    if _is_point(estimate[:, :3, 3]):
+        raise UserError(
+            "the trajectory cannot be aligned to the truth: it stands still where the truth moves"
+        )
+    correlation = true_places.T @ places
+    correlation /= np.linalg.norm(correlation)
+    spreads = np.linalg.svd(correlation, compute_uv=False)
+    if by_attitudes:
+        correlation = attitudes
+    elif spreads[1] < LINE**2 * spreads[0]:
+        correlation = correlation + ATTITUDE_WEIGHT * attitudes
+    rotation = _nearest_rotation(correlation)
+    scale = float(np.sum(true_places * (places @ rotation.T)) / np.sum(places**2))
+    if scale <= 0:
+        raise UserError("the trajectory cannot be aligned to the truth: it goes elsewhere at every step")
+    return _about_centroids(rotation, scale, estimate, truth)
 
 
-def _consecutive(relation: PoseRelation) -> metrics.RPE:
-    return metrics.RPE(relation, delta=1, delta_unit=Unit.frames)
+def _about_centroids(
+    rotation: NDArray[np.float64], scale: float, estimate: NDArray[np.float64], truth: NDArray[np.float64]
+) -> Sim3:
+    """The similarity of this rotation and scale that moves the centroid to the true one."""
+    shift = truth[:, :3, 3].mean(axis=0) - scale * rotation @ estimate[:, :3, 3].mean(axis=0)
+    return Sim3(scale, rotation, shift)
 
 
-def _rmse(metric: metrics.PE, truth: PosePath3D, estimate: PosePath3D) -> float:
-    metric.process_data((truth, estimate))
-    return float(metric.get_statistic(StatisticsType.rmse))
+def _nearest_rotation(correlation: NDArray[np.float64]) -> NDArray[np.float64]:
+    left, _, right = np.linalg.svd(correlation)
+    return left @ np.diag([1.0, 1.0, np.linalg.det(left @ right)]) @ right
+
+
+def _is_point(places: NDArray[np.float64]) -> bool:
+    """Whether positions (N, 3) are all the same, as far as float64 and text files tell."""
+    reach = np.abs(places - places.mean(axis=0)).max()
+    return bool(reach < max(POINT, POINT * np.abs(places).max()))
+
+
+def _steps(poses: NDArray[np.float64], scale: float) -> NDArray[np.float64]:
+    """Motions (N - 1, 4, 4) between consecutive poses, their translations scaled."""
+    steps = np.linalg.inv(poses[:-1]) @ poses[1:]
+    steps[:, :3, 3] *= scale
+    return steps
+
+
+def _rms(vectors: NDArray[np.float64]) -> float:
+    return float(np.sqrt(np.mean(np.sum(vectors**2, axis=1))))
+
+
+def _rms_degrees(rotations: NDArray[np.float64], others: NDArray[np.float64]) -> float:
+    return float(np.sqrt(np.mean(np.rad2deg(angle_between(rotations, others)) ** 2)))

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from fast3r_ros.cli import main
 from fast3r_ros.datasets import DATASETS
@@ -33,11 +34,13 @@ from fast3r_ros.evaluation.runner import (
 )
 from fast3r_ros.evaluation.views import Views, read_views
 from fast3r_ros.geometry.intrinsics import pixel_rays
-from fast3r_ros.geometry.rigid import inverse, transform_points
+from fast3r_ros.geometry.rigid import inverse, rigid_matrix, transform_points
 from fast3r_ros.mapping.data import UInt8
 from fast3r_ros.model import Fast3R, Fast3RConfig
 from fast3r_ros.synthetic.network_double import Disturbance, TrueNetwork
-from fast3r_ros.synthetic.sequence import demo_sequence
+from fast3r_ros.synthetic.scene import room_scene
+from fast3r_ros.synthetic.sequence import SyntheticSequence, demo_sequence, pinhole
+from fast3r_ros.synthetic.trajectories import room_path
 
 SIZE = 112
 TINY = {
@@ -257,6 +260,98 @@ def test_the_mapper_is_scored_by_its_trajectory() -> None:
     assert scores["windows"] > 0
     assert scores["ate_percent"] < 3
     assert scores["tracked"] > 0.6
+
+
+def test_a_map_is_compared_with_the_true_depth() -> None:
+    """Exact depth and poses give a thin map at the right place; noise of 5 % makes it thicker."""
+    walk = demo_sequence(seconds=3.0, width=112, height=80, with_depth=True)
+    frames = tuple(
+        PosedFrame(
+            frame.stamp_ns,
+            pose,
+            walk.intrinsics,
+            partial(np.asarray, frame.image),
+            partial(np.asarray, frame.depth),
+        )
+        for frame, pose in zip(walk, walk.world_from_camera, strict=True)
+    )
+    exact, noisy = (
+        score_mapper(
+            PosedSequence("demo", frames),
+            TrueNetwork(walk, Disturbance(depth_noise=noise, outliers=0.0), seed=0),
+        )
+        for noise in (0.0, 0.05)
+    )
+    assert exact["map_error"] < 0.03
+    assert exact["map_outliers"] < 0.02
+    assert exact["thickness"] < 0.02
+    assert noisy["thickness"] > 2 * exact["thickness"]
+
+
+def test_what_is_measured_survives_what_fails(
+    random_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One scene of three has a broken image: the others are printed and written, and the status shows it."""
+    root = tmp_path / "data"
+    for scene in ("a", "b", "c"):
+        write_tiny_scene(root / scene)
+    (root / "b" / "color" / "1.png").write_bytes(b"no image")
+    arguments = ["--dataset", "scannet", "--data-root", str(root), "--views", "2", "--device", "cpu"]
+    arguments += [
+        "--tables",
+        "pose",
+        "depth",
+        "--output",
+        str(tmp_path / "out"),
+        "--model",
+        str(random_model),
+    ]
+    assert main(["evaluate", *arguments]) == 1
+    report = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert {row["scene"] for row in report["tables"]["depth"]["scenes"]} == {"a", "c"}
+    assert len(report["problems"]) == 1
+    assert "1.png" in report["problems"][0]
+    assert report["problems"][0] in capsys.readouterr().out
+    for scene in ("a", "c"):
+        (root / scene / "color" / "1.png").write_bytes(b"no image")
+    assert main(["evaluate", *arguments]) == 2, "nothing was measured"
+
+
+def write_tiny_scene(folder: Path) -> None:
+    for name in ("color", "depth", "pose", "intrinsic"):
+        (folder / name).mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for index in range(2):
+        pixels = rng.integers(0, 255, (SIZE * 3 // 4, SIZE, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "color" / f"{index}.png")
+        Image.fromarray(np.full(pixels.shape[:2], 2000, np.uint16)).save(folder / "depth" / f"{index}.png")
+        np.savetxt(folder / "pose" / f"{index}.txt", rigid_matrix(np.eye(3), [0.1 * index, 0, 0]))
+    np.savetxt(folder / "intrinsic" / "intrinsic_color.txt", [[90, 0, 56], [0, 90, 42], [0, 0, 1]])
+
+
+def test_colmap_is_measured_on_the_same_frames(
+    random_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A textured room from six places, which COLMAP reconstructs; its row stands next to ours."""
+    pytest.importorskip("pycolmap", reason="pycolmap is not installed: pip install pycolmap")
+    scene = room_scene(3)
+    walk = SyntheticSequence(scene, room_path(scene, 6, speed=0.25), pinhole(320, 240, 1.2), 320, 240)
+    content = {"w": 320, "h": 240, "fl_x": walk.intrinsics[0, 0], "cx": 160, "cy": 120, "frames": []}
+    for index, frame in enumerate(walk):
+        Image.fromarray(frame.image).save(tmp_path / f"{index}.png")
+        pose = walk.world_from_camera[index] @ np.diag([1.0, -1.0, -1.0, 1.0])
+        content["frames"].append({"file_path": f"{index}.png", "transform_matrix": pose.tolist()})
+    (tmp_path / "transforms.json").write_text(json.dumps(content))
+    arguments = ["--dataset", "nerfstudio", "--data-root", str(tmp_path), "--views", "6", "--peer", "colmap"]
+    arguments += ["--tables", "pose", "trajectory", "--model", str(random_model), "--device", "cpu"]
+    assert main(["evaluate", *arguments, "--output", str(tmp_path / "out")]) == 0
+    assert "peer: COLMAP" in capsys.readouterr().out
+    report = json.loads((tmp_path / "out" / "results.json").read_text())
+    (row,) = [row for row in report["tables"]["pose"]["scenes"] if row["head"].startswith("peer")]
+    assert row["placed"] > 0.8
+    assert row["RRA@5"] > 0.6
+    (row,) = [row for row in report["tables"]["trajectory"]["scenes"] if row["head"].startswith("peer")]
+    assert row["ate_percent"] < 5
 
 
 def test_the_command_prints_and_writes_everything(

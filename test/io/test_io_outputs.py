@@ -24,15 +24,17 @@ from scipy.spatial.transform import Rotation
 
 from fast3r_ros.errors import UserError
 from fast3r_ros.files import whole_file
+from fast3r_ros.geometry.rigid import rigid_matrix
+from fast3r_ros.geometry.rotation import matrix_from_vector
 from fast3r_ros.io.cameras import CameraRecord, read_cameras, write_cameras
 from fast3r_ros.io.colmap import write_colmap
 from fast3r_ros.io.glb import GLTF_FROM_MAP, write_glb
 from fast3r_ros.io.pcd import write_pcd
 from fast3r_ros.io.ply import read_ply, write_ply
 from fast3r_ros.io.preview import verdict, write_preview
-from fast3r_ros.io.trajectory import write_trajectory
+from fast3r_ros.io.trajectory import trajectory_error, write_trajectory
 from fast3r_ros.io.view_images import CONFIDENCE_STEPS, DEPTH_STEPS, write_view_images
-from fast3r_ros.mapping.data import Cloud, ViewEstimate
+from fast3r_ros.mapping.data import Cloud, PoseEstimate, ViewEstimate
 
 SHAPES = st.tuples(st.integers(0, 20), st.just(3))
 COORDINATES = st.floats(-1e6, 1e6, width=32)
@@ -312,3 +314,22 @@ def test_folder_that_cannot_be_made_is_one_line(tmp_path, some_cloud):
     (tmp_path / "file").write_text("a file where a folder is wanted")
     with pytest.raises(UserError, match="cannot write"):
         write_ply(tmp_path / "file" / "map.ply", some_cloud)
+
+
+@pytest.mark.parametrize("motion", ["line", "turn"])
+def test_straight_lines_and_turns_have_an_error_or_none(motion):
+    """A corridor leaves the roll to the attitudes; a camera that only turns has no scale, and no error."""
+    turns = matrix_from_vector(np.outer(np.linspace(0, 2, 20), [0.0, 0.0, 1.0]))
+    places = np.outer(np.linspace(0, 4, 20), [1.0, 0.0, 0.0]) if motion == "line" else np.ones((20, 3))
+    truth = dict(enumerate(rigid_matrix(turns, places)))
+    poses = [
+        PoseEstimate(stamp, "camera", rigid_matrix(pose[:3, :3], 0.5 * pose[:3, 3]), np.eye(6), False)
+        for stamp, pose in truth.items()
+    ]
+    error = trajectory_error(poses, truth)
+    if motion == "turn":
+        assert error is None
+    else:
+        assert error is not None
+        assert error["rmse"] < 1e-6
+        assert error["path"] == pytest.approx(4)

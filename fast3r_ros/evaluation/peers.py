@@ -1,0 +1,69 @@
+"""Other programs on the same frames: `fast3r evaluate --peer colmap` runs pycolmap's incremental mapping.
+
+Peers get what the network gets: the images and, as the mapper does, the calibration.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from fast3r_ros.datasets.posed import PosedFrame, optional_package
+from fast3r_ros.geometry.rigid import inverse
+from fast3r_ros.mapping.data import Float64
+
+PEERS = ("colmap",)
+EXHAUSTIVE_UP_TO = 40  # images; more of them, which are a video, are matched to their neighbours
+NEIGHBOURS = 10
+
+
+def peer_name(peer: str) -> str:
+    """How a table's row names it, with the version that ran.  UserError when it is not installed."""
+    return f"peer: COLMAP (pycolmap {_package(peer).__version__})"
+
+
+def peer_poses(peer: str, frames: Sequence[PosedFrame]) -> Float64:
+    """world_from_camera (N, 4, 4) of the frames in the peer's own frame and scale, NaN where it has none.
+
+    Of several models the one with the most images counts.  UserError when the peer is not installed.
+    """
+    pycolmap = _package(peer)
+    poses = np.full((len(frames), 4, 4), np.nan)
+    with tempfile.TemporaryDirectory() as name:
+        folder, images = Path(name), Path(name) / "images"
+        images.mkdir()
+        for number, frame in enumerate(frames):
+            picture = frame.read_image()
+            cv2.imwrite(str(images / f"{number:06d}.png"), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+        matrix = frames[0].intrinsics  # COLMAP's pixel centres are at integer + 0.5, as ours
+        parameters = f"{matrix[0, 0]},{matrix[1, 1]},{matrix[0, 2]},{matrix[1, 2]}"
+        reader = {"camera_model": "PINHOLE", "camera_params": parameters}
+        database = folder / "database.db"
+        options = {"camera_mode": pycolmap.CameraMode.SINGLE, "reader_options": reader}
+        pycolmap.extract_features(str(database), str(images), **options)
+        if len(frames) <= EXHAUSTIVE_UP_TO:
+            pycolmap.match_exhaustive(str(database))
+        else:
+            pairing = pycolmap.SequentialPairingOptions()
+            pairing.overlap = NEIGHBOURS
+            pycolmap.match_sequential(str(database), pairing_options=pairing)
+        models = pycolmap.incremental_mapping(str(database), str(images), str(folder / "sparse"))
+        if models:
+            best = max(models.values(), key=lambda model: model.num_reg_images())
+            for image in best.images.values():
+                if image.has_pose:
+                    camera_from_world = np.eye(4)
+                    camera_from_world[:3] = image.cam_from_world().matrix()
+                    poses[int(Path(image.name).stem)] = inverse(camera_from_world)
+    return poses
+
+
+def _package(peer: str) -> Any:
+    pycolmap = optional_package("pycolmap", f"for --peer {peer}")
+    pycolmap.logging.minloglevel = pycolmap.logging.Level.ERROR.value
+    return pycolmap
