@@ -84,7 +84,9 @@ def drops(status: MappingStatus) -> Counter[str]:
 @pytest.mark.parametrize("fault", FAULTS)
 def test_every_frame_has_a_fate_when_a_stage_fails(faulty: Faulty, fault: str) -> None:
     faulty.camera.send(6)
-    before = faulty.settled()
+    faulty.settled()
+    assert faulty.listener.call(SaveMap, f"{NODE}/save_map", name="before").success  # nothing waits any more
+    before = faulty.status()
     faulty.switch(fault)
     faulty.camera.send(12)
     during = faulty.settled()
