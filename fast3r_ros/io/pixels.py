@@ -17,6 +17,9 @@ from fast3r_ros.errors import UserError
 from fast3r_ros.mapping.data import UInt8
 
 MAX_PIXELS = 100_000_000  # more is taken for garbage: a JPEG header can claim 4 gigapixels in 20 bytes
+# A blank PNG has 1000 pixels a byte and a blank JPEG 50; a camera's noise leaves few: more is no picture, and
+# would take a thousand times its size in memory for a moment.
+PIXELS_PER_BYTE, FREE_PIXELS = 400, 4_000_000
 
 
 class BadImage(UserError):
@@ -116,7 +119,7 @@ def decode_compressed(data: Any) -> UInt8:
     Raises BadImage when the bytes are no image that OpenCV reads.
     """
     buffer = np.frombuffer(data, np.uint8)
-    _check_compressed_size(buffer)
+    compressed_size(data)
     flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
     try:
         bgr = cv2.imdecode(buffer, flags) if buffer.size else None
@@ -124,16 +127,22 @@ def decode_compressed(data: Any) -> UInt8:
         bgr = None
     if bgr is None:
         raise BadImage("undecodable image", f"{buffer.size} bytes of compressed image data cannot be decoded")
-    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)  # type: ignore[return-value]
+    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB, bgr)  # type: ignore[return-value]
 
 
-def _check_compressed_size(buffer: UInt8) -> None:
-    """Refuse a picture by the size in its header, before anything of that size is allocated."""
+def compressed_size(data: Any) -> tuple[int, int]:
+    """(width, height) of a compressed image by its header, before anything of that size is allocated.
+
+    Raises BadImage for bytes that are no image, and for a size that no camera's image of so few bytes has.
+    """
+    buffer = np.frombuffer(data, np.uint8)
     try:
         width, height = PillowImage.open(io.BytesIO(buffer.data)).size
     except Exception as error:
         # Pillow raises many types on garbage: OSError, SyntaxError, struct.error, DecompressionBombError …
         text = f"{buffer.size} bytes of compressed image data cannot be decoded ({error})"
         raise BadImage("undecodable image", text) from error
-    if width * height > MAX_PIXELS:
-        raise BadImage("image too large", f"the compressed image claims {width}x{height} pixels")
+    if width * height > MAX_PIXELS or width * height > FREE_PIXELS + PIXELS_PER_BYTE * buffer.size:
+        text = f"the compressed image claims {width}x{height} pixels in {buffer.size} bytes"
+        raise BadImage("image too large", text)
+    return width, height

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
@@ -14,11 +15,18 @@ from fast3r_ros.mapping.data import Float32, Float64, UInt8
 
 FISHEYE_MODELS = ("equidistant", "fisheye")
 MIN_FOCAL, MAX_FOCAL = 0.01, 1000.0  # of the image's size: a lens of 178° and one of 3 minutes of arc
+MIN_CENTRE, MAX_CENTRE = -1.0, 2.0  # of the image's size, where its principal point may be
+COEFFICIENTS = 14  # most that OpenCV's models have
+LOOK = 32  # pixels a side of the small picture on which a calibration is tried
+LEAST_SEEN = 0.5  # share of the undistorted picture that the image must fill
 PINHOLE_MODELS = ("plumb_bob", "rational_polynomial", "thin_prism")
 
 
 class Rectifier:
     """One camera's calibration as in sensor_msgs/CameraInfo, ready to undistort images of its size.
+
+    It is tried on a small picture at once; the tables for all pixels are made when the first image comes, so
+    that a lens which zooms costs nothing between images, and a size that no image has costs nothing at all.
 
     matrix: (3, 3) `k` of the raw image, in pixels with OpenCV's centres (integers, as ROS has them).
     distortion: `d`, for `model`, `distortion_model`.  Raises UserError for values that are no calibration.
@@ -31,21 +39,32 @@ class Rectifier:
             raise UserError("the camera info holds values that are not numbers; calibrate the camera")
         if matrix[0, 0] <= 0 or matrix[1, 1] <= 0:
             raise UserError(f"the camera info has no focal length (k = {matrix.ravel().tolist()})")
+        if matrix[1, 0] != 0.0 or matrix[2].tolist() != [0.0, 0.0, 1.0]:
+            raise UserError(
+                f"k of the camera info is {matrix.ravel().tolist()}; it must be fx 0 cx 0 fy cy 0 0 1"
+            )
+        if len(coefficients) > COEFFICIENTS:
+            raise UserError(f"d of the camera info has {len(coefficients)} values, {COEFFICIENTS} at most")
         self._size = (width, height)
-        rectified: Any = matrix
+        self._lens: _Lens | None = None
         self._maps: tuple[Any, Any] | None = None
+        rectified: Any = matrix
         if np.any(coefficients):
             try:
-                rectified, self._maps = _undistortion(matrix, coefficients, model, self._size)
+                self._lens = _Lens.of(matrix, coefficients, model, self._size)
+                rectified, seen = self._lens.rectified, self._lens.share_seen(self._size)
             except cv2.error as error:
-                text = (
-                    f"the camera info describes no lens (d = {coefficients.tolist()}); calibrate the camera"
-                )
-                raise UserError(text) from error
+                raise UserError(_no_lens(coefficients)) from error
+            if seen < LEAST_SEEN:
+                raise UserError(_no_lens(coefficients))
         self.intrinsics = np.array(rectified, np.float64)
-        share = self.intrinsics[[0, 1], [0, 1]] / self._size
+        share, centre = self.intrinsics[[0, 1], [0, 1]] / self._size, self.intrinsics[:2, 2] / self._size
         if not (
-            np.isfinite(self.intrinsics).all() and (share > MIN_FOCAL).all() and (share < MAX_FOCAL).all()
+            np.isfinite(self.intrinsics).all()
+            and (share > MIN_FOCAL).all()
+            and (share < MAX_FOCAL).all()
+            and (centre > MIN_CENTRE).all()
+            and (centre < MAX_CENTRE).all()
         ):
             text = f"the camera info gives the intrinsics {self.intrinsics.ravel().tolist()}"
             raise UserError(f"{text} for {width}x{height} pixels; calibrate the camera")
@@ -57,9 +76,9 @@ class Rectifier:
         Raises UserError when the image has another size than the calibration.
         """
         self._check_size(image)
-        if self._maps is None:
+        if self._lens is None:
             return image
-        return cv2.remap(image, *self._maps, cv2.INTER_LINEAR)  # type: ignore[return-value]
+        return cv2.remap(image, *self._tables(), cv2.INTER_LINEAR)  # type: ignore[return-value]
 
     def depth(self, depth: Float32) -> Float32:
         """The depth image (H, W) of the undistorted image; no depth is invented between two pixels.
@@ -67,11 +86,18 @@ class Rectifier:
         Raises UserError as for an image.
         """
         self._check_size(depth)
-        if self._maps is None:
+        if self._lens is None:
             return depth
         # the nearest pixel by the fixed-point maps would be the one to the upper left
-        columns, rows = cv2.convertMaps(*self._maps, cv2.CV_32FC1)
+        columns, rows = cv2.convertMaps(*self._tables(), cv2.CV_32FC1)
         return cv2.remap(depth, columns, rows, cv2.INTER_NEAREST)  # type: ignore[return-value]
+
+    def _tables(self) -> tuple[Any, Any]:
+        """OpenCV's maps from undistorted pixels to the image's, made at their first use."""
+        if self._maps is None:
+            assert self._lens is not None
+            self._maps = self._lens.maps(self._lens.rectified, self._size, cv2.CV_16SC2)
+        return self._maps
 
     def _check_size(self, image: NDArray[Any]) -> None:
         if (image.shape[1], image.shape[0]) != self._size:
@@ -79,22 +105,42 @@ class Rectifier:
             raise UserError(f"the image has {size} pixels, its camera info {self._size[0]}x{self._size[1]}")
 
 
-def _undistortion(
-    matrix: Float64, coefficients: Float64, model: str, size: tuple[int, int]
-) -> tuple[Any, tuple[Any, Any]]:
-    """(3, 3) matrix of the undistorted image, and OpenCV's maps to it.  Raises UserError and cv2.error."""
-    if model in FISHEYE_MODELS:
-        four = coefficients[:4]
-        rectified: Any = cv2.fisheye.estimateNewCameraMatrixForUndistortRectify(
-            matrix, four, size, np.eye(3), balance=0.0
-        )
-        return rectified, cv2.fisheye.initUndistortRectifyMap(
-            matrix, four, np.eye(3), rectified, size, cv2.CV_16SC2
-        )
-    if model in PINHOLE_MODELS:
-        rectified, _ = cv2.getOptimalNewCameraMatrix(matrix, coefficients, size, 0.0)
-        return rectified, cv2.initUndistortRectifyMap(
-            matrix, coefficients, None, rectified, size, cv2.CV_16SC2
-        )
-    known = ", ".join((*PINHOLE_MODELS, *FISHEYE_MODELS))
-    raise UserError(f"unknown distortion model {model!r}; known are {known}")
+def _no_lens(coefficients: Float64) -> str:
+    return f"the camera info describes no lens (d = {coefficients.tolist()}); calibrate the camera"
+
+
+@dataclass(frozen=True)
+class _Lens:
+    """A distorted camera: its matrix (3, 3), the undistorted picture's, and the coefficients."""
+
+    matrix: Float64
+    rectified: Float64
+    coefficients: Float64
+    fisheye: bool
+
+    @staticmethod
+    def of(matrix: Float64, coefficients: Float64, model: str, size: tuple[int, int]) -> _Lens:
+        """Raises UserError for an unknown model and cv2.error for values that fit none."""
+        if model in FISHEYE_MODELS:
+            four = coefficients[:4]
+            rectified: Any = cv2.fisheye.estimateNewCameraMatrixForUndistortRectify(
+                matrix, four, size, np.eye(3), balance=0.0
+            )
+            return _Lens(matrix, rectified, four, True)
+        if model in PINHOLE_MODELS:
+            rectified, _ = cv2.getOptimalNewCameraMatrix(matrix, coefficients, size, 0.0)
+            return _Lens(matrix, rectified, coefficients, False)
+        known = ", ".join((*PINHOLE_MODELS, *FISHEYE_MODELS))
+        raise UserError(f"unknown distortion model {model!r}; known are {known}")
+
+    def maps(self, rectified: Float64, size: tuple[int, int], kind: int) -> tuple[Any, Any]:
+        """OpenCV's maps from a picture with the matrix `rectified` to the distorted image."""
+        make = cv2.fisheye.initUndistortRectifyMap if self.fisheye else cv2.initUndistortRectifyMap
+        return make(self.matrix, self.coefficients, np.eye(3), rectified, size, kind)
+
+    def share_seen(self, size: tuple[int, int]) -> float:
+        """Share of the undistorted picture that lies inside the distorted image of that size."""
+        small = np.diag([LOOK / size[0], LOOK / size[1], 1.0]) @ self.rectified
+        columns, rows = self.maps(small, (LOOK, LOOK), cv2.CV_32FC1)
+        inside = (columns >= -1) & (columns <= size[0]) & (rows >= -1) & (rows <= size[1])  # false for NaN
+        return float(inside.mean())

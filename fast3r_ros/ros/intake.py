@@ -12,7 +12,7 @@ import numpy as np
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from fast3r_ros.errors import UserError
-from fast3r_ros.io.pixels import MAX_PIXELS
+from fast3r_ros.io.pixels import MAX_PIXELS, compressed_size
 from fast3r_ros.io.rectify import Rectifier
 from fast3r_ros.mapping.data import Float32, Frame
 from fast3r_ros.ros.images import compressed_to_rgb, image_to_rgb
@@ -90,10 +90,13 @@ class Intake:
         camera = self._frame_id or message.header.frame_id or self.name or "camera"
         stamp_ns = ns_from_stamp(message.header.stamp)
         self._check_source(camera, stamp_ns, jump_back)
-        rgb = compressed_to_rgb(message) if isinstance(message, CompressedImage) else image_to_rgb(message)
+        if isinstance(message, CompressedImage):
+            self._check_size(compressed_size(message.data))  # before it is decompressed
+            rgb = compressed_to_rgb(message)
+        else:
+            rgb = image_to_rgb(message)
         size = (rgb.shape[1], rgb.shape[0])
-        if self._size not in (None, size):
-            raise Refused("size changed", f"image of {size} after images of {self._size}; ~/reset accepts it")
+        self._check_size(size)
         intrinsics = None
         if self._rectifier is not None:
             try:
@@ -107,6 +110,11 @@ class Intake:
     def depth(self, metres: Float32) -> Float32:
         """A depth image (H, W) in metres, rectified as the pictures of the frames are.  Raises UserError."""
         return metres if self._rectifier is None else self._rectifier.depth(metres)
+
+    def _check_size(self, size: tuple[int, int]) -> None:
+        """Refuse images of another size than the first."""
+        if self._size not in (None, size):
+            raise Refused("size changed", f"image of {size} after images of {self._size}; ~/reset accepts it")
 
     def _check_source(self, camera: str, stamp_ns: int, jump_back: float) -> None:
         """Refuse what comes from another camera or another time."""

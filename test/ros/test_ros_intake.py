@@ -1,5 +1,9 @@
 """From messages of one camera to frames; bad ones are refused with a countable reason."""
 
+import array
+import io
+import resource
+import time
 from collections import Counter
 
 import numpy as np
@@ -7,6 +11,7 @@ import pytest
 
 pytest.importorskip("rclpy", reason="ROS is not installed here")
 
+from PIL import Image as PillowImage
 from ros_encoders import known_picture
 from ros_fuzz import random_camera_info, random_images
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
@@ -51,6 +56,66 @@ def test_intrinsics_come_with_our_pixel_centres() -> None:
     assert intrinsics is not None
     # ROS has the centre of the upper left pixel at (0, 0), we at (0.5, 0.5)
     assert np.allclose(intrinsics, [[50, 0, 32], [0, 50, 24], [0, 0, 1]])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"k": [*K[:8], 0.0]},
+        {"k": [*K[:8], 2.0]},
+        {"k": [*K[:6], 1.0, 0.0, 1.0]},
+        {"k": [*K[:3], 5.0, *K[4:]]},
+        {"k": [50.0, 0.0, 1e9, *K[3:]]},
+        {"k": [50.0, 0.0, -500.0, *K[3:]]},
+        {"d": [1e10, 0.0, 0.0, 0.0, 0.0]},
+        {"d": [0.0, 0.0, 1e3, 0.0, 0.0]},
+        {"d": [1e300, -1e300, 0.0, 0.0, 0.0]},
+        {"d": [0.1] * 15},
+        {"d": [50.0, 50.0, 50.0, 50.0], "distortion_model": "equidistant"},
+    ],
+)
+def test_a_calibration_that_makes_black_pictures_is_refused(changes: dict) -> None:
+    """The one before stays, and so do the pictures."""
+    intake = Intake("")
+    intake.calibration(info(d=[-0.3, 0.1, 0.0, 0.0, 0.0]))
+    before = intake.frame(image(1.0), 1.0)
+    with pytest.raises(UserError):
+        intake.calibration(info(**changes))
+    after = intake.frame(image(2.0), 1.0)
+    assert np.array_equal(after.image, before.image)
+    assert np.array_equal(after.intrinsics, before.intrinsics)
+
+
+def test_calibrations_of_huge_images_cost_nothing_until_one_comes() -> None:
+    """Of 81 megapixels each, all different: the tables for one of them take half a gigabyte and seconds."""
+    intake = Intake("")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.thread_time()
+    for i in range(60):
+        k = [5000.0 + i, 0.0, 4500.0, 0.0, 5000.0, 4500.0, 0.0, 0.0, 1.0]
+        intake.calibration(info(width=9000, height=9000, k=k, d=[-0.1, 0.01, 0.0, 0.0, 0.0]))
+    assert reason_of(intake, image(1.0)) == "camera_info of another size"
+    assert time.thread_time() - start < 1.0
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # kB
+
+
+def test_a_small_file_of_a_huge_picture_is_refused_before_it_is_decompressed() -> None:
+    """100 megapixels of one bit fit into 12 kB; in memory they are 300 MB."""
+    file = io.BytesIO()
+    PillowImage.new("1", (9999, 9999)).save(file, "PNG")
+    message = CompressedImage(data=array.array("B", file.getvalue()))
+    message.header.stamp.sec = 2
+    assert len(message.data) < 50_000
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert reason_of(Intake(""), message) == "image too large"
+    known = Intake("")
+    known.frame(image(1.0, frame="camera"), 1.0)
+    message.header.frame_id = "camera"
+    file = io.BytesIO()
+    PillowImage.new("RGB", (1500, 1500)).save(file, "PNG")
+    message.data = array.array("B", file.getvalue())
+    assert reason_of(known, message) == "size changed"
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000
 
 
 def test_distortion_is_taken_out() -> None:
