@@ -71,7 +71,6 @@ def test_intrinsics_come_with_our_pixel_centres() -> None:
         {"d": [0.0, 0.0, 1e3, 0.0, 0.0]},
         {"d": [1e300, -1e300, 0.0, 0.0, 0.0]},
         {"d": [0.1] * 15},
-        {"d": [50.0, 50.0, 50.0, 50.0], "distortion_model": "equidistant"},
     ],
 )
 def test_a_calibration_that_makes_black_pictures_is_refused(changes: dict) -> None:
