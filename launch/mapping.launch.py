@@ -28,7 +28,7 @@ ARGUMENTS = (
     ("depth", "depth", "metric depth aligned with the image, for scale_source depth"),
     ("odometry", "odometry", "odometry topic (nav_msgs/Odometry)"),
     ("transport", "", "raw or compressed"),
-    ("tf_mode", "", "camera, map_to_odom or none"),
+    ("tf_mode", "", "auto, camera, base, map_to_odom or none"),
     ("scale_source", "", "none, odometry, rig, depth, camera_height or fixed"),
     ("autostart", "", "false: wait for a lifecycle manager"),
     ("map_directory", "", "where ~/save_map may write"),

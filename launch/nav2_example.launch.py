@@ -22,6 +22,7 @@ SHARE = Path(get_package_share_directory("fast3r_ros"))
 ARGUMENTS = (
     ("image", "image", "image topic"),
     ("odometry", "odom", "odometry topic"),
+    ("scale_source", "odometry", "what gives metres: odometry, rig, depth, camera_height or fixed"),
     ("model", "", "demo, a checkpoint folder or a hub name"),
     ("costmap_params_file", str(SHARE / "config" / "nav2_costmap.yaml"), "parameters of the costmap"),
     ("use_sim_time", "false", "take the time from /clock"),
@@ -41,7 +42,7 @@ def generate_launch_description() -> LaunchDescription:
             "model": LaunchConfiguration("model"),
             "use_sim_time": use_sim_time,
             "tf_mode": "map_to_odom",
-            "scale_source": "odometry",
+            "scale_source": LaunchConfiguration("scale_source"),
             "autostart": "false",
         }.items(),
     )
@@ -67,7 +68,8 @@ def generate_launch_description() -> LaunchDescription:
             }
         ],
     )
-    return LaunchDescription([OpaqueFunction(function=check), *declared, mapping, costmap, manager])
+    checks = [OpaqueFunction(function=check), *declared, OpaqueFunction(function=check_scale)]
+    return LaunchDescription([*checks, mapping, costmap, manager])
 
 
 def check(context: LaunchContext) -> None:
@@ -79,3 +81,12 @@ def check(context: LaunchContext) -> None:
             raise RuntimeError(
                 f"{package} is not installed: apt install ros-$ROS_DISTRO-nav2-bringup"
             ) from error
+
+
+def check_scale(context: LaunchContext) -> None:
+    """Raises RuntimeError without a source of metres, in which Nav2 reads everything."""
+    source = LaunchConfiguration("scale_source").perform(context)
+    if source in ("", "none"):
+        raise RuntimeError(
+            f"scale_source is {source!r}, but Nav2 needs metres: odometry, rig, depth, camera_height or fixed"
+        )

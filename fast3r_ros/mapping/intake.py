@@ -126,9 +126,10 @@ class FrameIntake:
 
     @property
     def newest(self) -> Frame | None:
-        """The newest waiting keyframe."""
+        """The newest waiting keyframe that shows motion; None when the camera stands or none waits."""
         with self._lock:
-            return self._waiting[-1].frame if self._waiting else None
+            moved = [w.frame for w in self._waiting if w.motion >= self._selector.config.motion]
+            return moved[-1] if moved else None
 
     def counts(self) -> tuple[int, dict[str, int]]:
         """(frames received, dropped by reason) since the last reset."""

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,18 +19,37 @@ from fast3r_ros.mapping.data import Float64, PoseEstimate, ViewEstimate
 from fast3r_ros.ros.config import NodeConfig
 from fast3r_ros.ros.intake import CameraFacts
 from fast3r_ros.ros.poses import rigid_inverse, stamped_transform
-from fast3r_ros.ros.times import NS
+from fast3r_ros.ros.times import NS, ns_from_stamp
 from fast3r_ros.ros.transforms import OwnFrames, TransformLookup, TransformMissing
 from fast3r_ros.ros.upstream import TF2_ROS
 
 VIEW_FRAME = "fast3r_view_"
+QUIET_SECONDS = 1.0  # without a transform, after which the last one is sent again for who starts now
+
+
+@dataclass(frozen=True)
+class _Edge:
+    """map -> child, (4, 4) map_from_child, of a pose at stamp_ns.
+
+    images: the frame in which images of the camera are published, so that they can be found from the map.
+    below: a frame at the child's place that is hung below it, "" for none.  drifts: the child is an odometry
+    frame, which moves in the map only as odometry drifts (REP-105).
+    """
+
+    child: str
+    map_from_child: Float64
+    stamp_ns: int
+    images: str
+    below: str = ""
+    drifts: bool = False
 
 
 class Broadcaster:
-    """Broadcasts poses by `tf_mode`.  config may be replaced at run time.
+    """Broadcasts poses by `tf_mode`, called from any thread.  config may be replaced at run time.
 
-    facts: what is known of the camera of an image frame id.  parents: our frames that somebody
-    else broadcasts, with their other parent; waiting_for: why nothing is broadcast, "" when all is well.
+    facts: what is known of the camera of an image frame id.  tell(text): a line for the console, once per
+    change.  waiting_for: why a pose is not broadcast where it belongs, "" when all is well; broadcast: what
+    is.
     """
 
     def __init__(
@@ -36,87 +59,240 @@ class Broadcaster:
         own_frames: OwnFrames,
         lookup: TransformLookup,
         facts: Mapping[str, CameraFacts],
+        tell: Callable[[str], Any] = lambda _: None,
     ) -> None:
         self.config = config
         self._own_frames, self._lookup, self._facts = own_frames, lookup, facts
-        self._publish = publish
-        self._map_from_odom: Float64 | None = None
-        self.parents: dict[str, str] = {}
-        self.waiting_for = ""
+        self._publish, self._tell = publish, tell
+        self._lock = threading.RLock()
+        self._refused: set[str] = set()
+        self._told: dict[str, str] = {}
+        self.reset()
+
+    def reset(self) -> None:
+        """The map starts anew: no pose in it is known."""
+        with self._lock:
+            self._metres = False
+            self._newest: dict[str, _Edge] = {}  # by image frame
+            self._is_lost = False
+            self._stamps: dict[str, int] = {}  # newest that was sent, by child
+            self._sent = 0.0  # monotonic seconds
+            self._odometry: _Edge | None = None  # the newest that drifts
+            self.waiting_for = self.broadcast = ""
+
+    @property
+    def parents(self) -> dict[str, str]:
+        """Frames that are not broadcast because somebody else does, with their other parent."""
+        with self._lock:
+            others = {child: self._own_frames.other_parent(child) for child in self._refused}
+            known = {child: other for child, other in others.items() if other is not None}
+            self._refused = set(known)
+            return known
 
     def camera_frame(self, camera: str) -> str:
         """The frame of the estimated camera for the image frame `camera`."""
         name = self._facts[camera].name if camera in self._facts else ""
         return f"{self.config.frames.camera}_{name}" if name else self.config.frames.camera
 
-    def window(self, views: Sequence[ViewEstimate], metres: bool) -> None:
-        """Broadcast what a new window says about its newest view (and about all, if wanted)."""
-        transforms = []
-        if self.config.publish_view_frames:
-            for index, view in enumerate(views):
-                transforms.append(self._map_to(f"{VIEW_FRAME}{index}", view))
-        if self.config.tf_mode == "camera":
-            newest = {view.camera: view for view in views}  # in time order: the last of a camera stays
-            for view in newest.values():
-                transforms += self._camera(view)
-        elif self.config.tf_mode == "map_to_odom" and views:
-            self._find_map_from_odom(views[-1], metres)
-        self._send(transforms)
+    def window(
+        self, views: Sequence[ViewEstimate], fresh: Sequence[ViewEstimate], metres: bool
+    ) -> dict[int, str]:
+        """Broadcast the new keyframes of a window, each at its stamp, before anything of them is published.
 
-    def pose(self, pose: PoseEstimate) -> None:
-        """Broadcast a pose between windows."""
-        if self.config.tf_mode == "camera":
-            self._send(self._camera(pose))
+        views: all of the window, in time order; fresh: the new ones.  Returns, by keyframe id, the frame of
+        the images of each new one, which can be found from the map.
+        """
+        with self._lock:
+            self._metres, self._is_lost = metres, False
+            self._refused = set()
+            if self.config.publish_view_frames:
+                self._send([self._view_frame(index, view) for index, view in enumerate(views)])
+            if self.config.tf_mode == "none":
+                return {view.keyframe_id: view.camera for view in fresh}
+            self.waiting_for = ""
+            frames: dict[int, str] = {}
+            children: list[str] = []
+            for view in fresh:
+                edge = self._edge(view)
+                frames[view.keyframe_id] = edge.images if edge else view.camera
+                if edge is None:
+                    continue
+                if edge.drifts:
+                    self._odometry = edge
+                if self._send_edge(edge, view.stamp_ns):
+                    children.append(edge.child)
+            if children:
+                self._describe(", ".join(dict.fromkeys(children)))
+            return frames
+
+    def expect(self, pose: PoseEstimate) -> None:
+        """The newest pose, between windows; it goes out with the next image that shows no motion since."""
+        with self._lock, contextlib.suppress(TransformMissing):
+            if self.config.tf_mode != "none":
+                child, drifts = self._child(pose.camera, pose.stamp_ns)
+                if not drifts:
+                    self._newest[pose.camera] = self._edge_to(child, drifts, pose)
+
+    def still(self, camera: str, stamp_ns: int) -> None:
+        """Broadcast the last pose again for an image that shows no motion since."""
+        with self._lock:
+            if self.config.tf_mode == "none" or self._is_lost:
+                return
+            try:
+                children = self._child(camera, stamp_ns)[0], self.camera_frame(camera)
+            except TransformMissing:
+                return
+            edges = [edge for edge in self._newest.values() if edge.child in children and not edge.drifts]
+            newest = max(edges, key=lambda edge: edge.stamp_ns, default=None)
+            if newest is not None and newest.stamp_ns < stamp_ns:
+                self._send_edge(newest, stamp_ns)
+
+    def lost(self) -> None:
+        """The pose is not known until a window is accepted; map -> odom stays, as REP-105 wants it."""
+        with self._lock:
+            self._is_lost = True
 
     def tick(self, now_ns: int) -> None:
-        """Broadcast map -> odom, stamped a little into the future, so that nobody waits for it."""
-        if self.config.tf_mode == "map_to_odom" and self._map_from_odom is not None:
-            frames = self.config.frames
-            stamp_ns = now_ns + round(self.config.tf.tolerance * NS)
-            self._send([stamped_transform(self._map_from_odom, frames.map, frames.odom, stamp_ns)])
+        """Broadcast map -> odom, stamped a little into the future, so that nobody waits for it.
 
-    def reset(self) -> None:
-        """Forget map -> odom: the map starts anew."""
-        self._map_from_odom = None
+        When nothing else goes out (no images, paused, lost), the last pose is sent again for who starts now,
+        a nanosecond later each time: as old as it is, and not twice at one stamp, of which tf2 complains.
+        """
+        with self._lock:
+            if self._odometry is not None:
+                # off by a nanosecond, so that with a coarse clock it is not at the stamp of an image to come
+                self._send_edge(self._odometry, now_ns + round(self.config.tf.tolerance * NS) + 1)
+            if time.monotonic() - self._sent > QUIET_SECONDS:
+                for edge in list(self._newest.values()):
+                    if edge.child in self._stamps and self._own_frames.other_parent(edge.child) is None:
+                        self._send_edge(edge, self._stamps[edge.child] + 1)
 
-    def _map_to(self, child: str, view: ViewEstimate | PoseEstimate) -> TransformStamped:
+    # ----------------------------------------------------------------------------------------------------
+
+    def _view_frame(self, index: int, view: ViewEstimate) -> TransformStamped:
+        namespace, slash, _ = self.config.frames.camera.rpartition("/")
+        child = f"{namespace}{slash}{VIEW_FRAME}{index}"
         return stamped_transform(view.map_from_camera, self.config.frames.map, child, view.stamp_ns)
 
-    def _camera(self, view: ViewEstimate | PoseEstimate) -> list[TransformStamped]:
-        """map -> estimated camera, and on to the image's own frame while nobody else says where that is."""
-        child = self.camera_frame(view.camera)
-        transforms = [self._map_to(child, view)]
-        if view.camera != child and self._own_frames.other_parent(view.camera) is None:
-            transforms.append(stamped_transform(np.eye(4), child, view.camera, view.stamp_ns))
-        return transforms
+    def _send_edge(self, edge: _Edge, stamp_ns: int) -> bool:
+        """Broadcast an edge, once for each stamp, as tf2 takes the first only; False when it was refused."""
+        transforms = [stamped_transform(edge.map_from_child, self.config.frames.map, edge.child, stamp_ns)]
+        if edge.below:
+            transforms.append(stamped_transform(np.eye(4), edge.child, edge.below, stamp_ns))
+        fresh = [each for each in transforms if not self._own_frames.is_own(each)]
+        if fresh and not self._send(fresh):
+            return False
+        self._stamps[edge.child] = max(stamp_ns, self._stamps.get(edge.child, stamp_ns))
+        return True
 
-    def _find_map_from_odom(self, view: ViewEstimate, metres: bool) -> None:
-        """map -> odom such that odom -> base -> camera goes on to the estimated pose."""
-        if not metres:
-            self.waiting_for = "map -> odom waits until the map is in metres: drive on"
-            return
-        odom = self.config.frames.odom
+    def _edge(self, pose: ViewEstimate | PoseEstimate) -> _Edge | None:
+        """Where a pose goes on TF; None, and waiting_for says why, when it goes nowhere."""
+        edge = None
         try:
-            odom_from_camera = self._lookup.lookup(odom, view.camera, view.stamp_ns)
+            child, drifts = self._child(pose.camera, pose.stamp_ns)
+            try:
+                edge = self._edge_to(child, drifts, pose)
+            except TransformMissing as error:
+                if drifts and self._odometry is not None and self._odometry.child == child:
+                    edge = self._odometry  # the last correction is nearly right
+                elif self.config.tf_mode == "auto":
+                    edge = self._edge_to(self.camera_frame(pose.camera), False, pose)
+                raise error
         except TransformMissing as error:
-            self.waiting_for = f"no transform {odom} -> {view.camera} at the image's stamp: {error}"
-            return
-        self.waiting_for = ""
-        self._map_from_odom = view.map_from_camera @ rigid_inverse(odom_from_camera)
+            self._wait(str(error))
+        if edge is None:
+            self._newest.pop(pose.camera, None)
+        else:
+            self._newest[pose.camera] = edge
+        return edge
 
-    def _send(self, transforms: Sequence[TransformStamped]) -> None:
-        ours = []
+    def _child(self, camera: str, stamp_ns: int) -> tuple[str, bool]:
+        """The frame that is hung below the map for an image frame, and whether that is an odometry frame.
+
+        Raises TransformMissing.
+        """
+        frames, mode = self.config.frames, self.config.tf_mode
+        if mode in ("camera", "base"):
+            return (self.camera_frame(camera) if mode == "camera" else frames.base), False
+        root = frames.odom
+        if mode == "auto":
+            chain = self._own_frames.chain(camera, stamp_ns)
+            root = chain[-1]
+            if root == self._own_frames.chain(frames.map, stamp_ns)[-1]:
+                path = " -> ".join(reversed(chain))
+                raise TransformMissing(
+                    f"another node says where {camera} is in {frames.map} ({path}): stop it, or set "
+                    "frames.map to another name"
+                )
+            if root != frames.odom and frames.base not in chain[:-1]:
+                return root, False
+        if self._metres:
+            return root, True
+        text = f"{frames.map} -> {root} waits until the map is in metres"
+        if mode == "map_to_odom":
+            raise TransformMissing(f"{text}: drive on")
+        if self.config.mapper.scale.source == "none":
+            text += ", for which scale.source has to be set"
+        self._wait(f"{text}; until then poses are {frames.map} -> {self.camera_frame(camera)}")
+        return self.camera_frame(camera), False
+
+    def _edge_to(self, child: str, drifts: bool, pose: ViewEstimate | PoseEstimate) -> _Edge:
+        """map -> child such that child -> camera goes on to the estimated pose.  Raises TransformMissing."""
+        camera, stamp_ns, estimated = pose.camera, pose.stamp_ns, self.camera_frame(pose.camera)
+        map_from_child = map_from_camera = pose.map_from_camera
+        images, below = camera, ""
+        if child == estimated:
+            if self.config.tf_mode != "camera":
+                images = child
+            elif child != camera and self._own_frames.other_parent(camera, stamp_ns) is None:
+                below = camera
+        elif child != camera:
+            try:
+                child_from_camera = self._lookup.lookup(child, camera, stamp_ns)
+            except TransformMissing as error:
+                text = f"no transform {child} -> {camera} at the image's stamp: {error}"
+                raise TransformMissing(text) from error
+            map_from_child = map_from_camera @ rigid_inverse(child_from_camera)
+        return _Edge(child, map_from_child, stamp_ns, images, below, drifts)
+
+    def _wait(self, text: str) -> None:
+        self.waiting_for = text
+        self._say("waiting", text.partition(":")[0], text)
+
+    def _describe(self, children: str) -> None:
+        """Say what is broadcast, and in which unit."""
+        unit = "in metres" if self._metres else "up to scale"
+        if not self._metres and self.config.mapper.scale.source == "none":
+            unit += " (scale.source is none)"
+        self.broadcast = f"{self.config.frames.map} -> {children}, {unit}"
+        self._say("broadcast", self.broadcast, f"broadcasting {self.broadcast}")
+
+    def _say(self, topic: str, key: str, text: str) -> None:
+        """A line for the console when the key is another than the last one of the topic."""
+        if self._told.get(topic) != key:
+            self._told[topic] = key
+            self._tell(text)
+
+    def _send(self, transforms: Sequence[TransformStamped]) -> bool:
+        """Broadcast what is ours to broadcast, nothing below what is not; False when nothing was left."""
+        ours: list[TransformStamped] = []
+        refused: set[str] = set()
         for transform in transforms:
-            child = transform.child_frame_id
-            other = self._own_frames.other_parent(child)
-            if other is None:
-                self.parents.pop(child, None)
-                self._own_frames.sent(transform)
-                ours.append(transform)
-            else:
-                self.parents[child] = other
+            child, parent = transform.child_frame_id, transform.header.frame_id
+            other = self._own_frames.other_parent(child, ns_from_stamp(transform.header.stamp))
+            if other is not None:
+                self._refused.add(child)
+                self._say(f"refused {child}", other, f"{child} already has the parent {other}: not broadcast")
+            if other is not None or parent in refused:
+                refused.add(child)
+                continue
+            self._refused.discard(child)
+            self._own_frames.sent(transform)
+            ours.append(transform)
         if ours:
+            self._sent = time.monotonic()
             self._publish(ours)
+        return bool(ours)
 
 
 def tf_publisher(node: Node) -> Callable[[list[TransformStamped]], Any]:

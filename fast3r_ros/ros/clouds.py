@@ -27,9 +27,9 @@ def cloud_to_message(cloud: Cloud, stamp_ns: int, frame_id: str) -> PointCloud2:
     return _message(cloud_bytes(cloud), stamp_ns, frame_id)
 
 
-def view_to_message(view: ViewEstimate) -> PointCloud2:
+def view_to_message(view: ViewEstimate, frame_id: str) -> PointCloud2:
     """The valid points of a view in its camera frame, at its stamp; packed where the network left them."""
-    return _message(view_bytes(view), view.stamp_ns, view.camera)
+    return _message(view_bytes(view), view.stamp_ns, frame_id)
 
 
 def _message(data: array.array, stamp_ns: int, frame_id: str) -> PointCloud2:

@@ -6,7 +6,7 @@ Read and checked by `fast3r_ros.settings` as the mapper's; `parameters` declares
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 from fast3r_ros.errors import UserError
 from fast3r_ros.mapping.config import MapperConfig
@@ -54,21 +54,36 @@ class InputConfig:
 class FramesConfig:
     """Names of coordinate frames (REP-105)."""
 
-    map: str = parameter("map", "the map frame")
-    odom: str = parameter("odom", "the odometry frame, for tf_mode map_to_odom and odometry from tf")
-    base: str = parameter("base_link", "the robot's base frame, for tf_mode map_to_odom and odometry from tf")
+    map: str = parameter(
+        "map",
+        "the map frame; a node in namespace /a calls it a/map unless its /tf is remapped, and map where /map "
+        "is set",
+    )
+    odom: str = parameter("odom", "the odometry frame, which is hung below the map in metres only")
+    base: str = parameter("base_link", "the robot's base frame")
     camera: str = parameter(
         "fast3r_camera",
-        "the estimated camera, child of the map frame in tf_mode camera; _<name> is added in a rig",
+        "the estimated camera in tf_mode camera; _<name> is added in a rig, a namespace as for frames.map",
     )
 
     def __post_init__(self) -> None:
         names = {item.name: getattr(self, item.name) for item in fields(self)}
         for key, frame in names.items():
-            if not frame or frame.startswith("/"):
+            bare = frame.removeprefix("/") if key in ("map", "camera") else frame
+            if not bare or bare.startswith("/"):
                 raise UserError(f"frames.{key} is {frame!r}; give a frame's name, without a / in front")
         if len(set(names.values())) != len(names):
             raise UserError(f"frames {names} have to differ from each other")
+
+    def below(self, namespace: str) -> FramesConfig:
+        """Our own frames below a namespace ("" or "/": none), where they are not absolute (/map) already."""
+
+        def name(frame: str) -> str:
+            prefix = namespace.strip("/")
+            absolute = frame.startswith("/") or not prefix or frame.startswith(f"{prefix}/")
+            return frame.removeprefix("/") if absolute else f"{prefix}/{frame}"
+
+        return replace(self, map=name(self.map), camera=name(self.camera))
 
 
 @dataclass(frozen=True)
@@ -96,9 +111,7 @@ class OutputConfig:
 class TransformConfig:
     """How transforms are broadcast."""
 
-    rate: float = parameter(
-        20.0, "messages per second for map -> odom in tf_mode map_to_odom", range=(1.0, 200.0), dynamic=True
-    )
+    rate: float = parameter(20.0, "messages per second for map -> odom", range=(1.0, 200.0), dynamic=True)
     tolerance: float = parameter(
         0.1, "seconds that map -> odom is stamped into the future", range=(0.0, 10.0), dynamic=True
     )
@@ -178,10 +191,11 @@ class NodeConfig:
     )
     map_directory: str = parameter("~/.ros/fast3r_maps", "the folder that ~/save_map and ~/load_map may use")
     tf_mode: str = parameter(
-        "camera",
-        "camera (map -> estimated camera), map_to_odom (map -> odom, needs odom -> base -> camera on TF and "
-        "scale.source other than none), or none",
-        choices=("camera", "map_to_odom", "none"),
+        "auto",
+        "what is hung below the map frame: auto (the root of the camera's tree on TF: its own frame, the "
+        "base or odom), camera (the estimated camera), base (needs base -> camera on TF), map_to_odom (odom, "
+        "needs odom -> base -> camera on TF and scale.source other than none), or none",
+        choices=("auto", "base", "camera", "map_to_odom", "none"),
     )
     publish_view_frames: bool = parameter(
         False, "broadcast a frame fast3r_view_<i> for every view of the newest window", dynamic=True

@@ -319,6 +319,7 @@ class Inputs:
             return
         try:
             self._lookup.insert(transform, static)
+            self._own_frames.heard(transform, static)
         except BadPose as error:
             self._counters.problem(f"transform: {error.reason}")
             self._report(f"transform {transform.header.frame_id} -> {transform.child_frame_id}: {error}")

@@ -27,7 +27,7 @@ from rclpy.parameter import Parameter
 from rclpy.timer import Timer
 
 from fast3r_ros.errors import UserError
-from fast3r_ros.mapping.data import WindowNetwork, WindowResult
+from fast3r_ros.mapping.data import Frame, WindowNetwork, WindowResult
 from fast3r_ros.mapping.intake import FrameCounts
 from fast3r_ros.mapping.mapper import Mapper
 from fast3r_ros.msg import MappingStatus
@@ -75,7 +75,7 @@ class MappingNode(LifecycleNode):
     def __init__(self, load_network: NetworkLoader = load_network) -> None:
         super().__init__(NODE_NAME)
         parameters.declare(self)
-        self.config = parameters.read(self)
+        self.config = self._own_names(parameters.read(self))
         self._load_network = load_network
         self._counters = Counters()
         self._own_frames = OwnFrames()
@@ -102,6 +102,11 @@ class MappingNode(LifecycleNode):
         self._create_timers()
         self.add_on_set_parameters_callback(self._check_parameters)
         self.add_post_set_parameters_callback(self._apply_parameters)
+
+    def _own_names(self, config: NodeConfig) -> NodeConfig:
+        """Our frames below the node's namespace, where /tf is common to all namespaces."""
+        common = self.resolve_topic_name("/tf") == "/tf"
+        return replace(config, frames=config.frames.below(self.get_namespace() if common else ""))
 
     def _create_timers(self) -> None:
         """Periodic work by the steady clock, which neither simulation nor a looping bag turns back."""
@@ -157,6 +162,7 @@ class MappingNode(LifecycleNode):
                 self._on_window,
                 self._on_idle,
                 self._on_smaller_window,
+                self._on_still,
             )
             begun.callback(mapping.stop)
             inputs = Inputs(
@@ -170,7 +176,8 @@ class MappingNode(LifecycleNode):
                 lambda: self._time_went_back(mapping),
             )
             begun.callback(inputs.stop)
-            broadcaster = Broadcaster(self._publish_tf, config, own_frames, lookup, inputs.facts)
+            tell = self.get_logger().info
+            broadcaster = Broadcaster(self._publish_tf, config, own_frames, lookup, inputs.facts, tell)
             outputs = Outputs(
                 self,
                 config,
@@ -276,6 +283,12 @@ class MappingNode(LifecycleNode):
         """Show the size that fits as the parameter, so that no later change of another one undoes it."""
         self.set_parameters([Parameter("window.size", Parameter.Type.INTEGER, size)])
 
+    def _on_still(self, frame: Frame) -> None:
+        """On the conversion thread."""
+        session = self._session
+        if session is not None and session.outputs.active:
+            session.broadcaster.still(frame.camera, frame.stamp_ns)
+
     # Changes ---------------------------------------------------------------------------------------------
 
     def _set_paused(self, paused: bool) -> None:
@@ -290,7 +303,6 @@ class MappingNode(LifecycleNode):
     def _new_map(self) -> None:
         """On the mapping thread: the map was emptied or replaced; what is derived from it starts again."""
         self._counters.restart()
-        self._own_frames.forget_others()
         session = self._session
         if session is not None:
             self._counted, _ = self._frame_counts(session.mapping)
@@ -347,7 +359,8 @@ class MappingNode(LifecycleNode):
         self._status.publish(status_message(self._report(), self.config.frames.map))
 
     def _publish_diagnostics(self) -> None:
-        self._diagnostics.publish(diagnostics_message(self._report(), self.get_name()))
+        name = self.get_fully_qualified_name().removeprefix("/")
+        self._diagnostics.publish(diagnostics_message(self._report(), name))
 
     def _report(self) -> Report:
         session = self._session
@@ -396,6 +409,8 @@ class MappingNode(LifecycleNode):
             waiting_for=session.broadcaster.waiting_for,
             assumed=dict(inputs.mounts.assumed),
             wrong_frames=dict(inputs.mounts.wrong),
+            broadcast=session.broadcaster.broadcast,
+            held_back=outputs.held_back,
         )
 
     def _frame_counts(self, mapping: MappingThread) -> tuple[FrameCounts, set[str]]:

@@ -35,7 +35,7 @@ class MappingThread:
 
     on_window(mapper, result) runs on that thread after every window; on_idle(mapper) when nothing is to do,
     about five times a second; on_smaller_window(size) when windows of more than `size` views ran out of
-    memory.
+    memory.  on_still(frame) runs where frames come from, for each that shows no motion.
     """
 
     def __init__(
@@ -46,12 +46,14 @@ class MappingThread:
         on_window: Callable[[Mapper, WindowResult], None],
         on_idle: Callable[[Mapper], None],
         on_smaller_window: Callable[[int], None],
+        on_still: Callable[[Frame], None] = lambda _: None,
     ) -> None:
         self.mapper = mapper
         self.pass_seconds = 0.0  # how long the newest window took
         self._counters, self._logger = counters, logger
         self._guard = Guard(counters, logger)
         self._on_window, self._on_idle, self._on_smaller_window = on_window, on_idle, on_smaller_window
+        self._on_still = on_still
         self.status = mapper.status()  # as of the newest window
         self._error = ""  # the mapper's newest that was passed on
         self._wake = threading.Condition()
@@ -65,7 +67,8 @@ class MappingThread:
 
     def add_frame(self, frame: Frame) -> None:
         """Offer a frame to the mapper, which keeps it or counts why not."""
-        self.mapper.add_frame(frame)
+        if self.mapper.add_frame(frame) == "no_motion":
+            self._on_still(frame)
         with self._wake:
             self._wake.notify()
 

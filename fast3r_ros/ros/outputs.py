@@ -49,6 +49,7 @@ TOPICS: dict[str, tuple[Any, QoSProfile]] = {
     "grid": (OccupancyGrid, LATCHED),
 }
 MAP_TOPICS = ("map_cloud", "path", "grid")
+HELD_BACK = "~/cloud, ~/depth, ~/odometry and ~/grid wait until the map is in metres"
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class MapSnapshot:
     version: int
     stamp_ns: int
     cloud: Cloud
+    metres: bool
     trajectory: Sequence[PoseEstimate]
     keyframes: Mapping[int, Keyframe]
 
@@ -96,6 +98,7 @@ class Outputs:
         self._jobs: queue.Queue[Callable[[], None]] = queue.Queue(maxsize=4)
         self._stopping = False
         self._newest_id = -1  # keyframe whose images were published last
+        self.held_back = ""  # why what others take for metres is not published, "" when it is
         self._pose_ns = 0
         self._map_sent = -1
         self._map_time = 0.0
@@ -108,6 +111,10 @@ class Outputs:
     def window(self, mapper: Mapper, result: WindowResult) -> None:
         """Hand a window over; waits when the publishing thread is four jobs behind."""
         metres = mapper.status().metres
+        if result.accepted:
+            self._hold_back(metres)
+        else:
+            self._broadcaster.lost()
         self._put(lambda: self._publish_window(result, metres))
         self._offer_map(mapper, result.map_version, result.stamp_ns, at_once=result.loop_closed)
 
@@ -116,9 +123,9 @@ class Outputs:
         pose = mapper.newest_pose()
         if pose is None:
             return
-        if pose.stamp_ns not in (self._pose_ns, self.newest_ns):
+        if pose.extrapolated and pose.stamp_ns != self._pose_ns:
             self._pose_ns = pose.stamp_ns
-            self._put(lambda: self._publish_pose(pose))
+            self._broadcaster.expect(pose)
         self._offer_map(mapper, mapper.map.version, self.newest_ns, at_once=False)
 
     def _offer_map(self, mapper: Mapper, version: int, stamp_ns: int, at_once: bool) -> None:
@@ -137,7 +144,8 @@ class Outputs:
             return
         self._map_sent, self._map_time = version, now
         keyframes = dict(mapper.map.keyframes) if self._viewer.active else {}
-        snapshot = MapSnapshot(version, stamp_ns, mapper.map.cloud(), mapper.trajectory(), keyframes)
+        cloud, metres = mapper.map.cloud(), mapper.map.metres
+        snapshot = MapSnapshot(version, stamp_ns, cloud, metres, mapper.trajectory(), keyframes)
         self._put(lambda: self._publish_map(snapshot))
 
     def _put(self, job: Callable[[], None]) -> None:
@@ -147,9 +155,20 @@ class Outputs:
             except queue.Full:
                 continue
 
+    def _hold_back(self, metres: bool) -> None:
+        """With a source of scale, nothing that others take for metres goes out before they are known."""
+        wanted = self.config.mapper.scale.source != "none"
+        held_back = f"{HELD_BACK} (scale.source {self.config.mapper.scale.source})"
+        reason = held_back if wanted and not metres else ""
+        if reason != self.held_back:
+            told = reason or "the map is in metres: ~/cloud, ~/depth, ~/odometry and ~/grid are published"
+            self._node.get_logger().info(told)
+        self.held_back = reason
+
     def restart(self) -> None:
         """The map starts anew: what was sent counts no more."""
         self._newest_id = -1
+        self.held_back = ""
         self.newest_ns = self._pose_ns = 0
         self._map_sent = -1
 
@@ -190,16 +209,17 @@ class Outputs:
 
     def _publish_window(self, result: WindowResult, metres: bool) -> None:
         start = time.perf_counter()
-        self._broadcaster.window(result.views, metres)
-        newest = {view.camera: view for view in result.views}
-        for view in newest.values():
-            self._publish_odometry(view)
-        if result.views:
-            self._publish_cloud(result.views[-1])
-        for view in result.views:
-            if view.keyframe_id > self._newest_id:
-                self._publish_images(view)
-        self._newest_id = max((view.keyframe_id for view in result.views), default=self._newest_id)
+        fresh = [view for view in result.views if view.keyframe_id > self._newest_id]
+        self._newest_id = max((view.keyframe_id for view in fresh), default=self._newest_id)
+        frames = self._broadcaster.window(result.views, fresh, metres)
+        measured = metres or self.config.mapper.scale.source == "none"
+        if measured:
+            for view in fresh:
+                self._publish_odometry(view, frames[view.keyframe_id])
+            if fresh:
+                self._publish_cloud(fresh[-1], frames[fresh[-1].keyframe_id])
+        for view in fresh:
+            self._publish_images(view, frames[view.keyframe_id], measured)
         self.latencies = {**result.timings, "publish": time.perf_counter() - start}
         self.newest_ns = result.stamp_ns
         arrived = self._arrivals.get(result.stamp_ns)
@@ -216,25 +236,21 @@ class Outputs:
             self._send("window", message)
         self._after_window()
 
-    def _publish_pose(self, pose: PoseEstimate) -> None:
-        """A pose between windows."""
-        self._broadcaster.pose(pose)
-        self._publish_odometry(pose)
-
-    def _publish_odometry(self, view: ViewEstimate | PoseEstimate) -> None:
+    def _publish_odometry(self, view: ViewEstimate, frame: str) -> None:
         if self._somebody("odometry"):
-            child = self._broadcaster.camera_frame(view.camera)
+            camera_mode = self.config.tf_mode == "camera"
+            child = self._broadcaster.camera_frame(view.camera) if camera_mode else frame
             parent = self.config.frames.map
             message = odometry_message(view.map_from_camera, view.covariance, parent, child, view.stamp_ns)
             self._send("odometry", message)
 
-    def _publish_cloud(self, view: ViewEstimate) -> None:
+    def _publish_cloud(self, view: ViewEstimate, frame: str) -> None:
         if self._somebody("cloud"):
-            self._send("cloud", view_to_message(view))
+            self._send("cloud", view_to_message(view, frame))
 
-    def _publish_images(self, view: ViewEstimate) -> None:
-        """Confidence and depth of one view, at the stamp and frame of its image."""
-        stamp, frame = view.stamp_ns, view.camera
+    def _publish_images(self, view: ViewEstimate, frame: str, measured: bool) -> None:
+        """Confidence of one view, and its depth if that is in metres or nobody wants them, at its stamp."""
+        stamp = view.stamp_ns
         size = self._facts[view.camera].size
         network = self.config.output.image_size == "network"
 
@@ -247,7 +263,7 @@ class Outputs:
             if self._somebody("confidence_color"):
                 rgb = confidence_color(confidence, self.config.output.max_confidence)
                 self._send("confidence_color", rgb_to_image(rgb, stamp, frame))
-        if self._somebody("depth/image_rect", "depth/camera_info"):
+        if measured and self._somebody("depth/image_rect", "depth/camera_info"):
             depth = laid(view.maps.depth_image(), np.nan)
             height, width = depth.shape
             intrinsics = view.intrinsics if network else input_intrinsics(view)
@@ -260,6 +276,7 @@ class Outputs:
         newest = snapshot.trajectory[-self.config.output.path_length :]
         stamps = [pose.stamp_ns for pose in newest]
         self._send("path", path_message(stamps, [pose.map_from_camera for pose in newest], frame, stamp))
-        if self.config.grid.enabled:
+        measured = snapshot.metres or self.config.mapper.scale.source == "none"
+        if self.config.grid.enabled and measured:
             self._send("grid", occupancy_grid(snapshot.cloud.points, self.config.grid, stamp, frame))
         self._viewer.show(snapshot.cloud, snapshot.keyframes)

@@ -47,9 +47,10 @@ class Report:
 
     drops and problems: reason -> count, without the mapper's own drops.  parents: our frame -> another's.
 
-    waiting_for: why no transform is broadcast, "" when one is.  seconds everywhere; callback times as in
-    Counters.callback_times.  now_ns: the node's clock; stamp_ns: of the newest image used, or now.  assumed,
-    wrong_frames: see `waiting.Mounts`.
+    waiting_for: why no transform is broadcast where it belongs, "" when one is; broadcast: what is.
+    held_back: why what others take for metres is not published, "" when it is.  assumed, wrong_frames: see
+    `waiting.Mounts`.  seconds everywhere; callback times as in Counters.callback_times.  now_ns: the node's
+    clock; stamp_ns: of the newest image used, or now.
     """
 
     now_ns: int
@@ -76,6 +77,8 @@ class Report:
     waiting_for: str = ""
     assumed: Mapping[str, str] = field(default_factory=dict)
     wrong_frames: Mapping[str, str] = field(default_factory=dict)
+    broadcast: str = ""
+    held_back: str = ""
 
 
 def status_message(report: Report, map_frame: str) -> MappingStatus:
@@ -191,6 +194,8 @@ def _mapping_status(report: Report, name: str) -> DiagnosticStatus:
         level, text = DiagnosticStatus.ERROR, report.last_error
     elif report.state == MappingStatus.LOST:
         level, text = DiagnosticStatus.WARN, f"{text}; go back to a place that was mapped, or call ~/reset"
+    elif report.held_back:
+        level, text = DiagnosticStatus.WARN, f"{text}; {report.held_back}"
     if mapper is not None:
         values.update(
             {
@@ -219,8 +224,9 @@ def _transform_status(report: Report, name: str) -> DiagnosticStatus:
     found += [(DiagnosticStatus.WARN, text) for text in report.wrong_frames.values()]
     if report.mapper is not None and report.mapper.scale_source == "odometry":
         found += [(DiagnosticStatus.WARN, text) for text in report.assumed.values()]
-    level, text = _worst(found, "transforms are broadcast")
-    return _status(f"{name}: transforms", level, text, {**report.assumed, **report.wrong_frames})
+    level, text = _worst(found, report.broadcast or "nothing broadcast yet")
+    values = {"broadcast": report.broadcast, **report.assumed, **report.wrong_frames}
+    return _status(f"{name}: transforms", level, text, values)
 
 
 def _status(name: str, level: bytes, text: str, values: Mapping[str, object]) -> DiagnosticStatus:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import bisect
 import threading
+import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -18,6 +20,7 @@ from fast3r_ros.ros.times import NS, ns_from_stamp, stamp_from_ns
 from fast3r_ros.ros.upstream import TF2_ROS
 
 KEEP_NS = 10 * NS  # as long as tf2 keeps transforms
+FORGET_SECONDS = 2.0  # of silence, after which somebody else's parent of a frame counts no more
 
 
 class TransformMissing(LookupError):
@@ -91,7 +94,9 @@ class _Edge:
     matrices: list[Float64] = field(default_factory=list)
 
     def insert(self, stamp_ns: int, matrix: Float64) -> None:
-        """As tf2: what is ten seconds older than the newest entry goes at the next one, or never comes in."""
+        """As tf2: what is ten seconds older than the newest entry goes at the next one, or never comes in; of
+        two at one stamp the first stays.
+        """
         if self.static:
             self.stamps, self.matrices = [stamp_ns], [matrix]
             return
@@ -102,9 +107,9 @@ class _Edge:
             if stamp_ns < limit:
                 return
         place = bisect.bisect_left(self.stamps, stamp_ns)
-        known = place < len(self.stamps) and self.stamps[place] == stamp_ns
-        self.stamps[place : place + known] = [stamp_ns]
-        self.matrices[place : place + known] = [matrix]
+        if place == len(self.stamps) or self.stamps[place] != stamp_ns:
+            self.stamps.insert(place, stamp_ns)
+            self.matrices.insert(place, matrix)
 
     def at(self, stamp_ns: int | None, child: str) -> Float64:
         if self.static or stamp_ns is None:
@@ -190,15 +195,34 @@ def interpolated(before: Float64, after: Float64, share: float) -> Float64:
     return result
 
 
-class OwnFrames:
-    """Tells our own broadcasts from others' of the same frames: a frame may have one parent only (REP-105).
+@dataclass(frozen=True)
+class _Parent:
+    """A frame's parent by somebody else.  heard: monotonic seconds; stamp_ns: of what was heard last."""
 
-    Our subscription to /tf hears what we broadcast ourselves; `sent` remembers that, `is_own` recognises it.
+    frame: str
+    static: bool
+    heard: float
+    stamp_ns: int
+
+    def holds(self, now: float, stamp_ns: int | None) -> bool:
+        """Whether this is the parent still; with a stamp: whether it was at that time."""
+        if self.static or now - self.heard < FORGET_SECONDS:
+            return True
+        return stamp_ns is not None and self.stamp_ns - KEEP_NS <= stamp_ns <= self.stamp_ns
+
+
+class OwnFrames:
+    """Tells our own broadcasts from others' and knows the tree that others broadcast.
+
+    A frame may have one parent only (REP-105).  Our subscription to /tf hears what we broadcast ourselves;
+    `sent` remembers that, `is_own` recognises it; the rest is `heard`.  A parent that is not static is
+    forgotten when it has not been heard for two seconds.  now: monotonic seconds.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
         self._sent: dict[str, deque[tuple[int, str]]] = {}
-        self._others: dict[str, str] = {}
+        self._parents: dict[str, _Parent] = {}
         self._lock = threading.Lock()
 
     def sent(self, transform: TransformStamped) -> None:
@@ -208,22 +232,34 @@ class OwnFrames:
             history.append(_stamp_and_parent(transform))
 
     def is_own(self, transform: TransformStamped) -> bool:
-        """Whether a transform that came in is one of ours; somebody else's parent is remembered."""
+        """Whether we broadcast this child at this stamp below this parent."""
         with self._lock:
-            own = _stamp_and_parent(transform) in self._sent.get(transform.child_frame_id, ())
-            if not own:
-                self._others[transform.child_frame_id] = transform.header.frame_id
-            return own
+            return _stamp_and_parent(transform) in self._sent.get(transform.child_frame_id, ())
 
-    def other_parent(self, child: str) -> str | None:
-        """The parent that somebody else gives a frame, None when nobody does."""
-        with self._lock:
-            return self._others.get(child)
+    def heard(self, transform: TransformStamped, static: bool) -> None:
+        """Remember the parent that somebody else gives a frame."""
+        stamp_ns, parent = _stamp_and_parent(transform)
+        child = transform.child_frame_id
+        if child and parent and child != parent:  # tf2 takes no others
+            with self._lock:
+                self._parents[child] = _Parent(parent, static, self._now(), stamp_ns)
 
-    def forget_others(self) -> None:
-        """Start listening anew, at a reset."""
+    def other_parent(self, child: str, stamp_ns: int | None = None) -> str | None:
+        """The parent that somebody else gives a frame now, or gave it at a stamp; None when nobody does."""
         with self._lock:
-            self._others.clear()
+            return self._parent(child, stamp_ns)
+
+    def chain(self, frame: str, stamp_ns: int | None = None) -> list[str]:
+        """The frame and its ancestors in the others' tree, the root last; a loop of parents ends it."""
+        chain = [frame]
+        with self._lock:
+            while (parent := self._parent(chain[-1], stamp_ns)) is not None and parent not in chain:
+                chain.append(parent)
+        return chain
+
+    def _parent(self, child: str, stamp_ns: int | None) -> str | None:
+        known = self._parents.get(child)
+        return known.frame if known is not None and known.holds(self._now(), stamp_ns) else None
 
 
 def _stamp_and_parent(transform: TransformStamped) -> tuple[int, str]:

@@ -25,7 +25,7 @@ LAUNCH = ROOT / "launch"
 WANTED = {
     "mapping.launch.py": "namespace params_file model image camera_info tf_mode rviz use_sim_time log_level",
     "replay.launch.py": "source topic rate loop namespace params_file model rviz log_level",
-    "nav2_example.launch.py": "image odometry model costmap_params_file use_sim_time",
+    "nav2_example.launch.py": "image odometry scale_source model costmap_params_file use_sim_time",
 }
 
 
@@ -133,11 +133,12 @@ def test_the_nav2_example_starts_nothing_without_nav2(tmp_path, monkeypatch):
     module.check(None)
     mapping, costmap, manager = description[-3:]
     passed = dict(mapping["launch_arguments"])
-    assert (passed["tf_mode"], passed["scale_source"], passed["autostart"]) == (
-        "map_to_odom",
-        "odometry",
-        "false",
-    )
+    assert (passed["tf_mode"], passed["autostart"]) == ("map_to_odom", "false")
+    assert passed["scale_source"].name == "scale_source"
+    module.check_scale(arguments(module))  # odometry
+    for source in ("none", ""):
+        with pytest.raises(RuntimeError, match=f"scale_source is '{source}', but Nav2 needs metres"):
+            module.check_scale(arguments(module, scale_source=source))
     assert set(passed) <= {name for name, _, _ in load(LAUNCH / "mapping.launch.py", monkeypatch).ARGUMENTS}
     # the executable's node is called costmap
     names = ["fast3r_mapping", f"{costmap['namespace']}/costmap"]

@@ -13,6 +13,7 @@ from geometry_msgs.msg import TransformStamped
 from nav_msgs.msg import Odometry
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from ros_harness import NODE, Listener, wait_until
+from rosgraph_msgs.msg import Clock
 from scipy.spatial.transform import Rotation
 from sensor_msgs.msg import Image
 from tf2_msgs.msg import TFMessage
@@ -72,6 +73,7 @@ class Robot:
         self.images = node.create_publisher(Image, f"{prefix}/image", qos)
         self._depth = node.create_publisher(Image, f"{prefix}/depth", qos)
         self._odometry = node.create_publisher(Odometry, f"{prefix}/odometry", qos)
+        self._clock = node.create_publisher(Clock, "/clock", 10)
         self._tf = node.create_publisher(TFMessage, "/tf", 100)
         self._tf_static = node.create_publisher(TFMessage, "/tf_static", latched())
         self.base_from_camera = optical_pose_from_body(np.eye(4))
@@ -89,6 +91,9 @@ class Robot:
         head[:3, :3] = Rotation.from_euler("z", 0.6 * np.sin(index / 8) * self.pans).as_matrix()
         return head @ self.base_from_camera
 
+    def world_from_camera(self, index: int) -> np.ndarray:
+        return self._sequence.world_from_camera[index]
+
     def odom_from_base(self, index: int) -> np.ndarray:
         base_from_camera = self.base_from_camera_at(index)
         world_from_base = self._sequence.world_from_camera[index] @ rigid_inverse(base_from_camera)
@@ -105,9 +110,10 @@ class Robot:
         odometry: bool = False,
         depth: bool = False,
         late: float = 0.0,
+        clock: bool = False,
     ) -> None:
-        """The whole walk.  tf, odometry, depth: what is published beside the images.  late: seconds by which
-        transforms come after their image.
+        """The whole walk.  tf, odometry, depth, clock: what is published beside the images.  late: seconds by
+        which transforms come after their image.
         """
         behind: deque[tuple[float, TFMessage]] = deque()
         wait_until(lambda: self.images.get_subscription_count() > 0, 10, "the node's subscription")
@@ -115,6 +121,8 @@ class Robot:
         for index, frame in enumerate(frames()):
             start = time.monotonic()
             moved = self.odom_from_base(index)
+            if clock:
+                self._clock.publish(Clock(clock=stamp_from_ns(frame.stamp_ns)))
             if tf:
                 transforms = [stamped_transform(moved, self._odom, self._base, frame.stamp_ns)]
                 if self.pans:

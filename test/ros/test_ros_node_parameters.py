@@ -61,6 +61,7 @@ VALUES: dict[str, Any] = {
     "input.timeout": 0.5,
     "frames.map": "world",
     "frames.camera": "eye",
+    "tf_mode": "camera",
     "output.max_confidence": 3.0,
     "output.path_length": 5,
     "output.status_rate": 5.0,

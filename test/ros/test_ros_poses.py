@@ -80,6 +80,13 @@ def test_odometry_and_path_carry_frames_stamps_and_covariance() -> None:
     assert np.allclose(matrix_from_pose(path.poses[1].pose), rigid(2))
 
 
+def test_of_two_transforms_at_one_stamp_the_first_stays_as_in_tf2() -> None:
+    lookup = OwnLookup()
+    for seed in (1, 2):
+        lookup.insert(stamped_transform(rigid(seed), "odom", "base", NS), static=False)
+    assert np.allclose(lookup.lookup("odom", "base", NS), rigid(1))
+
+
 def test_the_newest_transform_is_the_newest_that_the_whole_chain_has_reached() -> None:
     lookup = OwnLookup()
     for second in (10, 11, 12):
@@ -161,6 +168,36 @@ def test_own_broadcasts_are_told_from_others() -> None:
     own = stamped_transform(rigid(1), "map", "odom", NS)
     frames.sent(own)
     assert frames.is_own(own)
+    other = stamped_transform(rigid(1), "world", "odom", NS)
+    assert not frames.is_own(other)
     assert frames.other_parent("odom") is None
-    assert not frames.is_own(stamped_transform(rigid(1), "world", "odom", NS))
+    frames.heard(other, static=False)
     assert frames.other_parent("odom") == "world"
+
+
+def test_a_moving_parent_is_forgotten_after_two_seconds_of_silence_a_static_one_never() -> None:
+    now = [100.0]
+    frames = OwnFrames(lambda: now[0])
+    frames.heard(stamped_transform(rigid(1), "base", "camera", 0), static=True)
+    frames.heard(stamped_transform(rigid(1), "odom", "base", 50 * NS), static=False)
+    assert frames.chain("camera") == ["camera", "base", "odom"]
+    now[0] += 1.9
+    assert frames.other_parent("base") == "odom"
+    now[0] += 0.2
+    assert frames.chain("camera") == ["camera", "base"]
+    # at the stamps for which it was heard, it was the parent and stays it
+    assert frames.chain("camera", 49 * NS) == ["camera", "base", "odom"]
+    assert frames.chain("camera", 51 * NS) == ["camera", "base"]
+    assert frames.chain("camera", 39 * NS) == ["camera", "base"]
+    frames.heard(stamped_transform(rigid(1), "wheels", "base", 60 * NS), static=False)
+    assert frames.chain("camera") == ["camera", "base", "wheels"]
+
+
+def test_parents_that_tf2_would_not_take_are_ignored_and_circles_end() -> None:
+    frames = OwnFrames()
+    for parent, child in (("camera", "camera"), ("", "camera"), ("base", "")):
+        frames.heard(stamped_transform(rigid(1), parent, child, NS), static=False)
+    assert frames.chain("camera") == ["camera"]
+    frames.heard(stamped_transform(rigid(1), "a", "b", NS), static=False)
+    frames.heard(stamped_transform(rigid(1), "b", "a", NS), static=False)
+    assert frames.chain("a") == ["a", "b"]

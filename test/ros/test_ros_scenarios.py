@@ -30,7 +30,7 @@ def test_a_rig_with_compressed_images(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     domain_id = domain(7)
     parameters = {"cameras": "[front, rear]", "input.transport": "compressed", "output.status_rate": 5.0}
-    parameters["viewer.port"] = 8080
+    parameters |= {"viewer.port": 8080, "tf_mode": "camera"}
     node = Program([*DOUBLE, "0.0", *arguments(parameters)], domain_id)
     listener = listener_for(domain_id)
     with running(node):

@@ -113,26 +113,34 @@ def test_map_cloud_is_the_room_level_and_latched(session: Session) -> None:
     assert len(np.unique(voxels, axis=0)) > 0.9 * len(voxels)
 
 
-def test_camera_is_on_tf_and_odometry_alike(session: Session) -> None:
+def test_every_image_cloud_and_pose_has_its_transform_at_its_stamp(session: Session) -> None:
+    """Nobody else says where the image's frame is: it hangs below the map, with the poses of ~/window."""
     transforms = [each for message in session.walked("/tf") for each in message.transforms]
-    camera = {
-        ns_from_stamp(each.header.stamp): each
-        for each in transforms
-        if each.child_frame_id == "fast3r_camera"
-    }
-    odometry = {ns_from_stamp(message.header.stamp): message for message in session.walked("odometry")}
-    assert len(odometry) >= 2
-    assert {each.header.frame_id for each in camera.values()} == {"map"}
-    both = sorted(set(camera) & set(odometry))
-    assert len(both) >= 2
-    for stamp in both:
-        message = odometry[stamp]
-        assert (message.header.frame_id, message.child_frame_id) == ("map", "fast3r_camera")
-        on_tf = matrix_from_transform(camera[stamp].transform)
-        assert np.allclose(matrix_from_pose(message.pose.pose), on_tf, atol=1e-9)
-    # nobody else says where the image's frame is, so the node links it to the estimated camera
-    links = [each for each in transforms if each.child_frame_id == "camera_optical_frame"]
-    assert {each.header.frame_id for each in links} == {"fast3r_camera"}
+    camera: dict[int, np.ndarray] = {}
+    for each in transforms:
+        if each.child_frame_id == "camera_optical_frame":
+            assert each.header.frame_id == "map"
+            stamp = ns_from_stamp(each.header.stamp)
+            assert stamp not in camera  # of two at one stamp, tf2 takes the first
+            camera[stamp] = matrix_from_transform(each.transform)
+    first = {}  # as a keyframe was when its images were published
+    for window in session.walked("window"):
+        for view in window.views:
+            first.setdefault(ns_from_stamp(view.header.stamp), matrix_from_pose(view.pose.pose))
+    for name in ("depth/image_rect", "depth/camera_info", "confidence", "cloud", "odometry"):
+        assert set(stamps(session.walked(name))) <= set(first), name
+    assert (
+        set(stamps(session.walked("depth/image_rect")))
+        == set(first)
+        == set(stamps(session.walked("odometry")))
+    )
+    for stamp, pose in first.items():
+        assert np.abs(camera[stamp] - pose).max() < 1e-6
+    for message in session.walked("odometry"):
+        assert (message.header.frame_id, message.child_frame_id) == ("map", "camera_optical_frame")
+        pose = matrix_from_pose(message.pose.pose)
+        assert np.allclose(pose, camera[ns_from_stamp(message.header.stamp)], atol=1e-9)
+    assert stamps(session.walked("odometry")) == sorted(first)
     views = {each.child_frame_id for each in transforms if each.child_frame_id.startswith("fast3r_view_")}
     assert {"fast3r_view_0", "fast3r_view_7"} <= views
 

@@ -1,0 +1,209 @@
+"""Nodes in a robot's tree of frames, as listeners of /tf see it: what is published is found from the map."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy", reason="ROS is not installed here")
+
+from fast3r_ros.msg import MappingStatus, WindowEstimate
+from nav_msgs.msg import OccupancyGrid, Odometry
+from robot import CAMERA, Robot, frames, listener_for, transforms_to
+from ros_harness import DOUBLE, NODE, REPLAY, Listener, Program, arguments, domain, running, wait_until
+from sensor_msgs.msg import Image, PointCloud2
+from tf2_msgs.msg import TFMessage
+from tf_tree import Tree
+
+from fast3r_ros.ros.images import rgb_to_image
+from fast3r_ros.ros.poses import matrix_from_pose
+from fast3r_ros.ros.times import ns_from_stamp
+
+METRIC = {"cloud": PointCloud2, "depth/image_rect": Image, "odometry": Odometry, "grid": OccupancyGrid}
+PARAMETERS = {"output.status_rate": 5.0, "window.stride": 2, "grid.enabled": True}
+
+
+def started(domain_id: int, parameters: dict, name: str = NODE) -> tuple[Program, Listener]:
+    """A node with its listener, ready for images."""
+    node = Program([*DOUBLE, "0.0", *arguments({**PARAMETERS, **parameters})], domain_id)
+    listener = listener_for(domain_id, name)
+    listener.listen(TFMessage, "/tf_static", latched=True)
+    for topic, kind in METRIC.items():
+        listener.listen(kind, f"{name}/{topic}", latched=topic == "grid")
+    return node, listener
+
+
+def ready(listener: Listener, name: str = NODE) -> None:
+    listener.wait_for(f"{name}/status", lambda message: message.state == MappingStatus.WAITING, 60)
+
+
+def tree_of(listener: Listener) -> Tree:
+    return Tree(list(listener.heard["/tf"]), list(listener.heard["/tf_static"]))
+
+
+def stamps(listener: Listener, topic: str) -> list[int]:
+    return [ns_from_stamp(message.header.stamp) for message in listener.heard[topic]]
+
+
+def first_poses(windows: list[WindowEstimate], metres: bool) -> dict[int, np.ndarray]:
+    """(4, 4) map_from_camera of every keyframe by its stamp, as of the window that brought it."""
+    poses: dict[int, np.ndarray] = {}
+    known: set[int] = set()
+    for window in windows:
+        for view in window.views:
+            stamp = ns_from_stamp(view.header.stamp)
+            if stamp not in known and window.metres == metres:
+                poses[stamp] = matrix_from_pose(view.pose.pose)
+            known.add(stamp)
+    return poses
+
+
+def settle(listener: Listener, topic: str) -> None:
+    """Until nothing new has come on a topic for two seconds."""
+    count = -1
+    while count != len(listener.heard[topic]):
+        count = len(listener.heard[topic])
+        time.sleep(2.0)
+
+
+def test_a_camera_on_the_base_is_found_from_the_map_also_while_it_stands() -> None:
+    domain_id = domain(41)
+    node, listener = started(domain_id, {})
+    with running(node):
+        robot = Robot(listener)
+        ready(listener)
+        robot.drive(rate_hz=12)
+        settle(listener, f"{NODE}/window")
+        tree = tree_of(listener)
+        poses = first_poses(listener.heard[f"{NODE}/window"], metres=False)
+        assert len(poses) > 5
+        assert set(stamps(listener, f"{NODE}/depth/image_rect")) == set(poses)
+        assert set(stamps(listener, f"{NODE}/cloud")) <= set(poses)
+        for stamp, pose in poses.items():
+            assert np.abs(tree.lookup("map", CAMERA, stamp) - pose).max() < 1e-6
+            on_base = tree.lookup("map", "base_link", stamp) @ robot.base_from_camera
+            assert np.abs(on_base - pose).max() < 1e-6
+        assert tree.parents("base_link") == {"map"}
+        assert tree.parents(CAMERA) == {"base_link"}
+        words = "map -> base_link, up to scale (scale.source is none)"
+        wait_until(lambda: listener.newest("/diagnostics").status[2].message == words, 5, "what is broadcast")
+
+        # the camera stands: whoever starts now finds the frames
+        last = frames()[-1]
+        later = 0
+        count = len(transforms_to(listener, "base_link"))
+        for index in range(20):
+            later = last.stamp_ns + (index + 1) * 100_000_000
+            robot.images.publish(rgb_to_image(last.image, later, CAMERA))
+            time.sleep(0.05)
+        wait_until(lambda: len(transforms_to(listener, "base_link")) > count + 10, 10, "the pose again")
+        heard = [ns_from_stamp(each.header.stamp) for each in transforms_to(listener, "base_link")]
+        assert last.stamp_ns < max(heard) <= later
+        # and when no image comes at all
+        count = len(transforms_to(listener, "base_link"))
+        wait_until(lambda: len(transforms_to(listener, "base_link")) > count, 10, "the pose without images")
+        assert ns_from_stamp(transforms_to(listener, "base_link")[-1].header.stamp) < later + 1000
+    listener.close()
+    assert f"broadcasting {words}" in node.output()
+    assert "Traceback" not in node.output()
+
+
+def test_odom_gets_the_map_in_metres_and_until_then_nothing_goes_out_that_others_take_for_metres() -> None:
+    domain_id = domain(42)
+    node, listener = started(domain_id, {"scale.source": "odometry"})
+    with running(node):
+        robot = Robot(listener)
+        ready(listener)
+        robot.drive(rate_hz=12, tf=True)  # without odometry there are windows, but no metres
+        settle(listener, f"{NODE}/window")
+        assert len([each for each in listener.heard[f"{NODE}/window"] if each.accepted]) > 2
+        assert not any(each.metres for each in listener.heard[f"{NODE}/window"])
+        words = (
+            "~/cloud, ~/depth, ~/odometry and ~/grid wait until the map is in metres (scale.source odometry)"
+        )
+        wait_until(lambda: words in listener.newest("/diagnostics").status[1].message, 5, "what is held back")
+        for topic in METRIC:
+            assert not listener.heard[f"{NODE}/{topic}"], topic
+        assert not transforms_to(listener, "odom")
+        assert {each.header.frame_id for each in transforms_to(listener, "fast3r_camera")} == {"map"}
+    listener.close()
+    assert words in node.output()
+    assert "Traceback" not in node.output()
+
+
+def test_odom_base_and_camera_agree_with_the_truth_once_the_map_is_in_metres() -> None:
+    domain_id = domain(43)
+    node, listener = started(domain_id, {"scale.source": "odometry", "use_sim_time": True})
+    with running(node):
+        robot = Robot(listener)
+        ready(listener)
+        robot.drive(rate_hz=8, tf=True, odometry=True, clock=True)
+        listener.wait_for(f"{NODE}/status", lambda message: message.metres, 20)
+        settle(listener, f"{NODE}/window")
+    tree = tree_of(listener)
+    poses = first_poses(listener.heard[f"{NODE}/window"], metres=True)
+    first = first_poses(listener.heard[f"{NODE}/window"], metres=False)
+    assert len(poses) > 3
+    assert set(stamps(listener, f"{NODE}/depth/image_rect")) == set(poses)
+    assert not set(first) & set(stamps(listener, f"{NODE}/cloud"))
+    assert tree.parents("odom") == {"map"}
+    assert tree.parents("base_link") == {"odom"}
+    errors = []
+    for stamp, pose in poses.items():
+        found = tree.lookup("map", CAMERA, stamp)
+        assert np.abs(found - pose).max() < 1e-6
+        world_from_camera = robot.world_from_camera(robot.index_at(stamp))
+        errors.append(found @ np.linalg.inv(world_from_camera))  # map_from_world, the same for all
+    spread = np.array([each[:3, 3] for each in errors])
+    assert np.linalg.norm(spread - np.median(spread, axis=0), axis=1).max() < 0.15
+    listener.close()
+    assert "broadcasting map -> odom, in metres" in node.output()
+    assert "Traceback" not in node.output()
+
+
+def test_two_nodes_in_two_namespaces_keep_apart() -> None:
+    domain_id = domain(44)
+    names = ("a", "b")
+    cameras = {"a": "front", "b": "rear"}
+    nodes = [
+        Program([*DOUBLE, "0.0", *arguments(PARAMETERS, {"__ns": f"/{name}"})], domain_id) for name in names
+    ]
+    listener = listener_for(domain_id, "/a/fast3r_mapping")
+    for name in names:
+        for topic, kind in {**METRIC, "status": MappingStatus, "window": WindowEstimate}.items():
+            listener.listen(kind, f"/{name}/fast3r_mapping/{topic}", latched=topic == "grid")
+    with running(*nodes):
+        for name in names:
+            ready(listener, f"/{name}/fast3r_mapping")
+        replays = [
+            Program(
+                [*REPLAY, *arguments({"rate": 2.0, "frame_id": cameras[name]}, {"__ns": f"/{name}"})],
+                domain_id,
+            )
+            for name in names
+        ]
+        with running(*replays):
+            assert [replay.wait(60) for replay in replays] == [0, 0], replays[0].output()
+        for name in names:
+            settle(listener, f"/{name}/fast3r_mapping/window")
+        diagnosed = {status.name for message in listener.heard["/diagnostics"] for status in message.status}
+    tree = tree_of(listener)
+    for name in names:
+        assert tree.parents(cameras[name]) == {f"{name}/map"}
+        for topic in ("grid", "odometry", "window"):
+            found = {each.header.frame_id for each in listener.heard[f"/{name}/fast3r_mapping/{topic}"]}
+            assert found == {f"{name}/map"}, topic
+        poses = first_poses(listener.heard[f"/{name}/fast3r_mapping/window"], metres=False)
+        assert len(poses) > 5
+        for stamp, pose in poses.items():
+            assert np.abs(tree.lookup(f"{name}/map", cameras[name], stamp) - pose).max() < 1e-6
+    expected = {
+        f"{name}/fast3r_mapping: {part}" for name in names for part in ("input", "mapping", "transforms")
+    }
+    assert expected <= diagnosed
+    assert not {name for name in diagnosed if name.startswith("fast3r_mapping")}
+    listener.close()
+    for node in nodes:
+        assert "Traceback" not in node.output()
