@@ -38,6 +38,8 @@ from fast3r_ros.ros.waiting import Mounts, Ready, WaitingImages
 
 ARRIVALS = 1000  # frames whose time of arrival is remembered
 DEPTHS = 10  # newest depth images that are kept for images to come
+FRAMES = 5000  # on TF that are remembered; a robot has some hundred
+NAME_LENGTH = 256  # of a frame
 DEPTH_NS = 50_000_000  # a depth image belongs to an image that is no farther in time
 
 
@@ -80,6 +82,7 @@ class Inputs:
         self.cameras: list[CameraSubscriptions] = []
         self._others: list[Any] = []
         self._mailbox = Mailbox()
+        self._frames: set[str] = set()  # names that TF has brought
         self._stopping = False
         self._restart = False
         self.paused = False
@@ -104,7 +107,7 @@ class Inputs:
 
     def _subscribe_small(self, kind: Any, topic: str, qos: QoSProfile, handler: Callable[[Any], None]) -> Any:
         def leave(message: Any) -> None:
-            self._mailbox.put(handler, message)
+            self._leave(topic.lstrip("/"), handler, message)
 
         return self._node.create_subscription(kind, topic, leave, qos, callback_group=self._group)
 
@@ -179,12 +182,18 @@ class Inputs:
             elif self._mailbox.put_image(name, message):
                 self._counters.dropped("too slow: a newer image replaced it")
 
+    def _leave(self, kind: str, handler: Callable[[Any], None], message: Any) -> None:
+        """Leave a small message for the conversion thread; those that it lets wait too long are counted."""
+        if self._mailbox.put(handler, message, kind):
+            self._counters.problem(f"too many messages at once: {kind}")
+
     def _info_callback(self, name: str, message: CameraInfo) -> None:
         if self.config.input.use_camera_info:
-            self._mailbox.put(lambda info: self._take_info(name, info), message)
+            self._leave(f"{name}/camera_info".lstrip("/"), partial(self._take_info, name), message)
 
     def _depth_callback(self, name: str, message: Image) -> None:
-        self._mailbox.put(lambda depth: self._depths[name].append(depth), message)
+        # only the newest are looked at; those before are no loss
+        self._mailbox.put(self._depths[name].append, message, f"{name}/depth", DEPTHS)
 
     def _foreign_callback(self, name: str) -> None:
         self._counters.received()
@@ -235,9 +244,13 @@ class Inputs:
         """Give the mapper the images that need not wait for transforms any more, with these."""
         for stamp_ns, odom_from_base in self._waiting.late_odometry(self.config):
             self._sink.add_odometry(stamp_ns, odom_from_base)
-        for ready in self._waiting.release(self.config):
-            if not self._guard.run("image with its transforms", partial(self._hand_on_one, ready)):
-                self._counters.dropped("internal error")
+        try:
+            for ready in self._waiting.release(self.config):
+                if not self._guard.run("image with its transforms", partial(self._hand_on_one, ready)):
+                    self._counters.dropped("internal error")
+        except Exception as error:  # looking up its transforms failed, and it waits no more
+            self._counters.dropped("internal error")
+            self._guard.failed("transforms of an image", error)
 
     def _hand_on_one(self, ready: Ready) -> None:
         frame = ready.frame
@@ -315,6 +328,13 @@ class Inputs:
             self._insert(transform, static=True)
 
     def _insert(self, transform: TransformStamped, static: bool) -> None:
+        names = transform.header.frame_id, transform.child_frame_id
+        if not self._has_room_for(*names):
+            self._counters.problem("too many frames on TF")
+            self._report(
+                f"more than {FRAMES} frames on TF, or a name that is too long; the others are left out"
+            )
+            return
         if self._own_frames.is_own(transform):
             return
         try:
@@ -322,7 +342,17 @@ class Inputs:
             self._own_frames.heard(transform, static)
         except BadPose as error:
             self._counters.problem(f"transform: {error.reason}")
-            self._report(f"transform {transform.header.frame_id} -> {transform.child_frame_id}: {error}")
+            self._report(f"transform {names[0]} -> {names[1]}: {error}")
+
+    def _has_room_for(self, parent: str, child: str) -> bool:
+        """Whether a transform's frames are known or few enough to be remembered."""
+        if max(len(parent), len(child)) > NAME_LENGTH:
+            return False
+        new = {parent, child} - self._frames
+        if len(self._frames) + len(new) > FRAMES:
+            return not new
+        self._frames |= new
+        return True
 
     def _report(self, text: str) -> None:
         self._counters.error(text)

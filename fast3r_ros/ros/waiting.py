@@ -7,7 +7,7 @@ Pure of rclpy: frames and a TransformLookup in, frames that know where their cam
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -61,19 +61,25 @@ class WaitingImages:
         self._waiting.append((frame, arrived, self._now()))
         self._bytes += frame.image.nbytes
 
-    def release(self, config: NodeConfig) -> list[Ready]:
-        """The frames that have all they wait for, or have waited long enough, in their order."""
-        ready = []
+    def release(self, config: NodeConfig) -> Iterator[Ready]:
+        """The frames that have all they wait for, or have waited long enough, in their order.
+
+        What a lookup raises passes through; its frame waits no more then.
+        """
         while self._waiting:
             frame, arrived, since = self._waiting[0]
             full = self._bytes > MOST_BYTES
-            found = self._resolve(frame, config, final=full or self._now() - since >= WAIT_SECONDS)
+            found, waits = None, False
+            try:
+                found = self._resolve(frame, config, final=full or self._now() - since >= WAIT_SECONDS)
+                waits = found is None
+            finally:
+                if not waits:
+                    self._waiting.popleft()
+                    self._bytes -= frame.image.nbytes
             if found is None:
                 break
-            self._waiting.popleft()
-            self._bytes -= frame.image.nbytes
-            ready.append(replace(found, arrived=arrived))
-        return ready
+            yield replace(found, arrived=arrived)
 
     def late_odometry(self, config: NodeConfig) -> list[tuple[int, Float64]]:
         """Odometry (stamp, odom_from_base) that came on TF after its image had been released."""

@@ -20,7 +20,7 @@ from fast3r_ros.errors import UserError
 from fast3r_ros.io.pixels import BadImage
 from fast3r_ros.ros.images import rgb_to_image
 from fast3r_ros.ros.intake import Intake, Refused, TimeWentBack
-from fast3r_ros.ros.mailbox import Mailbox
+from fast3r_ros.ros.mailbox import QUEUE_LENGTH, Mailbox
 
 NS = 1_000_000_000
 K = [50.0, 0.0, 31.5, 0.0, 50.0, 23.5, 0.0, 0.0, 1.0]
@@ -232,3 +232,16 @@ def test_the_mailbox_keeps_the_newest_image_of_each_camera() -> None:
     assert box.take(0.0) == ([], None)
     box.put_image("a", 4)
     assert box.clear() == 1
+
+
+def test_a_flood_of_one_kind_takes_no_room_from_another() -> None:
+    """A latched transform is said once only; 2000 of others must not push it out."""
+    box, taken = Mailbox(), list[int]()
+    assert not box.put(taken.append, -1, "tf_static")
+    lost = sum(box.put(taken.append, number, "tf") for number in range(2 * QUEUE_LENGTH))
+    assert not box.put(taken.append, -2, "odometry")
+    assert lost == QUEUE_LENGTH
+    for handler, message in box.take(0.0)[0]:
+        handler(message)
+    assert taken == [-1, *range(QUEUE_LENGTH, 2 * QUEUE_LENGTH), -2]
+    assert box.take(0.0) == ([], None)
