@@ -1,20 +1,33 @@
-"""Clouds as PLY files: binary, with colour and confidence."""
+"""Clouds as PLY files: written binary, with colour and confidence; read in all three encodings."""
 
 from __future__ import annotations
 
+import itertools
+import os
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
-from plyfile import PlyData, PlyElement, PlyParseError
+from numpy.typing import NDArray
 
 from fast3r_ros.errors import UserError
-from fast3r_ros.files import whole_file
+from fast3r_ros.files import one_line, open_regular, whole_file
 from fast3r_ros.mapping.data import Cloud
 
 _COLOURS = ("red", "green", "blue")
 _VERTEX = np.dtype(
     [*((name, "<f4") for name in "xyz"), *((name, "u1") for name in _COLOURS), ("confidence", "<f4")]
 )
+# PLY's names of number types, old and new -> NumPy's
+_TYPES = {
+    **{"char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": "i4", "uint": "u4"},
+    **{"float": "f4", "double": "f8", "int8": "i1", "uint8": "u1", "int16": "i2", "uint16": "u2"},
+    **{"int32": "i4", "uint32": "u4", "float32": "f4", "float64": "f8"},
+}
+_NAMES = {"f4": "float", "u1": "uchar"}
+_BYTE_ORDERS = {"ascii": "", "binary_little_endian": "<", "binary_big_endian": ">"}
+_LONGEST_LINE = 4096
+_HEADER_LINES = 1000
 
 
 def write_ply(path: str | Path, cloud: Cloud, *, comment: str = "") -> None:
@@ -26,26 +39,121 @@ def write_ply(path: str | Path, cloud: Cloud, *, comment: str = "") -> None:
     vertices["x"], vertices["y"], vertices["z"] = cloud.points.T
     vertices["red"], vertices["green"], vertices["blue"] = cloud.colors.T
     vertices["confidence"] = cloud.confidence
-    element = PlyElement.describe(vertices, "vertex")
-    with whole_file(path) as temporary:
-        PlyData([element], byte_order="<", comments=[comment] if comment else []).write(str(temporary))
+    properties = [f"property {_NAMES[_VERTEX[name].str[1:]]} {name}" for name in _VERTEX.names or ()]
+    comments = [f"comment {' '.join(comment.split())}"] if comment else []
+    header = ["ply", "format binary_little_endian 1.0", *comments, f"element vertex {len(vertices)}"]
+    with whole_file(path) as temporary, temporary.open("wb") as file:
+        file.write("\n".join([*header, *properties, "end_header", ""]).encode("ascii", "replace"))
+        file.write(vertices.tobytes())
 
 
 def read_ply(path: str | Path) -> Cloud:
     """Read a PLY cloud, ours or another's; missing colours are grey, missing confidence is 1.
 
-    Raises UserError when the file is no PLY or has no vertices with x, y and z.
+    Colours may be bytes or floats from 0 to 1.  Raises UserError when the file is no PLY, is cut short, or
+    has no vertices with x, y and z.
     """
     try:
-        vertices = PlyData.read(str(path))["vertex"].data
+        with open_regular(path) as file:
+            vertices = _read_vertices(file)
         names = vertices.dtype.names or ()
-        points = np.stack([vertices[name] for name in "xyz"], 1).astype(np.float32)
+        missing = [name for name in "xyz" if name not in names]
+        if missing:
+            raise ValueError(f"its vertices have no {' '.join(missing)}")
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except (PlyParseError, KeyError, ValueError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not a PLY point cloud: {error}") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not a PLY point cloud: {one_line(error)}") from error
+    with np.errstate(over="ignore"):  # a double beyond the range of a float becomes infinite
+        points = np.stack([vertices[name].astype(np.float32) for name in "xyz"], 1)
     colors = np.full((len(points), 3), 128, np.uint8)
     if set(_COLOURS) <= set(names):
-        colors = np.stack([vertices[name] for name in _COLOURS], 1).astype(np.uint8)
+        colors = np.stack([_as_bytes(vertices[name]) for name in _COLOURS], 1)
     confidence = vertices["confidence"] if "confidence" in names else np.ones(len(points))
     return Cloud(points, colors, np.array(confidence, np.float32))
+
+
+def _as_bytes(channel: NDArray[np.generic]) -> NDArray[np.uint8]:
+    """One colour as 0 to 255; floats are taken as 0 to 1."""
+    values = channel * 255.0 if channel.dtype.kind == "f" else channel
+    return np.rint(np.clip(np.nan_to_num(values), 0, 255)).astype(np.uint8)
+
+
+def _read_vertices(file: BinaryIO) -> NDArray[np.void]:
+    """The element `vertex` as a structured array; ValueError when the file does not hold it whole."""
+    encoding, elements = _read_header(file)
+    order = _BYTE_ORDERS[encoding]
+    for name, count, properties in elements:
+        lists = [each for each, kind in properties if kind == "list"]
+        if lists and (encoding != "ascii" or name == "vertex"):
+            raise ValueError(
+                f"the list {lists[0]} of its element {name}, at or before the vertices, is unknown"
+            )
+        row = np.dtype([(each, order + _TYPES.get(kind, "f8")) for each, kind in properties])
+        if name != "vertex":
+            _skip(file, count, None if encoding == "ascii" else row.itemsize)
+        elif encoding == "ascii":
+            return _read_text(file, count, row)
+        else:
+            left = os.fstat(file.fileno()).st_size - file.tell()
+            if count * row.itemsize > left:  # before so much memory is asked for
+                raise ValueError(f"it ends within its {count} vertices")
+            return np.frombuffer(file.read(count * row.itemsize), row) if count else np.empty(0, row)
+    raise ValueError("it has no element vertex")
+
+
+def _read_header(file: BinaryIO) -> tuple[str, list[tuple[str, int, list[tuple[str, str]]]]]:
+    """The encoding and the elements up to `vertex`: name, number of rows, (property, type) each."""
+    if file.readline(_LONGEST_LINE).rstrip() != b"ply":
+        raise ValueError("it does not begin with the line ply")
+    encoding = ""
+    elements: list[tuple[str, int, list[tuple[str, str]]]] = []
+    for _ in range(_HEADER_LINES):
+        line = file.readline(_LONGEST_LINE)
+        words = line.decode("ascii", "replace").split()
+        match words:
+            case ["end_header"]:
+                if encoding not in _BYTE_ORDERS:
+                    raise ValueError(f"its format is {encoding[:40]!r}, not {', '.join(_BYTE_ORDERS)}")
+                return encoding, elements
+            case ["comment" | "obj_info", *_]:
+                pass
+            case ["format", word, _]:
+                encoding = word
+            case ["element", name, count] if count.isdecimal() and len(count) < 16:
+                elements.append((name, int(count), []))
+            case ["property", "list", _, _, name] if elements:
+                elements[-1][2].append((name, "list"))
+            case ["property", kind, name] if elements and kind in _TYPES:
+                elements[-1][2].append((name, kind))
+            case _:
+                raise ValueError(f"its header has the line {line[:60].decode('ascii', 'replace').strip()!r}")
+    raise ValueError("its header does not end")
+
+
+def _skip(file: BinaryIO, count: int, row_bytes: int | None) -> None:
+    """Go past `count` rows of `row_bytes` each; None: lines of text."""
+    if row_bytes is not None:
+        file.seek(min(count * row_bytes, os.fstat(file.fileno()).st_size), os.SEEK_CUR)
+        return
+    for _ in range(count):
+        if not file.readline():
+            return
+
+
+def _read_text(file: BinaryIO, count: int, row: np.dtype[np.void]) -> NDArray[np.void]:
+    lines = list(itertools.islice((line for line in file if line.strip()), count))
+    if len(lines) < count:
+        raise ValueError(f"it ends within its {count} vertices")
+    if not count:
+        return np.empty(0, row)
+    # Through float64, so that a colour written 128.0 is read too.
+    table = np.loadtxt(lines, np.float64, comments=None, ndmin=2, encoding="ascii")
+    if table.shape[1] != len(row):
+        raise ValueError(f"its vertices have {table.shape[1]} numbers and not {len(row)}")
+    vertices = np.empty(count, np.dtype([(name, "f8") for name in row.names or ()]))
+    for column, name in enumerate(row.names or ()):
+        vertices[name] = table[:, column]
+        if row[name].kind != "f" and name in _COLOURS:
+            vertices[name] /= 255.0  # as floats have it
+    return vertices
