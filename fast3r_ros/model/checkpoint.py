@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from fast3r_ros.errors import UserError
 from fast3r_ros.files import one_line, open_regular, read_json, whole_file
 from fast3r_ros.model.config import Fast3RConfig
+from fast3r_ros.model.safetensors import read_safetensors, write_safetensors
 
 DEMO_DIRECTORY = Path(__file__).resolve().parent.parent / "weights" / "demo"
 OFFICIAL_NAME = "jedyang97/Fast3R_ViT_Large_512"
@@ -210,20 +211,13 @@ def write(model: nn.Module, config: Fast3RConfig, directory: Path) -> None:
 
     Each file is whole at every moment.  Raises UserError when the disk is full.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     state = model.state_dict()
     twice = aliases(state)
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in state.items() if key not in twice}
     weights = directory / "model.safetensors"
     with whole_file(weights, durable=True) as partial:
-        try:
-            save_file(tensors, partial, metadata={"format": "pt", **twice})
-        except SafetensorError as error:  # how it reports a full disk, too
-            raise UserError(f"cannot write {weights}: {one_line(error)}") from error
+        write_safetensors(partial, tensors, {"format": "pt", **twice})
         config.write(directory / "config.json")
-        partial.chmod((directory / "config.json").stat().st_mode)  # safetensors makes it the owner's alone
 
 
 def _in_directory(directory: Path) -> CheckpointFiles:
@@ -274,14 +268,8 @@ def _download(name: str) -> Path:
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-    except ImportError as error:
-        raise UserError(f"{path}: install safetensors to read it") from error
-    try:
-        with open_regular(path):  # a pipe would be waited for
-            return load_file(path)
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        return read_safetensors(path)
+    except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"{path} is damaged or not a safetensors file: {one_line(error)}") from error
 
 
