@@ -93,3 +93,8 @@ def one_line(error: object, most: int = 300) -> str:
     """What an error says, on one line of at most `most` characters; its kind when it says nothing."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def machine_memory() -> int:
+    """Bytes of this machine's memory, against which the sizes that files claim are held."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

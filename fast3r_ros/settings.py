@@ -10,6 +10,7 @@ section's settings then carry no prefix in flat names.
 from __future__ import annotations
 
 import functools
+import itertools
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import Field, field, fields, is_dataclass
@@ -19,7 +20,7 @@ from typing import Any
 from fast3r_ros.errors import UserError
 from fast3r_ros.files import one_line, read_text
 
-_YAML_BYTES = 1 << 16
+_YAML_BYTES, _YAML_DEPTH = 1 << 15, 10
 _MOST_ITEMS = 1000  # of a list
 _LARGEST = 1e12  # of a number without a range
 
@@ -101,12 +102,24 @@ def _inner(item: Field[Any], prefix: str) -> str:
 
 
 def read_yaml(path: str | Path) -> Any:
-    """The content of a YAML file of at most 64 KiB.  Raises UserError when it cannot be read."""
+    """The content of a YAML file of at most 32 KiB.  Raises UserError when it cannot be read.
+
+    Aliases are refused: some lines of them unfold to gigabytes where they are merged or printed.
+    """
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                raise yaml.YAMLError("aliases (*name) are not allowed; write the value in each place")
+            return super().compose_node(parent, index)
+
     text = read_text(path, _YAML_BYTES)
+    depth = itertools.accumulate((letter in "[{") - (letter in "]}") for letter in text)
+    if max(depth, default=0) > _YAML_DEPTH:  # the parser takes time in proportion to its square
+        raise UserError(f"{path} cannot be read: it is nested too deeply")
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, Loader)
     except RecursionError as error:
         raise UserError(f"{path} cannot be read: it is nested too deeply") from error
     except (yaml.YAMLError, ValueError, OverflowError) as error:  # the latter of dates and numbers
@@ -116,7 +129,7 @@ def read_yaml(path: str | Path) -> Any:
 def shown(value: Any) -> str:
     """A value for a message, on one line and short whatever it is.
 
-    Lists are not looked into: with anchors, a YAML file of some lines unfolds to gigabytes.
+    Lists of lists are not looked into.
     """
     if isinstance(value, (str, bytes)):
         return repr(value[:60]) + ("…" if len(value) > 60 else "")

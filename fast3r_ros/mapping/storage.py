@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fast3r_ros.errors import UserError
-from fast3r_ros.files import one_line, open_regular, read_json, writable
+from fast3r_ros.files import machine_memory, one_line, open_regular, read_json, writable
 from fast3r_ros.mapping.map_schema import (
     SavedMap,
     arrays_of,
@@ -101,7 +101,7 @@ def read_map(directory: Path) -> SavedMap:
     index = directory / INDEX
     if not os.path.lexists(index):
         raise UserError(f"{directory} holds no map: there is no {INDEX}")
-    content = read_json(index, _memory() // _INDEX_SHARE)
+    content = read_json(index, machine_memory() // _INDEX_SHARE)
     try:
         _check_format(index, content)
         name, keyframes = content.get("arrays"), content.get("keyframes")
@@ -112,7 +112,7 @@ def read_map(directory: Path) -> SavedMap:
             size = os.fstat(file.fileno()).st_size
             if size != content.get("bytes"):
                 raise UserError(f"{path} has {size} bytes, not as many as were saved: it is cut off")
-            if size > _memory() // _ARRAYS_SHARE:
+            if size > machine_memory() // _ARRAYS_SHARE:
                 raise UserError(f"{path} has {size >> 20} MiB, too many for this machine's memory")
             arrays = _read_arrays(file, size, len(keyframes))
         check(content, arrays)
@@ -213,8 +213,3 @@ def _sync_directory(directory: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _memory() -> int:
-    """Bytes of this machine's memory."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

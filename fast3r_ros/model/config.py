@@ -90,7 +90,7 @@ class HeadConfig:
     landscape_only: bool = False
     patch_size: int = parameter(16, range=(16, 16))
     dpt_reassemble_dims: tuple[int, int, int, int] = parameter((96, 192, 384, 768), range=_WIDTH)
-    dpt_feature_dim: int = parameter(256, range=_WIDTH)
+    dpt_feature_dim: int = parameter(256, range=(2, _WIDTH[1]))
     dpt_last_dim: int = parameter(128, range=_WIDTH)
 
 
@@ -227,6 +227,10 @@ def _check(config: Fast3RConfig) -> None:
         ),
         (depth_bounds == (-math.inf, math.inf), "depth_mode", head.depth_mode, "bounds -inf, inf"),
         (least_confidence < most_confidence, "conf_mode", head.conf_mode, "a lower and an upper bound"),
+        *(
+            (part.embed_dim * part.mlp_ratio >= 1, "mlp_ratio", part.mlp_ratio, "a wider hidden layer")
+            for part in (encoder, decoder)
+        ),
         (config.weights < _MOST_WEIGHTS, "the number of weights", f"{config.weights:.3g}", "fewer"),
     ]
     for good, name, value, expected in rules:

@@ -69,5 +69,10 @@ class Average:
         torch._foreach_lerp_(own, [tensor.detach().float() for tensor in current], 1 - decay)
 
     def load(self, tensors: dict[str, Tensor], device: torch.device) -> None:
-        """Continue from the `tensors` of an earlier average."""
+        """Continue from the `tensors` of an earlier average.  Raises ValueError when they are another
+        module's.
+        """
+        own = {name: tensor.shape for name, tensor in self.tensors.items()}
+        if {name: tensor.shape for name, tensor in tensors.items()} != own:
+            raise ValueError("its average is of another model")
         self.tensors = {name: tensor.to(device) for name, tensor in tensors.items()}

@@ -10,9 +10,11 @@ import json
 import logging
 import math
 import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import torch
@@ -20,8 +22,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from fast3r_ros.errors import UserError
+from fast3r_ros.files import machine_memory, one_line, writable
 from fast3r_ros.model import Fast3R
-from fast3r_ros.model.checkpoint import initialise_from_dust3r
+from fast3r_ros.model.checkpoint import check_finite, initialise_from_dust3r
 from fast3r_ros.training import zero
 from fast3r_ros.training.config import TrainConfig
 from fast3r_ros.training.objective import Objective, initialise
@@ -31,6 +34,8 @@ from fast3r_ros.training.process import Process
 from fast3r_ros.training.state import Average, load_state, save_state
 from fast3r_ros.training.stream import training_batch, view_count
 from fast3r_ros.training.validation import validate
+
+_BYTES_PER_WEIGHT = 12  # where there is a GPU: the weights, their average and a copy that is saved
 
 _log = logging.getLogger(__name__)
 
@@ -57,24 +62,22 @@ def train(
     run = _start(config, process)
     if resume:
         _resume(run, output, process)
-    log = _Log(output, process.rank == 0)
-    bar = tqdm(total=config.run.steps, initial=run.step, disable=process.rank != 0, mininterval=2)
     metrics: dict[str, float] = {}
     deadline = time.monotonic() + 60 * minutes
-    while run.step < config.run.steps and time.monotonic() < deadline:
-        report = train_step(run, config, process)
-        bar.update()
-        if run.step % config.run.log_every == 0:
-            bar.set_postfix(loss=f"{report['loss']:.3f}", error=f"{report['error_global']:.3f}")
-            log.write(run.step, report)
-        last = run.step == config.run.steps or time.monotonic() >= deadline
-        if run.step % config.run.checkpoint_every == 0 or last:
-            _save(run, config, output, process)
-        if run.step % config.run.evaluate_every == 0 or last:
-            metrics = _evaluate(run, config, process)
-            log.write(run.step, metrics)
-    bar.close()
-    log.close()
+    progress = tqdm(total=config.run.steps, initial=run.step, disable=process.rank != 0, mininterval=2)
+    with closing(_Log(output, process.rank == 0)) as log, progress as bar:
+        while run.step < config.run.steps and time.monotonic() < deadline:
+            report = train_step(run, config, process)
+            bar.update()
+            if run.step % config.run.log_every == 0:
+                bar.set_postfix(loss=f"{report['loss']:.3f}", error=f"{report['error_global']:.3f}")
+                log.write(run.step, report)
+            last = run.step == config.run.steps or time.monotonic() >= deadline
+            if run.step % config.run.checkpoint_every == 0 or last:
+                _save(run, config, output, process)
+            if run.step % config.run.evaluate_every == 0 or last:
+                metrics = _evaluate(run, config, process)
+                log.write(run.step, metrics)
     return metrics
 
 
@@ -108,6 +111,12 @@ def train_step(run: Run, config: TrainConfig, process: Process) -> dict[str, flo
 
 
 def _start(config: TrainConfig, process: Process) -> Run:
+    needed = _BYTES_PER_WEIGHT * config.model.weights
+    if needed > machine_memory():
+        raise UserError(
+            f"the model has about {config.model.weights:.2g} weights, "
+            f"whose training takes {needed / 1e9:.0f} GB; this machine has {machine_memory() / 1e9:.0f} GB"
+        )
     network = Fast3R(config.model)
     if config.run.initial_weights:
         _continue_from(network, config.run.initial_weights)
@@ -144,13 +153,23 @@ def _resume(run: Run, output: Path, process: Process) -> None:
     if state is None:
         _log.info("nothing to resume in %s; starting anew", output)
         return
-    if zero.is_engine(run.objective):
-        zero.load(run.objective, output, int(state["step"]))
-    else:
-        load_full_state(run.objective, run.optimizers, state)
-    if run.average is not None:
-        run.average.load(state["average"], process.device)
-    run.step = int(state["step"])
+    source = f"the state of step {state['step']} in {output}"
+    try:
+        check_finite(state["network"], source)
+        if zero.is_engine(run.objective):
+            zero.load(run.objective, output, state["step"])
+        else:
+            load_full_state(run.objective, run.optimizers, state)
+        if run.average is not None:
+            run.average.load(state["average"], process.device)
+    except UserError:
+        raise
+    except Exception as error:  # PyTorch has many kinds for what is missing, of another shape or no tensor
+        raise UserError(
+            f"{source} does not fit this configuration: {one_line(error)}; use the one that made it, "
+            "or delete the state to resume from an older one"
+        ) from error
+    run.step = state["step"]
 
 
 def _save(run: Run, config: TrainConfig, output: Path, process: Process) -> None:
@@ -191,15 +210,19 @@ def _chosen_views(config: TrainConfig, step: int, views: int) -> list[int]:
 
 
 class _Log:
-    """log.jsonl, and TensorBoard where it is installed."""
+    """log.jsonl, and TensorBoard where it is installed.
+
+    A log that cannot be written, as on a full disk, is given up with a warning: the training goes on.
+    """
 
     def __init__(self, output: Path, active: bool) -> None:
-        self.file = None
+        self.file: TextIO | None = None
         self.board: Any = None
         if not active:
             return
-        output.mkdir(parents=True, exist_ok=True)
-        self.file = (output / "log.jsonl").open("a", encoding="utf-8")
+        with writable(output):
+            output.mkdir(parents=True, exist_ok=True)
+            self.file = (output / "log.jsonl").open("a", encoding="utf-8")
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
@@ -209,17 +232,26 @@ class _Log:
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """One line per call: the step, the time and the values."""
-        if self.file is None:
-            return
-        self.file.write(json.dumps({"step": step, "time": round(time.time(), 1), **values}) + "\n")
-        self.file.flush()
-        if self.board is not None:
-            for name, value in values.items():
-                self.board.add_scalar(name, value, step)
+        with self._giving_up():
+            if self.file is not None:
+                self.file.write(json.dumps({"step": step, "time": round(time.time(), 1), **values}) + "\n")
+                self.file.flush()
+            if self.board is not None:
+                for name, value in values.items():
+                    self.board.add_scalar(name, value, step)
 
     def close(self) -> None:
         """Close the files."""
-        if self.file is not None:
-            self.file.close()
-        if self.board is not None:
-            self.board.close()
+        with self._giving_up():
+            if self.file is not None:
+                self.file.close()
+            if self.board is not None:
+                self.board.close()
+
+    @contextmanager
+    def _giving_up(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            _log.warning("the log is not continued: %s", one_line(error.strerror or error))
+            self.file = self.board = None

@@ -158,7 +158,10 @@ BAD: dict[str, tuple[Index, Any]] = {
     "id infinite": (of_keyframes(id=float("inf")), None),
     "stamp beyond a ROS message": (of_keyframes(stamp_ns=2**62), None),
     "camera a number": (of_keyframes(camera=4), None),
-    "camera of two lines": (of_keyframes(camera="a\nb"), None),
+    "camera missing": (
+        {"keyframes": [{k: v for k, v in e.items() if k != "camera"} for e in INDEX["keyframes"]]},
+        None,
+    ),
     "camera a surrogate": (of_keyframes(camera="\ud800"), None),
     "estimates zero": (of_keyframes(estimates=0), None),
     "submap missing": ({"keyframes": [{"id": 1}] * 5}, None),
