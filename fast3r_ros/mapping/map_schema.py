@@ -165,8 +165,8 @@ def check(content: Any, arrays: Arrays) -> None:
     _check_parts(arrays)
     scale = arrays["metric_scale"]
     _all("metric_scale", np.isnan(scale) | ((scale >= _SMALLEST) & (scale <= _LARGEST)), "no scale")
-    near = np.logical_and.reduce(np.abs(arrays["points"]) <= _LARGEST, axis=1)
-    _all("points", np.logical_or(near, arrays["confidence"] == 0), "not finite, or too large")
+    near = np.abs(arrays["points"]) <= _LARGEST
+    _all("points", near | (arrays["confidence"] == 0)[:, None], "not finite, or too large")
     edge = arrays["edge"]
     _all("edge", np.isin(edge[:, :2], ids).all(axis=1), "between keyframes that do not exist")
     _all("edge", (edge[:, 0] != edge[:, 1]) & (edge[:, 2] <= 1), "no edge")
