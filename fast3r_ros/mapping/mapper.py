@@ -125,11 +125,16 @@ class Mapper:
 
     # ---------------------------------------------------------------- the method
 
-    def window_ready(self) -> bool:
-        """Whether enough keyframes wait: `stride` of them; to start a submap `overlap` more, if they fit."""
+    def window_ready(self, standing: bool = False) -> bool:
+        """Whether enough keyframes wait: `stride` of them; to start a submap `overlap` more, if they fit.
+
+        standing: the camera stands and no more will come soon; one is enough then, unless a submap starts.
+        """
         needed = self.config.window.stride
         if not self._window.ids:
             needed += max(0, self.config.window.overlap - len(self._pending))
+        elif standing:
+            needed = 1
         return self._intake.waiting >= min(needed, self._capacity)
 
     @_every_frame_counted

@@ -21,6 +21,8 @@ from fast3r_ros.ros.network import free_gpu_memory
 
 Answer = TypeVar("Answer")
 IDLE_SECONDS = 0.2
+STANDING_NS = 2_000_000_000  # without motion, after which what waits becomes a window, full or not
+AHEAD_NS = 5_000_000_000  # tf2 refuses what is ten seconds older than its newest
 
 
 class ShuttingDown(RuntimeError):
@@ -35,7 +37,8 @@ class MappingThread:
 
     on_window(mapper, result) runs on that thread after every window; on_idle(mapper) when nothing is to do,
     about five times a second; on_smaller_window(size) when windows of more than `size` views ran out of
-    memory.  on_still(frame) runs where frames come from, for each that shows no motion.
+    memory.  on_still(frame) runs where frames come from, for each that shows no motion; not far ahead of
+    keyframes that still wait, whose transforms tf2 would then refuse as too old.
     """
 
     def __init__(
@@ -54,6 +57,8 @@ class MappingThread:
         self._guard = Guard(counters, logger)
         self._on_window, self._on_idle, self._on_smaller_window = on_window, on_idle, on_smaller_window
         self._on_still = on_still
+        self._keyframes: list[int] = []  # stamps of those that have not been through a window
+        self._stands = False
         self.status = mapper.status()  # as of the newest window
         self._error = ""  # the mapper's newest that was passed on
         self._wake = threading.Condition()
@@ -67,10 +72,16 @@ class MappingThread:
 
     def add_frame(self, frame: Frame) -> None:
         """Offer a frame to the mapper, which keeps it or counts why not."""
-        if self.mapper.add_frame(frame) == "no_motion":
-            self._on_still(frame)
+        reason = self.mapper.add_frame(frame)
+        still = reason == "no_motion"
         with self._wake:
+            if not reason:
+                self._keyframes.append(frame.stamp_ns)
+            keyframes = self._keyframes or [frame.stamp_ns]
+            self._stands = still and frame.stamp_ns - keyframes[-1] > STANDING_NS
             self._wake.notify()
+        if still and frame.stamp_ns - keyframes[0] < AHEAD_NS:
+            self._on_still(frame)
 
     def add_odometry(self, stamp_ns: int, odom_from_base: Float64) -> None:
         """Hand a metric pose on to the mapper."""
@@ -153,7 +164,7 @@ class MappingThread:
             self.mapper.set_config(config)
 
     def _due(self) -> bool:
-        return self._running and self.mapper.window_ready()
+        return self._running and self.mapper.window_ready(self._stands)
 
     def _take_status(self) -> None:
         self.status = self.mapper.status()
@@ -175,7 +186,7 @@ class MappingThread:
 
     def _process_window(self, process: Callable[[], WindowResult | None]) -> None:
         """Run a window; its failure is counted and the thread lives on, with the map as it was."""
-        start = time.monotonic()
+        start, taken = time.monotonic(), len(self._keyframes)
         try:
             result = process()
         except Exception as error:
@@ -183,6 +194,8 @@ class MappingThread:
             return
         finally:
             self.pass_seconds = time.monotonic() - start
+            with self._wake:
+                del self._keyframes[:taken]
         if result is not None:
             if not result.accepted:
                 self._counters.error(result.reason)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,9 +19,13 @@ from sensor_msgs.msg import Image, PointCloud2
 from tf2_msgs.msg import TFMessage
 from tf_tree import Tree
 
+from fast3r_ros.benchmark.synthetic_run import start
+from fast3r_ros.ros.counters import Counters
 from fast3r_ros.ros.images import rgb_to_image
+from fast3r_ros.ros.mapping_thread import MappingThread
 from fast3r_ros.ros.poses import matrix_from_pose
 from fast3r_ros.ros.times import ns_from_stamp
+from fast3r_ros.synthetic.sequence import demo_sequence
 
 METRIC = {"cloud": PointCloud2, "depth/image_rect": Image, "odometry": Odometry, "grid": OccupancyGrid}
 PARAMETERS = {"output.status_rate": 5.0, "window.stride": 2, "grid.enabled": True}
@@ -94,13 +100,20 @@ def test_a_camera_on_the_base_is_found_from_the_map_also_while_it_stands() -> No
         last = frames()[-1]
         later = 0
         count = len(transforms_to(listener, "base_link"))
-        for index in range(20):
+        for index in range(40):
             later = last.stamp_ns + (index + 1) * 100_000_000
             robot.images.publish(rgb_to_image(last.image, later, CAMERA))
             time.sleep(0.05)
         wait_until(lambda: len(transforms_to(listener, "base_link")) > count + 10, 10, "the pose again")
         heard = [ns_from_stamp(each.header.stamp) for each in transforms_to(listener, "base_link")]
         assert last.stamp_ns < max(heard) <= later
+        # what waited for a full window is in the map, too, and was not too late for its transform
+        listener.wait_for(f"{NODE}/status", lambda message: message.frames_waiting == 0, 10)
+        tree, shown = tree_of(listener), stamps(listener, f"{NODE}/depth/image_rect")
+        used = listener.newest(f"{NODE}/status").frames_used
+        wait_until(lambda: len(stamps(listener, f"{NODE}/depth/image_rect")) == used, 10, "all depth images")
+        for stamp in shown:
+            tree.lookup("map", CAMERA, stamp)
         # and when no image comes at all
         count = len(transforms_to(listener, "base_link"))
         wait_until(lambda: len(transforms_to(listener, "base_link")) > count, 10, "the pose without images")
@@ -108,6 +121,52 @@ def test_a_camera_on_the_base_is_found_from_the_map_also_while_it_stands() -> No
     listener.close()
     assert f"broadcasting {words}" in node.output()
     assert "Traceback" not in node.output()
+
+
+class Log:
+    """A logger that nobody reads."""
+
+    def warning(self, text: str, **_: Any) -> None: ...
+
+    def error(self, text: str, **_: Any) -> None: ...
+
+
+def test_what_waits_is_mapped_when_the_camera_stands_and_poses_do_not_run_ahead_of_it() -> None:
+    run, pictures = start(demo_sequence()), frames()
+    still: list[int] = []
+    mapped: list[int] = []
+    thread = MappingThread(
+        run.mapper,
+        Counters(),
+        Log(),
+        lambda _, result: mapped.extend(view.stamp_ns for view in result.views),
+        lambda _: None,
+        lambda _: None,
+        lambda frame: still.append(frame.stamp_ns),
+    )
+
+    def waiting() -> int:
+        return run.mapper._intake.waiting
+
+    try:
+        thread.set_running(True)
+        shown = 0
+        while not (mapped and 0 < waiting() < run.mapper.config.window.stride):
+            thread.add_frame(pictures[shown])
+            shown += 1
+            wait_until(lambda: not thread._due(), 30, "the window")
+        thread.set_running(False)
+        last = pictures[shown - 1]
+        for tenth in range(1, 100):  # nobody maps: the pose is repeated for a while only
+            thread.add_frame(replace(last, stamp_ns=last.stamp_ns + tenth * 100_000_000))
+        assert still
+        assert max(still) < last.stamp_ns + 5_000_000_000
+        thread.set_running(True)
+        wait_until(lambda: waiting() == 0 and last.stamp_ns in mapped, 30, "what waited in the map")
+        thread.add_frame(replace(last, stamp_ns=last.stamp_ns + 9_950_000_000))
+        assert max(still) == last.stamp_ns + 9_950_000_000
+    finally:
+        assert thread.stop(30)
 
 
 def test_odom_gets_the_map_in_metres_and_until_then_nothing_goes_out_that_others_take_for_metres() -> None:
