@@ -132,7 +132,7 @@ def _reconstruct(arguments: argparse.Namespace, first: bool = True) -> int:
         frames = with_odometry(frames, odometry, mapper)
     if not first:
         return _follow(frames, mapper)
-    begin_results(arguments.output)
+    begin_results(arguments.output, source.paths)
     recorder = Recorder(arguments.output)
     settings = {**vars(arguments), "parameters": config.to_flat()}
     show = _Show(arguments, len(indices), mapper, recorder)

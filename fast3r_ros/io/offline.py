@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
+import re
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from fast3r_ros.errors import UserError
-from fast3r_ros.files import writable
 from fast3r_ros.io.cameras import CameraRecord, write_cameras
 from fast3r_ros.io.colmap import write_colmap
 from fast3r_ros.io.glb import write_glb
@@ -19,7 +18,7 @@ from fast3r_ros.io.pcd import write_pcd
 from fast3r_ros.io.ply import write_ply
 from fast3r_ros.io.preview import write_preview
 from fast3r_ros.io.recorder import Recorder
-from fast3r_ros.io.report import peak_memory, versions, write_report
+from fast3r_ros.io.report import PROGRAM, claim_folder, list_files, peak_memory, versions, write_report
 from fast3r_ros.io.rerun_file import write_rerun
 from fast3r_ros.io.sources import Source
 from fast3r_ros.io.trajectory import trajectory_error, write_trajectory
@@ -37,39 +36,23 @@ from fast3r_ros.mapping.map import Map
 from fast3r_ros.mapping.mapper import Mapper
 from fast3r_ros.mapping.one_pass import OnePass
 
-RESULTS = (
-    "map.ply",
-    "map.pcd",
-    "map.glb",
-    "trajectory.txt",
-    "cameras.json",
-    "preview.png",
-    "report.json",
-    "sparse",
-    "images",
-    "depth",
-    "confidence",
+# Names that a run may write, relative to its folder.
+RESULTS = re.compile(
+    r"map\.(ply|pcd|glb)|trajectory\.txt|cameras\.json|preview\.png|report\.json"
+    r"|sparse/0/(cameras|images|points3D)\.txt|(images|depth|confidence)/\d{6,}\.(jpg|png)"
 )
 
 MAX_SCALE_SIGMA = 0.1  # relative: a map whose scale is less certain at the end stays in map units
 _LOOKAHEAD_NS = 200_000_000
 
 
-def begin_results(directory: Path) -> None:
+def begin_results(directory: Path, sources: Sequence[Path] = ()) -> None:
     """Make the folder, remove an earlier run's results, and leave a report that says `complete: false`.
 
-    So a run that is killed does not look finished.  Raises UserError when the folder cannot be written.
+    So a run that is killed does not look finished.  sources: what is read.  Raises UserError when the folder
+    cannot be written, or files of others would be replaced; see `claim_folder`.
     """
-    with writable(directory):
-        directory.mkdir(parents=True, exist_ok=True)
-        for name in RESULTS:
-            path = directory / name
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-    unfinished = {"complete": False, "stopped": "still running, or killed", "frames": 0}
-    write_report(directory / "report.json", unfinished)
+    claim_folder(directory, sources, RESULTS)
 
 
 @dataclass
@@ -216,6 +199,7 @@ def write_results(
     progress.stopped = progress.stopped or str(failure or "")
     progress.timings["write"] += time.perf_counter() - started
     report = {
+        "program": PROGRAM,
         "complete": not progress.stopped,
         "stopped": progress.stopped,
         "source": source.name,
@@ -233,6 +217,7 @@ def write_results(
         "mapper": asdict(status),
         "settings": dict(settings),
         "versions": versions(),
+        "files": list_files(directory, RESULTS),
     }
     unreported = _first_failure([lambda: write_report(directory / "report.json", report)])
     if failure or unreported:

@@ -14,12 +14,15 @@ import pytest
 import trimesh
 from evo.core import metrics, sync
 from evo.tools import file_interface
+from PIL import Image
 from pypcd4 import PointCloud
 from rosbags.rosbag2 import Writer
 from rosbags.typesys import Stores, get_typestore
 from scipy.spatial.transform import Rotation, Slerp
 
+from fast3r_ros.cli import main
 from fast3r_ros.cli.reconstruct import mapper_config
+from fast3r_ros.errors import UserError
 from fast3r_ros.geometry.axes import body_pose_from_optical
 from fast3r_ros.io.offline import (
     Progress,
@@ -144,13 +147,101 @@ def test_report_is_json_and_tells_stages_memory_and_versions(run):
 
 
 def test_a_killed_run_is_marked_and_an_earlier_result_is_gone(tmp_path):
+    """By the second run the files of the first, killed one are gone; what the user put beside them is not."""
+    begin_results(tmp_path)
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "000000.png").write_text("old")
+    (tmp_path / "depth").mkdir()
+    (tmp_path / "depth" / "000000.png").write_text("old")
     (tmp_path / "map.ply").write_text("old")
     (tmp_path / "notes.txt").write_text("somebody else's")
+    (tmp_path / "images" / "mine.png").write_text("somebody else's")
     begin_results(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", "report.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "notes.txt", "report.json"]
+    assert [path.name for path in (tmp_path / "images").iterdir()] == ["mine.png"]
     assert json.loads((tmp_path / "report.json").read_text())["complete"] is False
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+FOREIGN = [
+    "map.ply",
+    "preview.png",
+    "images/000003.jpg",
+    "sparse/0/cameras.txt",
+    "depth/000000.png",
+    "report.json",
+]
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+@pytest.mark.parametrize("report", [None, {"files": ["map.ply"]}, {"complete": True, "accuracy": 0.9}])
+def test_files_that_no_run_wrote_are_never_replaced(tmp_path, name, report):
+    if report is not None and name != "report.json":
+        (tmp_path / "report.json").write_text(json.dumps(report))
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text("the user's")
+    before = contents(tmp_path)
+    with pytest.raises(UserError, match="not from an earlier run"):
+        begin_results(tmp_path)
+    assert contents(tmp_path) == before
+
+
+def test_a_file_of_the_user_among_ours_is_never_replaced(tmp_path):
+    begin_results(tmp_path)
+    (tmp_path / "map.ply").write_text("ours")
+    report = json.loads((tmp_path / "report.json").read_text())
+    (tmp_path / "report.json").write_text(json.dumps({**report, "complete": True, "files": ["map.ply"]}))
+    (tmp_path / "map.pcd").write_text("the user's")
+    before = contents(tmp_path)
+    with pytest.raises(UserError, match=r"map\.pcd"):
+        begin_results(tmp_path)
+    assert contents(tmp_path) == before
+    (tmp_path / "map.pcd").unlink()
+    begin_results(tmp_path)
+    assert not (tmp_path / "map.ply").exists()
+
+
+def test_a_link_to_the_users_folder_is_not_written_through(tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "000000.jpg").write_text("the user's")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "images").symlink_to(tmp_path / "photos")
+    with pytest.raises(UserError, match="images"):
+        begin_results(tmp_path / "out")
+    assert (tmp_path / "photos" / "000000.jpg").read_text() == "the user's"
+
+
+def write_photos(folder):
+    folder.mkdir(parents=True)
+    for index in range(3):
+        Image.fromarray(np.full((80, 112, 3), 40 * index, np.uint8)).save(folder / f"{index}.png")
+
+
+@pytest.mark.parametrize(
+    ("source", "output"),
+    [
+        ("scene/images", "scene"),
+        ("scene/images", "scene/images"),
+        ("scene/images", "scene/images/out"),
+        ("scene/images/*.png", "scene"),
+        ("scene/list.txt", "scene/images"),
+        ("link", "scene"),
+        ("scene/images", "link/.."),
+    ],
+)
+def test_an_output_that_holds_or_lies_in_the_source_is_refused(tmp_path, source, output, capsys):
+    write_photos(tmp_path / "scene" / "images")
+    (tmp_path / "scene" / "list.txt").write_text("images/0.png\nimages/1.png\n")
+    (tmp_path / "link").symlink_to(tmp_path / "scene" / "images")
+    before = contents(tmp_path)
+    assert main(["reconstruct", str(tmp_path / source), "--output", str(tmp_path / output)]) == 2
+    error = capsys.readouterr().err
+    assert "choose another folder" in error
+    assert error.count("\n") == 1
+    assert contents(tmp_path) == before
 
 
 def test_trajectory_error_is_zero_for_a_similar_copy_and_grows_with_noise():

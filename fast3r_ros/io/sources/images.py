@@ -21,7 +21,8 @@ DEFAULT_RATE_HZ = 10.0
 class ImageFiles:
     """Image files in the given order.
 
-    stamps_ns: the images' times; without them frame i gets i / rate_hz seconds.  See `Source`.
+    stamps_ns: the images' times; without them frame i gets i / rate_hz seconds.  paths: what holds them,
+    the files themselves by default.  See `Source`.
     """
 
     def __init__(
@@ -30,10 +31,12 @@ class ImageFiles:
         name: str,
         rate_hz: float | None = None,
         stamps_ns: Sequence[int] | None = None,
+        paths: Sequence[Path] | None = None,
     ):
         if not files:
             raise UserError(f"no images in {name}; looked for {' '.join(IMAGE_SUFFIXES)}")
         self.name = name
+        self.paths = tuple(files if paths is None else paths)
         self.skipped: list[SkippedFrame] = []
         self.truth: Mapping[int, Float64] | None = None
         self._files = list(files)
@@ -50,7 +53,7 @@ class ImageFiles:
     def from_folder(cls, folder: Path, rate_hz: float | None = None) -> ImageFiles:
         """The images directly in a folder, in natural order (2 before 10)."""
         files = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES]
-        return cls(sorted(files, key=natural_order), str(folder), rate_hz)
+        return cls(sorted(files, key=natural_order), str(folder), rate_hz, paths=[folder])
 
     @classmethod
     def from_glob(cls, pattern: str, rate_hz: float | None = None) -> ImageFiles:

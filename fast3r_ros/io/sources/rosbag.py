@@ -44,6 +44,7 @@ class RosBag:
 
     def __init__(self, path: Path, topic: str | None = None):
         self.name = str(path)
+        self.paths = (path,)
         self.skipped: list[SkippedFrame] = []
         self.truth: Mapping[int, Float64] | None = None
         self._path = path

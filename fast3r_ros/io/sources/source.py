@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -22,12 +23,13 @@ class SkippedFrame:
 class Source(Protocol):
     """A finite sequence of frames.
 
-    name: what was opened, for people.  rate_hz: mean frames per second.  skipped: the frames that the
-    iterations so far could not read.  truth: stamp in ns -> (4, 4) `world_from_camera`, None where there is
-    no ground truth.
+    name: what was opened, for people.  paths: the files and folders that are read.  rate_hz: mean frames per
+    second.  skipped: the frames that the iterations so far could not read.  truth: stamp in ns -> (4, 4)
+    `world_from_camera`, None where there is no ground truth.
     """
 
     name: str
+    paths: tuple[Path, ...]
     rate_hz: float
     skipped: list[SkippedFrame]
     truth: Mapping[int, Float64] | None

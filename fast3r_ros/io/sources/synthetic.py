@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 from fast3r_ros.errors import UserError
 from fast3r_ros.io.sources.source import SkippedFrame
@@ -16,6 +17,7 @@ class SyntheticSource:
     def __init__(self, sequence: SyntheticSequence):
         self._sequence = sequence
         self.name = "synthetic"
+        self.paths: tuple[Path, ...] = ()
         self.rate_hz = sequence.rate
         self.skipped: list[SkippedFrame] = []
         self.truth: Mapping[int, Float64] | None = {

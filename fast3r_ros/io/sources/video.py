@@ -24,6 +24,7 @@ class VideoFile:
 
     def __init__(self, path: Path):
         self.name = str(path)
+        self.paths = (path,)
         self.skipped: list[SkippedFrame] = []
         self.truth: Mapping[int, Float64] | None = None
         with path.open("rb"):  # tells a missing permission from a file that is no video
