@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a .ply, .pcd, .glb, .txt (trajectory), .json (cameras) or .rrd (rerun) file; a name without "
         "suffix is a folder for COLMAP",
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace an output that exists")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -37,6 +38,10 @@ def run(arguments: argparse.Namespace) -> int:
     if suffix not in writers:
         known = ", ".join(filter(None, writers))
         raise UserError(f"{output}: unknown format {suffix}; use {known}, or no suffix for COLMAP")
+    if not arguments.overwrite and _exists(output):
+        raise UserError(f"{output} exists; choose another name, or replace it with --overwrite")
+    if output.resolve() == arguments.input.resolve():
+        raise UserError(f"{output} is the input; choose another name")
     results = read_results(arguments.input)
     if suffix in ("", ".txt", ".json") and not results.cameras:
         raise UserError(f"{arguments.input} has no cameras, which {output} needs; give a folder of results")
@@ -45,6 +50,13 @@ def run(arguments: argparse.Namespace) -> int:
     writers[suffix](output, results)
     print(f"{len(results.cloud.points):,} points, {len(results.cameras)} cameras -> {output}")
     return 0
+
+
+def _exists(output: Path) -> bool:
+    """Whether writing would replace something: a file, or a COLMAP model of a folder."""
+    if output.suffix or not output.is_dir():
+        return output.exists() or output.is_symlink()
+    return any((output / f"{name}.txt").exists() for name in ("cameras", "images", "points3D"))
 
 
 def _writers() -> dict[str, Callable[[Path, Results], None]]:

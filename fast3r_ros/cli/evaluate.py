@@ -91,6 +91,8 @@ def run(arguments: argparse.Namespace) -> int:
     from fast3r_ros.model.acceleration import Acceleration, accelerate
 
     acceleration = Acceleration.parse(arguments.accelerate)
+    if arguments.output:
+        tables.check_folder(arguments.output)
     sequences, walks = _sequences(arguments)
     model = accelerate(load_model(arguments.model, arguments.device, arguments.dtype), acceleration)
     size = arguments.size or model.config.image_size

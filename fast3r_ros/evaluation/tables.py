@@ -11,14 +11,16 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from fast3r_ros.errors import UserError
 from fast3r_ros.evaluation.published import published_rows
 from fast3r_ros.evaluation.runner import SAME_FRAMES, SETTING, Row
-from fast3r_ros.files import whole_file
+from fast3r_ros.files import read_json, whole_file
 
 PERCENT = (
     *("RRA", "RTA", "mAA", "delta", "valid", "placed", "f_score", "point_error", "tracked", "rejected"),
     "map_outliers",
 )
+MAX_RESULTS_BYTES = 1 << 28
 WHOLE = ("views", "scenes", "failed", "poses", "keyframes", "windows")
 LABELS = (*SETTING, "source", "method")
 DEGREES = ("rotation", "rotation_error", "direction_error", "rpe_rotation")
@@ -62,6 +64,23 @@ def markdown(report: Mapping[str, Any]) -> str:
     if report.get("problems"):
         lines += ["", "## failed", "", *(f"- {problem}" for problem in report["problems"])]
     return "\n".join(lines) + "\n"
+
+
+def check_folder(folder: Path) -> None:
+    """Raises UserError when `write` would replace files there that an earlier evaluation has not written."""
+    names = ["results.json", "results.md", *(f"{name}.png" for name in PICTURES)]
+    present = [name for name in names if (folder / name).exists()]
+    if not present:
+        return
+    try:
+        content = read_json(folder / "results.json", MAX_RESULTS_BYTES)
+    except UserError:
+        content = None
+    if not isinstance(content, dict) or not {"dataset", "model", "tables"} <= content.keys():
+        raise UserError(
+            f"{folder / present[0]} is not from an earlier evaluation and would be replaced; choose another "
+            "--output"
+        )
 
 
 def write(report: Mapping[str, Any], folder: Path) -> list[Path]:

@@ -39,6 +39,7 @@ from fast3r_ros.mapping.one_pass import OnePass
 # Names that a run may write, relative to its folder.
 RESULTS = re.compile(
     r"map\.(ply|pcd|glb)|trajectory\.txt|cameras\.json|preview\.png|report\.json"
+    r"|(mapping|replay)_node\.log"  # of the demo
     r"|sparse/0/(cameras|images|points3D)\.txt|(images|depth|confidence)/\d{6,}\.(jpg|png)"
 )
 

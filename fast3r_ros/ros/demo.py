@@ -24,7 +24,9 @@ from rclpy.signals import SignalHandlerOptions
 from tqdm import tqdm
 
 from fast3r_ros.errors import UserError
+from fast3r_ros.io.offline import RESULTS
 from fast3r_ros.io.preview import write_preview
+from fast3r_ros.io.report import PROGRAM, REPORT, claim_folder, list_files, versions, write_report
 from fast3r_ros.io.sources import Source, open_source
 from fast3r_ros.io.trajectory import write_trajectory
 from fast3r_ros.model.checkpoint import locate
@@ -180,10 +182,7 @@ def run(model: str, source_name: str, output: Path, stop: StopSignal) -> None:
     source = open_source(source_name)
     next(iter(source.frames([0])), None)  # an unreadable one says so now
     locate(model)  # downloads a hub's model, or says why not
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {output}: {error.strerror}") from error
+    claim_folder(output, source.paths, RESULTS)
     use_private_domain()
     print(f"Playing {source.name}: {len(source)} frames at {source.rate_hz:.1f} Hz, model {model}")
     print(f"ROS_DOMAIN_ID={os.environ['ROS_DOMAIN_ID']} on this machine only, for rviz2 in another terminal")
@@ -206,6 +205,9 @@ def run(model: str, source_name: str, output: Path, stop: StopSignal) -> None:
     print()
     for label, line in {**summary(listener, status, sent), "model": describe(model)}.items():
         print(f"{label:<12}{line}")
+    content = {"program": PROGRAM, "complete": True, "stopped": "", "frames": sent, "source": source.name}
+    files = list_files(output, RESULTS)
+    write_report(output / REPORT, {**content, "model": model, "versions": versions(), "files": files})
     print(f"{'written':<12}{output}/map.ply, trajectory.txt, preview.png")
 
 

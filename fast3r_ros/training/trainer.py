@@ -57,8 +57,13 @@ def train(
     """Train until `config.run.steps` or for `minutes`, and export the (averaged) weights to output/model.
 
     output receives state-*.pt, log.jsonl (one line per logged step), tensorboard/, model/.  Returns the last
-    evaluation.  Raises UserError when a state cannot be read.
+    evaluation.  Raises UserError when a state cannot be read, or output/model is there but no run's log: it
+    is somebody's model, which the export would replace.
     """
+    if (output / "model").exists() and not (output / "log.jsonl").is_file():
+        raise UserError(
+            f"{output / 'model'} is not from a training run and would be replaced; choose another folder"
+        )
     run = _start(config, process)
     if resume:
         _resume(run, output, process)

@@ -181,3 +181,15 @@ def test_info_of_a_bag_without_images_lists_its_topics(tmp_path, capsys):
     facts = info(capsys, tmp_path / "bag")
     assert facts["topics"] == ["/chatter (std_msgs/msg/String, 1 messages)"]
     assert "has no images" in facts["images"]
+
+
+@pytest.mark.parametrize("name", ["old.ply", "old.json", "model"])
+def test_convert_replaces_nothing_without_being_asked(results, tmp_path, name, capsys):
+    old = tmp_path / name if "." in name else tmp_path / name / "images.txt"
+    old.parent.mkdir(exist_ok=True)
+    old.write_text("the user's")
+    assert main(["convert", str(results), str(tmp_path / name)]) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert old.read_text() == "the user's"
+    assert main(["convert", str(results), str(tmp_path / name), "--overwrite"]) == 0
+    assert old.read_text(errors="replace") != "the user's"

@@ -422,3 +422,15 @@ def test_index_strategies_reach_the_network(walks: list, random_model: Path) -> 
     for fixed in ("spread", "counted"):
         np.testing.assert_array_equal(points[fixed, 0], points[fixed, 1])
     assert not np.array_equal(points["spread", 0], points["counted", 0])
+
+
+def test_pictures_of_others_are_not_replaced(
+    random_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "pose.png").write_text("the user's")
+    arguments = ["--model", str(random_model), "--output", str(tmp_path), "--scenes", "1", "--tables", "pose"]
+    assert main(["evaluate", *arguments]) == 2
+    assert "pose.png is not from an earlier evaluation" in capsys.readouterr().err
+    (tmp_path / "pose.png").unlink()
+    assert main(["evaluate", *arguments]) == 0
+    assert main(["evaluate", *arguments]) == 0, "its own results are replaced"

@@ -395,3 +395,12 @@ def test_wrong_use_gets_one_line(
     assert message in error
     assert error.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_a_model_of_the_users_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("the user's")
+    with pytest.raises(UserError, match="not from a training run"):
+        train(tiny(), tmp_path, join_processes("cpu"))
+    assert (tmp_path / "model" / "config.json").read_text() == "the user's"
+    assert len(list(tmp_path.iterdir())) == 1
