@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 
 from fast3r_ros.errors import UserError
 from fast3r_ros.mapping.config import MapperConfig
+from fast3r_ros.mapping.occupancy import GridConfig
 from fast3r_ros.settings import parameter
 
 CAMERA_NAME = re.compile(r"/?[A-Za-z_][A-Za-z0-9_]*(/[A-Za-z_][A-Za-z0-9_]*)*")  # as topics are named
@@ -115,24 +116,6 @@ class TransformConfig:
     tolerance: float = parameter(
         0.1, "seconds that map -> odom is stamped into the future", range=(0.0, 10.0), dynamic=True
     )
-
-
-@dataclass(frozen=True)
-class GridConfig:
-    """An occupancy grid from the map's points between two heights."""
-
-    enabled: bool = parameter(False, "publish ~/grid", dynamic=True)
-    resolution: float = parameter(0.05, "edge of a cell, in metres", range=(0.001, 10.0), dynamic=True)
-    min_height: float = parameter(
-        0.1, "points below are floor, in metres above the map's origin", range=(-1000.0, 1000.0), dynamic=True
-    )
-    max_height: float = parameter(
-        1.5,
-        "points above are ignored, in metres above the map's origin",
-        range=(-1000.0, 1000.0),
-        dynamic=True,
-    )
-    min_points: int = parameter(3, "points that make a cell occupied", range=(1, 10000), dynamic=True)
 
 
 @dataclass(frozen=True)

@@ -407,6 +407,7 @@ class MappingNode(LifecycleNode):
             cameras=[_camera_report(camera, inputs) for camera in inputs.cameras],
             parents=dict(session.broadcaster.parents),
             waiting_for=session.broadcaster.waiting_for,
+            no_grid=session.outputs.no_grid,
             assumed=dict(inputs.mounts.assumed),
             wrong_frames=dict(inputs.mounts.wrong),
             broadcast=session.broadcaster.broadcast,

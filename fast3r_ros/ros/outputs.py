@@ -18,12 +18,13 @@ from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 from fast3r_ros.mapping.data import Cloud, PoseEstimate, ViewEstimate, WindowResult
 from fast3r_ros.mapping.map import Keyframe
 from fast3r_ros.mapping.mapper import Mapper
+from fast3r_ros.mapping.occupancy import FloorUnknown, GridMaker
 from fast3r_ros.msg import WindowEstimate
 from fast3r_ros.ros.broadcaster import Broadcaster
 from fast3r_ros.ros.clouds import cloud_to_message, view_to_message
 from fast3r_ros.ros.config import NodeConfig
 from fast3r_ros.ros.counters import Counters, Guard
-from fast3r_ros.ros.grid import occupancy_grid
+from fast3r_ros.ros.grid import grid_message
 from fast3r_ros.ros.images import float_to_image, rgb_to_image
 from fast3r_ros.ros.intake import CameraFacts
 from fast3r_ros.ros.live_viewer import LiveViewer
@@ -88,6 +89,8 @@ class Outputs:
         self.newest_ns = 0  # stamp of the newest window
         self.image_age = 0.0
         self.latencies: dict[str, float] = {}
+        self.no_grid = ""  # why there is no grid, "" when there is one or none is wanted
+        self._grid = GridMaker()
         self._node, self._broadcaster = node, broadcaster
         self._guard = Guard(counters, node.get_logger())
         self._facts, self._arrivals = facts, arrivals
@@ -143,7 +146,8 @@ class Outputs:
         if not (first or at_once or somebody_new or due):
             return
         self._map_sent, self._map_time = version, now
-        keyframes = dict(mapper.map.keyframes) if self._viewer.active else {}
+        wanted = self._viewer.active or self.config.grid.enabled
+        keyframes = dict(mapper.map.keyframes) if wanted else {}
         cloud, metres = mapper.map.cloud(), mapper.map.metres
         snapshot = MapSnapshot(version, stamp_ns, cloud, metres, mapper.trajectory(), keyframes)
         self._put(lambda: self._publish_map(snapshot))
@@ -171,6 +175,7 @@ class Outputs:
         self.held_back = ""
         self.newest_ns = self._pose_ns = 0
         self._map_sent = -1
+        self.no_grid = ""
 
     def request_stop(self) -> None:
         """Let the thread end after the message in progress."""
@@ -270,6 +275,18 @@ class Outputs:
             self._send("depth/image_rect", float_to_image(depth, stamp, frame))
             self._send("depth/camera_info", camera_info(intrinsics, width, height, stamp, frame))
 
+    def _publish_grid(self, snapshot: MapSnapshot) -> None:
+        """The grid, or why there is none."""
+        try:
+            grid = self._grid.make(snapshot.cloud.points, snapshot.keyframes, self.config.grid)
+        except FloorUnknown as error:
+            if not self.no_grid:
+                self._node.get_logger().warning(f"no ~/grid: {error}")
+            self.no_grid = str(error)
+        else:
+            self.no_grid = ""
+            self._send("grid", grid_message(grid, snapshot.stamp_ns, self.config.frames.map))
+
     def _publish_map(self, snapshot: MapSnapshot) -> None:
         frame, stamp = self.config.frames.map, snapshot.stamp_ns
         self._send("map_cloud", cloud_to_message(snapshot.cloud, stamp, frame))
@@ -278,5 +295,5 @@ class Outputs:
         self._send("path", path_message(stamps, [pose.map_from_camera for pose in newest], frame, stamp))
         measured = snapshot.metres or self.config.mapper.scale.source == "none"
         if self.config.grid.enabled and measured:
-            self._send("grid", occupancy_grid(snapshot.cloud.points, self.config.grid, stamp, frame))
+            self._publish_grid(snapshot)
         self._viewer.show(snapshot.cloud, snapshot.keyframes)

@@ -48,9 +48,9 @@ class Report:
     drops and problems: reason -> count, without the mapper's own drops.  parents: our frame -> another's.
 
     waiting_for: why no transform is broadcast where it belongs, "" when one is; broadcast: what is.
-    held_back: why what others take for metres is not published, "" when it is.  assumed, wrong_frames: see
-    `waiting.Mounts`.  seconds everywhere; callback times as in Counters.callback_times.  now_ns: the node's
-    clock; stamp_ns: of the newest image used, or now.
+    held_back: why what others take for metres is not published, "" when it is; no_grid: why there is no
+    grid.  assumed, wrong_frames: see `waiting.Mounts`.  seconds everywhere; callback times as in
+    Counters.callback_times.  now_ns: the node's clock; stamp_ns: of the newest image used, or now.
     """
 
     now_ns: int
@@ -75,6 +75,7 @@ class Report:
     timeout: float = 3.0
     parents: Mapping[str, str] = field(default_factory=dict)
     waiting_for: str = ""
+    no_grid: str = ""
     assumed: Mapping[str, str] = field(default_factory=dict)
     wrong_frames: Mapping[str, str] = field(default_factory=dict)
     broadcast: str = ""
@@ -196,6 +197,8 @@ def _mapping_status(report: Report, name: str) -> DiagnosticStatus:
         level, text = DiagnosticStatus.WARN, f"{text}; go back to a place that was mapped, or call ~/reset"
     elif report.held_back:
         level, text = DiagnosticStatus.WARN, f"{text}; {report.held_back}"
+    elif report.no_grid:
+        level, text = DiagnosticStatus.WARN, f"{text}; no ~/grid: {report.no_grid}"
     if mapper is not None:
         values.update(
             {

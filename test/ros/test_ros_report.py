@@ -12,10 +12,10 @@ from diagnostic_msgs.msg import DiagnosticStatus
 from fast3r_ros.msg import MappingStatus
 
 from fast3r_ros.mapping.data import MapperStatus
+from fast3r_ros.mapping.occupancy import FREE, OCCUPIED, UNKNOWN, Occupancy
 from fast3r_ros.mapping.view_maps import ViewMaps
-from fast3r_ros.ros.config import GridConfig
 from fast3r_ros.ros.counters import LOST, Counters
-from fast3r_ros.ros.grid import FREE, OCCUPIED, UNKNOWN, occupancy_grid
+from fast3r_ros.ros.grid import grid_message
 from fast3r_ros.ros.messages import camera_info, in_words
 from fast3r_ros.ros.report import CameraReport, Report, diagnostics_message, status_message
 from fast3r_ros.ros.view_images import at_input_size, confidence_color
@@ -138,23 +138,14 @@ def test_counters_add_up() -> None:
     assert counters.snapshot() == (0, {}, {}, "")
 
 
-def test_grid_knows_walls_floor_and_the_unseen() -> None:
-    wall = np.array([[1.02, 0.02, z] for z in (0.2, 0.5, 1.0)])
-    floor = np.array([[0.02, 0.02, 0.0], [0.32, 0.02, 0.05]])
-    ceiling = np.array([[0.62, 0.02, 2.4]])
-    points = np.vstack([wall, floor, ceiling, [[np.nan] * 3]]).astype(np.float32)
-    grid = occupancy_grid(points, GridConfig(resolution=0.1), 7, "map")
-    cells = np.array(grid.data).reshape(grid.info.height, grid.info.width)
-    assert cells.shape == (1, 11)
-    assert cells[0, 10] == OCCUPIED
-    assert cells[0, 0] == cells[0, 3] == FREE
-    assert cells[0, 6] == UNKNOWN  # only the ceiling was seen there
-    assert grid.info.origin.position.x == pytest.approx(0.0)
+def test_a_grid_is_laid_out_as_map_server_wants_it() -> None:
+    """Row by row from the lower left corner."""
+    cells = np.array([[OCCUPIED, FREE, UNKNOWN], [FREE, FREE, UNKNOWN]], np.int8)
+    grid = grid_message(Occupancy(cells, 0.1, np.array([-1.0, 2.0]), 0.25), 7, "map")
+    assert (grid.info.width, grid.info.height, list(grid.data)) == (3, 2, cells.ravel().tolist())
+    place = grid.info.origin.position
+    assert (place.x, place.y, place.z, grid.info.origin.orientation.w) == (-1.0, 2.0, 0.25, 1.0)
     assert (grid.header.frame_id, grid.info.resolution) == ("map", pytest.approx(0.1))
-    assert len(occupancy_grid(np.empty((0, 3), np.float32), GridConfig(), 7, "map").data) == 0
-    far = np.array([[0, 0, 0], [1e6, 1e6, 0]], np.float32)
-    with pytest.raises(ValueError, match=r"grid\.resolution"):
-        occupancy_grid(far, GridConfig(), 7, "map")
 
 
 def test_results_lie_over_the_camera_image() -> None:
