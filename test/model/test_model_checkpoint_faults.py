@@ -163,7 +163,7 @@ def change(path: Path, edit: Callable[[torch.Tensor], torch.Tensor]) -> str:
         (lambda t: t.to(torch.int8), "not of floating-point numbers"),
         (lambda t: t.to(torch.int64), "not of floating-point numbers"),
         (lambda t: t > 0, "not of floating-point numbers"),
-        (lambda t: t.to(torch.complex64), "not of floating-point numbers"),
+        (lambda t: t.to(torch.complex64), "is damaged or not a safetensors file"),
         (lambda t: t * math.nan, "with NaN or infinity"),
         (lambda t: t.double() + 1e300, "with NaN or infinity"),  # beyond float32
         (lambda t: t[..., None], "of another shape"),
