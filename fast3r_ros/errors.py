@@ -1,5 +1,10 @@
 """The one exception that is shown to people as a single line."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class UserError(ValueError):
     """Something the user gave cannot be used: a file, a parameter, a model name.
@@ -7,3 +12,17 @@ class UserError(ValueError):
     The message says what was wrong, the value, and what to do.  The command line prints it as one line
     and exits with status 2; the node logs it and stops (start-up) or counts it (run time).
     """
+
+
+@contextmanager
+def optional(package: str, purpose: str) -> Iterator[None]:
+    """Around imports from a package that an installation may lack: a missing one is a UserError.
+
+    purpose: what needs it, the subject of the sentence.  A robot's system brings what package.xml names.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"{purpose} needs {package}: pip install {package} into the Python that runs this"
+        ) from error

@@ -88,8 +88,8 @@ def choose_environment(asked: str | None) -> Environment:
 
 def check_machine(environment: Environment) -> None:
     """SetupError with one line that names everything missing on this machine."""
-    if sys.version_info < (3, 10):  # noqa: UP036 - this script runs before the environment exists
-        raise SetupError(f"Python {platform.python_version()} is too old: Python 3.10 or newer is needed")
+    if sys.version_info < (3, 11):  # noqa: UP036 - this script runs before the environment exists
+        raise SetupError(f"Python {platform.python_version()} is too old: Python 3.11 or newer is needed")
     packages = {"g++": "g++", "make": "make", "bash": "bash"}
     missing = [package for program, package in packages.items() if shutil.which(program) is None]
     if importlib.util.find_spec("ensurepip") is None or importlib.util.find_spec("venv") is None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from fast3r_ros.mapping.data import Float64
+from fast3r_ros.io.cameras import CameraRecord
+from fast3r_ros.mapping.data import Cloud, Float64
 
 _EDGES = np.array([[0, 1], [0, 2], [0, 3], [0, 4], [1, 2], [2, 3], [3, 4], [4, 1]])
 
@@ -29,3 +32,10 @@ def frustum_segments(
     rays = np.linalg.solve(intrinsics, corners.T).T * size
     points = np.vstack([np.zeros(3), rays]) @ map_from_camera[:3, :3].T + map_from_camera[:3, 3]
     return points[_EDGES]
+
+
+def frustum_size(cloud: Cloud, records: Sequence[CameraRecord]) -> float:
+    """Depth of a drawn frustum in map units: a fiftieth of the map's extent."""
+    shown = cloud.points if len(cloud.points) else np.array([view.map_from_camera[:3, 3] for view in records])
+    low, high = np.percentile(shown, (2, 98), axis=0)
+    return max(float(np.linalg.norm(high - low)) / 50, 1e-3)

@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import trimesh
 
-from fast3r_ros.errors import UserError
+from fast3r_ros.errors import UserError, optional
 from fast3r_ros.files import whole_file
 from fast3r_ros.geometry.rigid import transform_points
 from fast3r_ros.io.cameras import CameraRecord
-from fast3r_ros.io.frusta import frustum_segments
+from fast3r_ros.io.frusta import frustum_segments, frustum_size
 from fast3r_ros.mapping.data import Cloud
+
+with optional("trimesh", "a .glb"):
+    import trimesh
 
 # glTF is y up; the map is z up.
 GLTF_FROM_MAP = np.array([[1.0, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0], [0, 0, 0, 1]])
@@ -66,10 +68,3 @@ def read_glb(path: str | Path) -> Cloud:
         raise UserError(f"{path} has no point cloud")
     xyz = np.concatenate(points).astype(np.float32)
     return Cloud(xyz, np.concatenate(colors).astype(np.uint8), np.ones(len(xyz), np.float32))
-
-
-def frustum_size(cloud: Cloud, records: Sequence[CameraRecord]) -> float:
-    """Depth of a drawn frustum in map units: a fiftieth of the map's extent."""
-    shown = cloud.points if len(cloud.points) else np.array([view.map_from_camera[:3, 3] for view in records])
-    low, high = np.percentile(shown, (2, 98), axis=0)
-    return max(float(np.linalg.norm(high - low)) / 50, 1e-3)

@@ -13,7 +13,6 @@ from typing import Any, Protocol
 from fast3r_ros.errors import UserError
 from fast3r_ros.io.cameras import CameraRecord, write_cameras
 from fast3r_ros.io.colmap import write_colmap
-from fast3r_ros.io.glb import write_glb
 from fast3r_ros.io.pcd import write_pcd
 from fast3r_ros.io.ply import write_ply
 from fast3r_ros.io.preview import write_preview
@@ -268,7 +267,13 @@ def _writers(
         lambda: write_colmap(directory / "sparse" / "0", cloud, cameras),
     ]
     if cameras:  # an empty scene is no glTF file
-        writers.append(lambda: write_glb(directory / "map.glb", cloud, cameras))
+
+        def write_scene() -> None:
+            from fast3r_ros.io.glb import write_glb  # through a package that a robot may lack
+
+            write_glb(directory / "map.glb", cloud, cameras)
+
+        writers.append(write_scene)
     return writers
 
 

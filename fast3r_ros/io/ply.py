@@ -73,7 +73,7 @@ def read_ply(path: str | Path) -> Cloud:
     return Cloud(points, colors, np.array(confidence, np.float32))
 
 
-def _as_bytes(channel: NDArray[np.generic]) -> NDArray[np.uint8]:
+def _as_bytes(channel: NDArray[np.floating] | NDArray[np.integer]) -> NDArray[np.uint8]:
     """One colour as 0 to 255; floats are taken as 0 to 1."""
     values = channel * 255.0 if channel.dtype.kind == "f" else channel
     return np.rint(np.clip(np.nan_to_num(values), 0, 255)).astype(np.uint8)
@@ -149,8 +149,8 @@ def _read_text(file: BinaryIO, count: int, row: np.dtype[np.void]) -> NDArray[np
         return np.empty(0, row)
     # Through float64, so that a colour written 128.0 is read too.
     table = np.loadtxt(lines, np.float64, comments=None, ndmin=2, encoding="ascii")
-    if table.shape[1] != len(row):
-        raise ValueError(f"its vertices have {table.shape[1]} numbers and not {len(row)}")
+    if table.shape[1] != len(row.names or ()):
+        raise ValueError(f"its vertices have {table.shape[1]} numbers and not {len(row.names or ())}")
     vertices = np.empty(count, np.dtype([(name, "f8") for name in row.names or ()]))
     for column, name in enumerate(row.names or ()):
         vertices[name] = table[:, column]

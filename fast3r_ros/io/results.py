@@ -8,7 +8,6 @@ from pathlib import Path
 from fast3r_ros.errors import UserError
 from fast3r_ros.io.cameras import CameraRecord, name_of, read_cameras
 from fast3r_ros.io.colmap import is_colmap, read_colmap
-from fast3r_ros.io.glb import read_glb
 from fast3r_ros.io.pcd import read_pcd
 from fast3r_ros.io.ply import read_ply
 from fast3r_ros.io.view_images import read_image
@@ -17,7 +16,14 @@ from fast3r_ros.mapping.data import Cloud, UInt8
 from fast3r_ros.mapping.map import Map
 from fast3r_ros.mapping.storage import read_map
 
-CLOUD_READERS = {".ply": read_ply, ".pcd": read_pcd, ".glb": read_glb}
+
+def _read_glb(path: str | Path) -> Cloud:
+    from fast3r_ros.io.glb import read_glb  # through a package that a robot may lack
+
+    return read_glb(path)
+
+
+CLOUD_READERS = {".ply": read_ply, ".pcd": read_pcd, ".glb": _read_glb}
 KINDS = (
     "a folder that fast3r reconstruct wrote, a map that the node saved, a .ply, .pcd or .glb, or a folder "
     "with a COLMAP text model"

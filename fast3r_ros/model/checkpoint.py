@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
-from fast3r_ros.errors import UserError
+from fast3r_ros.errors import UserError, optional
 from fast3r_ros.files import one_line, open_regular, read_json, whole_file
 from fast3r_ros.model.config import Fast3RConfig
 from fast3r_ros.model.safetensors import read_safetensors, write_safetensors
@@ -244,10 +244,8 @@ def _shards(index: Path) -> tuple[Path, ...]:
 
 
 def _download(name: str) -> Path:
-    try:
+    with optional("huggingface_hub", f"the hub name {name!r}"):
         from huggingface_hub import snapshot_download
-    except ImportError as error:
-        raise UserError(f"{name} is a hub name; install huggingface_hub to download it") from error
     if name == OFFICIAL_NAME:
         _log.warning(LICENCE_NOTICE)
     try:

@@ -16,17 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from fast3r_ros.errors import UserError
+from fast3r_ros.errors import UserError, optional
 from fast3r_ros.io.cameras import CameraRecord
 from fast3r_ros.mapping.data import Cloud, Float64, UInt8
 from fast3r_ros.viewer.visibility import first_seen
 
-try:
+with optional("viser", "the web viewer"):
     import viser
-except ImportError as error:
-    raise UserError("the web viewer needs viser: pip install viser") from error
 
-from fast3r_ros.viewer.guard import Guard, guarded
+    from fast3r_ros.viewer.guard import Guard, guarded
 
 MAX_POINTS = 1_000_000  # that a browser gets; a larger cloud is thinned evenly
 MAX_CAMERAS = 150

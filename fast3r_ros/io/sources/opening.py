@@ -6,7 +6,6 @@ from pathlib import Path
 
 from fast3r_ros.errors import UserError
 from fast3r_ros.io.sources.images import IMAGE_SUFFIXES, ImageFiles
-from fast3r_ros.io.sources.rosbag import RosBag
 from fast3r_ros.io.sources.source import Source
 from fast3r_ros.io.sources.video import VideoFile
 
@@ -39,6 +38,8 @@ def open_source(text: str | Path, *, topic: str | None = None, rate_hz: float | 
 
 def _open_existing(path: Path, topic: str | None, rate_hz: float | None) -> Source:
     if is_bag(path):
+        from fast3r_ros.io.sources.rosbag import RosBag  # through a package that a robot may lack
+
         return RosBag(path, topic)
     if path.is_dir():
         return ImageFiles.from_folder(path, rate_hz)

@@ -10,16 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rosbags.highlevel import AnyReader
-from rosbags.interfaces import Connection
-from rosbags.typesys import Stores, get_typestore
 
-from fast3r_ros.errors import UserError
+from fast3r_ros.errors import UserError, optional
 from fast3r_ros.geometry.rotation import matrix_from_quaternion
 from fast3r_ros.io.pixels import DEPTH_ENCODINGS, decode_compressed, decode_image
 from fast3r_ros.io.rectify import Rectifier
 from fast3r_ros.io.sources.source import SkippedFrame
 from fast3r_ros.mapping.data import Float64, Frame
+
+with optional("rosbags", "a rosbag"):
+    from rosbags.highlevel import AnyReader
+    from rosbags.interfaces import Connection
+    from rosbags.typesys import Stores, get_typestore
 
 IMAGE = "sensor_msgs/msg/Image"
 COMPRESSED_IMAGE = "sensor_msgs/msg/CompressedImage"
