@@ -8,6 +8,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import NoReturn
 
 import rclpy
@@ -15,6 +17,8 @@ import rclpy.logging
 from rclpy.exceptions import InvalidHandle
 from rclpy.executors import Executor
 from rclpy.signals import SignalHandlerOptions
+
+from fast3r_ros.files import one_line
 
 FAILURE_SECONDS = (
     0.01  # between a callback's failure and the next look: an executor that is broken does not spin
@@ -26,11 +30,16 @@ def begin(arguments: Sequence[str] | None) -> threading.Event:
     """Initialise rclpy; the event is set by SIGINT and SIGTERM.
 
     rclpy's own handlers would invalidate everything under the threads that still publish; so the node ends in
-    order first.
+    order first.  Ends the process with status 2 and one line for arguments that rcl cannot read, as a file of
+    parameters that is missing or damaged.
     """
     sys.setswitchinterval(GIL_SECONDS)
     words = list(sys.argv if arguments is None else arguments)
-    rclpy.init(args=words, signal_handler_options=SignalHandlerOptions.NO)
+    try:
+        rclpy.init(args=words, signal_handler_options=SignalHandlerOptions.NO)
+    except (RuntimeError, ValueError) as error:  # rclpy's RCLError is the former
+        print(f"{Path(words[0]).stem}: {one_line(error)}", file=sys.stderr)
+        leave(2)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
@@ -88,6 +97,7 @@ def leave(status: int) -> NoReturn:
     Threads in native code (a pass of the network, the middleware) cannot be interrupted: Python would wait
     for them or crash in them, and takes a second or more to take PyTorch apart.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # a disk that is full of logs
+            stream.flush()
     os._exit(status)

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -55,3 +56,20 @@ def test_threads_of_the_network_do_not_spin_unless_somebody_wants_it(before: str
     command = [sys.executable, "-c", code]
     result = subprocess.run(command, env=environ, capture_output=True, text=True, check=True, timeout=60)
     assert result.stdout.split() == [after, "False"]
+
+
+@pytest.mark.parametrize(
+    "text", ["/**: [a\n", "a: &a [*a]\n", "[" * 5000, "\0", None], ids=lambda text: repr(text)[:9]
+)
+def test_parameters_that_cannot_be_read_are_one_line(tmp_path: Path, text: str | None) -> None:
+    path = tmp_path / "parameters.yaml"
+    if text is not None:
+        path.write_text(text)
+    program = "from fast3r_ros.ros.process import begin; begin(['node', '--ros-args', '--params-file', %r])"
+    done = subprocess.run(
+        [sys.executable, "-c", program % str(path)], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2, done.stderr
+    *before, line = done.stderr.strip().splitlines()
+    assert all("[rcl]" in each for each in before)  # what rcl itself logs
+    assert "parameters.yaml" in line
