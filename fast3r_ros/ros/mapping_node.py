@@ -451,7 +451,12 @@ def main(arguments: Sequence[str] | None = None, load_network: NetworkLoader = l
 
     def start() -> None:
         nonlocal status
-        if not node.autostart() and not stop.is_set():
+        try:
+            started = node.autostart()
+        except Exception as error:  # a manager changes the state at the same time
+            node.callback_failed(error)
+            return
+        if not started and not stop.is_set():
             status = 2
             stop.set()
 
