@@ -15,7 +15,7 @@ from scipy.spatial import cKDTree
 from fast3r_ros.geometry.sim3 import Sim3
 from fast3r_ros.mapping.config import MapConfig
 from fast3r_ros.mapping.data import Cloud, Float32, Float64, UInt8
-from fast3r_ros.mapping.voxels import CloudUpdate, VoxelCloud
+from fast3r_ros.mapping.fused_cloud import FusedCloud
 
 _CULLED_AT_ONCE = 16  # keyframes per window, so that a window's cost stays flat
 _SPARE_SHARE = 8  # every n-th keyframe is chosen for culling at a time
@@ -94,9 +94,7 @@ class Map:
         self.metres = False
         self.guessed: set[int] = set()  # submaps of a metric map whose own scale is not known
         self.version = 0
-        self._voxels = VoxelCloud(voxel_size)
-        # what of each keyframe is in the cloud: exactly this must be taken out when it moves
-        self._fused: dict[int, Keyframe] = {}
+        self._cloud = FusedCloud(voxel_size)
         self._moved: dict[int, None] = {}  # ids to fuse again, in order
         self._held: dict[int, None] = {}  # ids of keyframes that have points
         self._spare: deque[int] = deque()  # ids to cull next
@@ -134,19 +132,30 @@ class Map:
                 self._held.pop(keyframe.id, None)
         self.version += 1
 
-    def fuse(self, ids: Iterable[int]) -> None:
-        """Bring the cloud up to date with these keyframes."""
+    def refine(self, final: Collection[int], provisional: Collection[int]) -> None:
+        """Bring the points of keyframes, along their rays, to the surface that they have in common with
+        their neighbours.
+
+        final: those that have left the window keep these points.  provisional: of the others only the cloud
+        gets them.
+        """
+        for keyframe in self._cloud.refined(self.keyframes, final, provisional):
+            self.put([keyframe])
+
+    def fuse(self, ids: Iterable[int], final: bool = True) -> None:
+        """Bring the cloud up to date with these keyframes.
+
+        final: what they look through becomes free space.
+        """
         for identity in ids:
             self._moved.pop(identity, None)
-            new, old = self.keyframes[identity], self._fused.get(identity)
-            if old is not None and old.map_from_local is new.map_from_local and old.points is new.points:
-                continue
-            if old is not None:
-                self._voxels.remove(*_placed(old), self.version)
-            self._fused.pop(identity, None)
-            if new.points is not None:
-                self._voxels.add(*_placed(new), self.version)
-                self._fused[identity] = new
+            self._cloud.fuse(self.keyframes[identity], final)
+
+    def shown(self) -> list[Keyframe]:
+        """All keyframes with the points that the cloud has of them: those that a window still estimates have
+        other ones.
+        """
+        return [self._cloud.shown(keyframe) for keyframe in self.keyframes.values()]
 
     def fuse_moved(self, most: int | None = None, later: Collection[int] = ()) -> None:
         """Fuse at most `most` of the keyframes that moved (all if None), those that moved first.
@@ -200,9 +209,7 @@ class Map:
         self.guessed = {k.submap for k in self.keyframes.values()} - {submap}
         self.keyframes = {i: _transformed(k, new_from_old) for i, k in self.keyframes.items()}
         self._have_followed()
-        self._voxels = VoxelCloud(voxel_size)
-        self._voxels.forget_history(self.version + 1)
-        self._fused.clear()
+        self._cloud = FusedCloud(voxel_size)
         self.version += 1
         self.fuse(list(self.keyframes))
 
@@ -299,25 +306,21 @@ class Map:
         """Whether points or memory exceed their bounds, with room for the next window and for the cloud's
         arrays, which grow when they are full.
         """
-        memory = self._bytes + other_bytes + _CLOUD_GROWTH * self._voxels.nbytes
-        return len(self._voxels) > self.config.max_points or memory > _FULL * self._limit
+        memory = self._bytes + other_bytes + _CLOUD_GROWTH * self._cloud.nbytes
+        return len(self._cloud) > self.config.max_points or memory > _FULL * self._limit
 
     def cloud(self) -> Cloud:
         """The whole fused cloud in `map`."""
-        return self._voxels.cloud()
-
-    def changes(self, since: int) -> CloudUpdate:
-        """What changed in the cloud after version `since`."""
-        return self._voxels.changes(since, self.version)
+        return self._cloud.cloud()
 
     def region(self, lower: NDArray[np.floating], upper: NDArray[np.floating]) -> Cloud:
         """The cloud inside an axis-aligned box from lower (3,) to upper (3,) in `map`."""
-        return self._voxels.region(lower, upper)
+        return self._cloud.region(lower, upper)
 
     @property
     def voxel_size(self) -> float:
         """Edge of a voxel in map units."""
-        return self._voxels.voxel_size
+        return self._cloud.voxel_size
 
     @property
     def submaps(self) -> int:
@@ -327,12 +330,12 @@ class Map:
     @property
     def points(self) -> int:
         """Number of points of the fused cloud."""
-        return len(self._voxels)
+        return len(self._cloud)
 
     @property
     def nbytes(self) -> int:
         """Memory of keyframes and cloud in bytes."""
-        return self._bytes + self._voxels.nbytes
+        return self._bytes + self._cloud.nbytes
 
 
 def most_redundant(keyframes: Sequence[Keyframe]) -> list[Keyframe]:
@@ -355,14 +358,6 @@ def most_redundant(keyframes: Sequence[Keyframe]) -> list[Keyframe]:
             spared.append(int(n))
             kept.add(int(neighbour[n, 1]))
     return [keyframes[n] for n in spared + [n for n in range(len(keyframes)) if n not in set(spared)]]
-
-
-def _placed(keyframe: Keyframe) -> tuple[Float32, UInt8, Float32]:
-    """Points in `map`, colours and confidence of the valid pixels."""
-    points = keyframe.points
-    assert points is not None
-    valid = points.confidence > 0
-    return keyframe.map_from_local.apply(points.points[valid]), points.colors[valid], points.confidence[valid]
 
 
 def _transformed(keyframe: Keyframe, new_from_old: Sim3) -> Keyframe:

@@ -180,6 +180,8 @@ class Mapper:
         self._loops.apply(self.map)
         if self._scale.find(self.map, self._submap, self.config.scale, last=True) is not None:
             self._loops.discard()
+        self.map.refine(final=(), provisional=self._window.ids)
+        self.map.fuse(self._window.ids)
         self.map.fuse_moved()
         self.map.follow()
         return result
@@ -283,7 +285,9 @@ class Mapper:
             self._loops.index.add(identity, self.map.keyframes[identity].descriptor)
         settled = self._window.keep(list(fusion.views))
         self._loops.settle(settled, self.map.keyframes)
-        self.map.fuse([*settled, *fresh])
+        self.map.refine(final=settled, provisional=fresh)
+        self.map.fuse(settled)
+        self.map.fuse(fresh, final=False)
         self.map.fuse_moved(self.config.map.keyframes_refused, later=self._window.ids)
         protected = {*self._window.ids, *self._loops.settled}
         self._loops.forget(self.map.cull(protected, self._loops.nbytes))
@@ -419,7 +423,7 @@ class Mapper:
         """Save the map into a directory.  Raises UserError when that is not possible."""
         self._loops.apply(self.map)
         self.map.follow()
-        keyframes = tuple(self.map.keyframes.values())
+        keyframes = tuple(self.map.shown())
         edges = tuple(self._loops.all_edges(self.map.keyframes, self._window.ids))
         metric = self.map.metres, self.map.voxel_size, tuple(self.map.guessed)
         write_map(Path(directory), SavedMap(keyframes, edges, *metric))

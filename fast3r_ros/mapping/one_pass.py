@@ -197,7 +197,9 @@ class OnePass:
             tracked = Track(window, None, None, False, placement.connected[numbers])
             fusion = fuse_window(tracked, self.map.keyframes, (), len(self.map.keyframes), 0, self.config)
             self.map.put(fusion.keyframes)
-            self.map.fuse([keyframe.id for keyframe in fusion.keyframes])
+            ids = [keyframe.id for keyframe in fusion.keyframes]
+            self.map.refine(final=ids, provisional=())
+            self.map.fuse(ids)
             self.map.cull(set())
             clock.lap("fuse")
             self._note(clock)

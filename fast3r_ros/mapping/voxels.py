@@ -2,12 +2,11 @@
 
 Every voxel holds integer sums (confidence-weighted position inside the voxel and colour), so removing what
 was added restores the sums bit for bit, in any order.  That is what lets the cloud follow keyframes that
-move.
+move.  Cells of 8 x 8 x 8 voxels hold sums of another kind: which keyframes have points there, and which
+look through.  Where more, or later, keyframes look through than have points, the points are hidden.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,60 +14,73 @@ from numpy.typing import NDArray
 from fast3r_ros.mapping.data import Cloud, Float32, UInt8
 
 Int64 = NDArray[np.int64]
+Bool = NDArray[np.bool_]
 
 _HALF_RANGE = 1 << 20  # voxel indices per axis: 21 bits
+_AXIS_BITS = 21
 _SUBDIVISION = 256  # position inside a voxel
 _CONFIDENCE_STEPS = 16  # steps per unit of confidence
 _MAX_CONFIDENCE = 255.0
 _HASH = np.uint64(0x9E3779B97F4A7C15)
-_COMPACT_AT = 20000  # empty voxels that are kept before the table is packed
-# columns of the sums
+_COMPACT_AT = 20000  # empty rows that are kept before a table is packed
+_CELL_BITS = 3  # a cell is 8 voxels wide
+# columns of a voxel's sums
 _WEIGHT, _POSITION, _COLOR, _COUNT = 0, slice(1, 4), slice(4, 7), 7
+# columns of a cell's sums: keyframes with points in it and those that look through, with the sums of their
+# numbers and of the squares of these; voxels in it that hold points
+_HITS, _PASSES, _OCCUPIED = slice(0, 3), slice(3, 6), 6
+_FEWEST_PASSES = 2  # of keyframes that look through a cell whose points are hidden
+_LATER_SHARE = 3  # hidden, if they come later than so many times as many keyframes with points
+_OUTVOTED = (
+    3  # hidden, if they are so many times as many as the keyframes with points, unless these are newer
+)
+_TO_THE_END = 1.8  # standard deviations from the mean to the end of numbers that are evenly spread
 
 
-@dataclass(frozen=True)
-class CloudUpdate:
-    """What changed since a version.
+class SumTable:
+    """A hash over numpy arrays: rows of integer sums by key, found through an open-addressing table."""
 
-    complete: the receiver must forget what it has (the history does not reach back far enough).  cloud: the
-    new or changed points.  removed: (M, 3) float32 centres of voxels that are now empty.
-    """
+    def __init__(self, columns: int) -> None:
+        self.rows = 0
+        self._allocate(np.zeros(0, np.int64), np.zeros((0, columns), np.int64))
 
-    version: int
-    complete: bool
-    cloud: Cloud
-    removed: Float32
-
-
-class VoxelCloud:
-    """A voxel hash over numpy arrays: rows of sums, found through an open-addressing table."""
-
-    def __init__(self, voxel_size: float) -> None:
-        self.voxel_size = voxel_size
-        self._packed_at = 0  # version of the last packing, which forgets emptied voxels
-        self._allocate(np.zeros(0, np.int64), np.zeros((0, 8), np.int64), np.zeros(0, np.int64))
-
-    def _allocate(self, keys: Int64, sums: Int64, versions: Int64, room: int = 0) -> None:
+    def _allocate(self, keys: Int64, sums: Int64, room: int = 0) -> None:
         """Fresh arrays holding the given rows, with room for at least `room` more."""
-        self._rows = len(keys)
-        capacity = max(4096, int(1.5 * self._rows), self._rows + room)
+        self.rows = len(keys)
+        capacity = max(4096, int(1.5 * self.rows), self.rows + room)
         self._keys = np.zeros(capacity, np.int64)
-        self._sums = np.zeros((capacity, 8), np.int64)
-        self._versions = np.zeros(capacity, np.int64)
-        self._keys[: self._rows], self._sums[: self._rows], self._versions[: self._rows] = (
-            keys,
-            sums,
-            versions,
-        )
-        self._build_table()
-
-    def _build_table(self) -> None:
-        bits = int(2 * len(self._keys) - 1).bit_length()
+        self._sums = np.zeros((capacity, sums.shape[1]), np.int64)
+        self._keys[: self.rows], self._sums[: self.rows] = keys, sums
+        bits = int(2 * capacity - 1).bit_length()
         self._shift = np.uint64(64 - bits)
         self._table = np.full(1 << bits, -1, np.int64)
-        self._empty = int((self._sums[: self._rows, _COUNT] == 0).sum())
-        rows, self._rows = self._rows, 0
+        rows, self.rows = self.rows, 0
         self._find_or_insert(self._keys[:rows].copy())
+
+    @property
+    def keys(self) -> Int64:
+        """(rows,)."""
+        return self._keys[: self.rows]
+
+    @property
+    def sums(self) -> Int64:
+        """(rows, columns), to be changed in place."""
+        return self._sums[: self.rows]
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the arrays in bytes."""
+        return self._keys.nbytes + self._sums.nbytes + self._table.nbytes
+
+    def rows_of(self, keys: Int64) -> Int64:
+        """Rows of distinct keys (K,); unknown ones get new rows of zeros at the end."""
+        if self.rows + len(keys) > len(self._keys):
+            self._allocate(self.keys.copy(), self.sums.copy(), len(keys))
+        return self._find_or_insert(keys)
+
+    def pack(self, kept: Bool) -> None:
+        """Forget the rows that are not kept (rows,)."""
+        self._allocate(self.keys[kept], self.sums[kept])
 
     def _find_or_insert(self, keys: Int64) -> Int64:
         """Rows of distinct keys; unknown keys get new rows at the end, in the order of the keys."""
@@ -94,50 +106,118 @@ class VoxelCloud:
             lost = vacant[self._table[slots[vacant]] != -2 - vacant]
             pending = np.concatenate([rest, lost])
         inserted = np.sort(np.concatenate(new)) if new else np.zeros(0, np.int64)
-        rows[inserted] = self._rows + np.arange(len(inserted))
+        rows[inserted] = self.rows + np.arange(len(inserted))
         self._table[slots[inserted]] = rows[inserted]
         self._keys[rows[inserted]] = keys[inserted]
-        self._rows += len(inserted)
+        self.rows += len(inserted)
         return rows
 
-    def add(self, points: Float32, colors: UInt8, confidence: Float32, version: int) -> None:
-        """Fuse points (N, 3) with colours (N, 3) and confidence (N,); version marks the voxels as changed."""
-        keys, sums = _contributions(points, colors, confidence, self.voxel_size)
-        if self._rows + len(keys) > len(self._keys):
-            used = slice(0, self._rows)
-            self._allocate(self._keys[used], self._sums[used], self._versions[used], len(keys))
-        before = self._rows
-        rows = self._find_or_insert(keys)
-        self._empty -= int((self._sums[rows[rows < before], _COUNT] == 0).sum())
-        self._sums[rows] += sums
-        self._versions[rows] = version
 
-    def remove(self, points: Float32, colors: UInt8, confidence: Float32, version: int) -> None:
+class VoxelCloud:
+    """Voxels with the points of keyframes, and cells that tell which of them are looked through."""
+
+    def __init__(self, voxel_size: float) -> None:
+        self.voxel_size = voxel_size
+        self._voxels, self._cells = SumTable(8), SumTable(7)
+        self._empty = 0  # voxels without points
+        self._hidden = 0  # voxels with points in cells that are looked through
+
+    @property
+    def ray_step(self) -> float:
+        """How densely a ray has to be sampled to meet the cells it passes: the width of a cell."""
+        return self.voxel_size * (1 << _CELL_BITS)
+
+    def add(
+        self,
+        points: Float32,
+        colors: UInt8,
+        confidence: Float32,
+        passed: Float32 | None = None,
+        number: int = 0,
+    ) -> None:
+        """Fuse a keyframe's points (N, 3) with colours (N, 3) and confidence (N,).
+
+        passed: (M, 3) where it looks through, `ray_step` apart on its rays.  number: of the keyframe, higher
+        for later ones.
+        """
+        self._change(1, points, colors, confidence, passed, number)
+
+    def remove(
+        self,
+        points: Float32,
+        colors: UInt8,
+        confidence: Float32,
+        passed: Float32 | None = None,
+        number: int = 0,
+    ) -> None:
         """Take out exactly what `add` put in with the same arguments."""
+        self._change(-1, points, colors, confidence, passed, number)
+        if self._empty > max(_COMPACT_AT, self._voxels.rows // 4):
+            self._voxels.pack(self._voxels.sums[:, _COUNT] > 0)
+            self._empty = 0
+            self._cells.pack((self._cells.sums != 0).any(axis=1))
+
+    def _change(
+        self,
+        sign: int,
+        points: Float32,
+        colors: UInt8,
+        confidence: Float32,
+        passed: Float32 | None,
+        number: int,
+    ) -> None:
         keys, sums = _contributions(points, colors, confidence, self.voxel_size)
-        rows = self._find_or_insert(keys)
-        self._sums[rows] -= sums
-        self._versions[rows] = version
-        self._empty += int((self._sums[rows, _COUNT] == 0).sum())
-        if self._empty > max(_COMPACT_AT, self._rows // 4):
-            keep = self._sums[: self._rows, _COUNT] > 0
-            kept = np.flatnonzero(keep)
-            self._packed_at = version
-            self._allocate(self._keys[kept], self._sums[kept], self._versions[kept])
+        known = self._voxels.rows
+        rows = self._voxels.rows_of(keys)
+        self._empty += self._voxels.rows - known
+        before = self._voxels.sums[rows, _COUNT] > 0
+        self._voxels.sums[rows] += sign * sums
+        filled = (self._voxels.sums[rows, _COUNT] > 0).astype(np.int64) - before
+        self._empty -= int(filled.sum())
+        self._change_cells(sign, _cells_of(keys), filled, passed, number)
+
+    def _change_cells(
+        self, sign: int, hit: Int64, filled: Int64, passed: Float32 | None, number: int
+    ) -> None:
+        """hit: (K,) cells of the voxels that were changed; filled: (K,) 1 where one got its first point, -1
+        where it lost its last one.
+        """
+        hit, inverse = np.unique(hit, return_inverse=True)
+        through = np.zeros(0, np.int64)
+        if passed is not None:
+            through = np.unique(_cells_of(_keys(passed, self.voxel_size)[0]))
+            through = through[~np.isin(through, hit)]  # what it sees there as well as in front is not free
+        rows = self._cells.rows_of(np.concatenate([hit, through]))
+        sums = self._cells.sums
+        self._hidden -= self._hidden_in(rows)
+        seen, free = rows[: len(hit)], rows[len(hit) :]
+        moments = sign * np.array([1, number, number**2])
+        sums[seen, _OCCUPIED] += np.bincount(inverse.ravel(), filled, len(hit)).astype(np.int64)
+        sums[seen, _HITS] += moments
+        sums[free, _PASSES] += moments
+        self._hidden += self._hidden_in(rows)
+
+    def _hidden_in(self, rows: Int64) -> int:
+        """Number of voxels with points in those cells that are looked through."""
+        sums = self._cells.sums[rows]
+        return int(sums[_looked_through(sums), _OCCUPIED].sum())
 
     def __len__(self) -> int:
         """Number of points of the cloud."""
-        return self._rows - self._empty
+        return self._voxels.rows - self._empty - self._hidden
 
     @property
     def nbytes(self) -> int:
         """Memory of the arrays in bytes."""
-        return self._keys.nbytes + self._sums.nbytes + self._versions.nbytes + self._table.nbytes
+        return self._voxels.nbytes + self._cells.nbytes
 
     def cloud(self) -> Cloud:
         """One point per voxel, sorted by voxel so that equal content gives equal arrays."""
-        rows = np.flatnonzero(self._sums[: self._rows, _COUNT] > 0)
-        return self._points(rows[np.argsort(self._keys[rows])])
+        hidden = self._cells.keys[_looked_through(self._cells.sums)]
+        shown = self._voxels.sums[:, _COUNT] > 0
+        shown &= ~np.isin(_cells_of(self._voxels.keys), hidden)
+        rows = np.flatnonzero(shown)
+        return self._points(rows[np.argsort(self._voxels.keys[rows])])
 
     def region(self, lower: NDArray[np.floating], upper: NDArray[np.floating]) -> Cloud:
         """The points inside the axis-aligned box from lower (3,) to upper (3,)."""
@@ -145,29 +225,44 @@ class VoxelCloud:
         inside = ((cloud.points >= lower) & (cloud.points <= upper)).all(axis=-1)
         return Cloud(cloud.points[inside], cloud.colors[inside], cloud.confidence[inside])
 
-    def changes(self, since: int, version: int) -> CloudUpdate:
-        """What changed after version `since`, up to the present `version`."""
-        complete = since < self._packed_at
-        newer = np.arange(self._rows) if complete else np.flatnonzero(self._versions[: self._rows] > since)
-        present = self._sums[newer, _COUNT] > 0
-        removed = np.zeros((0, 3), np.float32) if complete else self._centres(newer[~present])
-        return CloudUpdate(version, complete, self._points(newer[present]), removed)
-
-    def forget_history(self, version: int) -> None:
-        """Make every reader of an older version start afresh."""
-        self._packed_at = version
-
     def _points(self, rows: Int64) -> Cloud:
-        sums = self._sums[rows]
+        sums = self._voxels.sums[rows]
         weight = np.maximum(sums[:, [_WEIGHT]], 1)
         inside = (sums[:, _POSITION] / weight + 0.5) / _SUBDIVISION
-        points = (_unpack(self._keys[rows]) + inside) * self.voxel_size
+        points = (_unpack(self._voxels.keys[rows]) + inside) * self.voxel_size
         colors = np.rint(sums[:, _COLOR] / weight).astype(np.uint8)
         confidence = sums[:, _WEIGHT] / np.maximum(sums[:, _COUNT], 1) / _CONFIDENCE_STEPS
         return Cloud(points.astype(np.float32), colors, confidence.astype(np.float32))
 
-    def _centres(self, rows: Int64) -> Float32:
-        return ((_unpack(self._keys[rows]) + 0.5) * self.voxel_size).astype(np.float32)
+
+def _looked_through(cells: Int64) -> Bool:
+    """Which cells (K, 7) hold points that later, or many more, keyframes look through, (K,).
+
+    What is newer than those that look through stays, as a thing does that was put there.
+    """
+    hits, hit_mean, hit_reach = _spread(cells[:, _HITS])
+    passes, pass_mean, pass_reach = _spread(cells[:, _PASSES])
+    later = (_LATER_SHARE * passes >= hits) & (pass_mean > hit_mean + hit_reach)
+    outvoted = (passes >= _OUTVOTED * hits) & (hit_mean <= pass_mean + pass_reach)
+    return (passes >= _FEWEST_PASSES) & (later | outvoted)
+
+
+def _spread(moments: Int64) -> tuple[Int64, NDArray[np.float64], NDArray[np.float64]]:
+    """(count, mean, how far their last is from it) of numbers given by their moments (K, 3)."""
+    count = moments[:, 0]
+    mean, square = (moments[:, i] / np.maximum(count, 1) for i in (1, 2))
+    return count, mean, _TO_THE_END * np.sqrt(np.maximum(square - mean**2, 0))
+
+
+def _keys(points: Float32, voxel_size: float) -> tuple[Int64, NDArray[np.float64], Bool]:
+    """Of the points in range: keys (K,), position inside the voxel (K, 3), 0 to 1; and which these are."""
+    scaled = points.astype(np.float64) / voxel_size
+    index = np.floor(scaled)
+    inside = np.asarray((np.abs(index) < _HALF_RANGE - 1).all(axis=-1))
+    index, scaled = index[inside], scaled[inside]
+    whole = index.astype(np.int64) + _HALF_RANGE
+    keys = (whole[:, 0] << 2 * _AXIS_BITS) | (whole[:, 1] << _AXIS_BITS) | whole[:, 2]
+    return keys, scaled - index, inside
 
 
 def _contributions(
@@ -176,13 +271,8 @@ def _contributions(
     """(distinct voxel keys (K,), integer sums (K, 8)) of a set of points; points out of range are left
     out.
     """
-    scaled = points.astype(np.float64) / voxel_size
-    index = np.floor(scaled)
-    inside = (np.abs(index) < _HALF_RANGE - 1).all(axis=-1)
-    index, scaled = index[inside], scaled[inside]
-    within = np.clip((scaled - index) * _SUBDIVISION, 0, _SUBDIVISION - 1).astype(np.int64)
-    whole = index.astype(np.int64) + _HALF_RANGE
-    keys = (whole[:, 0] << 42) | (whole[:, 1] << 21) | whole[:, 2]
+    keys, position, inside = _keys(points, voxel_size)
+    within = np.clip(position * _SUBDIVISION, 0, _SUBDIVISION - 1).astype(np.int64)
     weight = np.rint(np.clip(confidence[inside], 1.0, _MAX_CONFIDENCE) * _CONFIDENCE_STEPS).astype(np.int64)
     terms = np.empty((len(keys), 8), np.int64)
     terms[:, _WEIGHT] = weight
@@ -199,5 +289,11 @@ def _contributions(
 
 def _unpack(keys: Int64) -> Int64:
     """Voxel keys (N,) -> voxel indices (N, 3)."""
-    mask = (1 << 21) - 1
-    return np.stack([keys >> 42, (keys >> 21) & mask, keys & mask], axis=-1) - _HALF_RANGE
+    mask = (1 << _AXIS_BITS) - 1
+    return np.stack([keys >> 2 * _AXIS_BITS, (keys >> _AXIS_BITS) & mask, keys & mask], axis=-1) - _HALF_RANGE
+
+
+def _cells_of(keys: Int64) -> Int64:
+    """Voxel keys (N,) -> keys of the cells that they are in."""
+    axis = ((1 << _AXIS_BITS) - 1) & ~((1 << _CELL_BITS) - 1)
+    return keys & ((axis << 2 * _AXIS_BITS) | (axis << _AXIS_BITS) | axis)

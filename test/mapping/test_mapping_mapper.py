@@ -61,16 +61,6 @@ def test_the_cloud_lies_on_the_surfaces(run):
     assert np.quantile(distance, 0.9) < 0.12
 
 
-def test_the_map_tells_what_changed(run):
-    sequence, frames = the_loop()
-    other = start(sequence).feed(frames[:60], finish=False)
-    seen = other.mapper.map.changes(0)
-    other.feed(frames[60:100], finish=False)
-    update = other.mapper.map.changes(seen.version)
-    assert update.version == other.mapper.map.version
-    assert len(update.cloud.points) < len(other.mapper.map.cloud().points) or update.complete
-
-
 def test_covariance_grows_along_the_way(run):
     sizes = [np.trace(pose.covariance[:3, :3]) for pose in run.mapper.trajectory()]
     assert sizes[-1] > sizes[0] >= 0

@@ -21,28 +21,34 @@ def assert_same(one, other):
         assert np.array_equal(getattr(one, name), getattr(other, name)), name
 
 
+def seen_by(number, spread=1.0):
+    """What a keyframe puts into the cloud: points, and the space that it looks through."""
+    passed = np.random.default_rng(100 + number).normal(0, spread, (200, 3)).astype(np.float32)
+    return *some_points(number, 300, spread), passed, number
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 6)), max_size=25))
 def test_any_sequence_of_adding_and_removing_leaves_what_is_present(steps):
-    cloud, present = VoxelCloud(0.2), []
-    for version, (adding, seed) in enumerate(steps):
+    cloud, present = VoxelCloud(0.05), []
+    for adding, seed in steps:
         if adding:
             present.append(seed)
-            cloud.add(*some_points(seed), version)
+            cloud.add(*seen_by(seed))
         elif seed in present:
             present.remove(seed)
-            cloud.remove(*some_points(seed), version)
-    fresh = VoxelCloud(0.2)
+            cloud.remove(*seen_by(seed))
+    fresh = VoxelCloud(0.05)
     for seed in sorted(present):
-        fresh.add(*some_points(seed), 0)
-    assert len(cloud) == len(fresh)
+        fresh.add(*seen_by(seed))
+    assert len(cloud) == len(fresh) == len(cloud.cloud().points)
     assert_same(cloud.cloud(), fresh.cloud())
 
 
 def test_points_stay_in_their_voxel_and_near_the_weighted_mean():
     points, colors, confidence = some_points(1, 5000, 0.3)
     cloud = VoxelCloud(0.1)
-    cloud.add(points, colors, confidence, 1)
+    cloud.add(points, colors, confidence)
     result = cloud.cloud()
     key = np.floor(points.astype(np.float64) / 0.1).astype(int)
     for point, trust in zip(result.points[::50], result.confidence[::50], strict=True):
@@ -56,51 +62,18 @@ def test_removing_everything_frees_the_memory(monkeypatch):
     monkeypatch.setattr(voxels, "_COMPACT_AT", 100)
     cloud = VoxelCloud(0.05)
     for seed in range(20):
-        cloud.add(*some_points(seed, 2000), seed)
+        cloud.add(*some_points(seed, 2000))
     full = cloud.nbytes
     for seed in range(20):
-        cloud.remove(*some_points(seed, 2000), 100 + seed)
+        cloud.remove(*some_points(seed, 2000))
     assert len(cloud) == 0
     assert cloud.nbytes < full / 4
     assert len(cloud.cloud().points) == 0
 
 
-def test_changes_tell_a_reader_all_it_needs():
-    cloud = VoxelCloud(0.2)
-    cloud.add(*some_points(1), 1)
-    cloud.add(*some_points(2), 2)
-    seen = {tuple(np.floor(p / 0.2)): p for p in cloud.changes(0, 2).cloud.points}
-    cloud.remove(*some_points(1), 3)
-    cloud.add(*some_points(3), 4)
-    update = cloud.changes(2, 4)
-    assert not update.complete
-    for point in update.removed:
-        seen.pop(tuple(np.floor(point / 0.2)), None)
-    seen.update({tuple(np.floor(p / 0.2)): p for p in update.cloud.points})
-    assert {tuple(p) for p in cloud.cloud().points} == {tuple(p) for p in seen.values()}
-    assert len(cloud.changes(4, 4).cloud.points) == 0
-
-
-def test_a_reader_from_before_the_packing_starts_afresh(monkeypatch):
-    monkeypatch.setattr(voxels, "_COMPACT_AT", 10)
-    cloud = VoxelCloud(0.2)
-    cloud.add(*some_points(1), 1)
-    cloud.add(*some_points(2), 2)
-    cloud.remove(*some_points(1), 3)
-    update = cloud.changes(2, 3)
-    assert update.complete
-    assert_same(cloud.cloud(), cloud_of(2))
-
-
-def cloud_of(seed):
-    cloud = VoxelCloud(0.2)
-    cloud.add(*some_points(seed), 1)
-    return cloud.cloud()
-
-
 def test_region_is_the_part_inside_the_box():
     cloud = VoxelCloud(0.2)
-    cloud.add(*some_points(4), 1)
+    cloud.add(*some_points(4))
     part = cloud.region(np.array([-0.5, -0.5, 0.0]), np.array([0.5, 0.5, 9.0]))
     whole = cloud.cloud()
     inside = (np.abs(whole.points[:, :2]) <= 0.5).all(axis=1) & (whole.points[:, 2] >= 0)
@@ -111,7 +84,55 @@ def test_far_away_points_and_none_at_all_do_no_harm():
     cloud = VoxelCloud(0.01)
     points, colors, confidence = some_points(5)
     points[:10] = 1e9
-    cloud.add(points, colors, confidence, 1)
-    cloud.add(points[:0], colors[:0], confidence[:0], 2)
+    cloud.add(points, colors, confidence)
+    cloud.add(points[:0], colors[:0], confidence[:0])
     assert 0 < len(cloud) <= 290
     assert np.abs(cloud.cloud().points).max() < 100
+
+
+THERE = np.array([[0.5, 0.5, 0.5]], np.float32)
+ELSEWHERE = np.array([[9.0, 9.0, 9.0]], np.float32)
+
+
+def shown_after(hits, passes):
+    """Whether a point shows that keyframes `hits` have and keyframes `passes` look through."""
+    cloud = VoxelCloud(0.05)
+    color, trust = np.zeros((1, 3), np.uint8), np.full(1, 5.0, np.float32)
+    for number in sorted({*hits, *passes}):
+        passed = THERE if number in passes else None
+        cloud.add(THERE if number in hits else ELSEWHERE, color, trust, passed, number)
+    shown = (cloud.cloud().points < 1).all(axis=1).any()
+    assert len(cloud) == len(cloud.cloud().points)
+    return bool(shown)
+
+
+@pytest.mark.parametrize(
+    ("hits", "passes", "shown"),
+    [
+        (range(10), (), True),
+        (range(10), [11], True),  # one view may err
+        (range(10), range(12, 18), False),  # it has gone
+        (range(30), range(40, 50), False),  # it was there for long
+        (range(30), range(20, 24), True),  # views of one moment err
+        (range(20, 24), range(20), True),  # it was put there
+        ([10], [*range(8, 10), *range(11, 14)], False),  # an outlier
+        (range(0, 40, 2), range(1, 40, 4), True),  # half of the views look past its edge
+        (range(5), range(5), True),  # who has a point in a cell does not look through it
+    ],
+)
+def test_what_later_views_look_through_is_hidden(hits, passes, shown):
+    assert shown_after(hits, passes) == shown
+
+
+def test_what_was_hidden_shows_again_when_those_who_looked_through_move_away():
+    cloud = VoxelCloud(0.05)
+    color, trust = np.zeros((1, 3), np.uint8), np.full(1, 5.0, np.float32)
+    cloud.add(THERE, color, trust, None, 0)
+    through = [(ELSEWHERE, color, trust, THERE, number) for number in range(1, 5)]
+    for each in through:
+        cloud.add(*each)
+    assert len(cloud) == 1
+    for each in through:
+        cloud.remove(*each)
+    assert len(cloud) == 1
+    assert (cloud.cloud().points < 1).all()

@@ -1,0 +1,167 @@
+"""The fused cloud of a map: its keyframes' points on common surfaces, in voxels that follow the keyframes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fast3r_ros.mapping.data import Cloud, Float32, UInt8
+from fast3r_ros.mapping.surfaces import DepthView, PlacedPoints, depth_corrections, free_samples
+from fast3r_ros.mapping.voxels import VoxelCloud
+
+if TYPE_CHECKING:
+    from fast3r_ros.mapping.map import Keyframe, KeyframePoints
+
+_NEAR = 16  # keyframes before and after one among which its neighbours are
+_NEIGHBOURS, _PROVISIONAL_NEIGHBOURS = 12, 6  # whose depth is averaged with a keyframe's
+_SAME_WAY = 0.5  # least cosine between the viewing directions of neighbours
+
+
+@dataclass(frozen=True)
+class _Fused:
+    """A keyframe as it is in the cloud: exactly this must be taken out when it moves.
+
+    carves: what it looks through is free space.
+    """
+
+    keyframe: Keyframe
+    carves: bool
+
+    def holds(self, keyframe: Keyframe, carves: bool) -> bool:
+        """Whether the cloud already has this keyframe like this."""
+        mine = self.keyframe
+        same = mine.map_from_local is keyframe.map_from_local and mine.points is keyframe.points
+        return same and self.carves == carves
+
+    def content(self, ray_step: float) -> tuple[Float32, UInt8, Float32, Float32 | None, int]:
+        """What it puts into the cloud, see `VoxelCloud.add`."""
+        view, points = _view(self.keyframe), self.keyframe.points
+        assert points is not None
+        placed = PlacedPoints.of(view)
+        passed = free_samples(view, ray_step) if self.carves else None
+        return (
+            placed.points,
+            points.colors[points.confidence > 0],
+            placed.confidence,
+            passed,
+            self.keyframe.id,
+        )
+
+
+class FusedCloud:
+    """What of each keyframe is in the voxels, and the surfaces of keyframes that are still estimated."""
+
+    def __init__(self, voxel_size: float) -> None:
+        self._voxels = VoxelCloud(voxel_size)
+        self._fused: dict[int, _Fused] = {}
+        # of keyframes that are still estimated: their own points, and those on the common surface
+        self._provisional: dict[int, tuple[KeyframePoints, KeyframePoints]] = {}
+
+    def refined(
+        self, keyframes: Mapping[int, Keyframe], final: Collection[int], provisional: Iterable[int]
+    ) -> list[Keyframe]:
+        """The final keyframes with their points, along their rays, on the surface that they have in common
+        with their neighbours.  Of the provisional ones such points are remembered for `fuse`.
+        """
+        changed: dict[int, Keyframe] = {}
+        placed: dict[int, PlacedPoints] = {}
+        for identity in (*final, *provisional):
+            keyframe = keyframes[identity]
+            if keyframe.points is None:
+                continue
+            most = _NEIGHBOURS if identity in final else _PROVISIONAL_NEIGHBOURS
+            neighbours = _neighbours(keyframe, keyframes, most)
+            for other in neighbours:
+                if other not in placed:
+                    placed[other] = PlacedPoints.of(_view(changed.get(other, keyframes[other])))
+            points = _corrected(keyframe, [placed[other] for other in neighbours])
+            if identity in final:
+                changed[identity] = replace(keyframe, points=points)
+                self._provisional.pop(identity, None)
+                placed.pop(identity, None)
+            else:
+                self._provisional[identity] = keyframe.points, points
+        return list(changed.values())
+
+    def fuse(self, keyframe: Keyframe, final: bool) -> None:
+        """Put a keyframe into the cloud instead of what is there of it; one without points leaves it.
+
+        final: what it looks through becomes free space.  Keyframes of other submaps than the first make no
+        free space before they are joined: where they are is not known.
+        """
+        new, old = self.shown(keyframe), self._fused.get(keyframe.id)
+        carves = final and keyframe.submap == 0
+        if old is not None and old.holds(new, carves):
+            return
+        if old is not None:
+            self._voxels.remove(*old.content(self._voxels.ray_step))
+            del self._fused[keyframe.id]
+        if new.points is not None:
+            fused = self._fused[keyframe.id] = _Fused(new, carves)
+            self._voxels.add(*fused.content(self._voxels.ray_step))
+
+    def shown(self, keyframe: Keyframe) -> Keyframe:
+        """A keyframe with the points that belong into the cloud."""
+        own, surface = self._provisional.get(keyframe.id, (None, None))
+        if own is None or keyframe.points is not own:
+            self._provisional.pop(keyframe.id, None)
+            return keyframe
+        return replace(keyframe, points=surface)
+
+    def cloud(self) -> Cloud:
+        """The whole cloud in `map`."""
+        return self._voxels.cloud()
+
+    def region(self, lower: NDArray[np.floating], upper: NDArray[np.floating]) -> Cloud:
+        """The cloud inside an axis-aligned box from lower (3,) to upper (3,) in `map`."""
+        return self._voxels.region(lower, upper)
+
+    def __len__(self) -> int:
+        """Number of points of the cloud."""
+        return len(self._voxels)
+
+    @property
+    def voxel_size(self) -> float:
+        """Edge of a voxel in map units."""
+        return self._voxels.voxel_size
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the voxels and of provisional surfaces in bytes."""
+        return self._voxels.nbytes + sum(surface.nbytes for _, surface in self._provisional.values())
+
+
+def _neighbours(keyframe: Keyframe, keyframes: Mapping[int, Keyframe], most: int) -> list[int]:
+    """Keyframes with points taken shortly before and after one that look the same way, the nearest first."""
+    direction, found = keyframe.map_from_local.rotation[:, 2], []
+    for apart in range(1, _NEAR + 1):
+        for identity in (keyframe.id - apart, keyframe.id + apart):
+            other = keyframes.get(identity)
+            if other is None or other.points is None or other.submap != keyframe.submap:
+                continue
+            if float(other.map_from_local.rotation[:, 2] @ direction) > _SAME_WAY:
+                found.append(identity)
+    return found[:most]
+
+
+def _view(keyframe: Keyframe) -> DepthView:
+    points, image = keyframe.points, keyframe.image
+    assert points is not None
+    assert image is not None
+    width, place = image.shape[1], keyframe.map_from_local
+    return DepthView(points.points, points.confidence, points.pixels, width, keyframe.intrinsics, place)
+
+
+def _corrected(keyframe: Keyframe, neighbours: Sequence[PlacedPoints]) -> KeyframePoints:
+    """The keyframe's points on the surface that it shares with its neighbours; what they contradict has
+    confidence 0.
+    """
+    points = keyframe.points
+    assert points is not None
+    factor = depth_corrections(_view(keyframe), neighbours)
+    confidence = np.where(np.isfinite(factor), points.confidence, np.float32(0))
+    return replace(points, points=points.points * factor[:, None], confidence=confidence)

@@ -1,0 +1,167 @@
+"""One surface from the depths of many views, and the free space in front of it.
+
+A view's depth is averaged, along the view's own rays, with what neighbouring views measured of the same
+surface.  What the neighbours look through, or don't see where they should, is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from fast3r_ros.geometry.sim3 import Sim3
+from fast3r_ros.mapping.data import Float32, Float64
+
+_SAME = 0.3  # relative depth difference up to which the spread of differences is measured
+_GATE_SPREADS = 3.0  # differences up to so many standard deviations belong to the same surface
+_GATE = (0.02, 0.12)  # least and largest relative difference of one surface
+_CONTRADICTIONS = 2  # views that look through a point, more than confirm it: it is left out
+_UNSEEN = 3  # views that see something else there, while none confirms it: it is left out
+_RAYS = 3500  # of free space per view, at most: of every row and column of the grid, or of every second, ...
+_HOLES = 2  # pixels without a point in the 3 x 3 neighbourhood of a ray, at most
+_MARGIN = 0.05  # share of its depth that a ray ends before the surface
+
+
+@dataclass(frozen=True)
+class DepthView:
+    """A view on its regular grid of pixels.
+
+    points: (n, 3) float32 in its camera frame, in its own unit.  confidence: (n,), 0 where there is no point.
+    pixels: (n,) flat pixel numbers.  width: pixels per row.  intrinsics: (3, 3).  map_from_local: its place.
+    """
+
+    points: Float32
+    confidence: Float32
+    pixels: NDArray[np.int32]
+    width: int
+    intrinsics: Float64
+    map_from_local: Sim3
+
+    @property
+    def grid(self) -> tuple[int, int, int] | None:
+        """(rows, columns, stride) of the grid; None if the pixels are no full grid."""
+        pixels = self.pixels
+        if not len(pixels):
+            return None
+        columns = int((pixels // self.width == pixels[0] // self.width).sum())
+        rows = len(pixels) // columns
+        stride = int(pixels[1] - pixels[0]) if columns > 1 else 1
+        if columns == 1 and rows > 1:
+            stride = int(pixels[1] - pixels[0]) // self.width
+        steps = stride * (self.width * np.arange(rows)[:, None] + np.arange(columns))
+        whole = rows * columns == len(pixels) and np.array_equal(pixels - pixels[0], steps.ravel())
+        return (rows, columns, stride) if whole else None
+
+
+@dataclass(frozen=True)
+class PlacedPoints:
+    """The points of a view that are there: (m, 3) float32 in `map`, and their confidence (m,)."""
+
+    points: Float32
+    confidence: Float32
+
+    @staticmethod
+    def of(view: DepthView) -> PlacedPoints:
+        """Without the pixels that have no point."""
+        there = view.confidence > 0
+        return PlacedPoints(view.map_from_local.apply(view.points[there]), view.confidence[there])
+
+
+def depth_corrections(view: DepthView, neighbours: Sequence[PlacedPoints]) -> Float32:
+    """Factors (n,) that bring a view's points, along its rays, to the surface that it has in common with its
+    neighbours: the mean of its own depth and the neighbours', weighted with confidence.
+
+    NaN where there is no point, or where the neighbours contradict it: more views, and at least two, look
+    through it than confirm it; or three see something else and none confirms it.
+    """
+    count, views = len(view.pixels), len(neighbours)
+    there = view.confidence > 0
+    none = np.where(there, np.float32(1), np.float32(np.nan))
+    if not views or not there.any() or view.grid is None:
+        return none
+    place, weight, ratio, number = _seen(view, neighbours, there)
+    near = np.abs(ratio[np.abs(ratio) < _SAME])
+    gate = np.clip(_GATE_SPREADS * 1.4826 * float(np.median(near)) if near.size else 0.0, *_GATE)
+    same, behind = np.abs(ratio) <= gate, ratio > gate
+    cell = number * count + place
+
+    def total(values: NDArray[np.floating] | None, chosen: NDArray[np.bool_]) -> Float64:
+        """Sums (V, n) over the chosen points."""
+        parts = None if values is None else values[chosen]
+        return np.bincount(cell[chosen], parts, views * count).reshape(views, count).astype(np.float64)
+
+    points = total(None, same)
+    confirmed = points > 0
+    shares = np.where(confirmed, 1.0 / np.maximum(points, 1), 0.0)
+    weights = (shares * total(weight, same)).sum(axis=0)
+    offsets = (shares * total(weight * ratio, same)).sum(axis=0)
+    agree = confirmed.sum(axis=0)
+    through = ((total(None, behind) > 0) & ~confirmed).sum(axis=0)
+    other = ((total(None, ~same) > 0) & ~confirmed).sum(axis=0)
+    wrong = ((through > agree) & (through >= _CONTRADICTIONS)) | ((other >= _UNSEEN) & (agree == 0))
+    factor = 1 + offsets / np.maximum(weights + view.confidence, 1e-6)
+    return np.where(wrong, np.float32(np.nan), none * factor).astype(np.float32)
+
+
+def _seen(
+    view: DepthView, neighbours: Sequence[PlacedPoints], there: NDArray[np.bool_]
+) -> tuple[NDArray[np.int64], Float32, Float32, NDArray[np.int64]]:
+    """What neighbours have in the view's grid: (place in the grid, weight, relative depth difference, number
+    of the neighbour), each (m,).
+    """
+    assert view.grid is not None
+    rows, columns, stride = view.grid
+    pose = view.map_from_local
+    points = np.concatenate([each.points for each in neighbours])
+    centred = (points - pose.translation.astype(np.float32)) @ pose.rotation.astype(np.float32)
+    depth = centred[:, 2]
+    front = depth > 1e-6
+    inverse = 1 / np.where(front, depth, np.float32(1))
+    camera, first = view.intrinsics.astype(np.float32), int(view.pixels[0])
+    # the middle of pixel 0 is at 0.5
+    column = (camera[0, 0] * centred[:, 0] * inverse + camera[0, 2] - (first % view.width + 0.5)) / stride
+    row = (camera[1, 1] * centred[:, 1] * inverse + camera[1, 2] - (first // view.width + 0.5)) / stride
+    inside = front & (column > -0.5) & (column < columns - 0.5) & (row > -0.5) & (row < rows - 0.5)
+    kept = np.flatnonzero(inside)
+    place = np.rint(row[kept]).astype(np.int64) * columns + np.rint(column[kept]).astype(np.int64)
+    met = there[place]
+    kept, place = kept[met], place[met]
+    own = view.points[:, 2] * np.float32(pose.scale)
+    number = np.repeat(np.arange(len(neighbours)), [len(each.points) for each in neighbours])
+    weight = np.concatenate([each.confidence for each in neighbours])
+    return place, weight[kept], depth[kept] / own[place] - 1, number[kept]
+
+
+def free_samples(view: DepthView, step: float) -> Float32:
+    """Points (m, 3) in `map`, `step` apart, on the rays between the camera and the surface that it sees; none
+    if its pixels are no full grid.
+
+    A ray ends two steps and a twentieth of its depth before the nearest point of its neighbourhood, and there
+    is none where three pixels of the neighbourhood have no point: thin things must not be looked through.
+    """
+    nothing = np.zeros((0, 3), np.float32)
+    if view.grid is None:
+        return nothing
+    rows, columns, _ = view.grid
+    there = (view.confidence > 0).reshape(rows, columns)
+    depth = np.where(there, view.points[:, 2].reshape(rows, columns), np.float32(np.inf))
+    nearest = np.asarray(cv2.erode(depth, np.ones((3, 3), np.uint8)))
+    holes = np.asarray(cv2.boxFilter((~there).astype(np.float32), -1, (3, 3), normalize=False))
+    apart = int(np.ceil(np.sqrt(rows * columns / _RAYS)))
+    chosen = (slice(apart // 2, None, apart),) * 2
+    whole = (there & (holes <= _HOLES))[chosen].ravel()
+    ends = view.points.reshape(rows, columns, 3)[chosen].reshape(-1, 3)[whole]
+    share = (nearest[chosen].ravel()[whole]) / ends[:, 2]
+    pose = view.map_from_local
+    if not len(ends):
+        return nothing
+    length = np.linalg.norm(ends, axis=1) * np.float32(pose.scale)
+    steps = np.maximum(((1 - _MARGIN) * share * length / step).astype(np.int64) - 2, 0)
+    ray = np.repeat(np.arange(len(ends)), steps)
+    ahead = np.arange(len(ray)) - np.repeat(np.cumsum(steps) - steps, steps) + 1
+    along = (ahead * np.float32(step) / length[ray])[:, None]
+    return pose.apply(ends[ray] * along)
