@@ -26,6 +26,7 @@ from fast3r_ros.mapping.encoding import encode_all
 from fast3r_ros.mapping.fusion import Fusion, fuse_window
 from fast3r_ros.mapping.gravity import extrinsics, known_extrinsics, level_origin
 from fast3r_ros.mapping.intake import FrameCounts, FrameIntake
+from fast3r_ros.mapping.localization import EMPTY_MAP, Localizer
 from fast3r_ros.mapping.loop_closure import LoopCloser
 from fast3r_ros.mapping.map import Map
 from fast3r_ros.mapping.metric import MetricScale
@@ -38,7 +39,6 @@ from fast3r_ros.mapping.window import SlidingWindow, WindowView
 
 _UNIT_VOXEL = 0.01  # default voxel, as a share of the median depth of the first window
 Result = TypeVar("Result")
-_LOCALIZE_WITH = 8  # retrieved keyframes that a frame is localised against
 
 
 def _every_frame_counted(method: Callable[[Mapper], Result]) -> Callable[[Mapper], Result]:
@@ -70,6 +70,8 @@ class Mapper:
         self._odometry = OdometryBuffer()
         self._loops = LoopCloser(self.config.loop)
         self._intake = FrameIntake(self.config.keyframes, self._capacity)
+        self._localizer = Localizer()
+        self.localizing = False
         self.reset()
 
     def reset(self) -> None:
@@ -86,6 +88,7 @@ class Mapper:
         self._scale = MetricScale(self._odometry, self._base_from_camera)
         self._scale.map_from_first_base = self._map_from_first_base
         self._known = Knowledge()
+        self._localizer.forget()
         self._timings: dict[str, float] = {}
         self._last_error = ""
 
@@ -123,6 +126,19 @@ class Mapper:
         self._window.config = config.window  # a smaller window, when memory runs out
         self.map.config = config.map
 
+    def set_localizing(self, localizing: bool) -> None:
+        """True: place frames in the map, which stays as it is.  False: extend it again, from the next place
+        on that is recognised.
+        """
+        if localizing == self.localizing:
+            return
+        self._leave_track()
+        self._drop_pending("not_connected")
+        self._localizer.forget()
+        self._loops.apply(self.map)
+        self.map.fuse_moved()
+        self.localizing = localizing
+
     # ---------------------------------------------------------------- the method
 
     def window_ready(self, standing: bool = False) -> bool:
@@ -130,6 +146,8 @@ class Mapper:
 
         standing: the camera stands and no more will come soon; one is enough then, unless a submap starts.
         """
+        if self.localizing:
+            return self._intake.waiting > 0
         needed = self.config.window.stride
         if not self._window.ids:
             needed += max(0, self.config.window.overlap - len(self._pending))
@@ -145,6 +163,8 @@ class Mapper:
         network raises (out of memory) passes through; the map stays, the new keyframes are lost.
         """
         clock = Clock()
+        if self.localizing:
+            return self._localize_waiting(clock)
         self._loops.apply(self.map, wait=False)
         self._scale.correct(self.map, self._submap, self._window.ids, self.config.scale)
         new = self._encode_waiting()
@@ -175,8 +195,9 @@ class Mapper:
     def finish(self) -> WindowResult | None:
         """The last, partial window of a source and all work that was put off; None if no keyframe waits."""
         result = self.process_window() if self._intake.waiting else None
-        self._intake.drop("not_connected", len(self._pending))
-        self._pending = []
+        if self.localizing:
+            return result
+        self._drop_pending("not_connected")
         self._loops.apply(self.map)
         if self._scale.find(self.map, self._submap, self.config.scale, last=True) is not None:
             self._loops.discard()
@@ -230,6 +251,52 @@ class Mapper:
         descriptors = np.stack([view.encoded.descriptor for view in new])
         found = self._loops.candidates(descriptors, live, self._submap, self.map, room)
         return self._views_of(found)
+
+    def _localize_waiting(self, clock: Clock) -> WindowResult | None:
+        """Place the waiting keyframes in the map without changing it."""
+        new = self._encode_waiting() if self.map.keyframes else []
+        if not self.map.keyframes:
+            self._intake.drop("rejected", len(self._intake.take()))
+            return self._not_placed(None, EMPTY_MAP, clock)
+        if not new:
+            return None
+        found = self._localizer.locate(
+            self._network,
+            new,
+            self.map,
+            self._loops.index,
+            self._views_of,
+            self._next_id,
+            self._submap_start(new[0]),
+            self._known,
+            self.config,
+            clock.lap,
+        )
+        if found.reason:
+            self._intake.drop("rejected", len(new))
+            return self._not_placed(found.tracked, found.reason, clock)
+        assert found.tracked is not None
+        self._known = found.tracked.known
+        self._intake.drop("not_connected", found.left_out)
+        self._intake.use(len(found.estimates))
+        self._next_id += len(found.estimates)
+        self._submap = found.submap
+        self._windows += 1
+        self._timings = clock.laps
+        context = Context(self._submap, self.map.version, False, Sim3.identity(), dict(clock.laps))
+        return window_result(found.tracked, "", found.estimates, context)
+
+    def _not_placed(self, tracked: Track | None, reason: str, clock: Clock) -> WindowResult:
+        """The result of a window that is nowhere in the map; the map stays."""
+        self._rejected += 1
+        self._last_error = reason
+        self._timings = clock.laps
+        context = Context(self._submap, self.map.version, False, Sim3.identity(), dict(clock.laps))
+        return window_result(tracked, reason, (), context)
+
+    def _drop_pending(self, reason: str) -> None:
+        self._intake.drop(reason, len(self._pending))
+        self._pending = []
 
     def _views_of(self, found: Sequence[int]) -> list[WindowView]:
         """Keyframes as views, without those that this network sees in another size than the map's did."""
@@ -337,16 +404,12 @@ class Mapper:
         self, new: Sequence[WindowView], tracked: Track | None, reason: str, clock: Clock
     ) -> WindowResult:
         """Leave the map as it is; after some rejections in a row the new views will start a submap."""
-        self._rejected += 1
         self._rejected_in_a_row += 1
-        self._last_error = reason
-        self._timings = clock.laps
         self._pending = list(new[-self._capacity :])
         self._intake.drop("rejected", len(new) - len(self._pending))
         if self._rejected_in_a_row >= self.config.registration.lost_after:
             self._leave_track()
-        context = Context(self._submap, self.map.version, False, Sim3.identity(), dict(clock.laps))
-        return window_result(tracked, reason, (), context)
+        return self._not_placed(tracked, reason, clock)
 
     # ---------------------------------------------------------------- out
 
@@ -359,7 +422,7 @@ class Mapper:
         """The pose of the newest keyframe; if a newer one waits, its pose by odometry or constant
         velocity.
         """
-        recent = [self.map.keyframes[i] for i in self._window.ids[-2:]]
+        recent = [self.map.keyframes[i] for i in self._window.ids[-2:]] or list(self._localizer.placed)
         waiting = self._intake.newest
         if not recent or waiting is None or waiting.stamp_ns <= recent[-1].stamp_ns:
             return pose_of(recent[-1]) if recent else None
@@ -374,20 +437,23 @@ class Mapper:
 
     def localize(self, frame: Frame) -> PoseEstimate | None:
         """The pose of one frame in the map, which is not changed; None when it is not recognised."""
+        if not self.map.keyframes:
+            return None
         view = WindowView.of(frame, self._network.encode(frame))
-        found = self._loops.index.search(view.encoded.descriptor[None], _LOCALIZE_WITH, set(), -1.0)
-        views = [*self._views_of(found), view]
-        if len(views) < 2:
-            return None
-        start = self._submap_start(view)
-        keyframes = self.map.keyframes
-        tracked = track(
-            self._network, views, set(found), keyframes, start, self._known, self.config, lambda _: None
+        once = Localizer()
+        once.locate(
+            self._network,
+            [view],
+            self.map,
+            self._loops.index,
+            self._views_of,
+            self._next_id,
+            self._submap_start(view),
+            self._known,
+            self.config,
+            lambda _: None,
         )
-        if tracked.reason or not tracked.relocalized:
-            return None
-        fusion = fuse_window(tracked, keyframes, (), self._next_id, self._submap, self.config)
-        return pose_of(fusion.keyframes[0])
+        return once.newest
 
     def status(self) -> MapperStatus:
         """Counts since the start or the last reset."""
@@ -414,9 +480,9 @@ class Mapper:
         recognised.
         """
         self._intake.restart(self.config.keyframes, self._capacity)
-        self._intake.drop("restart", len(self._pending))
+        self._drop_pending("restart")
         self._odometry.clear()
-        self._pending = []
+        self._localizer.forget()
         self._leave_track()
 
     def save_map(self, directory: Path) -> None:

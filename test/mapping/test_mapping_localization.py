@@ -1,0 +1,111 @@
+"""Localisation: frames are placed in the map, and the map stays as it is."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from fast3r_ros.benchmark.synthetic_run import start, the_loop
+from fast3r_ros.mapping.localization import EMPTY_MAP
+from fast3r_ros.mapping.mapper import Mapper
+from fast3r_ros.synthetic.network_double import TrueNetwork
+
+LATER_NS = 10**12  # the robot comes back
+
+
+@pytest.fixture(scope="module")
+def run():
+    sequence, frames = the_loop()
+    return start(sequence, scale__source="depth").feed(frames[:120])
+
+
+def state(mapper: Mapper):
+    cloud = mapper.map.cloud()
+    poses = {k.id: k.map_from_camera.tobytes() for k in mapper.map.keyframes.values()}
+    return cloud.points.tobytes(), cloud.colors.tobytes(), poses, mapper.map.version
+
+
+def again(frames):
+    """The same views at another time."""
+    return [replace(frame, stamp_ns=frame.stamp_ns + LATER_NS) for frame in frames]
+
+
+class LaterNetwork(TrueNetwork):
+    """Answers for the views of another time what it answers for those of the first."""
+
+    def encode(self, frame):
+        early = frame.stamp_ns - LATER_NS
+        return super().encode(replace(frame, stamp_ns=early if early >= 0 else frame.stamp_ns))
+
+
+def feed(mapper: Mapper, frames) -> list:
+    results = []
+    for frame in frames:
+        mapper.add_frame(frame)
+        while mapper.window_ready():
+            results.append(mapper.process_window())
+    return [result for result in results if result is not None]
+
+
+def test_frames_are_placed_and_the_map_stays(run, tmp_path):
+    sequence, frames = the_loop()
+    run.mapper.save_map(tmp_path / "map")
+    mapper = Mapper(LaterNetwork(sequence), run.mapper.config)
+    mapper.load_map(tmp_path / "map")
+    mapper.set_localizing(True)
+    before = state(mapper)
+    results = feed(mapper, again(frames[10:110]))
+    placed = [result for result in results if result.accepted]
+    assert len(placed) > 0.8 * len(results)
+    world_from_map = run.world_from_map()
+    errors = []
+    for result in placed:
+        for view in result.views:
+            number = next(i for i in range(120) if sequence.stamp_ns(i) == view.stamp_ns - LATER_NS)
+            pose = world_from_map.move_camera(view.map_from_camera)
+            errors.append(np.linalg.norm(pose[:3, 3] - sequence.world_from_camera[number][:3, 3]))
+    assert len(errors) >= 15
+    assert np.median(errors) < 0.05
+    ids = [view.keyframe_id for result in placed for view in result.views]
+    assert len(set(ids)) == len(ids)
+    newest = mapper.newest_pose()
+    assert newest is not None
+    assert newest.stamp_ns >= placed[-1].views[-1].stamp_ns
+    mapper.finish()
+    assert state(mapper) == before
+    counts = mapper.frame_counts()
+    assert counts.waiting == 0
+    assert counts.used == len(ids)
+
+
+def test_mapping_goes_on_in_the_same_map_afterwards(run, tmp_path):
+    sequence, frames = the_loop()
+    run.mapper.save_map(tmp_path / "map")
+    mapper = Mapper(LaterNetwork(sequence), run.mapper.config)
+    mapper.load_map(tmp_path / "map")
+    mapper.set_localizing(True)
+    feed(mapper, again(frames[80:100]))
+    mapper.set_localizing(False)
+    before, points = len(mapper.map.keyframes), mapper.map.points
+    feed(mapper, again(frames[100:160]))
+    mapper.finish()
+    assert len(mapper.map.keyframes) > before
+    assert mapper.map.points > points
+    assert mapper.status().submaps == 1
+
+
+def test_without_a_map_and_in_an_unknown_place_it_says_so(run):
+    sequence, frames = the_loop()
+    empty = Mapper(TrueNetwork(sequence))
+    empty.set_localizing(True)
+    (result,) = feed(empty, frames[:1])
+    assert (result.accepted, result.reason) == (False, EMPTY_MAP)
+    assert len(empty.map.keyframes) == 0
+
+    run.mapper.set_localizing(True)
+    before = state(run.mapper)
+    results = feed(run.mapper, frames[300:330])
+    assert results
+    assert not any(result.accepted for result in results)
+    assert all(result.reason for result in results)
+    assert state(run.mapper) == before
