@@ -173,6 +173,14 @@ class NodeConfig:
         (), "names of the cameras of a rig: <name>/image, <name>/camera_info; empty: image, camera_info"
     )
     map_directory: str = parameter("~/.ros/fast3r_maps", "the folder that ~/save_map and ~/load_map may use")
+    map_path: str = parameter(
+        "", "a folder of ~/save_map that is loaded at configure: absolute, or relative to map_directory"
+    )
+    localization: bool = parameter(
+        False,
+        "place the camera in the map without changing it (~/localize switches this); false: extend the map",
+        dynamic=True,
+    )
     tf_mode: str = parameter(
         "auto",
         "what is hung below the map frame: auto (the root of the camera's tree on TF: its own frame, the "

@@ -132,7 +132,7 @@ class Demo:
     def finish(self) -> MappingStatus:
         """Wait until everything is mapped, save the map, and return the last status."""
         client: Client = self.listener.create_client(SaveMap, f"{NODE}/save_map")
-        answer = client.call_async(SaveMap.Request(name="map.ply"))
+        answer = client.call_async(SaveMap.Request(name="map.ply", overwrite=True))
         self._spin_until(answer.done, REST_SECONDS, "the mapping node did not save the map")
         response = answer.result()
         if response is None or not response.success:

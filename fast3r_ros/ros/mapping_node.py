@@ -17,6 +17,7 @@ from typing import NoReturn
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
+from nav_msgs.msg import OccupancyGrid
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.callback_groups import CallbackGroup, MutuallyExclusiveCallbackGroup
 from rclpy.clock import Clock, ClockType, JumpThreshold
@@ -38,6 +39,7 @@ from fast3r_ros.ros.config import NodeConfig
 from fast3r_ros.ros.counters import Counters, Guard
 from fast3r_ros.ros.inputs import Inputs
 from fast3r_ros.ros.live_viewer import LiveViewer
+from fast3r_ros.ros.map_files import path_at_start
 from fast3r_ros.ros.mapping_thread import MappingThread
 from fast3r_ros.ros.network import free_gpu_memory, gpu_memory, load_network, resolve_device
 from fast3r_ros.ros.outputs import Outputs
@@ -97,7 +99,9 @@ class MappingNode(LifecycleNode):
             self._mapping_thread,
             lambda: self.config.map_directory,
             self._set_paused,
+            self._set_localizing,
             self._new_map,
+            self._grid,
         )
         self._create_timers()
         self.add_on_set_parameters_callback(self._check_parameters)
@@ -153,6 +157,11 @@ class MappingNode(LifecycleNode):
         self.get_logger().info(
             f"model {config.model} ({config.accelerate}) on {self._device}, loaded in {took:.1f} s"
         )
+        if config.map_path:
+            path = path_at_start(config.map_directory, config.map_path)
+            mapper.load_map(path)
+            self.get_logger().info(f"map loaded: {len(mapper.map.keyframes)} keyframes from {path}")
+        mapper.set_localizing(config.localization)
         lookup, own_frames = self._lookup, self._own_frames
         with ExitStack() as begun:  # ended again when a later part cannot begin
             mapping = MappingThread(
@@ -296,6 +305,19 @@ class MappingNode(LifecycleNode):
         if session is not None:
             session.inputs.paused = paused
 
+    def _set_localizing(self, localizing: bool) -> None:
+        """Change the parameter, so that it and the service agree.  Raises UserError when that is refused."""
+        (result,) = self.set_parameters([Parameter("localization", Parameter.Type.BOOL, localizing)])
+        if not result.successful:
+            raise UserError(result.reason)
+
+    def _grid(self, mapper: Mapper) -> OccupancyGrid:
+        """On the mapping thread: the map's grid, for services."""
+        session = self._session
+        if session is None:
+            raise UserError("the node is not configured; configure it first")
+        return session.outputs.grid(mapper)
+
     def _mapping_thread(self) -> MappingThread | None:
         session = self._session
         return None if session is None else session.mapping
@@ -303,6 +325,7 @@ class MappingNode(LifecycleNode):
     def _new_map(self) -> None:
         """On the mapping thread: the map was emptied or replaced; what is derived from it starts again."""
         self._counters.restart()
+        self._last_accepted = True
         session = self._session
         if session is not None:
             self._counted, _ = self._frame_counts(session.mapping)
@@ -342,6 +365,7 @@ class MappingNode(LifecycleNode):
             if session is not None:
                 session.inputs.config = session.outputs.config = session.broadcaster.config = config
                 session.mapping.set_config(config.mapper)
+                session.mapping.request(lambda mapper: mapper.set_localizing(config.localization))
 
     # Periodic --------------------------------------------------------------------------------------------
 
@@ -427,7 +451,9 @@ class MappingNode(LifecycleNode):
             return MappingStatus.PAUSED
         if not inputs.facts:
             return MappingStatus.WAITING
-        return MappingStatus.MAPPING if self._last_accepted else MappingStatus.LOST
+        if not self._last_accepted:
+            return MappingStatus.LOST
+        return MappingStatus.LOCALIZING if self.config.localization else MappingStatus.MAPPING
 
 
 def _camera_report(camera: CameraSubscriptions, inputs: Inputs) -> CameraReport:

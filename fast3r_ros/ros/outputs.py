@@ -15,10 +15,11 @@ from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 
+from fast3r_ros.errors import UserError
 from fast3r_ros.mapping.data import Cloud, PoseEstimate, ViewEstimate, WindowResult
 from fast3r_ros.mapping.map import Keyframe
 from fast3r_ros.mapping.mapper import Mapper
-from fast3r_ros.mapping.occupancy import FloorUnknown, GridMaker
+from fast3r_ros.mapping.occupancy import FloorUnknown, GridMaker, Occupancy
 from fast3r_ros.msg import WindowEstimate
 from fast3r_ros.ros.broadcaster import Broadcaster
 from fast3r_ros.ros.clouds import cloud_to_message, view_to_message
@@ -50,17 +51,19 @@ TOPICS: dict[str, tuple[Any, QoSProfile]] = {
     "grid": (OccupancyGrid, LATCHED),
 }
 MAP_TOPICS = ("map_cloud", "path", "grid")
-HELD_BACK = "~/cloud, ~/depth, ~/odometry and ~/grid wait until the map is in metres"
+MEASURED = "~/cloud, ~/depth/image_rect, ~/odometry and ~/grid"
+HELD_BACK = f"{MEASURED} wait until the map is in metres"
 
 
 @dataclass(frozen=True)
 class MapSnapshot:
-    """The map at one version, for the publishing thread."""
+    """The map at one version, for the publishing thread.  replaces: what was published is another map."""
 
     version: int
     stamp_ns: int
     cloud: Cloud
     metres: bool
+    replaces: bool
     trajectory: Sequence[PoseEstimate]
     keyframes: Mapping[int, Keyframe]
 
@@ -105,6 +108,7 @@ class Outputs:
         self._pose_ns = 0
         self._map_sent = -1
         self._map_time = 0.0
+        self._outdated = False  # a map was published that is no more: subscribers that come would get it
         self._map_subscribers = 0
         self._thread = threading.Thread(target=self._run, name="fast3r_publishing", daemon=True)
         self._thread.start()
@@ -124,21 +128,19 @@ class Outputs:
     def idle(self, mapper: Mapper) -> None:
         """Hand over a newer pose, and the map when somebody waits for it."""
         pose = mapper.newest_pose()
-        if pose is None:
-            return
-        if pose.extrapolated and pose.stamp_ns != self._pose_ns:
+        if pose is not None and pose.extrapolated and pose.stamp_ns != self._pose_ns:
             self._pose_ns = pose.stamp_ns
             self._broadcaster.expect(pose)
         self._offer_map(mapper, mapper.map.version, self.newest_ns, at_once=False)
 
     def _offer_map(self, mapper: Mapper, version: int, stamp_ns: int, at_once: bool) -> None:
         """Hand the map over: at once for a new subscriber and where asked for, otherwise by the rate."""
-        if not self.active:
+        if not self.active or not (mapper.map.keyframes or self._outdated):
             return
         subscribers = self._subscribers(*MAP_TOPICS)
         somebody_new = subscribers > self._map_subscribers
         self._map_subscribers = subscribers
-        if version == self._map_sent or not (subscribers or self._viewer.active):
+        if version == self._map_sent or not (subscribers or self._viewer.active or self._outdated):
             return
         now = time.monotonic()
         first = self._map_sent < 0
@@ -148,9 +150,28 @@ class Outputs:
         self._map_sent, self._map_time = version, now
         wanted = self._viewer.active or self.config.grid.enabled
         keyframes = dict(mapper.map.keyframes) if wanted else {}
+        replaces, self._outdated = self._outdated, False
         cloud, metres = mapper.map.cloud(), mapper.map.metres
-        snapshot = MapSnapshot(version, stamp_ns, cloud, metres, mapper.trajectory(), keyframes)
+        snapshot = MapSnapshot(version, stamp_ns, cloud, metres, replaces, mapper.trajectory(), keyframes)
         self._put(lambda: self._publish_map(snapshot))
+
+    def grid(self, mapper: Mapper) -> OccupancyGrid:
+        """On the mapping thread: the map's grid, whether ~/grid is published or not.
+
+        Raises UserError when it would be too large, or in a unit that nobody knows, or the floor is not known.
+        """
+        if not self._measured(mapper.map.metres):
+            raise UserError("there is no grid before the map is in metres, see /diagnostics")
+        stamp_ns = self.newest_ns or self._node.get_clock().now().nanoseconds
+        try:
+            grid = GridMaker().make(mapper.map.cloud().points, mapper.map.keyframes, self.config.grid)
+        except ValueError as error:
+            raise UserError(f"there is no grid: {error}") from error
+        return grid_message(grid, stamp_ns, self.config.frames.map)
+
+    def _measured(self, metres: bool) -> bool:
+        """Whether the map's lengths may go to who takes them for metres: they are, or none were asked for."""
+        return metres or self.config.mapper.scale.source == "none"
 
     def _put(self, job: Callable[[], None]) -> None:
         while not self._stopping:
@@ -161,16 +182,19 @@ class Outputs:
 
     def _hold_back(self, metres: bool) -> None:
         """With a source of scale, nothing that others take for metres goes out before they are known."""
-        wanted = self.config.mapper.scale.source != "none"
         held_back = f"{HELD_BACK} (scale.source {self.config.mapper.scale.source})"
-        reason = held_back if wanted and not metres else ""
+        reason = "" if self._measured(metres) else held_back
         if reason != self.held_back:
-            told = reason or "the map is in metres: ~/cloud, ~/depth, ~/odometry and ~/grid are published"
+            told = (
+                reason
+                or "the map is in metres: ~/cloud, ~/depth/image_rect, ~/odometry and ~/grid are published"
+            )
             self._node.get_logger().info(told)
         self.held_back = reason
 
     def restart(self) -> None:
-        """The map starts anew: what was sent counts no more."""
+        """The map was emptied or replaced: what was sent counts no more, and is replaced at once."""
+        self._outdated = self._outdated or self._map_sent >= 0
         self._newest_id = -1
         self.held_back = ""
         self.newest_ns = self._pose_ns = 0
@@ -217,7 +241,7 @@ class Outputs:
         fresh = [view for view in result.views if view.keyframe_id > self._newest_id]
         self._newest_id = max((view.keyframe_id for view in fresh), default=self._newest_id)
         frames = self._broadcaster.window(result.views, fresh, metres)
-        measured = metres or self.config.mapper.scale.source == "none"
+        measured = self._measured(metres)
         if measured:
             for view in fresh:
                 self._publish_odometry(view, frames[view.keyframe_id])
@@ -275,7 +299,7 @@ class Outputs:
             self._send("depth/image_rect", float_to_image(depth, stamp, frame))
             self._send("depth/camera_info", camera_info(intrinsics, width, height, stamp, frame))
 
-    def _publish_grid(self, snapshot: MapSnapshot) -> None:
+    def _publish_grid(self, snapshot: MapSnapshot, stamp_ns: int) -> None:
         """The grid, or why there is none."""
         try:
             grid = self._grid.make(snapshot.cloud.points, snapshot.keyframes, self.config.grid)
@@ -285,15 +309,19 @@ class Outputs:
             self.no_grid = str(error)
         else:
             self.no_grid = ""
-            self._send("grid", grid_message(grid, snapshot.stamp_ns, self.config.frames.map))
+            self._send("grid", grid_message(grid, stamp_ns, self.config.frames.map))
 
     def _publish_map(self, snapshot: MapSnapshot) -> None:
-        frame, stamp = self.config.frames.map, snapshot.stamp_ns
+        frame = self.config.frames.map
+        stamp = snapshot.stamp_ns or self._node.get_clock().now().nanoseconds
         self._send("map_cloud", cloud_to_message(snapshot.cloud, stamp, frame))
         newest = snapshot.trajectory[-self.config.output.path_length :]
         stamps = [pose.stamp_ns for pose in newest]
         self._send("path", path_message(stamps, [pose.map_from_camera for pose in newest], frame, stamp))
-        measured = snapshot.metres or self.config.mapper.scale.source == "none"
-        if self.config.grid.enabled and measured:
-            self._publish_grid(snapshot)
+        if self.config.grid.enabled:
+            if snapshot.replaces:  # the grid that was there is gone, whether there is a new one or not
+                empty = Occupancy(np.empty((0, 0), np.int8), self.config.grid.resolution, np.zeros(2), 0.0)
+                self._send("grid", grid_message(empty, stamp, frame))
+            if self._measured(snapshot.metres) and snapshot.keyframes:
+                self._publish_grid(snapshot, stamp)
         self._viewer.show(snapshot.cloud, snapshot.keyframes)

@@ -20,6 +20,7 @@ STATE_NAMES = {
     MappingStatus.INACTIVE: "configured, not active",
     MappingStatus.WAITING: "waiting for images",
     MappingStatus.MAPPING: "mapping",
+    MappingStatus.LOCALIZING: "localising in the map, which stays as it is",
     MappingStatus.PAUSED: "paused",
     MappingStatus.LOST: "lost: the newest windows do not fit the map",
     MappingStatus.ERROR: "error",
@@ -144,7 +145,12 @@ def _worst(sentences: Sequence[tuple[bytes, str]], good: str) -> tuple[bytes, st
 def _input_status(report: Report, name: str) -> DiagnosticStatus:
     found: list[tuple[bytes, str]] = []
     warn, error = DiagnosticStatus.WARN, DiagnosticStatus.ERROR
-    running = report.state in (MappingStatus.WAITING, MappingStatus.MAPPING, MappingStatus.LOST)
+    running = report.state in (
+        MappingStatus.WAITING,
+        MappingStatus.MAPPING,
+        MappingStatus.LOCALIZING,
+        MappingStatus.LOST,
+    )
     for camera in report.cameras if running else ():
         if not camera.publishers:
             found.append((error, f"nobody publishes {camera.topic}: start the camera or remap the topic"))

@@ -1,7 +1,7 @@
-"""The services ~/reset, ~/pause, ~/save_map and ~/load_map.
+"""The services ~/reset, ~/pause, ~/localize, ~/save_map, ~/load_map and ~/get_map.
 
-`reset`, `save_map` and `load_map` wait for the mapping thread; one of them at a time, so that images keep
-flowing meanwhile: who calls during that is told so at once.  No wait is without an end.
+All but `pause` and `localize` wait for the mapping thread; one of them at a time, so that images keep flowing
+meanwhile: who calls during that is told so at once.  No wait is without an end.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from nav_msgs.msg import OccupancyGrid
+from nav_msgs.srv import GetMap
 from rclpy.callback_groups import CallbackGroup
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
@@ -22,7 +24,13 @@ from fast3r_ros.errors import UserError
 from fast3r_ros.mapping.data import Cloud
 from fast3r_ros.mapping.mapper import Mapper
 from fast3r_ros.ros.counters import Guard
-from fast3r_ros.ros.map_files import CLOUD_WRITERS, path_for_loading, path_for_saving
+from fast3r_ros.ros.map_files import (
+    CLOUD_WRITERS,
+    GRID_SUFFIXES,
+    path_for_loading,
+    path_for_saving,
+    write_grid,
+)
 from fast3r_ros.ros.mapping_thread import MappingThread, ShuttingDown
 from fast3r_ros.srv import LoadMap, SaveMap
 
@@ -31,6 +39,7 @@ CALLS = 1000  # that may wait to be looked at; more at once are lost by the midd
 WAIT_SECONDS = 30.0  # for the window in work, and twice as long as the newest window took
 WORK_SECONDS = 600.0  # for what was asked for: a map on a slow disk
 AT_ONCE = 2  # calls that are looked at: one that works, and one that is told so
+LOGGED = ("reset", "save_map", "load_map")  # what changes a map, here or on disk
 BURST, PAUSE_SECONDS = 8, 0.01  # answers at once, and the pause between more: a client keeps ten unread ones
 
 
@@ -64,8 +73,8 @@ class Services:
     """Creates the services; they answer with success = False and the reason when something cannot be done.
 
     guard: told of failures that nobody foresaw.  thread() is the mapping thread, None while the node is not
-    configured.  directory() is the map directory.  on_pause(paused) tells the node on the executor, and
-    on_new_map() on the mapping thread.
+    configured.  directory() is the map directory.  on_pause(paused) and on_localize(localizing) tell the node
+    on the executor, and on_new_map() on the mapping thread, where grid(mapper) makes the map's grid.
     """
 
     def __init__(
@@ -75,11 +84,13 @@ class Services:
         thread: Callable[[], MappingThread | None],
         directory: Callable[[], str],
         on_pause: Callable[[bool], None],
+        on_localize: Callable[[bool], None],
         on_new_map: Callable[[], None],
+        grid: Callable[[Mapper], OccupancyGrid],
     ) -> None:
         self._node, self._thread, self._directory = node, thread, directory
-        self._guard = guard
-        self._on_pause, self._on_new_map = on_pause, on_new_map
+        self._guard, self._grid = guard, grid
+        self._on_pause, self._on_localize, self._on_new_map = on_pause, on_localize, on_new_map
         self._lock = threading.Lock()
         self._busy = ""  # the service that is in work
         self._busy_since = 0.0
@@ -88,8 +99,10 @@ class Services:
         for kind, name, action in (
             (Trigger, "reset", self._reset),
             (SetBool, "pause", self._pause),
+            (SetBool, "localize", self._localize),
             (SaveMap, "save_map", self._save),
             (LoadMap, "load_map", self._load),
+            (GetMap, "get_map", self._get),
         ):
             node.create_service(
                 kind, f"~/{name}", self._answering(name, action), qos_profile=qos, callback_group=group
@@ -99,15 +112,20 @@ class Services:
         """A service callback: the action's sentence, or why it failed, becomes the answer's message."""
 
         def answer(request: Any, response: Any) -> Any:
+            success = False
             try:
-                response.message = action(request, response)
-                response.success = True
+                message = action(request, response)
+                success = True
+                if name in LOGGED:
+                    self._node.get_logger().info(f"{name}: {message}")
             except (UserError, OSError, ShuttingDown) as error:
-                response.success, response.message = False, str(error)
+                message = str(error)
                 self._node.get_logger().error(f"{name}: {error}", throttle_duration_sec=1.0)
             except Exception as error:
-                response.success, response.message = False, f"internal error: {error!r}"
+                message = f"internal error: {error!r}"
                 self._guard.failed(f"service {name}", error)
+            if not isinstance(response, GetMap.Response):  # which has no room for it
+                response.success, response.message = success, message
             self._wait_for_turn()
             return response
 
@@ -174,23 +192,42 @@ class Services:
         self._on_pause(request.data)
         return "paused: images are ignored, the map stays" if request.data else "running"
 
+    def _localize(self, request: SetBool.Request, response: SetBool.Response) -> str:
+        self._configured()
+        self._on_localize(request.data)
+        return "localising: the map stays as it is" if request.data else "mapping: the map is extended"
+
     def _save(self, request: SaveMap.Request, response: SaveMap.Response) -> str:
         thread = self._configured()
-        path = path_for_saving(self._directory(), request.name)
-        writer = CLOUD_WRITERS.get(path.suffix.lower())
+        path = path_for_saving(self._directory(), request.name, request.overwrite)
+        kind = path.suffix.lower()
 
-        def save(mapper: Mapper) -> Cloud:
+        def save(mapper: Mapper) -> Cloud | OccupancyGrid:
             thread.work_off()
-            if writer is None:
+            cloud = mapper.map.cloud()
+            if len(cloud.points) == 0:
+                raise UserError("the map is empty: nothing was saved")
+            if kind in GRID_SUFFIXES:
+                return self._grid(mapper)
+            if kind not in CLOUD_WRITERS:
                 mapper.save_map(path)
-            return mapper.map.cloud()
+            return cloud
 
         with self._alone("save_map"):
-            cloud = self._do(save)
-            if writer is not None:
-                writer(path, cloud)
-        response.path, response.points = str(path), len(cloud.points)
-        return f"{response.points} points written to {path}"
+            saved = self._do(save)
+            if isinstance(saved, Cloud):
+                if kind in CLOUD_WRITERS:
+                    CLOUD_WRITERS[kind](path, saved)
+                count, what = len(saved.points), "points"
+            else:
+                count, what = write_grid(path, saved), "cells"
+        response.path, response.points = str(path), count
+        return f"{count} {what} written to {path}"
+
+    def _get(self, request: GetMap.Request, response: GetMap.Response) -> str:
+        with self._alone("get_map"):
+            response.map = self._do(self._grid)
+        return f"a grid of {response.map.info.width}x{response.map.info.height} cells"
 
     def _load(self, request: LoadMap.Request, response: LoadMap.Response) -> str:
         self._configured()

@@ -74,7 +74,11 @@ def test_maps_stay_in_their_directory(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="lies inside the map"):
             path_for_saving(str(inside), name)
     assert not (inside / "house" / "b").exists()
-    assert path_for_saving(str(inside), "house") == inside / "house"
+    with pytest.raises(UserError, match="overwrite"):
+        path_for_saving(str(inside), "house")
+    assert path_for_saving(str(inside), "house", overwrite=True) == inside / "house"
+    (inside / "folder").mkdir()
+    assert path_for_saving(str(inside), "folder") == inside / "folder"  # an empty one is no map
     with pytest.raises(UserError, match="map_directory is not set"):
         path_for_saving("", "x.ply")
     with pytest.raises(UserError, match="no saved map"):

@@ -85,7 +85,8 @@ def drops(status: MappingStatus) -> Counter[str]:
 def test_every_frame_has_a_fate_when_a_stage_fails(faulty: Faulty, fault: str) -> None:
     faulty.camera.send(6)
     faulty.settled()
-    assert faulty.listener.call(SaveMap, f"{NODE}/save_map", name="before").success  # nothing waits any more
+    # nothing waits any more afterwards
+    assert faulty.listener.call(SaveMap, f"{NODE}/save_map", name="before", overwrite=True).success
     before = faulty.status()
     faulty.switch(fault)
     faulty.camera.send(12)
@@ -128,7 +129,7 @@ def test_counts_hold_across_services(faulty: Faulty) -> None:
     """A loaded map's keyframes are no frames that were used; what was on its way is counted on."""
     for _ in range(3):
         faulty.camera.send(12, 0.01)
-        assert faulty.listener.call(SaveMap, f"{NODE}/save_map", name="kept").success
+        assert faulty.listener.call(SaveMap, f"{NODE}/save_map", name="kept", overwrite=True).success
         faulty.camera.send(6, 0.01)
         assert faulty.listener.call(LoadMap, f"{NODE}/load_map", name="kept").success
         faulty.camera.send(6, 0.01)

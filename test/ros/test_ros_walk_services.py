@@ -7,18 +7,24 @@ import time
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
+import yaml
 
 pytest.importorskip("rclpy", reason="ROS is not installed here")
 
 from fast3r_ros.msg import MappingStatus
 from fast3r_ros.srv import LoadMap, SaveMap
+from nav_msgs.srv import GetMap
 from rcl_interfaces.msg import Parameter, ParameterValue
 from rcl_interfaces.srv import DescribeParameters, ListParameters, SetParameters
+from rclpy.qos import DurabilityPolicy, QoSProfile
 from ros_encoders import encode, known_picture
-from ros_harness import NODE, wait_until
+from ros_harness import DOUBLE, NODE, REPLAY, Listener, Program, arguments, domain, running, wait_until
+from sensor_msgs.msg import PointCloud2
 from std_srvs.srv import SetBool, Trigger
-from walk_session import Session
+from walk_session import DOMAIN, Session
 
 from fast3r_ros.io.ply import read_ply
 from fast3r_ros.ros.config import NodeConfig
@@ -34,8 +40,10 @@ def set_parameter(session: Session, name: str, **value: Any) -> Any:
 
 def test_every_service_is_called_here(session: Session) -> None:
     services = session.listener.node.get_service_names_and_types_by_node("fast3r_mapping", "/")
-    own = {name for name, kinds in services if kinds[0].startswith(("std_srvs/", "fast3r_ros/"))}
-    assert own == {f"{NODE}/{name}" for name in ("reset", "pause", "save_map", "load_map")}
+    own = {name for name, kinds in services if kinds[0].startswith(("std_srvs/", "fast3r_ros/", "nav_msgs/"))}
+    assert own == {
+        f"{NODE}/{name}" for name in ("reset", "pause", "localize", "save_map", "load_map", "get_map")
+    }
 
 
 def test_every_parameter_is_declared_and_described(session: Session) -> None:
@@ -79,7 +87,7 @@ def test_parameters_that_cannot_change_say_why_not(session: Session) -> None:
 
 def test_maps_are_saved_inside_the_directory_only(session: Session) -> None:
     for name in ("room.ply", "room.pcd", "deep/room.ply"):
-        answer = session.listener.call(SaveMap, f"{NODE}/save_map", name=name)
+        answer = session.listener.call(SaveMap, f"{NODE}/save_map", name=name, overwrite=True)
         assert answer.success, answer.message
         assert Path(answer.path) == session.directory / name
         assert Path(answer.path).stat().st_size > answer.points > 10_000
@@ -92,6 +100,45 @@ def test_maps_are_saved_inside_the_directory_only(session: Session) -> None:
     assert not list(session.directory.parent.glob("room.ply"))
 
 
+def test_what_exists_is_replaced_only_with_overwrite(session: Session) -> None:
+    for name in ("twice.ply", "twice", "twice.yaml"):
+        assert session.listener.call(SaveMap, f"{NODE}/save_map", name=name, timeout=60).success
+        files = {path: path.stat().st_mtime_ns for path in session.directory.rglob("twice*")}
+        answer = session.listener.call(SaveMap, f"{NODE}/save_map", name=name, timeout=60)
+        assert not answer.success
+        assert "exists" in answer.message
+        assert "overwrite" in answer.message
+        assert {path: path.stat().st_mtime_ns for path in session.directory.rglob("twice*")} == files
+        again = session.listener.call(SaveMap, f"{NODE}/save_map", name=name, overwrite=True, timeout=60)
+        assert again.success, again.message
+    (session.directory / "other.pgm").write_bytes(b"mine")
+    assert not session.listener.call(SaveMap, f"{NODE}/save_map", name="other.yaml").success
+    assert (session.directory / "other.pgm").read_bytes() == b"mine"
+
+
+def test_the_grid_is_given_and_saved_as_map_server_reads_it(session: Session) -> None:
+    grid = session.listener.call(GetMap, f"{NODE}/get_map").map
+    assert grid.header.frame_id == "map"
+    cells = np.array(grid.data, np.int8).reshape(grid.info.height, grid.info.width)
+    assert (cells == 100).sum() > 20
+    answer = session.listener.call(SaveMap, f"{NODE}/save_map", name="grid.yaml")
+    assert answer.success, answer.message
+    assert answer.points == (cells >= 0).sum()
+    description = yaml.safe_load((session.directory / "grid.yaml").read_text())
+    assert description["image"] == "grid.pgm"  # beside it
+    assert (description["mode"], description["negate"]) == ("trinary", 0)
+    assert description["resolution"] == pytest.approx(grid.info.resolution)
+    origin = grid.info.origin.position
+    assert description["origin"] == pytest.approx([origin.x, origin.y, 0.0])
+    picture = cv2.imread(str(session.directory / "grid.pgm"), cv2.IMREAD_UNCHANGED)
+    # as map_server reads a trinary map: dark is occupied, bright is free, its first row is the highest y
+    occupancy = 1.0 - picture[::-1] / 255.0
+    read = np.full(cells.shape, -1, np.int8)
+    read[occupancy > description["occupied_thresh"]] = 100
+    read[occupancy < description["free_thresh"]] = 0
+    assert (read == cells).all()
+
+
 def test_a_full_disk_is_told_and_leaves_the_old_file(session: Session) -> None:
     before = (session.directory / "room.ply").read_bytes()
     limits = resource.prlimit(session.node.pid, resource.RLIMIT_FSIZE)
@@ -99,7 +146,7 @@ def test_a_full_disk_is_told_and_leaves_the_old_file(session: Session) -> None:
     resource.prlimit(session.node.pid, resource.RLIMIT_FSIZE, (50_000, limits[1]))
     try:
         for name in ("room.ply", "room.pcd", "room_folder"):
-            answer = session.listener.call(SaveMap, f"{NODE}/save_map", name=name)
+            answer = session.listener.call(SaveMap, f"{NODE}/save_map", name=name, overwrite=True)
             assert not answer.success
             assert "File too large" in answer.message
     finally:
@@ -119,13 +166,42 @@ def test_pause_ignores_images(session: Session) -> None:
     session.wait_for_state(MappingStatus.MAPPING)
 
 
-def test_a_saved_map_is_loaded_again_and_reset_empties_it(session: Session) -> None:
+def everything(session: Session) -> tuple[int, int, int]:
+    """Points of the newest map cloud, poses of the path, cells of the grid, as everybody has them."""
+    heard = session.listener.heard
+    grid = heard[f"{NODE}/grid"][-1]
+    path = heard[f"{NODE}/path"][-1]
+    return heard[f"{NODE}/map_cloud"][-1].width, len(path.poses), grid.info.width * grid.info.height
+
+
+def for_a_newcomer(session: Session) -> PointCloud2:
+    """The first map cloud that somebody gets who subscribes now."""
+    clouds: list[PointCloud2] = []
+    qos = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+    subscription = session.listener.node.create_subscription(
+        PointCloud2, f"{NODE}/map_cloud", clouds.append, qos
+    )
+    wait_until(lambda: bool(clouds), 10, "a latched map cloud")
+    session.listener.node.destroy_subscription(subscription)
+    return clouds[0]
+
+
+def test_a_reset_and_a_loaded_map_reach_everybody_at_once(session: Session) -> None:
     saved = session.listener.call(SaveMap, f"{NODE}/save_map", name="room", timeout=60)
     assert saved.success, saved.message
     points = session.status().map_points
+    assert min(everything(session)) > 10
     assert session.listener.call(Trigger, f"{NODE}/reset").success
+    wait_until(lambda: everything(session) == (0, 0, 0), 10, "the empty map, path and grid")
+    assert for_a_newcomer(session).width == 0
     status = session.status()
     assert (status.map_points, status.frames_received, status.windows) == (0, 0, 0)
+    for name in ("room", "room.ply", "grid.yaml", "new"):
+        before = {path: path.stat().st_mtime_ns for path in session.directory.rglob("*")}
+        answer = session.listener.call(SaveMap, f"{NODE}/save_map", name=name, overwrite=True)
+        assert not answer.success
+        assert "empty" in answer.message
+        assert {path: path.stat().st_mtime_ns for path in session.directory.rglob("*")} == before
     for name, words in (("nothing", "no saved map"), ("../room", "map_directory"), ("", "name")):
         answer = session.listener.call(LoadMap, f"{NODE}/load_map", name=name)
         assert not answer.success
@@ -133,4 +209,43 @@ def test_a_saved_map_is_loaded_again_and_reset_empties_it(session: Session) -> N
     loaded = session.listener.call(LoadMap, f"{NODE}/load_map", name="room", timeout=60)
     assert loaded.success, loaded.message
     assert loaded.keyframes >= 10
+    wait_until(lambda: min(everything(session)) > 10, 10, "the loaded map, path and grid")
+    assert everything(session)[:2] == (points, loaded.keyframes)
+    assert for_a_newcomer(session).width == points
     assert session.status().map_points == points
+
+
+def test_localising_places_the_camera_and_leaves_the_map(session: Session) -> None:
+    assert session.listener.call(SetBool, f"{NODE}/localize", data=True).success
+    before = session.status()
+    heard = session.listener.heard[f"{NODE}/odometry"]
+    count = len(heard)
+    replay = Program([*REPLAY, *arguments({"rate": 2.0, "ground_truth": False})], DOMAIN)
+    with running(replay):
+        assert replay.wait(60) == 0, replay.output()
+    session.wait_for_state(MappingStatus.LOCALIZING)
+    wait_until(lambda: len(heard) > count + 10, 10, "odometry")
+    wait_until(lambda: session.status().frames_used > 10, 10, "localised frames")
+    after = session.status()
+    for field in ("map_points", "map_version", "submaps"):
+        assert getattr(after, field) == getattr(before, field), field
+    assert after.frames_received == after.frames_used + after.frames_waiting + after.frames_dropped
+    assert set_parameter(session, "localization", bool_value=False).successful
+    session.wait_for_state(MappingStatus.MAPPING)
+
+
+def test_a_map_is_loaded_at_start(session: Session) -> None:
+    settings = {"map_directory": session.directory, "localization": True, "grid.enabled": True}
+    elsewhere = domain(14)
+    broken = Program([*DOUBLE, "0.02", *arguments({**settings, "map_path": "nothing"})], elsewhere)
+    node = Program([*DOUBLE, "0.02", *arguments({**settings, "map_path": "room"})], elsewhere)
+    listener = Listener(elsewhere)
+    listener.listen(PointCloud2, f"{NODE}/map_cloud", latched=True)
+    try:
+        with running(broken, node):
+            assert broken.wait(60) == 2
+            assert "no saved map 'nothing'" in broken.output()
+            assert listener.wait_for(f"{NODE}/map_cloud", lambda cloud: cloud.width > 10_000, 60)
+            assert "keyframes from" in node.output()
+    finally:
+        listener.close()
