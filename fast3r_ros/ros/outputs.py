@@ -158,7 +158,7 @@ class Outputs:
     def grid(self, mapper: Mapper) -> OccupancyGrid:
         """On the mapping thread: the map's grid, whether ~/grid is published or not.
 
-        Raises UserError when it would be too large, or in a unit that nobody knows, or the floor is not known.
+        Raises UserError when it would be too large or in an unknown unit, or without a floor.
         """
         if not self._measured(mapper.map.metres):
             raise UserError("there is no grid before the map is in metres, see /diagnostics")
