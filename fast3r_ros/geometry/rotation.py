@@ -50,3 +50,9 @@ def angle_between(rotation: ArrayLike, other: ArrayLike) -> Array:
     """
     first, second = np.asarray(rotation, dtype=np.float64), np.asarray(other, dtype=np.float64)
     return np.linalg.norm(vector_from_matrix(np.swapaxes(first, -1, -2) @ second), axis=-1)
+
+
+def cross_matrix(vector: ArrayLike) -> Array:
+    """(3, 3) matrix that crosses another vector with this one (3,) from the left."""
+    x, y, z = np.asarray(vector, dtype=np.float64)
+    return np.array([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]])

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fast3r_ros.geometry.camera_pose import CameraPoses
-from fast3r_ros.geometry.rotation import matrix_from_vector, vector_from_matrix
+from fast3r_ros.geometry.rotation import cross_matrix, matrix_from_vector, vector_from_matrix
 from fast3r_ros.geometry.sim3 import Sim3
 from fast3r_ros.mapping.calibration import WindowCameras
 from fast3r_ros.mapping.config import PointsConfig
@@ -225,12 +225,7 @@ def _view_covariance(window: RegisteredWindow, view: int) -> Float64:
     lever = place.scale * place.rotation @ window.poses.window_from_camera[view][:3, 3]
     motion = np.zeros((6, 7))
     motion[:3, :3] = motion[3:, 3:6] = np.eye(3)
-    motion[:3, 3:6] = -_cross(lever)
+    motion[:3, 3:6] = -cross_matrix(lever)
     motion[:3, 6] = lever
     total = own + motion @ window.registration.covariance @ motion.T
     return np.asarray(0.5 * (total + total.T))
-
-
-def _cross(vector: NDArray[np.float64]) -> Float64:
-    x, y, z = vector
-    return np.array([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]])

@@ -30,7 +30,8 @@ from fast3r_ros.ros.images import float_to_image, rgb_to_image
 from fast3r_ros.ros.intake import CameraFacts
 from fast3r_ros.ros.live_viewer import LiveViewer
 from fast3r_ros.ros.messages import camera_info, input_intrinsics, window_message
-from fast3r_ros.ros.poses import odometry_message, path_message
+from fast3r_ros.ros.odometry import keyframe_odometry
+from fast3r_ros.ros.poses import path_message
 from fast3r_ros.ros.view_images import at_input_size, confidence_color
 
 WAIT_SECONDS = 0.2
@@ -244,7 +245,7 @@ class Outputs:
         measured = self._measured(metres)
         if measured:
             for view in fresh:
-                self._publish_odometry(view, frames[view.keyframe_id])
+                self._publish_odometry(view, result.views, frames[view.keyframe_id])
             if fresh:
                 self._publish_cloud(fresh[-1], frames[fresh[-1].keyframe_id])
         for view in fresh:
@@ -265,13 +266,12 @@ class Outputs:
             self._send("window", message)
         self._after_window()
 
-    def _publish_odometry(self, view: ViewEstimate, frame: str) -> None:
+    def _publish_odometry(self, view: ViewEstimate, views: Sequence[ViewEstimate], frame: str) -> None:
         if self._somebody("odometry"):
+            frames = self.config.frames
             camera_mode = self.config.tf_mode == "camera"
-            child = self._broadcaster.camera_frame(view.camera) if camera_mode else frame
-            parent = self.config.frames.map
-            message = odometry_message(view.map_from_camera, view.covariance, parent, child, view.stamp_ns)
-            self._send("odometry", message)
+            camera = self._broadcaster.camera_frame(view.camera) if camera_mode else frame
+            self._send("odometry", keyframe_odometry(view, views, frames.map, frames.base, camera))
 
     def _publish_cloud(self, view: ViewEstimate, frame: str) -> None:
         if self._somebody("cloud"):

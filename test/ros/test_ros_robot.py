@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("rclpy", reason="ROS is not installed here")
 
 from fast3r_ros.msg import MappingStatus
+from nav_msgs.msg import Odometry
 from robot import CAMERA, Robot, frames, latched, listener_for, transforms_to
 from ros_harness import DOUBLE, NODE, Program, arguments, domain, running, wait_until
 from sensor_msgs.msg import Image
@@ -92,6 +93,7 @@ def test_metres_come_from_odometry_on_tf_that_is_late_while_the_camera_pans() ->
         robot = Robot(listener, pans=True)
         listener.wait_for(f"{NODE}/status", lambda message: message.state == MappingStatus.WAITING, 60)
         assert listener.node.count_subscribers("/odometry") == 0
+        listener.listen(Odometry, f"{NODE}/odometry")
         robot.drive(rate_hz=12, tf=True, late=0.3)
         status = listener.wait_for(f"{NODE}/status", lambda message: message.metres, 20)
         assert status.scale_source == "odometry"
@@ -111,6 +113,17 @@ def test_metres_come_from_odometry_on_tf_that_is_late_while_the_camera_pans() ->
     map_from_base = matrix_from_pose(view.pose.pose) @ rigid_inverse(robot.base_from_camera_at(index))
     true = rigid_inverse(robot.odom_from_base(0)) @ robot.odom_from_base(index)
     assert np.abs(map_from_base[:3, 3] - true[:3, 3]).max() < 0.15
+    # ~/odometry is the base's, whose speed is that of odometry, though the camera turns on it
+    message = listener.heard[f"{NODE}/odometry"][-1]
+    assert (message.header.frame_id, message.child_frame_id) == ("map", "base_link")
+    stamp_ns = ns_from_stamp(message.header.stamp)
+    same = [v for window in metric for v in window.views if ns_from_stamp(v.header.stamp) == stamp_ns]
+    index = robot.index_at(stamp_ns)
+    camera = matrix_from_pose(message.pose.pose) @ robot.base_from_camera_at(index)
+    assert np.abs(camera - matrix_from_pose(same[-1].pose.pose)).max() < 0.05
+    speed = message.twist.twist.linear
+    assert 0.05 < np.linalg.norm([speed.x, speed.y, speed.z]) < 1.0
+    assert message.twist.covariance[0] < 1.0
     assert "Traceback" not in node.output()
 
 
