@@ -23,6 +23,7 @@ from fast3r_ros.mapping.data import (
 )
 from fast3r_ros.mapping.edges import EdgeStore
 from fast3r_ros.mapping.encoding import encode_all
+from fast3r_ros.mapping.expectation import InitialPose
 from fast3r_ros.mapping.fusion import Fusion, fuse_window
 from fast3r_ros.mapping.gravity import extrinsics, known_extrinsics, level_origin
 from fast3r_ros.mapping.intake import FrameCounts, FrameIntake
@@ -91,6 +92,7 @@ class Mapper:
         self._localizer.forget()
         self._timings: dict[str, float] = {}
         self._last_error = ""
+        self._initial_pose: InitialPose | None = None
 
     # ---------------------------------------------------------------- in
 
@@ -117,6 +119,21 @@ class Mapper:
         """
         self._map_from_first_base = np.asarray(map_from_base, np.float64)
         self._scale.map_from_first_base = self._map_from_first_base
+
+    def set_initial_pose(self, pose: InitialPose) -> None:
+        """Somebody says where the base is: start there, or look there for what the next images show.
+
+        In an empty map it is the base's first pose.  Otherwise the track is left, and the next window is
+        registered to keyframes near the pose; where none fits, a submap starts at the pose.  Raises UserError
+        for a map that is not in metres.
+        """
+        if not self.map.keyframes:
+            self.set_first_pose(pose.map_from_base)
+            return
+        if not self.map.metres:
+            raise UserError("the map is not in metres yet, so a pose in metres says nothing; drive on")
+        self._initial_pose = pose
+        self._leave_track()
 
     def set_config(self, config: MapperConfig) -> None:
         """Change parameters that are marked dynamic, from the next frame and window on."""
@@ -249,6 +266,10 @@ class Mapper:
         room = self.config.window.size - len(new) - (self.config.window.overlap if self._window.ids else 0)
         live = [self.map.keyframes[i] for i in self._window.ids]
         descriptors = np.stack([view.encoded.descriptor for view in new])
+        if self._initial_pose is not None:
+            mount = extrinsics(self._base_from_camera, new[0])
+            far = self.map.keyframes.keys() - self._initial_pose.near(self.map.keyframes.values(), mount)
+            return self._views_of(self._loops.index.search(descriptors, room, far, -1.0))
         found = self._loops.candidates(descriptors, live, self._submap, self.map, room)
         return self._views_of(found)
 
@@ -325,10 +346,14 @@ class Mapper:
         base_from_camera = extrinsics(self._base_from_camera, first)
         odom_from_base = self._odometry.at(first.stamp_ns)
         origin = level_origin(self._map_from_first_base, odom_from_base, base_from_camera)
-        return submap_start(self.map.keyframes, origin)
+        start = submap_start(self.map.keyframes, origin)
+        if self._initial_pose is None:
+            return start
+        return replace(start, map_from_camera=self._initial_pose.map_from_base @ base_from_camera)
 
     def _fuse(self, tracked: Track) -> Fusion:
         """Put the window into the map: new keyframes, better poses of live ones, and their points."""
+        self._initial_pose = None
         if tracked.relocalized:
             self._leave_track()
             assert tracked.loop_keyframe is not None

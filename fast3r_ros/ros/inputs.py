@@ -14,7 +14,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
-from geometry_msgs.msg import TransformStamped
+from geometry_msgs.msg import PoseWithCovarianceStamped, TransformStamped
 from nav_msgs.msg import Odometry
 from rclpy.callback_groups import CallbackGroup
 from rclpy.node import Node
@@ -25,13 +25,14 @@ from tf2_msgs.msg import TFMessage
 from fast3r_ros.errors import UserError
 from fast3r_ros.io.pixels import BadImage
 from fast3r_ros.mapping.data import Float32, Float64, Frame
+from fast3r_ros.mapping.expectation import InitialPose
 from fast3r_ros.ros.cameras import CameraSubscriptions
 from fast3r_ros.ros.config import NodeConfig
 from fast3r_ros.ros.counters import LOST, Counters, Guard
 from fast3r_ros.ros.images import depth_to_metres
 from fast3r_ros.ros.intake import CameraFacts, Intake, Refused, TimeWentBack
 from fast3r_ros.ros.mailbox import Mailbox
-from fast3r_ros.ros.poses import BadPose, matrix_from_pose
+from fast3r_ros.ros.poses import BadPose, initial_pose, matrix_from_pose
 from fast3r_ros.ros.times import ns_from_stamp
 from fast3r_ros.ros.transforms import OwnFrames, TransformLookup
 from fast3r_ros.ros.waiting import Mounts, Ready, WaitingImages
@@ -52,6 +53,10 @@ class FrameSink(Protocol):
 
     def add_odometry(self, stamp_ns: int, odom_from_base: Float64) -> None:
         """A pose (4, 4) of the robot's base in its odometry frame, metres."""
+        ...
+
+    def set_initial_pose(self, pose: InitialPose) -> None:
+        """Somebody says where the robot's base is in the map."""
         ...
 
 
@@ -129,6 +134,11 @@ class Inputs:
             )
             for name in self.intakes
         ]
+        self._others.append(
+            self._subscribe_small(
+                PoseWithCovarianceStamped, "initialpose", QoSProfile(depth=1), self._take_pose
+            )
+        )
         if settings.odometry == "topic":
             subscription = self._subscribe_small(
                 Odometry, "odometry", qos_profile_sensor_data, self._take_odometry
@@ -297,6 +307,19 @@ class Inputs:
             self._report(f"odometry: {error}")
         else:
             self._sink.add_odometry(ns_from_stamp(message.header.stamp), odom_from_base)
+
+    def _take_pose(self, message: PoseWithCovarianceStamped) -> None:
+        """RViz's 2D Pose Estimate."""
+        frame, wanted = message.header.frame_id, self.config.frames.map
+        try:
+            if frame != wanted:
+                raise BadPose("in another frame", f"it is in {frame!r}; give it in {wanted!r}")
+            pose = initial_pose(message.pose)
+        except BadPose as error:
+            self._counters.problem(f"initialpose: {error.reason}")
+            self._report(f"initialpose: {error}")
+        else:
+            self._sink.set_initial_pose(pose)
 
     def _depth_of(self, name: str, frame: Frame) -> Float32 | None:
         """The depth image nearest in time, None when there is none of the image's size."""

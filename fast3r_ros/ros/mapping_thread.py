@@ -13,8 +13,10 @@ from concurrent.futures import Future, InvalidStateError
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from fast3r_ros.errors import UserError
 from fast3r_ros.mapping.config import MapperConfig
 from fast3r_ros.mapping.data import Float64, Frame, WindowResult
+from fast3r_ros.mapping.expectation import InitialPose
 from fast3r_ros.mapping.mapper import Mapper
 from fast3r_ros.ros.counters import Counters, Guard
 from fast3r_ros.ros.network import free_gpu_memory
@@ -86,6 +88,22 @@ class MappingThread:
     def add_odometry(self, stamp_ns: int, odom_from_base: Float64) -> None:
         """Hand a metric pose on to the mapper."""
         self.mapper.add_odometry(stamp_ns, odom_from_base)
+
+    def set_initial_pose(self, pose: InitialPose) -> None:
+        """Tell the mapper where the robot is, between two windows."""
+
+        def tell(mapper: Mapper) -> None:
+            x, y = pose.map_from_base[:2, 3]
+            try:
+                mapper.set_initial_pose(pose)
+            except UserError as error:
+                self._counters.problem("initialpose: the map is not in metres")
+                self._logger.warning(f"initialpose: {error}")
+            else:
+                found = "images are looked for there" if mapper.map.keyframes else "the map begins there"
+                self._logger.info(f"initialpose: the base is at x {x:.2f}, y {y:.2f} m; {found}")
+
+        self.request(tell)
 
     def set_running(self, running: bool) -> None:
         """Whether windows are processed; requests are always answered."""

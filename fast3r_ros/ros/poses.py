@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from fast3r_ros.mapping.data import Float64
+from fast3r_ros.mapping.expectation import InitialPose
 from fast3r_ros.ros.times import stamp_from_ns
 from fast3r_ros.ros.upstream import TF_TRANSFORMATIONS
 
@@ -119,6 +120,19 @@ def odometry_message(
     message.header.stamp = stamp_from_ns(stamp_ns)
     message.twist.covariance = (np.eye(6) * UNKNOWN_TWIST).reshape(36)
     return message
+
+
+def initial_pose(message: PoseWithCovariance) -> InitialPose:
+    """A pose that somebody gives, right within three standard deviations, and a metre and 60 degrees at
+    least.
+
+    Raises BadPose.
+    """
+    pose = matrix_from_pose(message.pose)
+    covariance = np.array(message.covariance).reshape(6, 6)
+    spread = np.sqrt(np.clip(np.nan_to_num(np.diag(covariance)), 0.0, 1e6))
+    radius, angle = 3.0 * float(spread[:2].max()), 3.0 * float(spread[5])
+    return InitialPose(pose, max(radius, 1.0), max(angle, float(np.deg2rad(60))))
 
 
 def path_message(stamps_ns: Sequence[int], poses: Sequence[Float64], frame_id: str, stamp_ns: int) -> Path:
