@@ -1,9 +1,9 @@
 # The two commands:
-#     make demo [SOURCE=video|folder|bag] [MODEL=demo|folder|hub name] [DISTRO=kilted|jazzy]
-#     make test [DISTRO=kilted|jazzy] [PYTEST="-k name"]
+#     make demo [SOURCE=video|folder|bag] [MODEL=demo|folder|hub name] [DISTRO=jazzy|kilted]
+#     make test [DISTRO=jazzy|kilted] [PYTEST="-k name"]
 # Both make what they need first: .venv, pinned dependencies, the colcon build in install/.  A sourced ROS 2
 # distribution (Jazzy or newer) is used instead of the wheels from PyPI.  PYTHON chooses the interpreter.
-# Without a GPU, TORCH_INDEX=https://download.pytorch.org/whl/cpu saves a download of several gigabytes.
+# Without an NVIDIA driver PyTorch comes without CUDA; TORCH_INDEX names another index of its builds.
 #
 # To run anything else in the same environment:
 #     make setup && . scripts/ros_env.sh && python -m fast3r_ros.ros.mapping_node
@@ -18,6 +18,7 @@ OUTPUT ?= demo_output
 PYTEST ?=
 TORCH_INDEX ?=
 export PYTHON DISTRO TORCH_INDEX
+export HOME := $(or $(HOME),$(CURDIR)/build/home)# a service may have none; ROS and pip write there
 
 SETUP := scripts/run_stoppable.sh $(PYTHON) scripts/setup_environment.py
 WITHOUT_ROS := env -u ROS_DISTRO -u AMENT_PREFIX_PATH -u CMAKE_PREFIX_PATH -u PYTHONPATH -u LD_LIBRARY_PATH
@@ -32,7 +33,7 @@ demo:
 # The core's tests run where there is no ROS; those of nodes, packaging and the demo against the colcon install.
 test: setup
 	@$(SETUP) --for core --distro none
-	@$(WITHOUT_ROS) $(SETUP) --for messages --distro jazzy
+	@$(WITHOUT_ROS) $(SETUP) --for messages --distro kilted
 	@scripts/run_tests.sh $(PYTEST)
 
 setup:

@@ -1,6 +1,6 @@
 # Bring the virtual environment and the built package into this shell (bash):
-#     . scripts/ros_env.sh                    Kilted from PyPI, or the ROS 2 distribution that is sourced
-#     DISTRO=jazzy; . scripts/ros_env.sh      Jazzy from PyPI
+#     . scripts/ros_env.sh                    Jazzy from PyPI, or the ROS 2 distribution that is sourced
+#     DISTRO=kilted; . scripts/ros_env.sh     Kilted from PyPI
 # Then `python -m fast3r_ros.ros.mapping_node`, `import fast3r_ros.msg` and every test work.
 
 fast3r_root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -19,7 +19,7 @@ esac
 # Large images and clouds need a larger shared-memory segment than the default of Fast DDS, whose version 2
 # (Jazzy) has another name for the variable.
 case $fast3r_suffix in
--jazzy*) export FASTRTPS_DEFAULT_PROFILES_FILE=$fast3r_root/config/fastdds.xml ;;
+"" | -jazzy*) export FASTRTPS_DEFAULT_PROFILES_FILE=$fast3r_root/config/fastdds.xml ;;
 *) export FASTDDS_DEFAULT_PROFILES_FILE=$fast3r_root/config/fastdds.xml ;;
 esac
 unset fast3r_root fast3r_suffix

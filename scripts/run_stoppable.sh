@@ -3,6 +3,10 @@
 #     scripts/run_stoppable.sh COMMAND ARGUMENTS...
 # A script's background job ignores Ctrl-C; we take it and pass it on as SIGTERM, which ends a program that is
 # not yet ready for it silently.
+if ! command -v -- "$1" >/dev/null; then
+    echo "fast3r_ros: there is no program $1 here (PYTHON=… names the interpreter)" >&2
+    exit 127
+fi
 "$@" &
 child=$!
 trap 'kill -TERM $child 2>/dev/null' INT TERM HUP

@@ -17,11 +17,11 @@ check "ruff format" "$core/ruff" format --check --quiet .
 check "documentation" "$core/mkdocs" build --strict --quiet --site-dir build/site
 
 # Beside the nodes' tests, which mostly wait for messages and go first: together they take two thirds of the time.
-core_log=$(mktemp)
+mkdir -p build && core_log=$PWD/build/test-core.txt # stays there
 scripts/run_stoppable.sh nice -n 19 env -u PYTHONPATH -u LD_LIBRARY_PATH -u AMENT_PREFIX_PATH \
     "$core/python" -m pytest --ignore test/ros --ignore test/package "$@" >"$core_log" 2>&1 &
 core_tests=$!
-trap 'kill -TERM $core_tests 2>/dev/null; rm -f "$core_log"' EXIT
+trap 'kill -TERM $core_tests 2>/dev/null' EXIT
 trap 'exit 130' INT TERM HUP
 core_result() {
     wait "$core_tests"

@@ -1,8 +1,8 @@
 """Make everything that the package needs: virtual environment, pinned dependencies, colcon build.
 
-Usage: setup_environment.py [--distro kilted|jazzy|none] [--for demo|test|messages|core] [--print-suffix]
+Usage: setup_environment.py [--distro jazzy|kilted|none] [--for demo|test|messages|core] [--print-suffix]
 
-Without a ROS 2 distribution, ROS 2 itself comes from PyPI (Kilted by default, Jazzy on request).  When a
+Without a ROS 2 distribution, ROS 2 itself comes from PyPI (Jazzy by default, Kilted on request).  When a
 distribution is sourced (ROS_DISTRO is set), that one is used and no ROS wheels are installed.  `none` makes
 an environment without ROS, for the tests of the core.  Every step is left out when its inputs have not
 changed since it last succeeded.  Only the standard library is used.
@@ -22,13 +22,14 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 CONSTRAINTS = ROOT / "requirements" / "constraints.txt"
-WHEEL_DISTROS = ("kilted", "jazzy")
+WHEEL_DISTROS = ("jazzy", "kilted")  # the first is the default
 NO_ROS = "none"
 OLDEST_DISTRO = "jazzy"
 REQUIREMENTS = {
@@ -37,8 +38,11 @@ REQUIREMENTS = {
     "messages": ("build",),  # only builds the package and talks over DDS; no PyTorch
     "core": ("core", "train", "viewer", "test", "readers"),
 }
-# Where else than on PyPI to look for PyTorch; its CPU build saves a download of several gigabytes.
+# Where else than on PyPI to look for PyTorch.  Its build without CUDA saves several gigabytes, and is taken
+# by itself where no NVIDIA driver is loaded.
 TORCH_INDEX = "TORCH_INDEX"
+TORCH_WITHOUT_CUDA = "https://download.pytorch.org/whl/cpu"
+NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
 
 class SetupError(Exception):
@@ -49,7 +53,7 @@ class SetupError(Exception):
 class Environment:
     """Where one ROS 2 distribution's environment lives.
 
-    suffix: "" (Kilted wheels), "-jazzy" (Jazzy wheels), "-NAME-system" (a sourced distribution) or "-core"
+    suffix: "" (Jazzy wheels), "-kilted" (Kilted wheels), "-NAME-system" (a sourced distribution) or "-core"
     (no ROS); it ends the names of the folders .venv, build, install and log.
     """
 
@@ -88,6 +92,9 @@ def choose_environment(asked: str | None) -> Environment:
 
 def check_machine(environment: Environment) -> None:
     """SetupError with one line that names everything missing on this machine."""
+    odd = re.search(r"[^\w./+@%=,~-]", str(ROOT))
+    if odd:  # CMake, colcon and the first line of scripts would stumble over it minutes later
+        raise SetupError(f"the folder {str(ROOT)!r} has {odd[0]!r} in its name: move it to a path without")
     if sys.version_info < (3, 11):  # noqa: UP036 - this script runs before the environment exists
         raise SetupError(f"Python {platform.python_version()} is too old: Python 3.11 or newer is needed")
     packages = {"g++": "g++", "make": "make", "bash": "bash"}
@@ -166,7 +173,10 @@ def _die_with_parent() -> None:
 def create_venv(environment: Environment, log: Log) -> None:
     """Create the virtual environment unless a working one of this Python version is there."""
     folder = environment.folder(".venv")
-    if (folder / "bin" / "pip").exists():
+    if was_moved(folder):
+        for name in ("build", "install"):
+            shutil.rmtree(environment.folder(name), ignore_errors=True)
+    elif (folder / "bin" / "pip").exists():
         code = "import sys; print(sys.version_info[:2])"
         found = subprocess.run([environment.python, "-c", code], capture_output=True, text=True, check=False)
         if found.stdout.strip() == str(sys.version_info[:2]):
@@ -174,6 +184,12 @@ def create_venv(environment: Environment, log: Log) -> None:
     options = ["--system-site-packages"] if environment.sourced else []
     command: list[str | Path] = [sys.executable, "-m", "venv", "--clear", *options, folder]
     log.run(f"Creating {folder.name} (Python {platform.python_version()})", command)
+
+
+def was_moved(venv: Path) -> bool:
+    """Whether a virtual environment was made under another path, which its scripts still name."""
+    activate = venv / "bin" / "activate"
+    return activate.exists() and str(venv.resolve()) not in activate.read_text(errors="replace")
 
 
 def install_requirements(environment: Environment, purpose: str, log: Log) -> None:
@@ -195,8 +211,11 @@ def install_requirements(environment: Environment, purpose: str, log: Log) -> No
     if environment.distro == NO_ROS:
         link_torch(environment)
     elif any(path.stem == "core" for path in wanted.values()):
-        index = ["--extra-index-url", os.environ[TORCH_INDEX]] if os.environ.get(TORCH_INDEX) else []
-        log.run("Installing PyTorch", [*pip, "--no-deps", *index, pinned_torch()])
+        index = torch_index()
+        size = "about 200 MB" if index == TORCH_WITHOUT_CUDA else "up to 3 GB with CUDA"
+        print(f"Next come downloads: PyTorch, {size}, and some 500 MB more", flush=True)
+        options = ["--extra-index-url", index] if index else []
+        log.run("Installing PyTorch", [*pip, "--no-deps", *options, pinned_torch()])
     if environment.sourced:
         arguments = beside_system_packages(environment, list(wanted.values()))
     else:
@@ -207,6 +226,20 @@ def install_requirements(environment: Environment, purpose: str, log: Log) -> No
         patch_cmake_files(environment)
     for stamp in wanted:
         stamp.touch()
+
+
+def torch_index() -> str:
+    """Where to look for PyTorch beside PyPI: $TORCH_INDEX, the builds without CUDA, or "" for PyPI alone."""
+    if os.environ.get(TORCH_INDEX):
+        return os.environ[TORCH_INDEX]
+    if NVIDIA_DRIVER.exists() or platform.machine() != "x86_64":  # on PyPI only x86_64 brings CUDA
+        return ""
+    try:  # pip would wait for minutes for a place that cannot be reached
+        urllib.request.urlopen(f"{TORCH_WITHOUT_CUDA}/torch/", timeout=10).close()
+    except (OSError, ValueError):
+        return ""
+    print(f"No NVIDIA driver here: PyTorch without CUDA ({TORCH_INDEX}=https://pypi.org/simple takes CUDA's)")
+    return TORCH_WITHOUT_CUDA
 
 
 def link_torch(environment: Environment) -> None:
@@ -291,10 +324,19 @@ def build(environment: Environment, log: Log) -> None:
     log.run(f"Building the messages and the package for {environment.distro}", command, environ)
 
 
+def write_command(environment: Environment) -> None:
+    """The command `fast3r` in the environment, from the sources: it serves without ROS, too."""
+    path = environment.folder(".venv") / "bin" / "fast3r"
+    find = f"import sys\n\nsys.path.insert(0, {str(ROOT)!r})\n"
+    start = "from fast3r_ros.cli import main\n\nsys.exit(main())\n"
+    path.write_text(f"#!{environment.python}\n{find}{start}")
+    path.chmod(0o755)
+
+
 def main() -> int:
     """Run every step; returns the exit status (2: something is missing, in one line)."""
     parser = argparse.ArgumentParser(description="Make the environment of fast3r_ros.")
-    parser.add_argument("--distro", default=None, help="ROS 2 from PyPI: kilted (default), jazzy, none")
+    parser.add_argument("--distro", default=None, help="ROS 2 from PyPI: jazzy (default), kilted, none")
     parser.add_argument("--for", dest="purpose", choices=sorted(REQUIREMENTS), default="demo")
     parser.add_argument("--print-suffix", action="store_true", help="only print what ends the folders' names")
     arguments = parser.parse_args()
@@ -308,10 +350,15 @@ def main() -> int:
         log = Log(environment.folder("log") / "setup.txt")
         create_venv(environment, log)
         install_requirements(environment, arguments.purpose, log)
+        if arguments.purpose != "messages":
+            write_command(environment)
         if environment.distro != NO_ROS:
             build(environment, log)
     except SetupError as error:
         print(f"fast3r_ros: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"fast3r_ros: cannot use {error.filename}: {error.strerror}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

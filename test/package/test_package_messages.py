@@ -37,7 +37,7 @@ print(status.windows, status.drops[0].reason, window.views[0].keyframe_id, windo
 """
 
 
-@pytest.mark.parametrize("distro", ["", "jazzy"])
+@pytest.mark.parametrize("distro", ["", "kilted"])
 def test_messages_go_from_node_to_node(distro, tmp_path):
     program = tmp_path / "talk.py"
     program.write_text(TALK)

@@ -71,7 +71,7 @@ def test_every_requirement_is_pinned():
 
 
 @pytest.mark.parametrize(
-    ("extra", "file"), [(None, "core"), ("train", "train"), ("viewer", "viewer"), ("ros", "ros-kilted")]
+    ("extra", "file"), [(None, "core"), ("train", "train"), ("viewer", "viewer"), ("ros", "ros-jazzy")]
 )
 def test_pins_lie_in_the_ranges_that_pip_install_allows(extra, file):
     config = setup_cfg()
@@ -82,7 +82,7 @@ def test_pins_lie_in_the_ranges_that_pip_install_allows(extra, file):
     for requirement in requirements(file):
         pins.setdefault(requirement.name.lower(), []).append(next(iter(requirement.specifier)).version)
     assert ranges.keys() <= pins.keys()
-    if extra != "ros":  # ros-kilted.txt also holds what builds messages
+    if extra != "ros":  # ros-jazzy.txt also holds what builds messages
         assert ranges.keys() == pins.keys()
     for name, allowed in ranges.items():
         assert all(allowed.contains(version) for version in pins[name]), name

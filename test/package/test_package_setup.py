@@ -1,9 +1,11 @@
 """Wrong use of the set-up gets one clear line and exit status 2."""
 
 import os
+import runpy
 import shutil
 import subprocess
 import sys
+import venv
 from pathlib import Path
 
 import pytest
@@ -41,7 +43,7 @@ def test_a_distribution_that_contradicts_the_sourced_one():
 
 
 def test_a_distribution_that_pypi_does_not_have():
-    assert_one_line(run_setup("--distro", "rolling"), "rolling", "kilted or jazzy")
+    assert_one_line(run_setup("--distro", "rolling"), "rolling", "jazzy or kilted")
 
 
 @pytest.mark.parametrize("missing", ["g++", "make"])
@@ -55,8 +57,8 @@ def test_a_missing_compiler(missing, tmp_path):
     ("arguments", "variables", "suffix"),
     [
         ((), {}, ""),
-        (("--distro", "kilted"), {}, ""),
-        (("--distro", "jazzy"), {}, "-jazzy"),
+        (("--distro", "kilted"), {}, "-kilted"),
+        (("--distro", "jazzy"), {}, ""),
         ((), {"ROS_DISTRO": "kilted"}, "-kilted-system"),
         (("--distro", "jazzy"), {"ROS_DISTRO": "jazzy"}, "-jazzy-system"),
     ],
@@ -64,3 +66,46 @@ def test_a_missing_compiler(missing, tmp_path):
 def test_each_environment_has_folders_of_its_own(arguments, variables, suffix):
     result = run_setup("--print-suffix", *arguments, **variables)
     assert (result.returncode, result.stdout) == (0, f"{suffix}\n")
+
+
+@pytest.mark.parametrize("name", ["a b", "it's", 'a"b', "a(b)", "a;b", "a$b", "a:b"])
+def test_a_folder_that_tools_stumble_over_is_refused_at_once(name, tmp_path):
+    scripts = tmp_path / name / "scripts"
+    scripts.mkdir(parents=True)
+    copy = shutil.copy(SCRIPT, scripts)
+    result = subprocess.run([sys.executable, copy], capture_output=True, text=True, cwd="/")
+    assert_one_line(result, repr(str(tmp_path / name)), "move it")
+    assert [path.name for path in scripts.parent.iterdir()] == ["scripts"]
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "log").touch()  # no permission stops root, but a file where a folder is wanted does
+    copy = shutil.copy(SCRIPT, tmp_path / "scripts")
+    result = subprocess.run([sys.executable, copy], capture_output=True, text=True, cwd="/")
+    assert_one_line(result, str(tmp_path / "log"))
+
+
+def test_an_environment_that_was_moved_is_noticed(tmp_path):
+    setup = runpy.run_path(str(SCRIPT))
+    venv.create(tmp_path / "old" / ".venv", with_pip=False)
+    (tmp_path / "link").symlink_to(tmp_path / "old" / ".venv")
+    assert not setup["was_moved"](tmp_path / "old" / ".venv")
+    assert not setup["was_moved"](tmp_path / "link")
+    assert not setup["was_moved"](tmp_path / "none")
+    (tmp_path / "old").rename(tmp_path / "new")
+    assert setup["was_moved"](tmp_path / "new" / ".venv")
+
+
+def test_the_index_of_pytorch_can_be_named(monkeypatch):
+    monkeypatch.setenv("TORCH_INDEX", "https://example.com/simple")
+    assert runpy.run_path(str(SCRIPT))["torch_index"]() == "https://example.com/simple"
+
+
+def test_a_missing_interpreter_is_named():
+    command = ["make", "--no-print-directory", "setup", "PYTHON=python9.9"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode != 0
+    assert [line for line in result.stderr.splitlines() if not line.startswith("make")] == [
+        "fast3r_ros: there is no program python9.9 here (PYTHON=… names the interpreter)"
+    ]
