@@ -3,8 +3,11 @@ everything else is in the params_file (config/mapping.yaml names every parameter
 """
 
 import os
+import tempfile
 from pathlib import Path
+from typing import Any
 
+import yaml
 from ament_index_python.packages import (
     PackageNotFoundError,
     get_package_prefix,
@@ -23,6 +26,7 @@ ARGUMENTS = (
     ("namespace", "", "namespace of the node and its topics"),
     ("params_file", str(SHARE / "config" / "mapping.yaml"), "parameters of the node"),
     ("model", "", "demo, a checkpoint folder or a hub name"),
+    ("cameras", "", "names of a rig's cameras with commas; image and the others are then below each name"),
     ("image", "image", "image topic (without /compressed)"),
     ("camera_info", "", "camera_info topic; empty: beside the image topic"),
     ("depth", "depth", "metric depth aligned with the image, for scale_source depth"),
@@ -48,7 +52,7 @@ OVERRIDES = {
     "viewer_port": "viewer.port",
 }
 NO_RVIZ = "RViz (package rviz2) is not installed: going on without; viewer_port:=8080 is for a browser"
-RVIZ_TOPICS = ("map_cloud", "cloud", "confidence_color", "path", "odometry")
+NODE = "fast3r_mapping"
 
 
 def generate_launch_description() -> LaunchDescription:
@@ -77,20 +81,16 @@ def start(context: LaunchContext) -> list[Node | LogInfo]:
         parameters["autostart"] = is_true(given["autostart"])
     if given["viewer_port"]:
         parameters["viewer.port"] = int(given["viewer_port"])
-    camera_info = given["camera_info"] or beside(given["image"], "camera_info")
+    if names(given["cameras"]):
+        parameters["cameras"] = names(given["cameras"])
     mapping = Node(
         package="fast3r_ros",
         executable="mapping_node",
-        name="fast3r_mapping",
+        name=NODE,
         namespace=given["namespace"],
         output="screen",
         parameters=[given["params_file"], parameters],
-        remappings=[
-            ("image", given["image"]),
-            ("camera_info", camera_info),
-            ("depth", given["depth"]),
-            ("odometry", given["odometry"]),
-        ],
+        remappings=[*camera_topics(given), ("odometry", given["odometry"])],
         ros_arguments=["--log-level", given["log_level"]],
     )
     return [mapping, rviz(given)] if is_true(given["rviz"]) else [mapping]
@@ -104,23 +104,109 @@ def is_installed(package: str) -> bool:
     return True
 
 
+def names(text: str) -> list[str]:
+    """The words of a list with commas."""
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def camera_topics(given: dict[str, str]) -> list[tuple[str, str]]:
+    """Remappings of the one camera, or of each camera of a rig: front/image -> front/image_raw."""
+    topics = {
+        "image": given["image"],
+        "camera_info": given["camera_info"] or beside(given["image"], "camera_info"),
+        "depth": given["depth"],
+    }
+    cameras = names(given["cameras"])
+    if not cameras:
+        return list(topics.items())
+    return [(f"{name}/{old}", f"{name}/{new}") for name in cameras for old, new in topics.items()]
+
+
 def rviz(given: dict[str, str]) -> Node | LogInfo:
-    """RViz with config/mapping.rviz, whose topics are those of a node without a namespace.
+    """RViz with config/mapping.rviz, its topics and its fixed frame those of this node.
 
     Where it is missing, launch would end with an error after the mapping node was started.
     """
     if not is_installed("rviz2"):
         return LogInfo(msg=NO_RVIZ)
-    prefix = f"/{given['namespace'].strip('/')}" if given["namespace"].strip("/") else ""
-    image = given["image"] if given["image"].startswith("/") else f"{prefix}/{given['image']}"
-    names = [f"/fast3r_mapping/{topic}" for topic in RVIZ_TOPICS]
+    with tempfile.NamedTemporaryFile("w", prefix="fast3r_", suffix=".rviz", delete=False) as file:
+        yaml.safe_dump(rviz_settings(given), file, sort_keys=False)
     return Node(
         package="rviz2",
         executable="rviz2",
-        arguments=["-d", str(SHARE / "config" / "mapping.rviz")],
+        arguments=["-d", file.name],
         parameters=[{"use_sim_time": is_true(given["use_sim_time"])}],
-        remappings=[*((name, f"{prefix}{name}") for name in names), ("/image", image)],
     )
+
+
+def rviz_settings(given: dict[str, str]) -> dict[str, Any]:
+    """config/mapping.rviz for this node: its namespace, map frame, cameras and image transport.
+
+    RViz tells the transport by a topic's last word, so a remapping could not choose it.
+    """
+    settings: dict[str, Any] = yaml.safe_load((SHARE / "config" / "mapping.rviz").read_text())
+    manager = settings["Visualization Manager"]
+    name = given["namespace"].strip("/")
+    prefix = f"/{name}" if name else ""
+    manager["Global Options"]["Fixed Frame"] = map_frame(given)
+    displays: list[dict[str, Any]] = []
+    for display in manager["Displays"]:
+        topic = display.get("Topic", {}).get("Value", "")
+        if topic.startswith(f"/{NODE}/"):
+            display["Topic"]["Value"] = prefix + topic
+        if topic == "/image":
+            displays += [camera_display(display, label, each) for label, each in shown_images(given, prefix)]
+        else:
+            displays.append(display)
+    manager["Displays"] = displays
+    return settings
+
+
+def shown_images(given: dict[str, str], prefix: str) -> list[tuple[str, str]]:
+    """(label, topic) of the image of each camera."""
+    cameras = names(given["cameras"]) or parameter(given, "cameras", [])
+    topics = dict(camera_topics({**given, "cameras": ",".join(cameras)}))
+    compressed = (given["transport"] or parameter(given, "input.transport", "")) == "compressed"
+    shown = []
+    for name in [each for each in cameras if each] or [""]:
+        topic = topics[f"{name}/image" if name else "image"]
+        topic = topic if topic.startswith("/") else f"{prefix}/{topic}"
+        shown.append((f"Camera {name}".strip(), f"{topic}/compressed" if compressed else topic))
+    return shown
+
+
+def camera_display(display: dict[str, Any], label: str, topic: str) -> dict[str, Any]:
+    """The display of the camera's image with another name and topic."""
+    return {**display, "Name": label, "Topic": {**display["Topic"], "Value": topic}}
+
+
+def map_frame(given: dict[str, str]) -> str:
+    """The node's map frame: `frames.map`, below the namespace unless it begins with a slash."""
+    frame = str(parameter(given, "frames.map", "map"))
+    name = given["namespace"].strip("/")
+    if frame.startswith("/") or not name or frame.startswith(f"{name}/"):
+        return frame.removeprefix("/")
+    return f"{name}/{frame}"
+
+
+def parameter(given: dict[str, str], name: str, default: Any) -> Any:
+    """What the params_file says of a parameter, by sections or with dots; the default when nothing."""
+    found = default
+    with open(given["params_file"], encoding="utf-8") as file:
+        content = yaml.safe_load(file) or {}
+    for node, section in content.items():
+        if node == "/**" or node.split("/")[-1] == NODE:
+            values = flat(section.get("ros__parameters", {}))
+            found = values.get(name, found)
+    return found
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested parameters by dotted names."""
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        result.update(flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
+    return result
 
 
 def beside(topic: str, name: str) -> str:

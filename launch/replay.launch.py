@@ -64,6 +64,7 @@ def start(context: LaunchContext) -> list[object]:
                 "source": given["source"],
                 "topic": given["topic"],
                 "rate": float(given["rate"]),
+                "wait_for_subscriber": 3600.0,  # a network may take minutes to load; when it cannot, all ends
                 "loop": given["loop"].lower() == "true",
             }
         ],

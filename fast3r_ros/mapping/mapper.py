@@ -438,10 +438,11 @@ class Mapper:
 
     # ---------------------------------------------------------------- out
 
-    def trajectory(self) -> list[PoseEstimate]:
-        """Every keyframe with its latest pose, in time order."""
+    def trajectory(self, by_arrival: bool = False) -> list[PoseEstimate]:
+        """Every keyframe with its latest pose, in time order, or as they came (time may have gone back)."""
         self.map.follow()
-        return [pose_of(k) for k in sorted(self.map.keyframes.values(), key=lambda k: k.stamp_ns)]
+        order = sorted(self.map.keyframes.values(), key=lambda k: k.id if by_arrival else k.stamp_ns)
+        return [pose_of(k) for k in order]
 
     def newest_pose(self) -> PoseEstimate | None:
         """The pose of the newest keyframe; if a newer one waits, its pose by odometry or constant

@@ -153,7 +153,8 @@ class Outputs:
         keyframes = dict(mapper.map.keyframes) if wanted else {}
         replaces, self._outdated = self._outdated, False
         cloud, metres = mapper.map.cloud(), mapper.map.metres
-        snapshot = MapSnapshot(version, stamp_ns, cloud, metres, replaces, mapper.trajectory(), keyframes)
+        path = mapper.trajectory(by_arrival=True)
+        snapshot = MapSnapshot(version, stamp_ns, cloud, metres, replaces, path, keyframes)
         self._put(lambda: self._publish_map(snapshot))
 
     def grid(self, mapper: Mapper) -> OccupancyGrid:

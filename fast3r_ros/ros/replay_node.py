@@ -41,7 +41,10 @@ PARAMETERS: dict[str, tuple[Any, str]] = {
     ),
     "topic": ("", "the image topic of a rosbag2 that has several"),
     "rate": (1.0, "speed: 1 is real time, 2 twice as fast"),
-    "loop": (False, "start over at the end, with stamps that go back"),
+    "loop": (
+        False,
+        "start over at the end; stamps go on from pass to pass, or back with the clock of publish_clock",
+    ),
     "restamp": (False, "stamp the images with the present time instead of the source's own"),
     "frame_id": ("", "frame id of the images; empty: the source's own"),
     "transport": ("raw", "raw or compressed"),
@@ -51,9 +54,15 @@ PARAMETERS: dict[str, tuple[Any, str]] = {
         "publish the true poses on ground_truth, where they are known",
     ),
     "publish_clock": (False, "publish the images' stamps on /clock, for use_sim_time"),
+    "wait_for_node": (
+        "fast3r_mapping",
+        "name of the node that must subscribe before the first image; empty: any subscriber will do",
+    ),
     "wait_for_subscriber": (30.0, "seconds to wait for subscribers before the first image; 0: do not wait"),
     "subscribers": (1, "how many subscribers to the images to wait for"),
 }
+TELL_SECONDS = 3.0  # of waiting, after which it is told
+FRAME_NS = 100_000_000  # between two passes of a source of one image
 ADAPT_SECONDS = 3.0  # in which a subscriber finds out that our images are reliable
 
 
@@ -90,9 +99,10 @@ class ReplayNode(Node):
     def play(self, stop: threading.Event) -> int:
         """Publish every frame at its time, until the end or `stop`; returns their number."""
         self._wait_for_subscribers(stop)
-        count = 0
+        count, later_ns = 0, 0
         while not stop.is_set():
-            count += self._play_once(stop)
+            played, later_ns = self._play_once(stop, later_ns)
+            count += played
             if not self._value("loop"):
                 break
         self._images.wait_for_all_acked(Duration(seconds=5))
@@ -104,10 +114,17 @@ class ReplayNode(Node):
     def _wait_for_subscribers(self, stop: threading.Event) -> None:
         """Until they are there and, for a moment more, until they are as reliable as our images."""
         patience, wanted = float(self._value("wait_for_subscriber")), int(self._value("subscribers"))
-        limit = time.monotonic() + patience
-        while self._images.get_subscription_count() < wanted and time.monotonic() < limit:
+        start, told = time.monotonic(), False
+        while not self._all_there(wanted) and time.monotonic() < start + patience:
             if stop.wait(0.05):
                 return
+            if not told and time.monotonic() > start + TELL_SECONDS:
+                told = True
+                self.get_logger().info(f"waiting {patience:.0f} s at most for {self._awaited(wanted)}")
+        if patience > 0 and not self._all_there(wanted):
+            self.get_logger().warning(
+                f"playing without {self._awaited(wanted)}: it did not come within {patience:.0f} s"
+            )
         limit = time.monotonic() + min(ADAPT_SECONDS, patience)
         while self._reliable_subscribers() < wanted and time.monotonic() < limit:
             if stop.wait(0.05):
@@ -115,34 +132,56 @@ class ReplayNode(Node):
         if patience > 0:
             stop.wait(0.5)  # until both ends know of each other
 
+    def _all_there(self, wanted: int) -> bool:
+        """Whether so many subscribe, the awaited node among them: it does once it is ready to map."""
+        subscriptions = self.get_subscriptions_info_by_topic(self._images.topic_name)
+        node = self._value("wait_for_node")
+        found = not node or any(each.node_name == node for each in subscriptions)
+        return found and len(subscriptions) >= wanted
+
+    def _awaited(self, wanted: int) -> str:
+        node = self._value("wait_for_node")
+        others = "" if wanted == 1 and node else f"{wanted} subscribers"
+        names = " and ".join(word for word in (node and f"the node {node}", others) if word)
+        return f"{names} on {self._images.topic_name}"
+
     def _reliable_subscribers(self) -> int:
         subscriptions = self.get_subscriptions_info_by_topic(self._images.topic_name)
         return sum(each.qos_profile.reliability == ReliabilityPolicy.RELIABLE for each in subscriptions)
 
-    def _play_once(self, stop: threading.Event) -> int:
-        """The source once through.  Frames are prepared ahead of their time, late ones go out at once."""
+    def _play_once(self, stop: threading.Event, later_ns: int) -> tuple[int, int]:
+        """The source once through.  Frames are prepared ahead of their time, late ones go out at once.
+
+        later_ns: how much later the stamps are than the source's.  Returns the number of images, and
+        `later_ns` of the next pass, whose first image comes one step after the last of this one.
+        """
         start: float | None = None
-        first_ns = count = 0
+        first_ns = last_ns = count = 0
+        step_ns = FRAME_NS
         for frame in self.source:
-            messages = self._messages(frame)
+            messages = self._messages(frame, later_ns)
             if start is None:
                 start, first_ns = time.monotonic(), frame.stamp_ns
             due = start + (frame.stamp_ns - first_ns) / NS / self._rate
             if stop.wait(max(0.0, due - time.monotonic())):
                 break
             self._publish(frame, *messages)
+            step_ns = frame.stamp_ns - last_ns if count else step_ns
+            last_ns = frame.stamp_ns
             count += 1
-        return count
+        if self._clock_publisher is not None:
+            return count, 0
+        return count, later_ns + last_ns - first_ns + max(step_ns, 1)
 
-    def _messages(self, frame: Frame) -> tuple[Image | CompressedImage, CameraInfo | None]:
+    def _messages(self, frame: Frame, later_ns: int) -> tuple[Image | CompressedImage, CameraInfo | None]:
         """The image, and its calibration where it is known."""
-        camera = self._value("frame_id") or frame.camera
+        camera, stamp_ns = self._value("frame_id") or frame.camera, frame.stamp_ns + later_ns
         to_message = rgb_to_jpeg if self._compressed else rgb_to_image
-        image = to_message(frame.image, frame.stamp_ns, camera)
+        image = to_message(frame.image, stamp_ns, camera)
         if frame.intrinsics is None:
             return image, None
         height, width = frame.image.shape[:2]
-        return image, camera_info(frame.intrinsics, width, height, frame.stamp_ns, camera)
+        return image, camera_info(frame.intrinsics, width, height, stamp_ns, camera)
 
     def _publish(self, frame: Frame, image: Image | CompressedImage, info: CameraInfo | None) -> None:
         stamp = self.get_clock().now().to_msg() if self._value("restamp") else image.header.stamp

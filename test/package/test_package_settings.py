@@ -14,7 +14,9 @@ ROOT = Path(__file__).resolve().parents[2]
 KNOWN = yaml.safe_load("""
 rviz: [rviz_common/Displays, rviz_common/Views, rviz_default_plugins/Grid, rviz_default_plugins/TF,
   rviz_default_plugins/PointCloud2, rviz_default_plugins/Path, rviz_default_plugins/Odometry,
-  rviz_default_plugins/Image, rviz_default_plugins/MoveCamera, rviz_default_plugins/Select,
+  rviz_default_plugins/Image, rviz_default_plugins/Map,
+  rviz_default_plugins/SetInitialPose, rviz_default_plugins/SetGoal, rviz_default_plugins/MoveCamera,
+  rviz_default_plugins/Select,
   rviz_default_plugins/FocusCamera, rviz_default_plugins/Measure, rviz_default_plugins/Orbit]
 costmap: [global_frame, robot_base_frame, update_frequency, publish_frequency, rolling_window, width, height,
   resolution, robot_radius, footprint, transform_tolerance, track_unknown_space, plugins]
@@ -35,9 +37,13 @@ def test_rviz_shows_the_nodes_topics_with_their_qos():
     used = [*settings["Panels"], *displays, *manager["Tools"], manager["Views"]["Current"]]
     assert {each["Class"] for each in used} <= set(KNOWN["rviz"])
     topics = {each["Topic"]["Value"]: each["Topic"] for each in displays if "Topic" in each}
-    wanted = {"map_cloud", "cloud", "confidence_color", "path"}
+    wanted = {"map_cloud", "cloud", "confidence_color", "path", "grid", "depth/image_rect"}
     assert {f"/fast3r_mapping/{name}" for name in wanted} | {"/image"} <= set(topics)
     assert "rviz_default_plugins/TF" in {each["Class"] for each in displays}
+    tools = {each["Class"] for each in manager["Tools"]}
+    assert {"rviz_default_plugins/SetInitialPose", "rviz_default_plugins/SetGoal"} <= tools
+    (cloud,) = [each for each in displays if each["Name"] == "Map"]
+    assert cloud["Style"] == "Points"  # a size in the map's unit would change when metres come
     for topic, qos in topics.items():
         if topic != "/image":
             latched = TOPICS[topic.removeprefix("/fast3r_mapping/")][1] is LATCHED
@@ -51,13 +57,40 @@ def test_the_costmap_is_fed_by_the_cloud():
     layers = costmap["plugins"]
     assert set(costmap) - set(layers) <= set(KNOWN["costmap"])
     voxels, inflation = costmap["voxel_layer"], costmap["inflation_layer"]
-    (name,) = voxels["observation_sources"].split()
-    source = voxels[name]
-    assert set(voxels) - {name} <= set(KNOWN["voxel_layer"])
+    names = voxels["observation_sources"].split()
+    assert set(voxels) - set(names) <= set(KNOWN["voxel_layer"])
     assert set(inflation) <= set(KNOWN["inflation_layer"])
-    assert set(source) <= set(KNOWN["source"])
     plugins = [layer["plugin"] for layer in (voxels, inflation)]
     assert plugins == ["nav2_costmap_2d::VoxelLayer", "nav2_costmap_2d::InflationLayer"]
-    assert (source["topic"], source["data_type"]) == ("/fast3r_mapping/cloud", "PointCloud2")
+    for source in (voxels[name] for name in names):
+        assert set(source) <= set(KNOWN["source"])
+        assert (source["topic"], source["data_type"]) == ("/fast3r_mapping/cloud", "PointCloud2")
     assert voxels["z_voxels"] <= 16  # Nav2 keeps a column in 32 bits, two per voxel
     assert voxels["max_obstacle_height"] <= voxels["origin_z"] + voxels["z_voxels"] * voxels["z_resolution"]
+
+
+def test_what_a_robot_would_hit_is_marked_and_the_floor_clears():
+    """Nav2's own rules: a source drops points outside its heights; a column with more marked voxels than
+    `mark_threshold` is lethal; the clearing rays must begin inside the voxels.
+    """
+    settings = yaml.safe_load((ROOT / "config" / "nav2_costmap.yaml").read_text())
+    voxels = settings["costmap"]["costmap"]["ros__parameters"]["voxel_layer"]
+    sources = [voxels[name] for name in voxels["observation_sources"].split()]
+    marking = [source for source in sources if source["marking"]]
+    clearing = [source for source in sources if source["clearing"]]
+
+    def lethal(height: float) -> bool:
+        """A column of points from the floor to this height, every centimetre."""
+        points = [0.01 * step for step in range(round(100 * height) + 1)]
+        seen = [
+            z
+            for z in points
+            if any(s["min_obstacle_height"] <= z <= s["max_obstacle_height"] for s in marking)
+        ]
+        marked = {int((z - voxels["origin_z"]) / voxels["z_resolution"]) for z in seen}
+        return len(marked) > voxels["mark_threshold"]
+
+    assert [lethal(height) for height in (0.02, 0.15, 0.25, 0.35, 1.0)] == [False, True, True, True, True]
+    assert any(source["min_obstacle_height"] < -0.1 for source in clearing)  # the floor, with its noise
+    top = voxels["origin_z"] + voxels["z_voxels"] * voxels["z_resolution"]
+    assert top >= 2.0  # a camera above cannot clear

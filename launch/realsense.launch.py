@@ -1,0 +1,32 @@
+"""The mapping node on an Intel RealSense, with metres from its depth.
+
+Start its driver first: ros2 launch realsense2_camera rs_launch.py align_depth.enable:=true
+"""
+
+from pathlib import Path
+
+from ament_index_python.packages import get_package_share_directory
+from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription
+from launch.launch_description_sources import PythonLaunchDescriptionSource
+from launch.substitutions import LaunchConfiguration
+
+from launch import LaunchDescription
+
+SHARE = Path(get_package_share_directory("fast3r_ros"))
+
+# what differs from mapping.launch.py; every other argument of it may be given, too
+ARGUMENTS = (
+    ("image", "/camera/camera/color/image_raw", "colour image"),
+    ("camera_info", "/camera/camera/color/camera_info", "its calibration"),
+    ("depth", "/camera/camera/aligned_depth_to_color/image_raw", "depth aligned with the colour image"),
+    ("scale_source", "depth", "none without align_depth.enable:=true"),
+)
+
+
+def generate_launch_description() -> LaunchDescription:
+    declared = [
+        DeclareLaunchArgument(name, default_value=value, description=text) for name, value, text in ARGUMENTS
+    ]
+    passed = {name: LaunchConfiguration(name) for name, _, _ in ARGUMENTS}
+    source = PythonLaunchDescriptionSource(str(SHARE / "launch" / "mapping.launch.py"))
+    return LaunchDescription([*declared, IncludeLaunchDescription(source, launch_arguments=passed.items())])
