@@ -82,11 +82,8 @@ def test_what_a_robot_would_hit_is_marked_and_the_floor_clears():
     def lethal(height: float) -> bool:
         """A column of points from the floor to this height, every centimetre."""
         points = [0.01 * step for step in range(round(100 * height) + 1)]
-        seen = [
-            z
-            for z in points
-            if any(s["min_obstacle_height"] <= z <= s["max_obstacle_height"] for s in marking)
-        ]
+        bounds = [(source["min_obstacle_height"], source["max_obstacle_height"]) for source in marking]
+        seen = [z for z in points if any(low <= z <= high for low, high in bounds)]
         marked = {int((z - voxels["origin_z"]) / voxels["z_resolution"]) for z in seen}
         return len(marked) > voxels["mark_threshold"]
 

@@ -1,0 +1,42 @@
+"""The replay node: for whom it waits, and the stamps of a loop."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy", reason="ROS is not installed here")
+
+import rclpy
+from rclpy.qos import QoSProfile
+from ros_harness import REPLAY, Listener, Program, arguments, domain, running, wait_until
+from sensor_msgs.msg import Image
+from walk_session import stamps
+
+
+def test_it_waits_for_the_mapping_node_and_a_loop_goes_on_in_time(tmp_path: Path) -> None:
+    for number in range(3):
+        picture = np.full((24, 32, 3), 80 * number, np.uint8)
+        cv2.imwrite(str(tmp_path / f"{number}.png"), picture)
+    domain_id = domain(21)
+    listener = Listener(domain_id)
+    listener.listen(Image, "/image")  # as RViz does
+    heard = listener.heard["/image"]
+    parameters = {"source": tmp_path, "loop": True, "rate": 4.0, "wait_for_subscriber": 120.0}
+    replay = Program([*REPLAY, *arguments(parameters)], domain_id)
+    with running(replay):
+        wait_until(lambda: "for the node fast3r_mapping on /image" in replay.output(), 40, "it to say so")
+        assert not heard
+        mapping = rclpy.create_node("fast3r_mapping", context=listener._context)
+        mapping.create_subscription(Image, "/image", lambda _: None, QoSProfile(depth=10))
+        wait_until(lambda: len(heard) >= 8, 40, "more images than the source has")
+        mapping.destroy_node()
+    listener.close()
+    times = stamps(heard)
+    assert all(later > earlier for earlier, later in pairwise(times)), times
+    colours = [message.data[0] for message in heard[:8]]
+    assert set(colours) == {0, 80, 160}
