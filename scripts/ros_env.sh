@@ -18,8 +18,6 @@ esac
 
 # Large images and clouds need a larger shared-memory segment than the default of Fast DDS, whose version 2
 # (Jazzy) has another name for the variable.
-case $fast3r_suffix in
-"" | -jazzy*) export FASTRTPS_DEFAULT_PROFILES_FILE=$fast3r_root/config/fastdds.xml ;;
-*) export FASTDDS_DEFAULT_PROFILES_FILE=$fast3r_root/config/fastdds.xml ;;
-esac
+export FASTRTPS_DEFAULT_PROFILES_FILE=$fast3r_root/config/fastdds.xml
+export FASTDDS_DEFAULT_PROFILES_FILE=$fast3r_root/config/fastdds.xml
 unset fast3r_root fast3r_suffix

@@ -173,7 +173,9 @@ def _die_with_parent() -> None:
 def create_venv(environment: Environment, log: Log) -> None:
     """Create the virtual environment unless a working one of this Python version is there."""
     folder = environment.folder(".venv")
-    if was_moved(folder):
+    if was_moved(folder) or holds_other_ros(folder, environment):
+        if folder.is_symlink():  # another clone's: not ours to clear
+            raise SetupError(f"{folder} is of another ROS 2 or place: remove this link, or name its DISTRO=")
         for name in ("build", "install"):
             shutil.rmtree(environment.folder(name), ignore_errors=True)
     elif (folder / "bin" / "pip").exists():
@@ -190,6 +192,12 @@ def was_moved(venv: Path) -> bool:
     """Whether a virtual environment was made under another path, which its scripts still name."""
     activate = venv / "bin" / "activate"
     return activate.exists() and str(venv.resolve()) not in activate.read_text(errors="replace")
+
+
+def holds_other_ros(venv: Path, environment: Environment) -> bool:
+    """Whether another distribution's wheels are in there, as from the time when Kilted was the default."""
+    stamps = (venv / "installed-requirements").glob("ros-*")
+    return any(not stamp.name.startswith(f"ros-{environment.distro}-") for stamp in stamps)
 
 
 def install_requirements(environment: Environment, purpose: str, log: Log) -> None:

@@ -97,6 +97,19 @@ def test_an_environment_that_was_moved_is_noticed(tmp_path):
     assert setup["was_moved"](tmp_path / "new" / ".venv")
 
 
+def test_the_wheels_of_two_distributions_are_not_mixed(tmp_path, monkeypatch):
+    monkeypatch.delenv("ROS_DISTRO", raising=False)
+    setup = runpy.run_path(str(SCRIPT))
+    stamps = tmp_path / ".venv" / "installed-requirements"
+    stamps.mkdir(parents=True)
+    jazzy = setup["choose_environment"]("jazzy")
+    assert not setup["holds_other_ros"](tmp_path / ".venv", jazzy)
+    (stamps / "ros-jazzy-0123").touch()
+    assert not setup["holds_other_ros"](tmp_path / ".venv", jazzy)
+    (stamps / "ros-kilted-0123").touch()
+    assert setup["holds_other_ros"](tmp_path / ".venv", jazzy)
+
+
 def test_the_index_of_pytorch_can_be_named(monkeypatch):
     monkeypatch.setenv("TORCH_INDEX", "https://example.com/simple")
     assert runpy.run_path(str(SCRIPT))["torch_index"]() == "https://example.com/simple"
