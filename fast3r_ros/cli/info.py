@@ -101,9 +101,13 @@ def _describe_source(what: str, topic: str | None) -> dict[str, Any]:
         if facts["kind"] == "bag":  # its topics are known all the same
             return {**facts, "images": str(error)}
         raise
-    frame = next(iter(source.frames([0])))
+    frame = next(iter(source), None)  # the first that can be read
+    if frame is None:
+        raise UserError(f"no frame of {what} can be read")
     height, width = frame.image.shape[:2]
     facts["frames"] = len(source)
+    if source.skipped:
+        facts["not read"] = [f"{skipped.name}: {skipped.reason}" for skipped in source.skipped]
     facts["frames per second"] = round(source.rate_hz, 2)
     facts["image size"] = f"{width} x {height}"
     facts["camera"] = frame.camera

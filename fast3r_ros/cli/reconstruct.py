@@ -117,23 +117,27 @@ def _reconstruct(arguments: argparse.Namespace, first: bool = True) -> int:
         return 0
     source = open_source(arguments.source, topic=arguments.topic)
     indices = choose_indices(
-        len(source), source.rate_hz, rate_hz=arguments.rate, max_views=arguments.max_views
+        len(source),
+        source.rate_hz,
+        rate_hz=arguments.rate,
+        max_views=arguments.max_views,
+        stamps_ns=source.stamps_ns,
     )
     config = mapper_config(arguments, len(indices))
     odometry = _odometry(source) if config.scale.source == "odometry" else None
     # only now, so that wrong use is told without waiting for PyTorch
-    from fast3r_ros.io.offline import Progress, begin_results, with_odometry, write_results
+    from fast3r_ros.io.offline import Progress, begin_results, noted, with_odometry, write_results
     from fast3r_ros.io.recorder import Recorder
 
     progress = Progress()
     mapper = _mapper(arguments.mode, _load_network(arguments, progress.timings), config)
-    frames = source.frames(indices)
+    recorder = Recorder(arguments.output)
+    frames = noted(source.frames(indices), source, recorder)
     if odometry is not None:
         frames = with_odometry(frames, odometry, mapper)
     if not first:
         return _follow(frames, mapper)
     begin_results(arguments.output, source.paths)
-    recorder = Recorder(arguments.output)
     settings = {**vars(arguments), "parameters": config.to_flat()}
     show = _Show(arguments, len(indices), mapper, recorder)
     progress.stopped = "failed"

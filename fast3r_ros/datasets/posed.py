@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
 import warnings
@@ -16,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fast3r_ros.errors import UserError
+from fast3r_ros.errors import UserError, optional
 from fast3r_ros.geometry.rigid import rigid_matrix
 from fast3r_ros.mapping.data import Float32, Float64, UInt8
 
@@ -90,11 +89,14 @@ def _depth_array(path: Path) -> NDArray[Any] | None:
     if path.suffix == ".npy":
         return np.load(path)
     if path.suffix == ".exr":  # the wheels of OpenCV 5 are built without
-        exr = optional_package("OpenEXR", f"to read {path.name}")
-        channels = exr.File(str(path)).channels()
+        with optional("OpenEXR", path.name):
+            import OpenEXR
+        channels = OpenEXR.File(str(path)).channels()
         return next(iter(channels.values())).pixels
     if path.suffix == ".h5":
-        with optional_package("h5py", f"to read {path.name}").File(path, "r") as file:
+        with optional("h5py", path.name):
+            import h5py
+        with h5py.File(path, "r") as file:
             return np.asarray(file["depth"])
     if path.suffix == ".bin":  # COLMAP: "width&height&channels&", then float32 by columns
         data = path.read_bytes()
@@ -102,14 +104,6 @@ def _depth_array(path: Path) -> NDArray[Any] | None:
         shape = (int(channels), int(height), int(width))
         return np.frombuffer(values, "<f4").reshape(shape)[0]
     return cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-
-
-def optional_package(name: str, purpose: str) -> Any:
-    """An installed package; raises UserError that names it when it is not."""
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise UserError(f"the package {name} is needed {purpose}: pip install {name}") from error
 
 
 def sample_depth(

@@ -13,7 +13,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from fast3r_ros.datasets.posed import PosedFrame, optional_package
+from fast3r_ros.datasets.posed import PosedFrame
+from fast3r_ros.errors import optional
 from fast3r_ros.geometry.rigid import inverse
 from fast3r_ros.mapping.data import Float64
 
@@ -64,6 +65,7 @@ def peer_poses(peer: str, frames: Sequence[PosedFrame]) -> Float64:
 
 
 def _package(peer: str) -> Any:
-    pycolmap = optional_package("pycolmap", f"for --peer {peer}")
+    with optional("pycolmap", f"--peer {peer}"):
+        import pycolmap
     pycolmap.logging.minloglevel = pycolmap.logging.Level.ERROR.value
     return pycolmap

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,11 +18,26 @@ FORMAT = "fast3r_ros cameras 1"
 
 
 @dataclass(frozen=True)
+class SourceImage:
+    """The image that a view was made of, upright and without lens distortion, as the mapper got it.
+
+    name: the file, or the number of a video's frame or a bag's message.  width, height: in pixels.
+    network_from_image: (3, 3) from its pixels to those at network size, centres at integer + 0.5 in both.
+    """
+
+    name: str
+    width: int
+    height: int
+    network_from_image: Float64
+
+
+@dataclass(frozen=True)
 class CameraRecord:
     """One posed view without its pixels.
 
     name: file name of its pictures without suffix.  width, height: of the image at network size, in pixels.
-    intrinsics: (3, 3) for those pixels, centres at integer + 0.5.  map_from_camera: (4, 4) rigid.
+    intrinsics: (3, 3) for those pixels, centres at integer + 0.5.  map_from_camera: (4, 4) rigid.  source:
+    the image that it was made of, where that is known.
     """
 
     name: str
@@ -31,6 +47,7 @@ class CameraRecord:
     height: int
     intrinsics: Float64
     map_from_camera: Float64
+    source: SourceImage | None = None
 
 
 def name_of(keyframe_id: int) -> str:
@@ -56,12 +73,31 @@ def write_cameras(path: str | Path, records: Sequence[CameraRecord], *, unit: st
                 "height": record.height,
                 "intrinsics": record.intrinsics.tolist(),
                 "map_from_camera": record.map_from_camera.tolist(),
+                **({} if record.source is None else {"source": _source_entry(record, record.source)}),
             }
             for record in records
         ],
     }
     with whole_file(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def _source_entry(record: CameraRecord, source: SourceImage) -> dict[str, Any]:
+    """The original image with its own intrinsics, so that results lead back to the photos."""
+    return {
+        "name": source.name,
+        "width": source.width,
+        "height": source.height,
+        "intrinsics": (np.linalg.inv(source.network_from_image) @ record.intrinsics).tolist(),
+        "network_from_image": source.network_from_image.tolist(),
+    }
+
+
+def _read_source(entry: Mapping[str, Any] | None) -> SourceImage | None:
+    if entry is None:
+        return None
+    transform = np.array(entry["network_from_image"], np.float64).reshape(3, 3)
+    return SourceImage(str(entry["name"]), int(entry["width"]), int(entry["height"]), transform)
 
 
 def read_cameras(path: str | Path) -> tuple[list[CameraRecord], str]:
@@ -79,6 +115,7 @@ def read_cameras(path: str | Path) -> tuple[list[CameraRecord], str]:
                 int(view["height"]),
                 np.array(view["intrinsics"], np.float64).reshape(3, 3),
                 np.array(view["map_from_camera"], np.float64).reshape(4, 4),
+                _read_source(view.get("source")),
             )
             for view in content["views"]
         ]

@@ -98,6 +98,13 @@ def with_odometry(
         yield frame
 
 
+def noted(frames: Iterable[Frame], source: Source, recorder: Recorder) -> Iterator[Frame]:
+    """The frames, of which the recorder notes what they are called in their source, for cameras.json."""
+    for frame in frames:
+        recorder.note(frame, source.frame_name(frame.stamp_ns))
+        yield frame
+
+
 def map_source(
     frames: Iterable[Frame],
     mapper: Mapper,

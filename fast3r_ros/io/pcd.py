@@ -11,6 +11,7 @@ from fast3r_ros.files import whole_file
 from fast3r_ros.mapping.data import Cloud
 
 _POINT = np.dtype([("xyz", "<f4", 3), ("rgb", "<u4"), ("confidence", "<f4")])
+LARGEST_RATIO = 264  # of LZF: the longest copy is 264 bytes in three
 _HEADER = """\
 # .PCD v0.7 - Point Cloud Data file format
 VERSION 0.7
@@ -44,7 +45,7 @@ def write_pcd(path: str | Path, cloud: Cloud) -> None:
 def read_pcd(path: str | Path) -> Cloud:
     """Read a PCD cloud, ours or another's; missing colours are grey, missing confidence is 1.
 
-    Raises UserError when the file is no PCD, is compressed, is cut short or has no x, y and z.
+    Raises UserError when the file is no PCD, is cut short or has no x, y and z.
     """
     try:
         with Path(path).open("rb") as file:
@@ -62,8 +63,9 @@ def read_pcd(path: str | Path) -> Cloud:
         raise UserError(f"{path} is not a PCD point cloud that can be read: {error}") from error
     names = points.dtype.names or ()
     colors = np.full((len(xyz), 3), 128, np.uint8)
-    if "rgb" in names:
-        packed = np.ascontiguousarray(points["rgb"]).view(np.uint32)
+    packed_name = next((name for name in ("rgb", "rgba") if name in names), None)
+    if packed_name is not None:
+        packed = np.ascontiguousarray(points[packed_name]).view(np.uint32)
         colors = (packed[:, None] >> np.array([16, 8, 0], np.uint32)).astype(np.uint8)
     confidence = points["confidence"] if "confidence" in names else np.ones(len(xyz))
     return Cloud(xyz, colors, np.array(confidence, np.float32))
@@ -85,4 +87,48 @@ def _read_points(header: dict[str, list[str]], data: bytes) -> np.ndarray:
         return np.frombuffer(data, point, count)
     if header["DATA"] == ["ascii"]:
         return np.loadtxt(data.decode("ascii").splitlines(), dtype=point, ndmin=1)
-    raise ValueError(f"DATA {' '.join(header['DATA'])} is not supported, only binary and ascii")
+    if header["DATA"] == ["binary_compressed"]:
+        return _columns(_decompressed(data), point, count)
+    raise ValueError(f"DATA {' '.join(header['DATA'])} is not supported")
+
+
+def _columns(data: bytes, point: np.dtype, count: int) -> np.ndarray:
+    """Points from fields that follow each other, each for all points, as PCL compresses them."""
+    if len(data) != point.itemsize * count:
+        raise ValueError(f"it holds {len(data)} bytes for {count} points of {point.itemsize}")
+    points, place = np.empty(count, point), 0
+    for name in point.names or ():
+        field = point[name]
+        points[name] = np.frombuffer(data, field.base, count * int(np.prod(field.shape)), place).reshape(
+            count, *field.shape
+        )
+        place += field.itemsize * count
+    return points
+
+
+def _decompressed(data: bytes) -> bytes:
+    """The content of PCL's block: two sizes, then LZF (literal runs, and copies from what came before)."""
+    packed_size, size = np.frombuffer(data, "<u4", 2)
+    packed = data[8 : 8 + int(packed_size)]
+    if len(packed) != packed_size or size > LARGEST_RATIO * max(int(packed_size), 1):
+        raise ValueError(f"it is cut short, or claims {size} bytes in {packed_size}")
+    content, place = bytearray(), 0
+    while place < len(packed):
+        control, place = packed[place], place + 1
+        if control < 32:
+            content += packed[place : place + control + 1]
+            place += control + 1
+            continue
+        length = control >> 5
+        if length == 7:
+            length, place = length + packed[place], place + 1
+        offset = ((control & 31) << 8 | packed[place]) + 1
+        place += 1
+        start = len(content) - offset
+        if start < 0:
+            raise ValueError("its compressed points are damaged")
+        for index in range(start, start + length + 2):  # it may reach into what it writes
+            content.append(content[index])
+    if len(content) != size:
+        raise ValueError(f"its compressed points are {len(content)} bytes, it claims {size}")
+    return bytes(content)

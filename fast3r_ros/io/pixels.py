@@ -112,14 +112,18 @@ def _rows(data: Any, rows: int, row_bytes: int, step: int) -> UInt8:
     return np.lib.stride_tricks.as_strided(buffer, (rows, row_bytes), (step, 1), writeable=False)
 
 
-def decode_compressed(data: Any) -> UInt8:
+def decode_compressed(data: Any, form: str = "") -> UInt8:
     """A JPEG, PNG or other compressed image as (H, W, 3) uint8 RGB.
 
+    form: the message's `format`, such as "bayer_rggb8; png compressed": a mosaic is made a colour image.
     An EXIF orientation is ignored: the pixels stay where the camera info says they are.
     Raises BadImage when the bytes are no image that OpenCV reads.
     """
     buffer = np.frombuffer(data, np.uint8)
     compressed_size(data)
+    encoding = form.partition(";")[0].strip().lower()
+    if encoding.startswith("bayer_") and encoding in _PACKED:
+        return _decode_mosaic(buffer, encoding)
     flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
     try:
         bgr = cv2.imdecode(buffer, flags) if buffer.size else None
@@ -128,6 +132,22 @@ def decode_compressed(data: Any) -> UInt8:
     if bgr is None:
         raise BadImage("undecodable image", f"{buffer.size} bytes of compressed image data cannot be decoded")
     return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB, bgr)  # type: ignore[return-value]
+
+
+def _decode_mosaic(buffer: UInt8, encoding: str) -> UInt8:
+    """A compressed Bayer mosaic as RGB; one that was made a colour image before is taken as that."""
+    try:
+        mosaic = cv2.imdecode(buffer, cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
+    except cv2.error:
+        mosaic = None
+    if mosaic is None:
+        raise BadImage("undecodable image", f"{buffer.size} bytes of compressed image data cannot be decoded")
+    if mosaic.ndim == 3:
+        return decode_compressed(buffer)
+    height, width = mosaic.shape
+    plain = encoding.removesuffix("16").removesuffix("8") + ("16" if mosaic.dtype == np.uint16 else "8")
+    step = width * mosaic.dtype.itemsize
+    return decode_image(mosaic.tobytes(), height=height, width=width, step=step, encoding=plain)
 
 
 def compressed_size(data: Any) -> tuple[int, int]:

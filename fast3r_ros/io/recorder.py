@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from fast3r_ros.io.cameras import CameraRecord, name_of
+from fast3r_ros.io.cameras import CameraRecord, SourceImage, name_of
 from fast3r_ros.io.view_images import rescale_depth, write_view_images
-from fast3r_ros.mapping.data import ViewEstimate
+from fast3r_ros.mapping.data import Frame, ViewEstimate
 from fast3r_ros.mapping.map import Keyframe
 
 _MAX_SAMPLES = 24
@@ -20,10 +20,16 @@ class Recorder:
 
     def __init__(self, directory: Path):
         self._directory = directory
+        self._sources: dict[tuple[str, int], tuple[str, int, int]] = {}  # of (camera, stamp): name, size
         self._sizes: dict[int, tuple[int, int]] = {}
         self._scales: dict[int, float] = {}  # of the keyframes, when their pictures were written
         self._samples: list[ViewEstimate] = []
         self._every = 1
+
+    def note(self, frame: Frame, name: str) -> None:
+        """Note what a frame was made of: the file, or what else the source calls it."""
+        height, width = frame.image.shape[:2]
+        self._sources[frame.camera, frame.stamp_ns] = (name, width, height)
 
     def add(self, views: Iterable[ViewEstimate], keyframes: Mapping[int, Keyframe]) -> None:
         """Note the views of a window; those that were in an earlier window are known already.
@@ -71,7 +77,12 @@ class Recorder:
                 height=self._sizes[keyframe.id][1],
                 intrinsics=keyframe.intrinsics,
                 map_from_camera=keyframe.map_from_camera,
+                source=self._source(keyframe),
             )
             for keyframe in sorted(keyframes.values(), key=lambda keyframe: keyframe.stamp_ns)
             if keyframe.id in self._sizes
         ]
+
+    def _source(self, keyframe: Keyframe) -> SourceImage | None:
+        noted = self._sources.get((keyframe.camera, keyframe.stamp_ns))
+        return None if noted is None else SourceImage(*noted, keyframe.network_from_image)

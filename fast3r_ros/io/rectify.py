@@ -19,6 +19,7 @@ MIN_CENTRE, MAX_CENTRE = -1.0, 2.0  # of the image's size, where its principal p
 COEFFICIENTS = 14  # most that OpenCV's models have
 LOOK = 32  # pixels a side of the small picture on which a calibration is tried
 LEAST_SEEN = 0.5  # share of the undistorted picture that the image must fill
+SAME_ASPECT = 0.01  # relative difference of the aspect ratio up to which an image was resized, not cropped
 PINHOLE_MODELS = ("plumb_bob", "rational_polynomial", "thin_prism")
 
 
@@ -46,6 +47,8 @@ class Rectifier:
         if len(coefficients) > COEFFICIENTS:
             raise UserError(f"d of the camera info has {len(coefficients)} values, {COEFFICIENTS} at most")
         self._size = (width, height)
+        self._given = (matrix, coefficients, model)
+        self._scaled: Rectifier | None = None
         self._lens: _Lens | None = None
         self._maps: tuple[Any, Any] | None = None
         rectified: Any = matrix
@@ -69,6 +72,22 @@ class Rectifier:
             text = f"the camera info gives the intrinsics {self.intrinsics.ravel().tolist()}"
             raise UserError(f"{text} for {width}x{height} pixels; calibrate the camera")
         self.intrinsics[:2, 2] += 0.5  # ours have pixel centres at integer + 0.5
+
+    def for_size(self, width: int, height: int) -> Rectifier:
+        """The same lens for images that were resized after calibration, kept for the next one.
+
+        Raises UserError for another shape, which was cropped: where is not known.
+        """
+        if (width, height) == self._size:
+            return self
+        if abs(width / height / (self._size[0] / self._size[1]) - 1) > SAME_ASPECT:
+            size = f"the image has {width}x{height} pixels"
+            raise UserError(f"{size}, its camera info {self._size[0]}x{self._size[1]}, another aspect ratio")
+        if self._scaled is None or self._scaled._size != (width, height):
+            matrix, coefficients, model = self._given
+            scaled = scaled_intrinsics(matrix, width / self._size[0], height / self._size[1])
+            self._scaled = Rectifier(scaled, list(coefficients), model, width, height)
+        return self._scaled
 
     def __call__(self, image: UInt8) -> UInt8:
         """The undistorted image, (H, W, 3) uint8; `intrinsics` are those of its pixels.
@@ -103,6 +122,43 @@ class Rectifier:
         if (image.shape[1], image.shape[0]) != self._size:
             size = f"{image.shape[1]}x{image.shape[0]}"
             raise UserError(f"the image has {size} pixels, its camera info {self._size[0]}x{self._size[1]}")
+
+
+def rectifier_of_info(info: Any, rectified: bool = False) -> Rectifier:
+    """The calibration of a CameraInfo message of ROS 1 or 2, for the images that it comes with.
+
+    Binning and region of interest are applied to the calibration, which is that of the full sensor.
+    rectified: the images are, so the matrix is that of `p` and there is no distortion.  A lens without a name
+    is `plumb_bob`, as in ROS.  Raises UserError for values that are no calibration, also for zeros.
+    """
+    matrix = np.asarray(info.P if hasattr(info, "P") else info.p, np.float64).reshape(3, 4)[:, :3]
+    if not rectified or not matrix.any():
+        matrix = np.asarray(info.K if hasattr(info, "K") else info.k, np.float64).reshape(3, 3)
+    distortion = [] if rectified else list(info.D if hasattr(info, "D") else info.d)
+    width, height = int(info.width), int(info.height)
+    if width <= 0 or height <= 0:
+        raise UserError(f"the camera info is for images of {width}x{height} pixels; calibrate the camera")
+    region = info.roi
+    if 0 < region.width <= width and 0 < region.height <= height:
+        matrix = matrix.copy()
+        matrix[0, 2] -= region.x_offset * matrix[2, 2]
+        matrix[1, 2] -= region.y_offset * matrix[2, 2]
+        width, height = int(region.width), int(region.height)
+    across, down = max(int(info.binning_x), 1), max(int(info.binning_y), 1)
+    if across > 1 or down > 1:
+        matrix = scaled_intrinsics(matrix, 1 / across, 1 / down)
+        width, height = width // across, height // down
+    return Rectifier(matrix, distortion, info.distortion_model or "plumb_bob", width, height)
+
+
+def scaled_intrinsics(matrix: Float64, across: float, down: float) -> Float64:
+    """A (3, 3) matrix, pixel centres at integers as OpenCV's, for an image resized by these factors."""
+    scaled = np.array(matrix, np.float64)
+    scaled[0] *= across
+    scaled[1] *= down
+    scaled[0, 2] += (across - 1) / 2 * matrix[2, 2]  # a resize keeps the outer edges, not the pixel centres
+    scaled[1, 2] += (down - 1) / 2 * matrix[2, 2]
+    return scaled
 
 
 def _no_lens(coefficients: Float64) -> str:

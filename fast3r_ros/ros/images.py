@@ -67,7 +67,7 @@ def depth_to_metres(message: Image) -> Float32:
 
 def compressed_to_rgb(message: CompressedImage) -> UInt8:
     """A JPEG, PNG or other compressed image as (H, W, 3) uint8 RGB.  Raises BadImage."""
-    return decode_compressed(message.data)
+    return decode_compressed(message.data, message.format)
 
 
 def rgb_to_image(rgb: UInt8, stamp_ns: int, frame_id: str) -> Image:

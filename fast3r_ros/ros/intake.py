@@ -8,12 +8,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numpy as np
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from fast3r_ros.errors import UserError
 from fast3r_ros.io.pixels import MAX_PIXELS, compressed_size
-from fast3r_ros.io.rectify import Rectifier
+from fast3r_ros.io.rectify import Rectifier, rectifier_of_info
 from fast3r_ros.mapping.data import Float32, Frame
 from fast3r_ros.ros.images import compressed_to_rgb, image_to_rgb
 from fast3r_ros.ros.times import NS, ns_from_stamp
@@ -76,10 +75,7 @@ class Intake:
             return
         if not 0 < message.width * message.height <= MAX_PIXELS:
             raise UserError(f"camera_info says the images have {message.width}x{message.height} pixels")
-        model = message.distortion_model or "plumb_bob"
-        size = (int(message.width), int(message.height))
-        matrix = np.array(message.k, np.float64).reshape(3, 3)
-        self._rectifier = Rectifier(matrix, list(message.d), model, *size)
+        self._rectifier = rectifier_of_info(message)
         self._calibration = message
 
     def frame(self, message: Image | CompressedImage, jump_back: float) -> Frame:
@@ -100,6 +96,7 @@ class Intake:
         intrinsics = None
         if self._rectifier is not None:
             try:
+                self._rectifier = self._rectifier.for_size(*size)
                 rgb = self._rectifier(rgb)
             except UserError as error:
                 raise Refused("camera_info of another size", str(error)) from error

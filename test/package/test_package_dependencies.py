@@ -46,11 +46,16 @@ MODULES = {
     "PIL": "pillow",
     "yaml": "pyyaml",
     "OpenEXR": "openexr",
+    "pillow_heif": "pillow-heif",
     "rerun": "rerun-sdk",
 }
 # What belongs to one optional feature, which names it in one line when it is missing.
 OPTIONAL = {
+    "mcap",
+    "pillow-heif",
+    "pycolmap",
     "rosbags",
+    "zstandard",
     "trimesh",
     "huggingface-hub",
     "h5py",
@@ -263,7 +268,7 @@ def test_the_replay_node_plays_with_what_is_declared(
     done = run(environ, "fast3r_ros.ros.replay_node", *play, f"source:={tmp_path / 'walk.mcap'}")
     assert done.returncode == 2
     (line,) = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
-    assert "rosbags: pip install rosbags" in line
+    assert "mcap: pip install mcap" in line
 
 
 def test_the_demo_starts_with_what_is_declared(environ: dict[str, str], images: Path, tmp_path: Path) -> None:

@@ -3,19 +3,41 @@
 from __future__ import annotations
 
 import glob
+import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fast3r_ros.errors import UserError
 from fast3r_ros.io.sources.source import SkippedFrame
 from fast3r_ros.mapping.data import Float64, Frame, UInt8
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+with suppress(ImportError):  # an extra: photos of telephones
+    from pillow_heif import register_heif_opener
+
+    register_heif_opener()
+
+# What Pillow reads of still pictures; the others that it knows are documents and video.
+_PICTURES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pnm"),
+    *(".gif", ".tga", ".jp2", ".j2k", ".avif", ".heic", ".heif", ".hif"),
+)
+IMAGE_SUFFIXES = tuple(suffix for suffix in _PICTURES if suffix in Image.registered_extensions())
+# Photos that are not read, and what helps; a folder with some of them says so.
+_CONVERT = "convert it to JPEG or PNG"
+UNREAD_SUFFIXES = {
+    **dict.fromkeys((".heic", ".heif", ".hif"), "pip install pillow-heif"),
+    **dict.fromkeys((".avif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf"), _CONVERT),
+}
 DEFAULT_RATE_HZ = 10.0
+NARROW = 0.25  # share of 65535 below which 16-bit greys are stretched by their own range
 
 
 class ImageFiles:
@@ -36,50 +58,76 @@ class ImageFiles:
         if not files:
             raise UserError(f"no images in {name}; looked for {' '.join(IMAGE_SUFFIXES)}")
         self.name = name
-        self.paths = tuple(files if paths is None else paths)
+        self.paths: tuple[Path, ...] = tuple(files if paths is None else paths)
         self.skipped: list[SkippedFrame] = []
         self.truth: Mapping[int, Float64] | None = None
         self._files = list(files)
+        self.stamps_ns: Sequence[int] | None = None
+        self._places: dict[int, int] | None = None  # of the stamps, once somebody asks
         self.rate_hz = rate_hz or DEFAULT_RATE_HZ
         if stamps_ns is None:
             self._stamps_ns = [round(index * 1e9 / self.rate_hz) for index in range(len(files))]
         else:
             self._stamps_ns = list(stamps_ns)
+            if all(a < b for a, b in pairwise(self._stamps_ns)):
+                self.stamps_ns = self._stamps_ns
             duration_s = (max(stamps_ns) - min(stamps_ns)) / 1e9
             if duration_s > 0:
                 self.rate_hz = (len(files) - 1) / duration_s
 
     @classmethod
     def from_folder(cls, folder: Path, rate_hz: float | None = None) -> ImageFiles:
-        """The images directly in a folder, in natural order (2 before 10)."""
-        files = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES]
-        return cls(sorted(files, key=natural_order), str(folder), rate_hz, paths=[folder])
+        """The images directly in a folder, in natural order (2 before 10), or by time if names are times.
+
+        Pictures of a kind that cannot be read are noted in `skipped`.  Raises UserError when there is none,
+        with a hint when its folders have some.
+        """
+        found = [path for path in folder.iterdir() if not path.name.startswith(".")]
+        files = [path for path in found if path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir()]
+        unread = [path for path in found if path.suffix.lower() in UNREAD_SUFFIXES.keys() - {*IMAGE_SUFFIXES}]
+        skipped = [
+            SkippedFrame(str(path), f"{path.suffix} is not read here; {UNREAD_SUFFIXES[path.suffix.lower()]}")
+            for path in sorted(unread, key=natural_order)
+        ]
+        if not files and skipped:
+            raise UserError(
+                f"none of the {len(skipped)} pictures in {folder} can be read: {skipped[0].reason}"
+            )
+        if not files:
+            _hint_at_folders(folder)
+        source = cls(sorted(files, key=_order(files)), str(folder), rate_hz, paths=[folder])
+        source.skipped += skipped
+        return source
 
     @classmethod
     def from_glob(cls, pattern: str, rate_hz: float | None = None) -> ImageFiles:
         """The images that a shell pattern matches (`**` crosses folders), in natural order."""
+        folder, name = os.path.split(pattern)
+        if os.path.isdir(folder):  # brackets in its name are meant as they stand
+            pattern = os.path.join(glob.escape(folder), name)
         files = [Path(name) for name in glob.glob(pattern, recursive=True)]
         files = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
-        return cls(sorted(files, key=natural_order), pattern, rate_hz)
+        return cls(sorted(files, key=_order(files)), pattern, rate_hz)
 
     @classmethod
     def from_list(cls, list_file: Path, rate_hz: float | None = None) -> ImageFiles:
         """The images that a text file names, one per line, relative to the file; `#` starts a comment.
 
-        A line may begin with the image's time in seconds, as in the TUM RGB-D sets' `rgb.txt`.
+        A line may begin with the image's time, in seconds (TUM RGB-D's `rgb.txt`, associations with depth
+        behind) or in nanoseconds with a comma (EuRoC's data.csv, whose images are in `data`).  Names with
+        spaces may be quoted.
         """
         try:
-            lines = list_file.read_text(encoding="utf-8").splitlines()
+            lines = list_file.read_text(encoding="utf-8-sig").splitlines()
         except UnicodeDecodeError as error:
             raise UserError(f"{list_file} is not a text file; give a list with one image per line") from error
         entries = [line.strip() for line in lines if line.strip() and not line.strip().startswith("#")]
-        timed = [re.fullmatch(r"(\d+)\.(\d{1,9})\s+(\S.*)", entry) for entry in entries]
+        timed = [_TIMED.fullmatch(entry) for entry in entries]
         if entries and all(timed):
             matches = [match for match in timed if match]
-            stamps_ns = [int(match[1]) * 10**9 + int(match[2].ljust(9, "0")) for match in matches]
-            files = [list_file.parent / match[3] for match in matches]
-            return cls(files, str(list_file), rate_hz, stamps_ns)
-        return cls([list_file.parent / entry for entry in entries], str(list_file), rate_hz)
+            files = [_listed(list_file, match[4]) for match in matches]
+            return cls(files, str(list_file), rate_hz, [_stamp(match) for match in matches])
+        return cls([_listed(list_file, entry) for entry in entries], str(list_file), rate_hz)
 
     def __len__(self) -> int:
         """Number of files."""
@@ -89,18 +137,27 @@ class ImageFiles:
         """Every readable image as a frame; see `Source`."""
         return self.frames(range(len(self)))
 
+    def frame_name(self, stamp_ns: int) -> str:
+        """The path of the image, as it was found."""
+        if self._places is None:
+            self._places = {stamp: place for place, stamp in enumerate(self._stamps_ns)}
+        return str(self._files[self._places[stamp_ns]])
+
     def frames(self, indices: Sequence[int]) -> Iterator[Frame]:
         """The chosen images; see `Source`.  Raises UserError when none of them can be read."""
         read = 0
         failed: list[SkippedFrame] = []
         for index in indices:
             try:
-                image = read_image(self._files[index])
+                image, pages = read_pages(self._files[index])
             except UserError as error:
                 failed.append(SkippedFrame(str(self._files[index]), str(error)))
                 self.skipped.append(failed[-1])
                 continue
             read += 1
+            if pages > 1:
+                text = f"only the first of its {pages} pages is used"
+                self.skipped.append(SkippedFrame(str(self._files[index]), text))
             yield Frame(self._stamps_ns[index], "camera", image)
         if failed and not read:
             raise UserError(f"none of the {len(failed)} images can be read: {failed[0].reason}")
@@ -111,19 +168,76 @@ def read_image(path: Path) -> UInt8:
 
     Raises UserError when the file is missing, no image, or cut short.
     """
+    return read_pages(path)[0]
+
+
+def read_pages(path: Path) -> tuple[UInt8, int]:
+    """As `read_image`, and how many pages or animated frames the file has, of which this is the first."""
     try:
         with Image.open(path) as image:
+            pages = (
+                int(getattr(image, "n_frames", 1)) if image.format != "MPO" else 1
+            )  # thumbnails of cameras
             upright = ImageOps.exif_transpose(image)
-            if upright.mode.startswith("I"):  # 16 bits, which PIL's own conversion clips at 255
-                gray = np.clip(np.asarray(upright, np.float64) / 257.0, 0, 255).round().astype(np.uint8)
-                return np.repeat(gray[:, :, None], 3, axis=2)
-            return np.array(upright.convert("RGB"))
+            if upright.mode.startswith("I") or upright.mode == "F":  # more than 8 bits: PIL would clip at 255
+                return np.repeat(_eight_bits(np.asarray(upright, np.float64))[:, :, None], 3, axis=2), pages
+            return np.array(upright.convert("RGB")), pages
     except FileNotFoundError as error:
         raise UserError(f"no such image: {path}") from error
     except UnidentifiedImageError as error:
         raise UserError(f"{path} is not an image that can be read") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
+
+
+def _eight_bits(gray: NDArray[np.float64]) -> UInt8:
+    """Greys of more than 8 bits as uint8: 16 bits divided by 257, less than that stretched by their range.
+
+    Cameras of 10, 12 and 14 bits and thermal ones use a part of the 65536 values only.
+    """
+    known = gray[np.isfinite(gray)]
+    low, high = np.percentile(known, (0.1, 99.9)) if known.size else (0.0, 1.0)
+    if high - low > NARROW * 65535 and low >= 0 and high <= 65535:
+        low, high = 0.0, 65535.0
+    scaled = 255.0 * (np.nan_to_num(gray, nan=low) - low) / max(high - low, 1e-9)
+    return np.clip(scaled, 0, 255).round().astype(np.uint8)
+
+
+def _order(files: Sequence[Path]) -> Callable[[Path], Any]:
+    """The sort key of files: by time where all names are decimal numbers, else natural."""
+    if files and all(re.fullmatch(r"\d+\.\d+", path.stem) for path in files):
+        return lambda path: (str(path.parent), float(path.stem))
+    return natural_order
+
+
+def _hint_at_folders(folder: Path) -> None:
+    """Raises UserError when images are in the folders of a folder that has none itself."""
+    for inner in sorted(path for path in folder.iterdir() if path.is_dir()):
+        count = sum(path.suffix.lower() in IMAGE_SUFFIXES for path in inner.iterdir())
+        if count:
+            hint = f"give that folder, or a pattern such as '{folder}/**/*.jpg'"
+            raise UserError(f"no images in {folder} itself, but {count} in {inner}: {hint}")
+
+
+# seconds with a fraction, or digits alone (seconds up to 10 of them, else nanoseconds), then the name
+_TIMED = re.compile(r"(\d+)(?:\.(\d{1,9}))?(\s*,\s*|\s+)(\S.*)")
+
+
+def _stamp(match: re.Match[str]) -> int:
+    """Nanoseconds of a line that `_TIMED` has matched."""
+    if match[2] is None and len(match[1]) > 10:
+        return int(match[1])
+    return int(match[1]) * 10**9 + int((match[2] or "0").ljust(9, "0"))
+
+
+def _listed(list_file: Path, name: str) -> Path:
+    """The file that a line names: quoted, the first of an association, or below EuRoC's `data`."""
+    name = name.strip()
+    if name[:1] in "\"'" and name[-1:] == name[:1]:
+        name = name[1:-1]
+    folders, names = (list_file.parent, list_file.parent / "data"), (name, name.split()[0])
+    candidates = [folder / each for each in names for folder in folders]
+    return next((path for path in candidates if path.exists()), candidates[0])
 
 
 def natural_order(path: Path) -> list[tuple[int, int | str]]:

@@ -44,7 +44,7 @@ def _open_existing(path: Path, topic: str | None, rate_hz: float | None) -> Sour
     if path.is_dir():
         return ImageFiles.from_folder(path, rate_hz)
     suffix = path.suffix.lower()
-    if suffix in (".txt", ".lst"):
+    if suffix in (".txt", ".lst", ".csv"):
         return ImageFiles.from_list(path, rate_hz)
     if suffix in IMAGE_SUFFIXES:
         return ImageFiles([path], str(path), rate_hz)
@@ -54,5 +54,5 @@ def _open_existing(path: Path, topic: str | None, rate_hz: float | None) -> Sour
 def is_bag(path: Path) -> bool:
     """Whether a path looks like a ROS bag: a .mcap, .db3 or .bag file, or a folder that holds one."""
     if path.is_dir():
-        return any(any(path.glob(pattern)) for pattern in ("metadata.yaml", "*.mcap", "*.db3"))
-    return path.suffix.lower() in (".mcap", ".db3", ".bag")
+        return any(any(path.glob(pattern)) for pattern in ("metadata.yaml", "*.mcap*", "*.db3*"))
+    return path.suffix.lower() == ".bag" or bool({*path.suffixes[-2:]} & {".mcap", ".db3"})

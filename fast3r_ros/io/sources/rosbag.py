@@ -1,66 +1,77 @@
-"""A ROS bag as a source, through the `rosbags` library: no ROS is needed.
+"""A ROS bag as a source; no ROS is needed.
 
 Reads rosbag2 (sqlite3 or mcap, compressed or not) and ROS 1 bags; raw and compressed image topics.
 """
 
 from __future__ import annotations
 
+import heapq
+import struct
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fast3r_ros.errors import UserError, optional
+from fast3r_ros.files import one_line
 from fast3r_ros.geometry.rotation import matrix_from_quaternion
 from fast3r_ros.io.pixels import DEPTH_ENCODINGS, decode_compressed, decode_image
-from fast3r_ros.io.rectify import Rectifier
+from fast3r_ros.io.rectify import Rectifier, rectifier_of_info
+from fast3r_ros.io.sources.bag_storage import BagMessage, BagStorage, open_storage
 from fast3r_ros.io.sources.source import SkippedFrame
 from fast3r_ros.mapping.data import Float64, Frame
 
-with optional("rosbags", "a rosbag"):
-    from rosbags.highlevel import AnyReader
-    from rosbags.interfaces import Connection
-    from rosbags.typesys import Stores, get_typestore
-
 IMAGE = "sensor_msgs/msg/Image"
-COMPRESSED_IMAGE = "sensor_msgs/msg/CompressedImage"
+COMPRESSED_IMAGES = ("sensor_msgs/msg/CompressedImage", "foxglove_msgs/msg/CompressedImage")
 CAMERA_INFO = "sensor_msgs/msg/CameraInfo"
 ODOMETRY = "nav_msgs/msg/Odometry"
+_FOXGLOVE = """\
+builtin_interfaces/Time timestamp
+string frame_id
+uint8[] data
+string format
+"""
+_CALIBRATIONS_TRIED = 100  # camera infos until one is a calibration: drivers begin with zeros
 
 
 def bag_topics(path: Path) -> list[str]:
     """What a bag holds: `TOPIC (TYPE, N messages)`.  Raises UserError when it cannot be read."""
-    with _open(path) as reader:
-        return [
-            f"{connection.topic} ({connection.msgtype}, {connection.msgcount} messages)"
-            for connection in sorted(reader.connections, key=lambda connection: connection.topic)
-        ]
+    topics = sorted(open_storage(path).topics.items())
+    return [f"{topic} ({kind}, {count} messages)" for (topic, kind), count in topics]
 
 
 class RosBag:
-    """The images of one topic of a bag, in recorded order, rectified when the bag has their CameraInfo.
+    """The images of one topic of a bag, in order of their stamps, rectified when the bag has a CameraInfo.
 
-    topic: chosen by itself when the bag has one colour image topic.  See `Source`.
+    topic: chosen by itself when the bag has one colour image topic.  Only this topic, its calibration and the
+    odometry matter; what else is in the bag, or damaged, stops nothing.  See `Source`.
     """
 
     def __init__(self, path: Path, topic: str | None = None):
         self.name = str(path)
-        self.paths = (path,)
+        self.paths: tuple[Path, ...] = (path,)
         self.skipped: list[SkippedFrame] = []
         self.truth: Mapping[int, Float64] | None = None
-        self._path = path
-        with _open(path) as reader:
-            self._topic = topic or _only_image_topic(reader, self.name)
-            connections = [c for c in reader.connections if c.topic == self._topic]
-            if not any(c.msgtype in (IMAGE, COMPRESSED_IMAGE) for c in connections):
-                known = ", ".join(_image_topics(reader)) or "none"
-                raise UserError(f"{self.name} has no image topic {self._topic}; its image topics: {known}")
-            self._count = sum(c.msgcount for c in connections)
-            if not self._count:
-                raise UserError(f"the topic {self._topic} of {self.name} has no messages")
-            self.rate_hz = self._count / max(reader.duration / 1e9, 1e-3)
-            self._rectifier = self._find_calibration(reader)
+        self._storage = open_storage(path)
+        self._topic = topic or _only_image_topic(self._storage, self.name)
+        kinds = {kind for name, kind in self._storage.topics if name == self._topic}
+        if not kinds & {IMAGE, *COMPRESSED_IMAGES}:
+            known = ", ".join(_image_topics(self._storage)) or "none"
+            raise UserError(f"{self.name} has no image topic {self._topic}; its image topics: {known}")
+        stamps = self._read_stamps()
+        self._order = np.argsort(np.array(stamps, np.int64), kind="stable")
+        self._count = len(stamps)
+        ascending = [stamps[place] for place in self._order]
+        for index in range(1, len(ascending)):  # two images with one stamp are two images
+            ascending[index] = max(ascending[index], ascending[index - 1] + 1)
+        self._stamps = ascending
+        self.stamps_ns: Sequence[int] | None = ascending
+        duration_s = (ascending[-1] - ascending[0]) / 1e9
+        self.rate_hz = (self._count - 1) / max(duration_s, 1e-3) if self._count > 1 else 1.0
+        self._rectifier = self._find_calibration()
 
     @property
     def topic(self) -> str:
@@ -75,33 +86,35 @@ class RosBag:
         """Every image that can be decoded; see `Source`."""
         return self.frames(range(len(self)))
 
+    def frame_name(self, stamp_ns: int) -> str:
+        """`message N of TOPIC`, counted from 0 in order of the stamps."""
+        return f"message {bisect_left(self._stamps, stamp_ns)} of {self._topic}"
+
     def frames(self, indices: Sequence[int]) -> Iterator[Frame]:
-        """The chosen images; see `Source`.  A file that breaks off ends them and is noted in `skipped`.
+        """The chosen images; see `Source`.  A damaged file gives those that are there; `skipped` says so.
 
         Raises UserError when none can be read.
         """
-        wanted = set(indices)
+        rank = np.empty(self._count, int)  # of the messages in the file, by their stamps
+        rank[self._order] = np.arange(self._count)
+        wanted = sorted(set(indices))
+        due = iter(wanted)
+        next_due = next(due, None)
+        early: list[tuple[int, int, Frame | None]] = []  # decoded before those that were recorded later
         read = 0
-        with _open(self._path) as reader:
-            connections = [c for c in reader.connections if c.topic == self._topic]
-            messages = enumerate(reader.messages(connections))
-            while True:
-                try:
-                    index, (connection, time_ns, data) = next(messages)
-                except StopIteration:
-                    break
-                except Exception as error:  # the storage library's own, of many types
-                    self.skipped.append(SkippedFrame("the rest of the bag", _reason(error)))
-                    break
-                if index not in wanted:
-                    continue
-                try:
-                    frame = self._frame(reader.deserialize(data, connection.msgtype), time_ns)
-                except Exception as error:  # garbage bytes raise about anything in a decoder
-                    self.skipped.append(SkippedFrame(f"message {index} of {self._topic}", _reason(error)))
-                    continue
-                read += 1
-                yield frame
+        chosen = set(wanted)
+        for place, message in enumerate(self._storage.messages([self._topic])):
+            if place >= self._count or int(rank[place]) not in chosen:
+                continue
+            index = int(rank[place])
+            heapq.heappush(early, (index, place, self._frame(message, index)))
+            while early and early[0][0] == next_due:
+                frame = heapq.heappop(early)[2]
+                next_due = next(due, None)
+                if frame is not None:
+                    read += 1
+                    yield frame
+        self.skipped += [SkippedFrame("a part of the bag", line) for line in self._storage.damage]
         if wanted and not read:
             reason = self.skipped[-1].reason if self.skipped else "it has no messages"
             raise UserError(f"no image of {self._topic} in {self.name} can be read: {reason}")
@@ -111,135 +124,140 @@ class RosBag:
 
         Raises UserError when the bag has no odometry topic, or several.
         """
-        with _open(self._path) as reader:
-            connections = [c for c in reader.connections if c.msgtype == ODOMETRY and c.msgcount]
-            topics = sorted({c.topic for c in connections})
-            if len(topics) != 1:
-                found = ", ".join(topics) or "none"
-                raise UserError(
-                    f"{self.name} needs one topic of {ODOMETRY} for --scale odometry; found: {found}"
-                )
-            for connection, _, data in reader.messages(connections):
-                message: Any = reader.deserialize(data, connection.msgtype)
+        topics = sorted(topic for topic, kind in self._storage.topics if kind == ODOMETRY)
+        if len(topics) != 1:
+            found = ", ".join(topics) or "none"
+            raise UserError(f"{self.name} needs one topic of {ODOMETRY} for --scale odometry; found: {found}")
+        for each in self._storage.messages(topics):
+            try:
+                message: Any = _deserialize(each, self._storage.ros1)
                 place, turn = message.pose.pose.position, message.pose.pose.orientation
                 odom_from_base = np.eye(4)
                 odom_from_base[:3, :3] = matrix_from_quaternion([turn.x, turn.y, turn.z, turn.w])
                 odom_from_base[:3, 3] = place.x, place.y, place.z
-                stamp = message.header.stamp
-                yield stamp.sec * 10**9 + stamp.nanosec, odom_from_base
+            except Exception as error:  # garbage bytes raise about anything in a decoder
+                self.skipped.append(SkippedFrame(f"a message of {topics[0]}", one_line(error)))
+                continue
+            stamp = message.header.stamp
+            yield stamp.sec * 10**9 + stamp.nanosec, odom_from_base
 
-    def _frame(self, message: Any, time_ns: int) -> Frame:
-        if hasattr(message, "format"):
-            image = decode_compressed(message.data)
-        else:
-            image = decode_image(
-                message.data,
-                height=message.height,
-                width=message.width,
-                step=message.step,
-                encoding=message.encoding,
-                is_bigendian=bool(message.is_bigendian),
-            )
-        stamp = message.header.stamp
-        stamp_ns = stamp.sec * 10**9 + stamp.nanosec or time_ns
-        camera = message.header.frame_id or "camera"
-        if self._rectifier is None:
-            return Frame(stamp_ns, camera, image)
-        return Frame(stamp_ns, camera, self._rectifier(image), self._rectifier.intrinsics)
+    def _read_stamps(self) -> list[int]:
+        """The stamp of every message of the topic, ns; the recorder's times where no driver has stamped."""
+        recorded, stamps = [], []
+        for message in self._storage.messages([self._topic]):
+            recorded.append(message.time_ns)
+            stamps.append(_header_stamp(message.data, self._storage.ros1))
+        if not any(stamps):
+            return recorded
+        shift = int(np.median([s - r for s, r in zip(stamps, recorded, strict=True) if s]))
+        return [stamp or time_ns + shift for stamp, time_ns in zip(stamps, recorded, strict=True)]
 
-    def _find_calibration(self, reader: AnyReader) -> Rectifier | None:
-        """The first CameraInfo beside the image topic; None when there is none or it says nothing."""
-        namespace = self._topic.removesuffix("/compressed").rsplit("/", 1)[0]
-        infos = [
-            c
-            for c in reader.connections
-            if c.msgtype == CAMERA_INFO and c.topic == f"{namespace}/camera_info"
-        ]
-        if not infos:
+    def _frame(self, message: BagMessage, index: int) -> Frame | None:
+        """The image of a message, None and a line in `skipped` when it has none that can be read."""
+        try:
+            content: Any = _deserialize(message, self._storage.ros1)
+            image = _decode(content)
+            header = getattr(content, "header", content)  # foxglove's message has the fields of a header
+            camera = header.frame_id or "camera"
+            if self._rectifier is None:
+                return Frame(self._stamps[index], camera, image)
+            rectifier = self._rectifier.for_size(image.shape[1], image.shape[0])
+            return Frame(self._stamps[index], camera, rectifier(image), rectifier.intrinsics)
+        except Exception as error:  # garbage bytes raise about anything in a decoder
+            self.skipped.append(SkippedFrame(f"message {index} of {self._topic}", one_line(error)))
             return None
-        for connection, _, data in reader.messages(infos):
-            info: Any = reader.deserialize(data, connection.msgtype)
-            rectified = "rect" in self._topic.removesuffix("/compressed").rsplit("/", 1)[-1]
-            matrix = np.asarray(info.P if hasattr(info, "P") else info.p).reshape(3, 4)[:, :3]
-            distortion: Sequence[float] = []
-            if not rectified or not matrix.any():
-                matrix = np.asarray(info.K if hasattr(info, "K") else info.k).reshape(3, 3)
-            if not rectified:
-                distortion = info.D if hasattr(info, "D") else info.d
+
+    def _find_calibration(self) -> Rectifier | None:
+        """The first CameraInfo beside the image topic that is a calibration; None when there is none."""
+        namespace = self._topic.removesuffix("/compressed").rsplit("/", 1)[0]
+        topic = f"{namespace}/camera_info"
+        if (topic, CAMERA_INFO) not in self._storage.topics:
+            return None
+        rectified = "rect" in self._topic.removesuffix("/compressed").rsplit("/", 1)[-1]
+        problem = ""
+        for number, message in enumerate(self._storage.messages([topic])):
+            if number >= _CALIBRATIONS_TRIED:
+                break
             try:
-                return Rectifier(matrix, distortion, info.distortion_model, info.width, info.height)
-            except UserError:
-                return None  # an uncalibrated driver publishes zeros; the focal length is then estimated
+                return rectifier_of_info(_deserialize(message, self._storage.ros1), rectified)
+            except Exception as error:  # an uncalibrated driver's zeros, or garbage
+                problem = one_line(error)
+        if problem:
+            text = f"no calibration in it, so the focal length is estimated: {problem}"
+            self.skipped.append(SkippedFrame(topic, text))
         return None
 
 
-def _open(path: Path) -> AnyReader:
-    file = _readable_path(path)
-    try:
-        return _OpenedReader([file], default_typestore=get_typestore(Stores.ROS2_HUMBLE))
-    except PermissionError:
-        raise
-    except Exception as error:
-        raise UserError(f"{path} is not a bag that can be read: {_reason(error)}") from error
+def _header_stamp(data: bytes, ros1: bool) -> int:
+    """The stamp at the beginning of a serialised message, ns; 0 where there is none.
+
+    CDR: four bytes of encapsulation, whose second tells the byte order; ROS 1: a sequence number.
+    """
+    if len(data) < 12:
+        return 0
+    order = "<" if ros1 or data[1] & 1 else ">"
+    seconds, nanoseconds = struct.unpack_from(f"{order}iI", data, 4)
+    return max(seconds, 0) * 10**9 + min(nanoseconds, 999_999_999)
 
 
-class _OpenedReader(AnyReader):
-    """An `AnyReader` that is open from its construction on, so that `with` and errors are in one place."""
-
-    def __init__(self, *arguments: Any, **options: Any):
-        super().__init__(*arguments, **options)
-        self.open()
-
-    def __enter__(self) -> _OpenedReader:
-        return self
-
-
-def _readable_path(path: Path) -> Path:
-    """The folder with metadata.yaml, or the one storage file of a folder without it."""
-    if not path.is_dir() or (path / "metadata.yaml").exists():
-        return path
-    files = sorted([*path.glob("*.mcap"), *path.glob("*.db3")])
-    if len(files) != 1:
-        raise UserError(f"{path} holds {len(files)} bag files and no metadata.yaml; name one of the files")
-    return files[0]
+def _decode(content: Any) -> Any:
+    if hasattr(content, "format"):
+        return decode_compressed(content.data, content.format)
+    return decode_image(
+        content.data,
+        height=content.height,
+        width=content.width,
+        step=content.step,
+        encoding=content.encoding,
+        is_bigendian=bool(content.is_bigendian),
+    )
 
 
-def _image_topics(reader: AnyReader) -> list[str]:
-    """Topics of colour or grey images with messages; depth images are told by name or encoding."""
+@lru_cache(maxsize=2)
+def _types(ros1: bool) -> Any:
+    with optional("rosbags", "a rosbag"):
+        from rosbags.typesys import Stores, get_types_from_msg, get_typestore
+    store = get_typestore(Stores.ROS1_NOETIC if ros1 else Stores.ROS2_HUMBLE)
+    store.register(get_types_from_msg(_FOXGLOVE, COMPRESSED_IMAGES[1]))
+    return store
+
+
+def _deserialize(message: BagMessage, ros1: bool) -> Any:
+    store = _types(ros1)
+    return (store.deserialize_ros1 if ros1 else store.deserialize_cdr)(message.data, message.kind)
+
+
+def _image_topics(storage: BagStorage) -> list[str]:
+    """Topics of colour or grey images; depth images are told by name or encoding."""
     topics = []
-    for connection in reader.connections:
-        name = connection.topic
-        if not connection.msgcount or connection.msgtype not in (IMAGE, COMPRESSED_IMAGE):
-            continue
-        if "depth" in name.lower() or _is_depth(reader, connection):
-            continue
-        topics.append(name)
+    for topic, kind in storage.topics:
+        if kind in COMPRESSED_IMAGES or (kind == IMAGE and not _is_depth(storage, topic)):
+            topics += [] if "depth" in topic.lower() else [topic]
     return sorted(set(topics))
 
 
-def _is_depth(reader: AnyReader, connection: Connection) -> bool:
-    if connection.msgtype != IMAGE:
-        return False
-    for _, _, data in reader.messages([connection]):
-        message: Any = reader.deserialize(data, connection.msgtype)
-        return str(message.encoding).lower() in DEPTH_ENCODINGS
+def _is_depth(storage: BagStorage, topic: str) -> bool:
+    """Whether the first image that can be read has an encoding of depth."""
+    for message in storage.messages([topic]):
+        try:
+            return str(_deserialize(message, storage.ros1).encoding).lower() in DEPTH_ENCODINGS
+        except Exception:  # a garbage message says nothing about the others
+            continue
     return False
 
 
-def _only_image_topic(reader: AnyReader, name: str) -> str:
-    topics = _image_topics(reader)
+def _only_image_topic(storage: BagStorage, name: str) -> str:
+    topics = _image_topics(storage)
     # a camera that was recorded raw and compressed is one camera
     distinct = [
         t for t in topics if t.removesuffix("/compressed") not in topics or not t.endswith("/compressed")
     ]
     if not distinct:
-        all_topics = ", ".join(sorted({c.topic for c in reader.connections})) or "none"
+        pictures = [f"{t} ({k})" for t, k in storage.topics if "image" in k.lower() or "video" in k.lower()]
+        if pictures:
+            raise UserError(f"{name} has pictures in a form that is not read: {', '.join(sorted(pictures))}")
+        all_topics = ", ".join(sorted({topic for topic, _ in storage.topics})) or "none"
         raise UserError(f"{name} has no images; its topics: {all_topics}")
     if len(distinct) > 1:
         raise UserError(f"{name} has several image topics, choose one with --topic: {', '.join(distinct)}")
     return distinct[0]
-
-
-def _reason(error: Exception) -> str:
-    """The first line of an error, or its type when it says nothing."""
-    return next(iter(str(error).splitlines()), "") or type(error).__name__

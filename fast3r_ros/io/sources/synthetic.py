@@ -19,6 +19,7 @@ class SyntheticSource:
         self.name = "synthetic"
         self.paths: tuple[Path, ...] = ()
         self.rate_hz = sequence.rate
+        self.stamps_ns: Sequence[int] | None = [sequence.stamp_ns(index) for index in range(len(sequence))]
         self.skipped: list[SkippedFrame] = []
         self.truth: Mapping[int, Float64] | None = {
             sequence.stamp_ns(index): world_from_camera
@@ -43,6 +44,10 @@ class SyntheticSource:
     def __iter__(self) -> Iterator[Frame]:
         """Every frame; see `Source`."""
         return self.frames(range(len(self)))
+
+    def frame_name(self, stamp_ns: int) -> str:
+        """`frame N`, counted from 0."""
+        return f"frame {round((stamp_ns - self._sequence.start_ns) * self.rate_hz / 1e9)}"
 
     def frames(self, indices: Sequence[int]) -> Iterator[Frame]:
         """The chosen frames, rendered one by one; see `Source`."""

@@ -3,44 +3,61 @@
 from __future__ import annotations
 
 import os
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import cv2
+from tqdm import tqdm
 
 from fast3r_ros.errors import UserError
 from fast3r_ros.io.sources.source import SkippedFrame
-from fast3r_ros.mapping.data import Float64, Frame
+from fast3r_ros.mapping.data import Float64, Frame, UInt8
 
 # FFmpeg writes its complaints about a bad file to the terminal; ours says it in one line.
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+AUDIO_SUFFIXES = (".mp3", ".m4a", ".flac", ".ogg", ".oga", ".opus", ".wav", ".wma", ".aac")
+WHOLE = 0.95  # share of the duration that the container claims; a video with less of it is cut or damaged
+DEFAULT_RATE_HZ = 30.0
 
 
 class VideoFile:
     """The frames of a video, upright as its rotation tag says, stamped with their presentation times.
 
-    Decoded one by one, so memory does not grow with the length.  See `Source`.
+    Frames are counted by decoding: containers estimate their number, or know it before they are cut.  Decoded
+    one by one, so memory does not grow with the length.  See `Source`.
     """
 
     def __init__(self, path: Path):
         self.name = str(path)
-        self.paths = (path,)
+        self.paths: tuple[Path, ...] = (path,)
+        self.stamps_ns: Sequence[int] | None
         self.skipped: list[SkippedFrame] = []
         self.truth: Mapping[int, Float64] | None = None
+        if path.suffix.lower() in AUDIO_SUFFIXES:
+            raise UserError(f"{path} is an audio file; a cover picture in it is no video")
         with path.open("rb"):  # tells a missing permission from a file that is no video
             pass
         capture = self._open()
-        self.rate_hz = capture.get(cv2.CAP_PROP_FPS)
-        if not 0 < self.rate_hz < 1e4:
-            self.rate_hz = 30.0
-        if not capture.grab():
-            raise UserError(f"the video {path} has no frames")
-        self._count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
-        if self._count <= 0:  # some containers do not say
-            self._count = 1
+        claimed_rate = capture.get(cv2.CAP_PROP_FPS)
+        claimed_rate = claimed_rate if 0 < claimed_rate < 1e4 else DEFAULT_RATE_HZ
+        claimed_s = max(capture.get(cv2.CAP_PROP_FRAME_COUNT), 0.0) / claimed_rate
+        times_ms = []
+        with tqdm(desc="counting frames", unit=" frames", delay=2, leave=False, disable=None) as bar:
             while capture.grab():
-                self._count += 1
+                times_ms.append(capture.get(cv2.CAP_PROP_POS_MSEC))
+                bar.update()
+        codec = int(capture.get(cv2.CAP_PROP_FOURCC)).to_bytes(4, "little").decode("ascii", "replace")
         capture.release()
+        if not times_ms:
+            raise UserError(_no_frames(path, codec.strip("\0 ")))
+        self._stamps, self.rate_hz = _stamps(times_ms, claimed_rate)
+        self.stamps_ns = self._stamps
+        decoded_s = (self._stamps[-1] - self._stamps[0]) / 1e9 + 1 / self.rate_hz
+        if decoded_s < WHOLE * claimed_s and len(times_ms) < WHOLE * claimed_s * claimed_rate:
+            text = f"the video ends after {len(times_ms)} frames and {decoded_s:.1f} of {claimed_s:.1f} s"
+            self.skipped.append(SkippedFrame("the rest of the video", f"{text}: cut short or damaged"))
 
     def _open(self) -> cv2.VideoCapture:
         previous = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
@@ -53,18 +70,22 @@ class VideoFile:
         return capture
 
     def __len__(self) -> int:
-        """Number of frames that the container claims."""
-        return self._count
+        """Number of frames that can be decoded."""
+        return len(self._stamps)
 
     def __iter__(self) -> Iterator[Frame]:
         """Every frame; see `Source`."""
         return self.frames(range(len(self)))
 
+    def frame_name(self, stamp_ns: int) -> str:
+        """`frame N`, counted from 0."""
+        return f"frame {bisect_left(self._stamps, stamp_ns)}"
+
     def frames(self, indices: Sequence[int]) -> Iterator[Frame]:
         """The chosen frames; see `Source`.  The others are stepped over without being converted."""
         capture = self._open()
+        stretch = _pixel_aspect(capture)
         position = -1
-        last_stamp_ns = -1
         try:
             for index in indices:
                 grabbed = True
@@ -73,14 +94,45 @@ class VideoFile:
                     position += 1
                 if not grabbed:
                     break
-                stamp_ns = round(capture.get(cv2.CAP_PROP_POS_MSEC) * 1e6)
                 decoded, image = capture.retrieve()
                 if not decoded:
                     self.skipped.append(SkippedFrame(f"frame {index}", "cannot be decoded"))
                     continue
-                if stamp_ns <= last_stamp_ns:  # no usable times in the container
-                    stamp_ns = round(index * 1e9 / self.rate_hz)
-                last_stamp_ns = stamp_ns
-                yield Frame(stamp_ns, "camera", cv2.cvtColor(image, cv2.COLOR_BGR2RGB))  # type: ignore[arg-type]
+                yield Frame(self._stamps[index], "camera", _square_pixels(image, stretch))  # type: ignore[arg-type]
         finally:
             capture.release()
+
+
+def _stamps(times_ms: Sequence[float], claimed_rate: float) -> tuple[list[int], float]:
+    """Stamps in ns and frames per second; by the claimed rate where the container has no usable times."""
+    stamps = [round(time * 1e6) for time in times_ms]
+    if any(later <= earlier for earlier, later in pairwise(stamps)):
+        return [round(index * 1e9 / claimed_rate) for index in range(len(stamps))], claimed_rate
+    if len(stamps) < 2:
+        return stamps, claimed_rate
+    return stamps, (len(stamps) - 1) * 1e9 / (stamps[-1] - stamps[0])
+
+
+def _no_frames(path: Path, codec: str) -> str:
+    """Why a video that could be opened has no frame, and the way out."""
+    if codec and codec.isprintable():
+        convert = f"convert it first: ffmpeg -i {path.name} -c:v libx264 {path.stem}_h264.mp4"
+        reason = f"there is no decoder for {codec} here, or it is damaged"
+        return f"no frame of {path} can be decoded: {reason}; {convert}"
+    return f"the video {path} has no frames"
+
+
+def _pixel_aspect(capture: cv2.VideoCapture) -> float:
+    """Width of a pixel per height, of videos whose pixels are not square."""
+    width, height = capture.get(cv2.CAP_PROP_SAR_NUM), capture.get(cv2.CAP_PROP_SAR_DEN)
+    return width / height if width > 0 and height > 0 else 1.0
+
+
+def _square_pixels(image: UInt8, aspect: float) -> UInt8:
+    """BGR as RGB with square pixels; the larger side of a pixel is kept, so that none are lost."""
+    rgb = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    if abs(aspect - 1.0) > 1e-3:
+        height, width = rgb.shape[:2]
+        size = (round(width * aspect), height) if aspect > 1 else (width, round(height / aspect))
+        rgb = cv2.resize(rgb, size, interpolation=cv2.INTER_LINEAR)
+    return rgb  # type: ignore[return-value]

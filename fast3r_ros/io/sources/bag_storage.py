@@ -1,0 +1,198 @@
+"""The storage of ROS bags, read without believing more than is needed of it.
+
+A rosbag2 is its storage files; metadata.yaml, which recorders leave unfinished and people edit, only gives
+their order.  Topics in encodings that are not ROS's, unknown definitions and damaged chunks concern nobody
+who does not read them.  mcap files are read in file order, which works for a recorder that was killed.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import tempfile
+from collections import Counter
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fast3r_ros.errors import UserError, optional
+from fast3r_ros.files import one_line
+
+SUFFIXES = (".mcap", ".db3")
+_ZSTD = b"\x28\xb5\x2f\xfd"  # what compressed messages begin with; no message in CDR does
+_LARGEST = 1 << 30  # bytes of one message or chunk after decompression
+
+
+@dataclass(frozen=True)
+class BagMessage:
+    """One message as it was recorded.  kind: such as sensor_msgs/msg/Image.  time_ns: of the recorder."""
+
+    topic: str
+    kind: str
+    time_ns: int
+    data: bytes
+
+
+@dataclass
+class BagStorage:
+    """A bag that can be read again and again.
+
+    files: in order.  ros1: whether messages are serialised as ROS 1 does.  topics: (topic, kind) -> number of
+    messages; filled by `scan`.  damage: what could not be read, a line each.
+    """
+
+    files: list[Path]
+    ros1: bool = False
+    topics: Counter[tuple[str, str]] = field(default_factory=Counter)
+    damage: list[str] = field(default_factory=list)
+
+    def messages(self, topics: Collection[str] | None = None) -> Iterator[BagMessage]:
+        """The messages of these topics, of all without; notes `damage` anew."""
+        self.damage.clear()
+        for path in self.files:
+            read = (
+                _ros1_messages
+                if self.ros1
+                else _mcap_messages
+                if ".mcap" in path.suffixes
+                else _sqlite_messages
+            )
+            for message in read(path, topics, self.damage):
+                if message.data[:4] == _ZSTD and not self.ros1:
+                    with optional("zstandard", "a compressed bag"):
+                        import zstandard
+                    try:
+                        data = zstandard.ZstdDecompressor().decompress(message.data, max_output_size=_LARGEST)
+                    except zstandard.ZstdError as error:
+                        self.damage.append(f"{path.name}: a message of {message.topic}: {one_line(error)}")
+                        continue
+                    message = BagMessage(message.topic, message.kind, message.time_ns, data)
+                yield message
+
+
+def open_storage(path: Path) -> BagStorage:
+    """The storage behind a .mcap, .db3 or .bag file, or a folder of them.
+
+    Raises UserError when there is none, or a file cannot be opened at all.
+    """
+    if path.suffix == ".bag":
+        storage = BagStorage([path], ros1=True)
+    elif path.is_dir():
+        storage = BagStorage(_ordered_files(path))
+    else:
+        storage = BagStorage([path])
+    for message in storage.messages():
+        storage.topics[message.topic, message.kind] += 1
+    if not storage.topics and storage.damage:
+        raise UserError(f"{path} is not a bag that can be read: {storage.damage[0]}")
+    return storage
+
+
+def _ordered_files(folder: Path) -> list[Path]:
+    """The storage files of a folder: in the order of metadata.yaml where it names them, else by name."""
+    from fast3r_ros.io.sources.images import natural_order
+
+    found = [p for p in folder.iterdir() if {*p.suffixes[-2:]} & {*SUFFIXES} and p.is_file()]
+    if not found:
+        raise UserError(f"{folder} holds no bag file ({' or '.join(SUFFIXES)})")
+    order: list[str] = []
+    try:
+        content = yaml.safe_load((folder / "metadata.yaml").read_text(encoding="utf-8"))
+        order = [Path(name).name for name in content["rosbag2_bagfile_information"]["relative_file_paths"]]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, yaml.YAMLError):
+        pass  # unfinished or damaged: the names tell
+    place = {name: index for index, name in enumerate(order)}
+    return sorted(found, key=lambda path: (place.get(path.name, len(place)), natural_order(path)))
+
+
+def _decompressed(path: Path, folder: str) -> Path:
+    """A storage file, unpacked into `folder` if it was compressed as a whole."""
+    if path.suffix != ".zstd":
+        return path
+    with optional("zstandard", "a compressed bag"):
+        import zstandard
+    plain = Path(folder) / path.stem
+    with path.open("rb") as source, plain.open("wb") as target:
+        zstandard.ZstdDecompressor().copy_stream(source, target)
+    return plain
+
+
+def _mcap_messages(path: Path, topics: Collection[str] | None, damage: list[str]) -> Iterator[BagMessage]:
+    with optional("mcap", "a .mcap file"):
+        from mcap import records, stream_reader
+    schemas: dict[int, str] = {}
+    channels: dict[int, tuple[str, str]] = {}
+
+    def of_chunk(record: Any) -> Iterator[Any]:
+        if not isinstance(record, records.Chunk):
+            yield record
+            return
+        try:
+            yield from stream_reader.breakup_chunk(record, validate_crc=True)
+        except Exception as error:  # the decompressors' own, of many types
+            damage.append(f"{path.name}: a damaged chunk was left out: {one_line(error)}")
+
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            with _decompressed(path, folder).open("rb") as file:
+                for record in stream_reader.StreamReader(
+                    file, emit_chunks=True, record_size_limit=_LARGEST
+                ).records:
+                    for part in of_chunk(record):
+                        if isinstance(part, records.Schema):
+                            schemas[part.id] = part.name
+                        elif isinstance(part, records.Channel):
+                            kind = schemas.get(part.schema_id, "")
+                            if part.message_encoding == "cdr":
+                                channels[part.id] = (part.topic, kind)
+                        elif isinstance(part, records.Message) and part.channel_id in channels:
+                            topic, kind = channels[part.channel_id]
+                            if topics is None or topic in topics:
+                                yield BagMessage(topic, kind, part.log_time, part.data)
+        except (PermissionError, UserError):
+            raise
+        except Exception as error:  # mcap's own, struct.error and more, for what breaks off or is garbage
+            text = "the file breaks off, as when the recorder was killed or the copy was cut"
+            damage.append(f"{path.name}: {text} ({one_line(error)}); `mcap recover` makes a whole file of it")
+
+
+def _sqlite_messages(path: Path, topics: Collection[str] | None, damage: list[str]) -> Iterator[BagMessage]:
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            plain = _decompressed(path, folder)
+            with plain.open("rb"):  # sqlite would make a file that is missing
+                pass
+            connection = sqlite3.connect(f"{plain.resolve().as_uri()}?mode=ro&immutable=1", uri=True)
+        except (PermissionError, UserError):
+            raise
+        except Exception as error:  # of zstandard, too
+            damage.append(f"{path.name}: {one_line(error)}")
+            return
+        try:
+            rows = connection.execute("SELECT id, name, type FROM topics WHERE serialization_format = 'cdr'")
+            known = {row[0]: (str(row[1]), str(row[2])) for row in rows}
+            query = "SELECT topic_id, timestamp, data FROM messages ORDER BY timestamp"
+            for number, time_ns, data in connection.execute(query):
+                topic, kind = known.get(number, ("", ""))
+                if topic and (topics is None or topic in topics):
+                    yield BagMessage(topic, kind, int(time_ns), bytes(data))
+        except (sqlite3.Error, TypeError, ValueError) as error:
+            damage.append(f"{path.name}: the file is damaged ({one_line(error)})")
+        finally:
+            connection.close()
+
+
+def _ros1_messages(path: Path, topics: Collection[str] | None, damage: list[str]) -> Iterator[BagMessage]:
+    with optional("rosbags", "a bag of ROS 1"):
+        from rosbags.rosbag1 import Reader
+    try:
+        with Reader(path) as reader:
+            chosen = [c for c in reader.connections if topics is None or c.topic in topics]
+            for connection, time_ns, data in reader.messages(chosen) if chosen else ():
+                yield BagMessage(connection.topic, connection.msgtype, time_ns, data)
+    except PermissionError:
+        raise
+    except Exception as error:  # the library's own, of many types
+        damage.append(f"{path.name}: the file is damaged ({one_line(error)}); `rosbag reindex` may help")

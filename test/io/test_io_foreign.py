@@ -1,0 +1,434 @@
+"""Sources as other recorders, cameras and copies leave them: what is there is read, the rest is reported."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+from mcap.writer import Writer as McapWriter
+from PIL import Image
+from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
+from rosbags.typesys import Stores, get_typestore
+
+from fast3r_ros.cli import main
+from fast3r_ros.errors import UserError
+from fast3r_ros.io.cameras import read_cameras
+from fast3r_ros.io.pcd import read_pcd
+from fast3r_ros.io.rectify import rectifier_of_info
+from fast3r_ros.io.sources import choose_indices, open_source
+from fast3r_ros.io.sources.images import ImageFiles, read_image
+from fast3r_ros.io.sources.rosbag import RosBag
+from fast3r_ros.io.sources.video import VideoFile
+
+STORE = get_typestore(Stores.ROS2_JAZZY)
+TYPES = STORE.types
+IMAGE, INFO = "sensor_msgs/msg/Image", "sensor_msgs/msg/CameraInfo"
+START = 1_700_000_000 * 10**9
+COUNT = 12
+
+
+def picture(index: int, width: int = 64, height: int = 48) -> np.ndarray:
+    return np.full((height, width, 3), (10 * index + 5) % 256, np.uint8)
+
+
+def header(stamp_ns: int):
+    time = TYPES["builtin_interfaces/msg/Time"](stamp_ns // 10**9, stamp_ns % 10**9)
+    return TYPES["std_msgs/msg/Header"](time, "camera")
+
+
+def image(index: int, stamp_ns: int):
+    pixels = picture(index)
+    return TYPES[IMAGE](header(stamp_ns), 48, 64, "rgb8", 0, 64 * 3, pixels.ravel())
+
+
+def info(width: int = 64, height: int = 48, focal: float = 50.0, **changes: object):
+    matrix = np.array([focal, 0, width / 2 - 0.5, 0, focal, height / 2 - 0.5, 0, 0, 1.0])
+    projection = np.array([focal, 0, matrix[2], 0, 0, focal, matrix[5], 0, 0, 0, 1, 0.0])
+    region = TYPES["sensor_msgs/msg/RegionOfInterest"](0, 0, 0, 0, False)
+    values = {"model": "plumb_bob", "d": np.zeros(5), "binning": 0, "roi": region, **changes}
+    return TYPES[INFO](
+        *(header(START), height, width, values["model"], values["d"], matrix, np.eye(3).ravel(), projection),
+        *(values["binning"], values["binning"], values["roi"]),
+    )
+
+
+def write_bag(
+    path: Path,
+    stamps: list[int] | None = None,
+    infos: list | None = None,
+    plugin: StoragePlugin = StoragePlugin.MCAP,
+    compression: CompressionMode | None = None,
+) -> Path:
+    """Images at 10 Hz of the recorder, with the given header stamps."""
+    writer = Writer(path, version=9, storage_plugin=plugin)
+    if compression is not None:
+        writer.set_compression(compression, CompressionFormat.ZSTD)
+    with writer:
+        pictures = writer.add_connection("/front/image", IMAGE, typestore=STORE)
+        calibration = writer.add_connection("/front/camera_info", INFO, typestore=STORE) if infos else None
+        for index, message in enumerate(infos or []):
+            data = message if isinstance(message, bytes) else STORE.serialize_cdr(message, INFO)
+            writer.write(calibration, START + index, data)
+        for index in range(COUNT):
+            recorded = START + index * 10**8
+            stamp = recorded if stamps is None else stamps[index]
+            writer.write(pictures, recorded, STORE.serialize_cdr(image(index, stamp), IMAGE))
+    return path
+
+
+def shades(frames) -> list[int]:
+    return [int(frame.image[0, 0, 0]) // 10 for frame in frames]
+
+
+METADATA = {
+    "missing": None,
+    "empty": "",
+    "not YAML": "{[",
+    "another version": "rosbag2_bagfile_information: {version: 99}",
+    "renamed files": "rosbag2_bagfile_information: {version: 9, relative_file_paths: [other.mcap]}",
+    "a list": "- 1",
+}
+
+
+@pytest.mark.parametrize("metadata", METADATA)
+@pytest.mark.parametrize("plugin", list(StoragePlugin))
+def test_a_bag_is_its_storage_files_whatever_metadata_says(tmp_path, metadata, plugin):
+    bag = write_bag(tmp_path / "bag", plugin=plugin)
+    (bag / "metadata.yaml").unlink()
+    if METADATA[metadata] is not None:
+        (bag / "metadata.yaml").write_text(METADATA[metadata])
+    assert shades(open_source(bag)) == list(range(COUNT))
+
+
+@pytest.mark.parametrize("plugin", list(StoragePlugin))
+@pytest.mark.parametrize("mode", [CompressionMode.MESSAGE, CompressionMode.FILE])
+def test_compression_is_seen_without_metadata(tmp_path, plugin, mode):
+    if plugin is StoragePlugin.MCAP and mode is CompressionMode.MESSAGE:
+        pytest.skip("rosbag2 compresses chunks of mcap files, not messages")
+    bag = write_bag(tmp_path / "bag", plugin=plugin, compression=mode)
+    (bag / "metadata.yaml").unlink()
+    assert shades(open_source(bag)) == list(range(COUNT))
+
+
+def test_files_of_a_split_bag_are_read_in_order(tmp_path):
+    for part in (10, 2, 9):
+        write_bag(tmp_path / f"part{part}", [START + part * 10**10 + i for i in range(COUNT)])
+        source = next((tmp_path / f"part{part}").glob("*.mcap"))
+        (tmp_path / "bag").mkdir(exist_ok=True)
+        source.rename(tmp_path / "bag" / f"bag_{part}.mcap")
+    source = open_source(tmp_path / "bag")
+    assert len(source) == 3 * COUNT
+    assert [frame.stamp_ns // 10**10 - START // 10**10 for frame in source][::COUNT] == [2, 9, 10]
+
+
+def test_a_damaged_chunk_and_a_cut_cost_only_themselves(tmp_path):
+    path = tmp_path / "walk.mcap"
+    with path.open("wb") as file:
+        writer = McapWriter(file, chunk_size=20_000)
+        writer.start(profile="ros2")
+        schema = writer.register_schema(IMAGE, "ros2msg", b"")
+        channel = writer.register_channel("/front/image", "cdr", schema)
+        writer.register_channel("/diagnostics", "json", writer.register_schema("d", "jsonschema", b"{}"))
+        for index in range(COUNT):
+            stamp = START + index * 10**8
+            writer.add_message(channel, stamp, bytes(STORE.serialize_cdr(image(index, stamp), IMAGE)), stamp)
+        writer.finish()
+    whole = path.read_bytes()
+    assert shades(open_source(path)) == list(range(COUNT))
+    middle = bytearray(whole)
+    chunk = whole.index(b"\x06", len(whole) // 3)
+    middle[chunk + 200 : chunk + 260] = bytes(60)
+    path.write_bytes(middle)
+    damaged = open_source(path)
+    assert 1 <= len(shades(damaged)) < COUNT
+    assert any("damaged" in skipped.reason or "breaks off" in skipped.reason for skipped in damaged.skipped)
+    path.write_bytes(whole[: len(whole) // 2])
+    cut = open_source(path)
+    found = shades(cut)
+    assert found == list(range(len(found)))
+    assert 2 <= len(found) < COUNT
+    assert "breaks off" in cut.skipped[-1].reason
+
+
+STAMPS = {
+    "zero": ([0] * COUNT, [START + i * 10**8 for i in range(COUNT)], list(range(COUNT))),
+    "doubled": (
+        [START + i // 2 * 10**8 for i in range(COUNT)],
+        [START + i // 2 * 10**8 + i % 2 for i in range(COUNT)],
+        list(range(COUNT)),
+    ),
+    "out of order": (
+        [START + (i ^ 1) * 10**8 for i in range(COUNT)],
+        [START + i * 10**8 for i in range(COUNT)],
+        [i ^ 1 for i in range(COUNT)],
+    ),
+    "one zero": (
+        [0 if i == 3 else START + i * 10**8 for i in range(COUNT)],
+        [START + i * 10**8 for i in range(COUNT)],
+        list(range(COUNT)),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", STAMPS)
+def test_no_stamp_of_a_driver_loses_a_frame(tmp_path, kind):
+    stamps, expected, order = STAMPS[kind]
+    source = open_source(write_bag(tmp_path / "bag", stamps))
+    frames = list(source)
+    assert [frame.stamp_ns for frame in frames] == expected
+    assert shades(frames) == order
+    assert shades(source.frames([2, 5])) == [order[2], order[5]]
+
+
+ZERO = info(focal=0.0)
+
+
+@pytest.mark.parametrize(
+    ("infos", "focal"),
+    [
+        ([b"\0\1\0\0garbage", info()], 50),
+        ([ZERO, ZERO, info()], 50),
+        ([info(model="")], 50),
+        ([info(128, 96, 100.0, binning=2)], 50),
+        ([info(128, 96, 100.0)], 50),
+        ([info(100, 96, 100.0, roi=TYPES["sensor_msgs/msg/RegionOfInterest"](8, 16, 48, 64, False))], 100),
+        ([ZERO], None),
+        ([info(64, 64)], None),
+    ],
+    ids=["garbage first", "zeros first", "no name", "binning", "resized", "region", "only zeros", "cropped"],
+)
+def test_calibrations_as_drivers_publish_them(tmp_path, infos, focal):
+    source = open_source(write_bag(tmp_path / "bag", infos=infos))
+    if focal is None and infos != [ZERO]:
+        with pytest.raises(UserError, match="aspect"):
+            list(source)
+        return
+    frames = list(source)
+    assert len(frames) == COUNT
+    if focal is None:
+        assert frames[0].intrinsics is None
+        assert "focal length is estimated" in source.skipped[0].reason
+    else:
+        assert frames[0].intrinsics[0, 0] == pytest.approx(focal)
+
+
+def test_a_region_and_binning_keep_the_ray_of_every_pixel():
+    """The pixel (u, v) of the delivered image looks where the sensor's pixel of that place looks."""
+    full = info(640, 480, 400.0)
+    region = SimpleNamespace(x_offset=100, y_offset=60, width=320, height=240, do_rectify=False)
+    part = SimpleNamespace(
+        **{name: getattr(full, name) for name in ("k", "p", "d", "width", "height", "distortion_model")},
+        roi=region,
+        binning_x=2,
+        binning_y=4,
+    )
+    whole, small = rectifier_of_info(full).intrinsics, rectifier_of_info(part).intrinsics
+    sensor = np.array([100 + 2 * 30.0, 60 + 4 * 7.0, 1])  # corner coordinates, centres at + 0.5
+    np.testing.assert_allclose(
+        np.linalg.solve(whole, sensor), np.linalg.solve(small, [30.0, 7.0, 1]), atol=1e-12
+    )
+
+
+def write_video(path: Path, frames: int, codec: str = "MJPG") -> Path:
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*codec), 10.0, (64, 48))
+    for index in range(frames):
+        writer.write(picture(index))
+    writer.release()
+    return path
+
+
+def test_frames_are_counted_by_decoding(tmp_path):
+    path = write_video(tmp_path / "v.avi", COUNT)
+    assert len(VideoFile(path)) == COUNT
+    data = bytearray(path.read_bytes())
+    place = data.index(b"avih") + 8 + 16  # the number of frames in the header of an AVI
+    data[place : place + 4] = (5).to_bytes(4, "little")
+    path.write_bytes(data)
+    source = VideoFile(path)
+    assert len(list(source)) == len(source) == COUNT
+
+
+def test_a_cut_video_gives_what_is_there_and_says_so(tmp_path):
+    path = write_video(tmp_path / "v.avi", 40)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 6 // 10])
+    source = VideoFile(path)
+    assert 5 < len(list(source)) < 40
+    assert "cut short" in source.skipped[0].reason
+
+
+def test_a_rate_thins_by_time_stamps():
+    stamps = [0, 10**8, 2 * 10**8, 10**9, 11 * 10**8, 3 * 10**9]
+    assert choose_indices(6, 2.0, rate_hz=1.0, stamps_ns=stamps) == [0, 3, 5]
+    assert choose_indices(6, 2.0, rate_hz=100.0, stamps_ns=stamps) == list(range(6))
+
+
+def test_audio_with_a_cover_is_no_video(tmp_path):
+    (tmp_path / "song.mp3").write_bytes(b"ID3")
+    with pytest.raises(UserError, match="audio"):
+        open_source(tmp_path / "song.mp3")
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".tga", ".pnm", ".jfif", ".jp2"])
+def test_pictures_that_pillow_reads_are_read(tmp_path, suffix):
+    for index in range(3):
+        Image.fromarray(picture(index)).save(tmp_path / f"{index}{suffix}")
+    assert len(list(open_source(tmp_path))) == 3
+
+
+def test_what_is_not_read_in_a_folder_is_named(tmp_path, capsys):
+    Image.fromarray(picture(1)).save(tmp_path / "1.png")
+    (tmp_path / "2.NEF").write_bytes(b"raw")
+    source = open_source(tmp_path)
+    assert len(list(source)) == 1
+    assert "NEF" in source.skipped[0].reason
+    assert main(["info", str(tmp_path)]) == 0
+    assert "NEF" in capsys.readouterr().out
+    (tmp_path / "1.png").unlink()
+    with pytest.raises(UserError, match="none of the 1 pictures"):
+        open_source(tmp_path)
+
+
+def test_folders_of_folders_get_a_hint(tmp_path):
+    (tmp_path / "cam0").mkdir()
+    Image.fromarray(picture(1)).save(tmp_path / "cam0" / "1.png")
+    with pytest.raises(UserError, match=r"1 in .*cam0"):
+        open_source(tmp_path)
+
+
+def test_a_broken_first_image_is_no_end(tmp_path, capsys):
+    (tmp_path / "0.png").write_bytes(b"broken")
+    Image.fromarray(picture(1)).save(tmp_path / "1.png")
+    assert main(["info", str(tmp_path)]) == 0
+    assert "64 x 48" in capsys.readouterr().out
+
+
+def test_names_that_are_times_sort_by_time(tmp_path):
+    for name in ("1.5", "1.25", "10.0"):
+        Image.fromarray(picture(1)).save(tmp_path / f"{name}.png")
+    source = ImageFiles.from_folder(tmp_path)
+    assert [Path(source.frame_name(frame.stamp_ns)).stem for frame in source] == ["1.25", "1.5", "10.0"]
+
+
+def test_only_the_first_page_is_used_and_said(tmp_path):
+    pages = [Image.fromarray(picture(index)) for index in (4, 5, 6)]
+    pages[0].save(tmp_path / "1.tif", save_all=True, append_images=pages[1:])
+    source = open_source(tmp_path)
+    assert shades(source) == [4]
+    assert "first of its 3 pages" in source.skipped[0].reason
+
+
+@pytest.mark.parametrize("highest", [1023, 4095, 30_000, 65_535])
+def test_deep_greys_use_the_whole_range(tmp_path, highest):
+    """Cameras of 10, 12 and 16 bits, and a thermal one whose values are all high."""
+    low = 25_000 if highest == 30_000 else 0
+    ramp = np.linspace(low, highest, 64 * 48).reshape(48, 64).astype(np.uint16)
+    Image.fromarray(ramp).save(tmp_path / "1.png")
+    values = read_image(tmp_path / "1.png")
+    assert values.min() <= 2
+    assert values.max() >= 253
+
+
+LISTS = {
+    "byte order mark": ("list.txt", "\ufeffa.png\nb.png\n", None),
+    "quotes": ("list.txt", "\"a.png\"\n'b.png'\n", None),
+    "whole seconds": ("list.txt", "5 a.png\n7 b.png\n", [5 * 10**9, 7 * 10**9]),
+    "nanoseconds": (
+        "data.csv",
+        "#timestamp [ns],filename\n1403636579763555584,a.png\n1403636579813555456,b.png\n",
+        [1403636579763555584, 1403636579813555456],
+    ),
+    "associations": (
+        "list.txt",
+        "1.5 a.png 1.52 depth/a.png\n2.5 b.png 2.49 depth/b.png\n",
+        [1_500_000_000, 2_500_000_000],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", LISTS)
+@pytest.mark.parametrize("inner", ["", "data"])
+def test_lists_of_other_tools(tmp_path, kind, inner):
+    name, text, stamps = LISTS[kind]
+    (tmp_path / inner).mkdir(exist_ok=True)
+    for index, file in enumerate(("a.png", "b.png")):
+        Image.fromarray(picture(index + 1)).save(tmp_path / inner / file)
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    frames = list(open_source(tmp_path / name))
+    assert shades(frames) == [1, 2]
+    if stamps is not None:
+        assert [frame.stamp_ns for frame in frames] == stamps
+
+
+def test_a_pattern_in_a_folder_with_brackets(tmp_path):
+    (tmp_path / "walk [1]").mkdir()
+    Image.fromarray(picture(1)).save(tmp_path / "walk [1]" / "1.png")
+    assert len(list(open_source(str(tmp_path / "walk [1]" / "*.png")))) == 1
+
+
+def lzf(data: bytes) -> bytes:
+    """Valid LZF by another way than PCL's: literal runs, and one long copy of a run of equal bytes."""
+    packed = bytearray()
+    for start in range(0, len(data), 32):
+        run = data[start : start + 32]
+        packed += bytes([len(run) - 1]) + run
+    return bytes(packed)
+
+
+def test_compressed_clouds_of_pcl_are_read(tmp_path):
+    points = np.arange(12, dtype="<f4").reshape(4, 3)
+    colors = np.array([0xFFC81E0A] * 4, "<u4")
+    content = b"".join(points[:, axis].tobytes() for axis in range(3)) + colors.tobytes()
+    packed = (
+        lzf(content[:-16]) + bytes([3]) + content[-16:-12] + bytes([0xE0, 12 - 2 - 7, 3])
+    )  # copies 12 bytes
+    head = (
+        "VERSION 0.7\nFIELDS x y z rgba\nSIZE 4 4 4 4\nTYPE F F F U\nCOUNT 1 1 1 1\nWIDTH 4\nHEIGHT 1\n"
+        "POINTS 4\nDATA binary_compressed\n"
+    )
+    sizes = np.array([len(packed), len(content)], "<u4").tobytes()
+    (tmp_path / "a.pcd").write_bytes(head.encode() + sizes + packed)
+    cloud = read_pcd(tmp_path / "a.pcd")
+    np.testing.assert_array_equal(cloud.points, points)
+    assert cloud.colors.tolist() == [[200, 30, 10]] * 4
+    for broken in (sizes + packed[:-1], sizes[:4] + b"\xff" * 4 + packed, sizes + b"\xff" * len(packed)):
+        (tmp_path / "a.pcd").write_bytes(head.encode() + broken)
+        with pytest.raises(UserError, match="PCD"):
+            read_pcd(tmp_path / "a.pcd")
+
+
+def test_results_lead_back_to_the_photos(tmp_path):
+    """A point of the map falls on the same place of the photo by its own intrinsics as by the network's."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for index, frame in enumerate(open_source("synthetic:2")):
+        Image.fromarray(frame.image).resize((800, 600)).save(folder / f"DSC{4000 + index}.jpg")
+    assert main(["reconstruct", str(folder), "--output", str(tmp_path / "out")]) == 0
+    entries = json.loads((tmp_path / "out" / "cameras.json").read_text())["views"]
+    records, _ = read_cameras(tmp_path / "out" / "cameras.json")
+    assert len(entries) >= 2
+    for entry, record in zip(entries, records, strict=True):
+        source = entry["source"]
+        assert Path(source["name"]).is_file()
+        assert (source["width"], source["height"]) == (800, 600)
+        point = np.array([0.3, -0.1, 2.0])
+        on_photo = np.array(source["intrinsics"]) @ point
+        on_network = record.intrinsics @ point
+        expected = np.array(source["network_from_image"]) @ on_photo
+        np.testing.assert_allclose(expected / expected[2], on_network / on_network[2], atol=1e-9)
+        assert record.source is not None
+        assert record.source.name == source["name"]
+
+
+def test_a_topic_of_pictures_that_are_not_read_is_named(tmp_path):
+    path = tmp_path / "bag"
+    with Writer(path, version=9) as writer:
+        connection = writer.add_connection("/cam/packets", "std_msgs/msg/String", typestore=STORE)
+        writer.write(
+            connection, START, STORE.serialize_cdr(TYPES["std_msgs/msg/String"]("x"), "std_msgs/msg/String")
+        )
+    with pytest.raises(UserError, match="/cam/packets"):
+        RosBag(path)
