@@ -104,6 +104,12 @@ class RegistrationConfig:
     pixels: int = parameter(
         2000, "pixels per view that take part in a registration", range=(100, 100000), dynamic=True
     )
+    planar: bool = parameter(
+        False,
+        "the base drives on one level floor: its height, roll and pitch are held to the map's ground plane "
+        "(needs base -> camera, and a map in metres for the height)",
+        dynamic=True,
+    )
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from fast3r_ros.geometry.rigid import inverse
+from fast3r_ros.geometry.rotation import angle_between
+from fast3r_ros.geometry.sim3 import Sim3
 from fast3r_ros.mapping.data import Float64
+from fast3r_ros.mapping.gravity import Mounted, extrinsics, rotation_to_vertical
 from fast3r_ros.mapping.map import Keyframe
+from fast3r_ros.mapping.odometry import OdometryBuffer
 
 _NEAREST = 16  # keyframes that are looked at where none is within the radius
+_COMPARED = 40  # newest keyframes by which odometry is judged
+_FEWEST = 6  # comparisons that are needed
+_SPAN = 4  # keyframes over which ways are compared
+_TRUSTED_WAY, _TRUSTED_TURN = 0.1, float(np.deg2rad(3))  # share of the way, and turn: median errors at most
+_SHORTEST = 0.3  # metres of way in a window whose scale odometry gives
+_AGREES_WAY, _AGREES_TURN = 0.2, float(np.deg2rad(10))  # between a window and odometry
 
 
 @dataclass(frozen=True)
@@ -37,3 +48,94 @@ class InitialPose:
         if not len(found):
             found = np.argsort(distance)[:_NEAREST]
         return {held[n].id for n in found}
+
+
+def odometry_error(
+    keyframes: Sequence[Keyframe], odometry: OdometryBuffer, base_from_camera: Mapping[str, Float64]
+) -> tuple[float, float] | None:
+    """How far odometry is off over the newest keyframes (in time order, of one submap in metres): median
+    errors as a share of the way and in radians.  None where too little can be compared.
+    """
+    recent = keyframes[-_COMPARED:]
+    ways, turns = [], []
+    for before, after in zip(recent, recent[_SPAN:], strict=False):
+        step = odometry_step(odometry, base_from_camera, before, after)
+        if step is None:
+            continue
+        mapped = inverse(before.map_from_camera) @ after.map_from_camera
+        way = float(np.linalg.norm(mapped[:3, 3]))
+        turns.append(float(angle_between(mapped[:3, :3], step[:3, :3])))
+        if way > 0.1:
+            ways.append(float(np.linalg.norm(mapped[:3, 3] - step[:3, 3])) / way)
+    if min(len(ways), len(turns)) < _FEWEST:
+        return None
+    return float(np.median(ways)), float(np.median(turns))
+
+
+def expected_poses(
+    keyframes: Sequence[Keyframe],
+    views: Sequence[Mounted],
+    odometry: OdometryBuffer,
+    base_from_camera: Mapping[str, Float64],
+) -> dict[tuple[str, int], Float64]:
+    """`map_from_camera` of new views by odometry since the newest keyframe, by (camera, stamp_ns).
+
+    keyframes: the newest of a submap in metres, in time order.  Nothing where odometry has not agreed with
+    the map lately: wheels that slip, or a wrong place of the camera, are no help.
+    """
+    error = odometry_error(keyframes, odometry, base_from_camera)  # None without keyframes
+    if error is None or error[0] > _TRUSTED_WAY or error[1] > _TRUSTED_TURN:
+        return {}
+    last, found = keyframes[-1], {}
+    for view in views:
+        step = odometry_step(odometry, base_from_camera, last, view)
+        if step is not None:
+            found[view.camera, view.stamp_ns] = last.map_from_camera @ step
+    return found
+
+
+def odometry_step(
+    odometry: OdometryBuffer, base_from_camera: Mapping[str, Float64], before: Mounted, after: Mounted
+) -> Float64 | None:
+    """(4, 4) from the later picture's camera to that of the earlier one, metres; None when odometry does not
+    know.
+    """
+    start, end = odometry.at(before.stamp_ns), odometry.at(after.stamp_ns)
+    if start is None or end is None:
+        return None
+    odom_from_before = start @ extrinsics(base_from_camera, before)
+    return np.asarray(inverse(odom_from_before) @ end @ extrinsics(base_from_camera, after))
+
+
+def similarity_of_poses(poses: Float64, expected: Float64) -> Sim3 | None:
+    """The similarity that brings camera poses (N, 4, 4) to where they are expected (N, 4, 4), in metres.
+
+    None where the way is too short to tell the scale, or the two do not agree.
+    """
+    mean = expected[:, :3, :3] @ poses[:, :3, :3].transpose(0, 2, 1)
+    left, _, right = np.linalg.svd(mean.sum(axis=0))
+    rotation = left @ np.diag([1.0, 1.0, np.linalg.det(left @ right)]) @ right
+    here, there = (each[:, :3, 3] - each[:, :3, 3].mean(axis=0) for each in (poses, expected))
+    way, seen = float(np.linalg.norm(there)), float(np.linalg.norm(here))
+    if way < _SHORTEST or seen < 1e-9:
+        return None
+    scale = way / seen
+    apart = np.linalg.norm(scale * here @ rotation.T - there)
+    turn = angle_between(rotation[None] @ poses[:, :3, :3], expected[:, :3, :3])
+    if apart > _AGREES_WAY * way or float(np.median(turn)) > _AGREES_TURN:
+        return None
+    translation = expected[:, :3, 3].mean(axis=0) - scale * rotation @ poses[:, :3, 3].mean(axis=0)
+    return Sim3(scale, rotation, translation)
+
+
+def to_the_plane(map_from_camera: Float64, base_from_camera: Float64, metres: bool) -> Sim3:
+    """The rigid change of the map that brings bases, on average, to the ground plane: level, and at z = 0.
+
+    map_from_camera, base_from_camera: (N, 4, 4) of the same views.  metres: whether the map is in metres;
+    otherwise the height stays.
+    """
+    bases = map_from_camera @ inverse(base_from_camera)
+    turn = rotation_to_vertical(bases[:, :3, 2].mean(axis=0))
+    middle = (bases if metres else map_from_camera)[:, :3, 3].mean(axis=0)
+    wanted = middle * [1.0, 1.0, 0.0] if metres else middle
+    return Sim3(1.0, turn, wanted - turn @ middle)

@@ -25,6 +25,11 @@ class Mounted(Protocol):
         ...
 
     @property
+    def stamp_ns(self) -> int:
+        """The stamp of the picture."""
+        ...
+
+    @property
     def base_from_camera(self) -> Float64 | None:
         """(4, 4) metres at the picture's stamp, None if unknown."""
         ...

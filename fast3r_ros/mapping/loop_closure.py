@@ -28,6 +28,7 @@ _log = logging.getLogger(__name__)
 # (rotation in radians, translation / depth, log scale) of what one window says about two keyframes
 _TRACK_SIGMA = (0.002, 0.003, 0.002)
 _LOOP_SIGMA = (0.003, 0.005, 0.003)
+_BRIDGE_SIGMA = (0.02, 0.05, 0.02)
 _WORTH_IT = 1.0  # standard deviations of disagreement from which the map is optimised
 _SPANS = (1, 2, 4, 8)  # a keyframe is linked to those so many places before it
 
@@ -169,6 +170,11 @@ class LoopCloser:
             abs(float(np.log(error.scale))),
         )
         return any(value > _WORTH_IT * sigma for value, sigma in zip(size, _LOOP_SIGMA, strict=True))
+
+    def bridge(self, before: Keyframe, after: Keyframe) -> None:
+        """Link two keyframes between which only odometry knows the way."""
+        measured = before.map_from_local.inverse() @ after.map_from_local
+        self.edges.add(Edge(before.id, after.id, measured, before.depth, _BRIDGE_SIGMA, robust=False))
 
     def all_edges(self, keyframes: dict[int, Keyframe], live: Sequence[int]) -> list[Edge]:
         """The settled edges, and those of keyframes that are still in the window, as they are now."""

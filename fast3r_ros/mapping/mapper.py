@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import wraps
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,17 +24,17 @@ from fast3r_ros.mapping.data import (
 )
 from fast3r_ros.mapping.edges import EdgeStore
 from fast3r_ros.mapping.encoding import encode_all
-from fast3r_ros.mapping.expectation import InitialPose
+from fast3r_ros.mapping.expectation import InitialPose, expected_poses, odometry_step, to_the_plane
 from fast3r_ros.mapping.fusion import Fusion, fuse_window
 from fast3r_ros.mapping.gravity import extrinsics, known_extrinsics, level_origin
 from fast3r_ros.mapping.intake import FrameCounts, FrameIntake
 from fast3r_ros.mapping.localization import EMPTY_MAP, Localizer
 from fast3r_ros.mapping.loop_closure import LoopCloser
-from fast3r_ros.mapping.map import Map
+from fast3r_ros.mapping.map import Keyframe, Map
 from fast3r_ros.mapping.metric import MetricScale
 from fast3r_ros.mapping.odometry import OdometryBuffer
 from fast3r_ros.mapping.outcome import Clock, Context, up_to_date, window_result
-from fast3r_ros.mapping.prediction import odometry_step, pose_of, predict
+from fast3r_ros.mapping.prediction import pose_of, predict
 from fast3r_ros.mapping.storage import SavedMap, read_map, write_map
 from fast3r_ros.mapping.tracking import Knowledge, SubmapStart, Track, submap_start, track
 from fast3r_ros.mapping.window import SlidingWindow, WindowView
@@ -193,12 +194,14 @@ class Mapper:
         if len(views) < 2:
             return self._reject(new, None, "fewer than two usable views", clock)
         known = {view.keyframe_id for view in retrieved if view.keyframe_id is not None}
-        start = self._submap_start(new[0])
+        start = self._submap_start(new[0], new)
         tracked = track(
             self._network, views, known, self.map.keyframes, start, self._known, self.config, clock.lap
         )
         if tracked.reason:
             return self._reject(new, tracked, tracked.reason, clock)
+        if self.config.registration.planar:
+            tracked = self._on_the_plane(tracked)
         fusion = self._fuse(tracked)
         clock.lap("fuse")
         loop_closed = self._close_loop(tracked)
@@ -341,15 +344,42 @@ class Mapper:
                 views.append(replace(WindowView.of(frame, view), keyframe_id=keyframe.id))
         return views
 
-    def _submap_start(self, first: WindowView) -> SubmapStart:
-        """Where the track was lost, or the map's origin."""
+    def _submap_start(self, first: WindowView, new: Sequence[WindowView] = ()) -> SubmapStart:
+        """Where the track was lost, where odometry has brought the new views since, or the map's origin."""
         base_from_camera = extrinsics(self._base_from_camera, first)
         odom_from_base = self._odometry.at(first.stamp_ns)
         origin = level_origin(self._map_from_first_base, odom_from_base, base_from_camera)
         start = submap_start(self.map.keyframes, origin)
-        if self._initial_pose is None:
+        if self._initial_pose is None and self._window.ids:
             return start
+        if self._initial_pose is None:
+            newest = self._newest_of_submap(50) if self.map.known_scale(self._submap) else []
+            expected = expected_poses(newest, new, self._odometry, self._base_from_camera)
+            return replace(start, expected=expected)
         return replace(start, map_from_camera=self._initial_pose.map_from_base @ base_from_camera)
+
+    def _on_the_plane(self, tracked: Track) -> Track:
+        """The window moved so that the base of its new views, where it is known, is on the ground plane."""
+        window, base_from_camera = tracked.window, []
+        map_from_camera = []
+        for number in np.flatnonzero(tracked.connected):
+            known = known_extrinsics(self._base_from_camera, window.views[number])
+            if known is not None:
+                pose = window.poses.window_from_camera[number]
+                map_from_camera.append(window.registration.map_from_window.move_camera(pose))
+                base_from_camera.append(known)
+        if not base_from_camera:
+            return tracked
+        metres = self.map.known_scale(self._submap) and not tracked.relocalized
+        change = to_the_plane(np.stack(map_from_camera), np.stack(base_from_camera), metres)
+        registration = window.registration
+        moved = replace(registration, map_from_window=change @ registration.map_from_window)
+        return replace(tracked, window=replace(window, registration=moved))
+
+    def _newest_of_submap(self, count: int) -> list[Keyframe]:
+        """The newest keyframes of the submap in work, in time order."""
+        mine = (k for k in reversed(self.map.keyframes.values()) if k.submap == self._submap)
+        return sorted(islice(mine, count), key=lambda keyframe: keyframe.stamp_ns)
 
     def _fuse(self, tracked: Track) -> Fusion:
         """Put the window into the map: new keyframes, better poses of live ones, and their points."""
@@ -358,7 +388,7 @@ class Mapper:
             self._leave_track()
             assert tracked.loop_keyframe is not None
             self._submap = self.map.keyframes[tracked.loop_keyframe].submap
-        elif not self._window.ids and self.map.keyframes:
+        elif not self._window.ids and self.map.keyframes and not tracked.bridged:
             self._submaps += 1
             self._submap = self._submaps
             if self.map.metres:
@@ -370,11 +400,14 @@ class Mapper:
         # those after the last that was placed may be connected by what follows
         self._pending = [v for v in fusion.left_out if v.stamp_ns > fusion.views[-1].stamp_ns]
         self._intake.drop("not_connected", len(fusion.left_out) - len(self._pending))
+        before = self._newest_of_submap(1) if tracked.bridged else []
         self.map.put(fusion.keyframes)
         self._intake.use(len(fusion.views))
         fresh = [view.keyframe_id for view in fusion.views if view.keyframe_id is not None]
         for identity in fresh:
             self._loops.index.add(identity, self.map.keyframes[identity].descriptor)
+        for keyframe in before:
+            self._loops.bridge(keyframe, self.map.keyframes[fresh[0]])
         settled = self._window.keep(list(fusion.views))
         self._loops.settle(settled, self.map.keyframes)
         self.map.refine(final=settled, provisional=fresh)

@@ -129,7 +129,7 @@ class GridMaker:
 
         def count(at: NDArray[np.int64], weights: NDArray[np.int32] | None = None) -> Float64:
             index = (at[:, 1] - low[1]) * width + (at[:, 0] - low[0])
-            return np.bincount(index, weights, minlength=width * length)
+            return np.bincount(index, weights, minlength=width * length).astype(np.float64)
 
         obstacles, ground, passed = count(cells[high]), count(cells[~high]), count(through, rays)
         evidence = passed + ground
@@ -230,6 +230,7 @@ def find_floor(points: Float32, keyframes: Collection[Keyframe]) -> Floor:
     if base is None and tilt > _LEVEL:
         raise FloorUnknown(f"the map is not level: its floor is tilted by {tilt:.0f} degrees")
     if plane is None or tilt > _LEVEL:
+        assert base is not None
         return Floor(base, eyes[:2], np.zeros(2))
     normal, centre = plane
     slope = -normal[:2] / normal[2]

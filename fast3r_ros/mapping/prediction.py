@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -10,9 +10,7 @@ import numpy as np
 from fast3r_ros.geometry.rigid import inverse
 from fast3r_ros.geometry.rotation import matrix_from_vector, vector_from_matrix
 from fast3r_ros.mapping.data import Float64, Frame, PoseEstimate
-from fast3r_ros.mapping.gravity import extrinsics
 from fast3r_ros.mapping.map import Keyframe
-from fast3r_ros.mapping.odometry import OdometryBuffer
 
 _ODOMETRY_ERROR = 0.02  # of the way
 
@@ -27,17 +25,6 @@ def pose_of(keyframe: Keyframe) -> PoseEstimate:
         extrapolated=False,
         base_from_camera=keyframe.base_from_camera,
     )
-
-
-def odometry_step(
-    odometry: OdometryBuffer, base_from_camera: Mapping[str, Float64], last: Keyframe, frame: Frame
-) -> Float64 | None:
-    """(4, 4) from a frame's camera to that of the last keyframe, metres; None when odometry does not know."""
-    before, after = odometry.at(last.stamp_ns), odometry.at(frame.stamp_ns)
-    if before is None or after is None:
-        return None
-    odom_from_last = before @ extrinsics(base_from_camera, last)
-    return np.asarray(inverse(odom_from_last) @ after @ extrinsics(base_from_camera, frame))
 
 
 def predict(recent: Sequence[Keyframe], step: Float64 | None, frame: Frame) -> PoseEstimate:

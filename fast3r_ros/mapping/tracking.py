@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
@@ -17,6 +17,7 @@ from fast3r_ros.geometry.sim3 import Sim3
 from fast3r_ros.mapping.calibration import FocalLengths, WindowCameras, network_focals
 from fast3r_ros.mapping.config import MapperConfig
 from fast3r_ros.mapping.data import Float64, Reconstruction, WindowNetwork
+from fast3r_ros.mapping.expectation import similarity_of_poses
 from fast3r_ros.mapping.map import Keyframe
 from fast3r_ros.mapping.placement import (
     RegisteredWindow,
@@ -33,10 +34,14 @@ Lap = Callable[[str], None]
 
 @dataclass(frozen=True)
 class SubmapStart:
-    """Where a submap begins: the pose (4, 4) of its oldest view and the median depth of its first window."""
+    """Where a submap begins: the pose (4, 4) of its oldest view and the median depth of its first window.
+
+    expected: (camera, stamp_ns) -> `map_from_camera` of the new views where odometry has brought them.
+    """
 
     map_from_camera: Float64
     depth: float
+    expected: Mapping[tuple[str, int], Float64] = field(default_factory=dict)
 
 
 def submap_start(keyframes: dict[int, Keyframe], origin: Float64) -> SubmapStart:
@@ -62,7 +67,8 @@ class Track:
 
     loop: the fit to the retrieved keyframes, if it passed its gates.  loop_keyframe: the best of these, or
     None. relocalized: the window is registered to the retrieved keyframes only, not to the way just come.
-    connected: (V,) which new views may go into the map.  known: what is known after this window.
+    connected: (V,) which new views may go into the map.  known: what is known after this window.  bridged:
+    the window shares nothing with the map and was placed by odometry.
     """
 
     window: RegisteredWindow
@@ -71,6 +77,7 @@ class Track:
     relocalized: bool
     connected: NDArray[np.bool_]
     known: Knowledge = field(default_factory=Knowledge)
+    bridged: bool = False
 
     @property
     def reason(self) -> str:
@@ -188,18 +195,19 @@ def _register(
         loop_keyframe = window.views[best.view].keyframe_id
     tracked = any(v.keyframe_id is not None and v.keyframe_id not in retrieved for v in window.views)
     registration = register(own, *maps, config.registration, usual) if tracked else _NOWHERE
-    relocalized = loop is not None and bool(registration.reason)
+    bridged, relocalized = False, loop is not None and bool(registration.reason)
     if relocalized and loop is not None:
         registration = loop
     elif not tracked:
-        registration = _start(window, retrieved, start, config)
+        registration, bridged = _start(window, retrieved, start, config)
     window = replace(window, registration=registration)
     connected = _connected(window, config)
     if not registration.reason and not connected.any():
         registration = replace(registration, reason="no new view is connected to the map")
         window = replace(window, registration=registration)
     knowledge = replace(knowledge, errors=usual.after(registration.errors))
-    return Track(window, loop, loop_keyframe if loop else None, relocalized, connected, knowledge)
+    best_loop = loop_keyframe if loop else None
+    return Track(window, loop, best_loop, relocalized, connected, knowledge, bridged)
 
 
 def _connected(window: RegisteredWindow, config: MapperConfig) -> NDArray[np.bool_]:
@@ -216,19 +224,38 @@ def _connected(window: RegisteredWindow, config: MapperConfig) -> NDArray[np.boo
 
 def _start(
     window: RegisteredWindow, retrieved: set[int], start: SubmapStart, config: MapperConfig
-) -> Registration:
-    """`map_from_window` of a submap's first window: its oldest view and its depth are as `start` says."""
+) -> tuple[Registration, bool]:
+    """`map_from_window` of a window that shares nothing with the map, and whether odometry bridges the gap.
+
+    Otherwise it begins a submap, whose oldest view and depth are as `start` says.
+    """
     order = np.argsort([view.stamp_ns for view in window.views], kind="stable")
     fresh = _connected(window, config)
     usable = [int(i) for i in order if fresh[i]]
     if len(usable) < 2:
-        return replace(_NOWHERE, reason="fewer than two views of the first window could be placed")
+        reason = "fewer than two views of the first window could be placed"
+        return replace(_NOWHERE, reason=reason), False
     scale = start.depth / median_depth(window, usable, config.points)
+    share = float(np.mean(window.poses.inlier_share[usable]))
+    bridge = _bridge(window, usable, start)
+    if bridge is not None:
+        return replace(_NOWHERE, map_from_window=bridge, inlier_share=share, residual=0.0, reason=""), True
     camera_from_window = inverse(window.poses.window_from_camera[usable[0]])
     place = Sim3(scale, np.eye(3), np.zeros(3)) @ Sim3.from_rigid(camera_from_window)
-    share = float(np.mean(window.poses.inlier_share[usable]))
     fit = Registration(Sim3.from_rigid(start.map_from_camera) @ place, share, 0.0, np.zeros((7, 7)), "")
-    return fit
+    return fit, False
+
+
+def _bridge(window: RegisteredWindow, usable: Sequence[int], start: SubmapStart) -> Sim3 | None:
+    """`map_from_window` that brings the views to where odometry says they are; None where it says nothing or
+    something else than the window does.
+    """
+    keys = {i: (window.views[i].camera, window.views[i].stamp_ns) for i in usable}
+    known = [i for i in usable if keys[i] in start.expected]
+    if len(known) < 2:
+        return None
+    poses = np.stack([window.poses.window_from_camera[i] for i in known])
+    return similarity_of_poses(poses, np.stack([start.expected[keys[i]] for i in known]))
 
 
 _NOWHERE = Registration(

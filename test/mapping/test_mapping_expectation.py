@@ -1,5 +1,7 @@
 """Where the robot is expected: a pose that somebody gives, and odometry where the network fails."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -8,7 +10,8 @@ from fast3r_ros.errors import UserError
 from fast3r_ros.geometry.axes import BODY_FROM_OPTICAL
 from fast3r_ros.geometry.rigid import inverse, rigid_matrix
 from fast3r_ros.geometry.rotation import matrix_from_vector
-from fast3r_ros.mapping.expectation import InitialPose
+from fast3r_ros.geometry.sim3 import Sim3
+from fast3r_ros.mapping.expectation import InitialPose, similarity_of_poses, to_the_plane
 
 MOUNT = rigid_matrix(BODY_FROM_OPTICAL[:3, :3], [0.2, 0.0, 1.0])
 
@@ -81,3 +84,75 @@ def test_keyframes_near_a_pose_look_about_where_it_does():
     assert 0 < len(near) < len(keyframes)
     back = InitialPose(off(pose, 0, 0, 180), 1.0, np.deg2rad(30)).near(keyframes, MOUNT)
     assert len(back) == min(16, len(keyframes))  # the nearest: none looks that way
+
+
+def in_the_dark(odometry, seconds=10, after=70):
+    """A walk of which some seconds show nothing; odometry: of the base by frame number, or None."""
+    sequence, frames = the_loop()
+    run = start(sequence, scale__source="depth" if odometry is None else "odometry", loop__enabled=False)
+    run.mapper.set_extrinsics(sequence.camera, MOUNT)
+    if odometry is not None:
+        for index in range(150 + 10 * seconds + after):
+            base = sequence.world_from_camera[index] @ inverse(MOUNT)
+            run.mapper.add_odometry(sequence.stamp_ns(index), odometry(index, base))
+    dark = slice(150, 150 + 10 * seconds)
+    blank = [replace(frame, image=np.full_like(frame.image, 128)) for frame in frames[dark]]
+    run.feed([*frames[:150], *blank, *frames[dark.stop : dark.stop + after]])
+    return run
+
+
+def test_odometry_bridges_what_the_network_cannot():
+    run = in_the_dark(lambda _, base: base)
+    status = run.mapper.status()
+    assert (status.submaps, status.metres) == (1, True)
+    assert status.windows_rejected > 0
+    scores = run.scores()
+    assert scores["rmse_percent"] < 0.5
+    assert run.world_from_map().scale == pytest.approx(1.0, abs=0.01)
+    keyframes = run.mapper.map.keyframes
+    last = max(i for i, k in keyframes.items() if k.stamp_ns < 16_000_000_000)
+    assert any({edge.i, edge.j} == {last, last + 1} for edge in run.mapper._loops.edges)
+
+
+@pytest.mark.parametrize("kind", ["turning the wrong way", "another way", "none"])
+def test_odometry_that_does_not_agree_with_the_map_bridges_nothing(kind):
+    def wrong(index, base):
+        result = base.copy()
+        if kind == "turning the wrong way":
+            result[:3, :3] = base[:3, :3].T
+        else:
+            result[:3, 3] = [0.1 * index, np.sin(index / 5), 0.0]
+        return result
+
+    run = in_the_dark(None if kind == "none" else wrong)
+    assert run.mapper.status().submaps == 2
+
+
+def test_a_window_is_not_bridged_where_it_moves_otherwise_than_odometry_says():
+    rng = np.random.default_rng(0)
+    poses = rigid_matrix(matrix_from_vector(rng.normal(0, 0.2, (6, 3))), rng.normal(size=(6, 3)))
+    truth = Sim3(2.5, matrix_from_vector(np.array([0.3, 0.2, 1.0])), np.array([1.0, 2.0, 3.0]))
+    expected = np.stack([truth.move_camera(pose) for pose in poses])
+    found = similarity_of_poses(poses, expected)
+    assert found.scale == pytest.approx(2.5)
+    assert found.rotation == pytest.approx(truth.rotation)
+    assert found.translation == pytest.approx(truth.translation)
+    assert similarity_of_poses(poses, expected[::-1]) is None
+    still = expected.copy()
+    still[:, :3, 3] = expected[:1, :3, 3]
+    assert similarity_of_poses(poses, still) is None
+
+
+@pytest.mark.parametrize("metres", [True, False])
+def test_bases_are_brought_to_the_ground_plane(metres):
+    """Tilted by three degrees and 10 cm too high, on average; place and heading stay."""
+    tilt = rigid_matrix(matrix_from_vector(np.array([0.03, 0.04, 0.0])), [0.0, 0.0, 0.1])
+    level = np.stack([off(np.eye(4), 0.1 * n, 0.2, 10 * n) for n in range(5)])
+    cameras = tilt @ level @ MOUNT
+    change = to_the_plane(cameras, np.tile(MOUNT, (5, 1, 1)), metres)
+    bases = np.stack([change.move_camera(camera) @ inverse(MOUNT) for camera in cameras])
+    assert change.scale == 1.0
+    assert bases[:, 2, 2] == pytest.approx(1.0, abs=1e-6)
+    assert bases[:, :2, 3] == pytest.approx(level[:, :2, 3], abs=0.06 if metres else 0.1)
+    if metres:
+        assert bases[:, 2, 3] == pytest.approx(0.0, abs=1e-6)
