@@ -362,7 +362,7 @@ class Mapper:
         """The window moved so that the base of its new views, where it is known, is on the ground plane."""
         window, base_from_camera = tracked.window, []
         map_from_camera = []
-        for number in np.flatnonzero(tracked.connected):
+        for number in np.flatnonzero(tracked.connected).tolist():
             known = known_extrinsics(self._base_from_camera, window.views[number])
             if known is not None:
                 pose = window.poses.window_from_camera[number]
