@@ -1,8 +1,9 @@
 """Scaled dot-product attention with a choice of kernels.
 
 `auto` leaves the choice to PyTorch for the device and dtype.  The other names force one of PyTorch's kernels,
-or that of a package: FlashAttention 2 (`flash_attn`) or 3 (`flash_attn_3`).  Where the forced one cannot run,
-PyTorch's choice is used and a warning says so once.
+or that of a package: FlashAttention 2 (`flash_attn`), 3 (`flash_attn_3`) or 4 (`flash_attn_4`).  Where the
+forced one cannot run, or gives other values than plain attention, the next one is used and a warning says so
+once.
 
 PyTorch can put FlashAttention 3 behind its own flash kernel, too, but for the whole process and as a
 prototype; called by name it can be timed beside the others.
@@ -12,8 +13,9 @@ from __future__ import annotations
 
 import functools
 import importlib
-import importlib.util
 import logging
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +23,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fast3r_ros.errors import UserError
+from fast3r_ros.files import one_line
 
 PYTORCH_KERNELS = {
     "flash": SDPBackend.FLASH_ATTENTION,
@@ -28,11 +31,21 @@ PYTORCH_KERNELS = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
     "math": SDPBackend.MATH,
 }
-PACKAGES = {"flash_attn": "flash_attn", "flash_attn_3": "flash_attn_interface"}  # the modules to import
+# the modules that hold `flash_attn_func`
+PACKAGES = {
+    "flash_attn": "flash_attn",
+    "flash_attn_3": "flash_attn_interface",
+    "flash_attn_4": "flash_attn.cute",
+}
+CAPABILITIES = {"flash_attn_3": (9,), "flash_attn_4": (9, 10)}  # major numbers of the cards they run on
 ATTENTION_NAMES = ("auto", *PYTORCH_KERNELS, *PACKAGES)
-HOPPER = (9, 0)  # compute capability
+NEXT_KERNELS = ("auto", "efficient", "flash", "cudnn")  # what is tried where the named one cannot be used
 # cuDNN 9.15.0; up to there it is wrong for numbers of tokens that 128 does not divide (PyTorch issue 169849)
 LAST_WRONG_CUDNN = 91500
+CHECKED_ROWS = 8  # queries that are compared with plain attention
+# of the errors that rounded probabilities leave; a wrong kernel is off by hundreds of them
+ROUNDING_MARGIN = 8.0
+MOST_VERDICTS = 4096  # sizes; a stream of windows has some tens
 
 _log = logging.getLogger(__name__)
 
@@ -45,36 +58,68 @@ def check_attention(name: str) -> str:
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, scale: float, name: str) -> Tensor:
-    """Attention of (B, heads, N, D) tensors with logits scaled by `scale`; returns (B, heads, N, D)."""
-    if name != "auto":
+    """Attention of (B, heads, N, D) tensors with logits scaled by `scale`; returns (B, heads, N, D).
+
+    The results of a GPU's and of packages' kernels are compared with plain attention once for each size.
+    Raises torch.OutOfMemoryError where the device has no memory.
+    """
+    if name == "auto" and query.device.type == "cpu":
+        return F.scaled_dot_product_attention(query, key, value, scale=scale)
+    if torch.compiler.is_compiling():  # a graph for all sizes holds no comparison of one
+        return run_kernel(query, key, value, scale, name)
+    for kernel in (name, *(other for other in NEXT_KERNELS if other != name)):
+        size = (kernel, query.dtype, query.device, tuple(query.shape), tuple(key.shape), query.stride())
+        if not _verdicts.get(size, True):
+            continue
         try:
-            return run_kernel(query, key, value, scale, name)
-        except (RuntimeError, ImportError) as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
-            _warn_once(
-                f"attention {name} cannot run {query.dtype} on {query.device.type} "
-                f"({str(error).splitlines()[0]}); "
-                "using PyTorch's own choice"
-            )
+            mixed = run_kernel(query, key, value, scale, kernel)
+        except KernelError as error:
+            problem = f"cannot run {query.dtype} on {query.device.type} ({error})"
+        else:
+            unknown = size not in _verdicts and _is_checked(query, kernel)
+            if not unknown or agrees(mixed, query, key, value, scale):
+                if unknown:
+                    _judge(size, True)
+                return mixed
+            problem = f"gives other values than plain attention for {query.shape[2]} tokens"
+        if not _is_recorded(query):
+            _judge(size, False)
+        _warn_once(f"attention {kernel} {problem}; using the next one, from PyTorch")
     return F.scaled_dot_product_attention(query, key, value, scale=scale)
 
 
+class KernelError(RuntimeError):
+    """A kernel that cannot be used, for any reason but missing memory."""
+
+
 def run_kernel(query: Tensor, key: Tensor, value: Tensor, scale: float, name: str) -> Tensor:
-    """As `attend`, by the named kernel only: raises RuntimeError or ImportError where it cannot run."""
+    """As `attend`, by the named kernel only, and not compared.
+
+    Raises KernelError with one line where it cannot run, whatever the kernel itself raised, and
+    torch.OutOfMemoryError where the device has no memory.
+    """
     refusal = kernel_refusal(query, name)
     if refusal:
-        raise RuntimeError(refusal)
-    if name == "auto":
-        return F.scaled_dot_product_attention(query, key, value, scale=scale)
-    if name not in PACKAGES:
-        with sdpa_kernel(PYTORCH_KERNELS[name]):
-            return F.scaled_dot_product_attention(query, key, value, scale=scale)
-    function = importlib.import_module(PACKAGES[name]).flash_attn_func
-    query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
-    result = function(query, key, value, softmax_scale=scale)
-    mixed: Tensor = result[0] if isinstance(result, tuple) else result  # older ones add the logits' sums
-    return mixed.transpose(1, 2)
+        raise KernelError(refusal)
+    try:
+        if name in PACKAGES:
+            mixed = _by_package(query, key, value, scale, name)
+        elif name in PYTORCH_KERNELS:
+            with sdpa_kernel(PYTORCH_KERNELS[name]):
+                mixed = F.scaled_dot_product_attention(query, key, value, scale=scale)
+        else:
+            mixed = F.scaled_dot_product_attention(query, key, value, scale=scale)
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:  # kernels of others raise anything: AttributeError, compilers' own kinds
+        if "out of memory" in str(error).lower():  # as drivers and other packages say it
+            raise torch.OutOfMemoryError(one_line(error)) from error
+        raise KernelError(one_line(error) or type(error).__name__) from error
+    if not isinstance(mixed, Tensor) or mixed.shape != (*query.shape[:3], value.shape[3]):
+        raise KernelError(f"it returns {getattr(mixed, 'shape', type(mixed).__name__)}")
+    if (mixed.dtype, mixed.device) != (query.dtype, query.device):
+        raise KernelError(f"it returns {mixed.dtype} on {mixed.device}")
+    return mixed
 
 
 def kernel_refusal(query: Tensor, name: str) -> str:
@@ -87,15 +132,83 @@ def kernel_refusal(query: Tensor, name: str) -> str:
             )
     if name not in PACKAGES:
         return ""
-    if importlib.util.find_spec(PACKAGES[name]) is None:
-        return f"the package with {PACKAGES[name]} is not installed"
     if query.device.type != "cuda":
         return f"it needs a CUDA device, the tokens are on {query.device.type}"
     if query.dtype not in (torch.float16, torch.bfloat16):
         return f"it needs float16 or bfloat16, the tokens are {query.dtype}"
-    if name == "flash_attn_3" and (capability := torch.cuda.get_device_capability(query.device)) != HOPPER:
-        return f"it needs compute capability 9.0, the GPU has {capability[0]}.{capability[1]}"
+    if name in CAPABILITIES:
+        major, minor = torch.cuda.get_device_capability(query.device)
+        if major not in CAPABILITIES[name]:
+            needed = " or ".join(f"{number}.x" for number in CAPABILITIES[name])
+            return f"it needs compute capability {needed}, the GPU has {major}.{minor}"
     return ""
+
+
+@torch.no_grad()
+def agrees(mixed: Tensor, query: Tensor, key: Tensor, value: Tensor, scale: float) -> bool:
+    """Whether a few rows of a kernel's result are those of plain attention in float32, but for rounding.
+
+    Rows and heads are taken from the first to the last, as what goes wrong for many tokens are addresses.
+    Waits for the device.  True where plain attention itself is not finite and nothing can be said.
+    """
+    rows = torch.linspace(
+        0, query.shape[2] - 1, min(CHECKED_ROWS, query.shape[2]), device=query.device
+    ).long()
+    rounding = max(torch.finfo(query.dtype).eps, 2**-10)  # float32 may be TF32
+    for batch in {0, query.shape[0] - 1}:
+        for head in {0, query.shape[1] - 1}:
+            logits = query[batch, head, rows].float() @ key[batch, head].float().T * scale
+            shares, values = logits.softmax(dim=-1), value[batch, head].float()
+            exact = shares @ values
+            # probabilities are rounded, each by itself, and then the sum
+            spread = (shares.square() @ values.square()).sqrt()
+            bar = rounding * (exact.abs() + ROUNDING_MARGIN * spread) + 1e-4 * spread.amax()
+            right = (mixed[batch, head, rows].float() - exact).abs() <= bar
+            if not bool((right | ~exact.isfinite()).all()):
+                return False
+    return True
+
+
+def _by_package(query: Tensor, key: Tensor, value: Tensor, scale: float, name: str) -> Any:
+    """What the package's kernel returns for tokens before heads, turned back."""
+    function = _package_function(PACKAGES[name])
+    query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
+    result = function(query, key, value, softmax_scale=scale)
+    mixed = result[0] if isinstance(result, tuple) else result  # some add the logits' sums
+    return mixed.transpose(1, 2)
+
+
+def _package_function(module: str) -> Callable[..., Any]:
+    """The kernel of a package.  Raises KernelError where it is missing or only half there."""
+    try:
+        found = getattr(importlib.import_module(module), "flash_attn_func", None)
+    except ModuleNotFoundError as error:
+        raise KernelError(f"the package with {module} is not installed ({error})") from error
+    if not callable(found):  # another package of the family makes a namespace of this name
+        raise KernelError(f"the package with {module} is not installed: it has no flash_attn_func")
+    return found  # type: ignore[no-any-return]
+
+
+def _is_checked(query: Tensor, kernel: str) -> bool:
+    """Whether a result can and should be compared: not while a graph is recorded, nor of tensors without
+    values.
+    """
+    if type(query) is not Tensor or not query.numel() or _is_recorded(query):
+        return False
+    return query.device.type == "cuda" or (kernel in PACKAGES and query.device.type == "cpu")
+
+
+def _is_recorded(query: Tensor) -> bool:
+    return query.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+_verdicts: dict[tuple[Any, ...], bool] = {}  # size -> whether its kernel runs and is right
+
+
+def _judge(size: tuple[Any, ...], good: bool) -> None:
+    if len(_verdicts) >= MOST_VERDICTS:
+        _verdicts.clear()
+    _verdicts[size] = good
 
 
 @functools.cache

@@ -11,7 +11,7 @@ import warnings
 import torch
 from torch import Tensor
 
-from fast3r_ros.model.attention import PACKAGES, PYTORCH_KERNELS, run_kernel
+from fast3r_ros.model.attention import PACKAGES, PYTORCH_KERNELS, agrees, run_kernel
 from fast3r_ros.model.fast3r import Fast3R
 from fast3r_ros.model.layers import Attention
 
@@ -48,20 +48,43 @@ def choose_attention(model: Fast3R, tokens: int) -> str:
 
 def kernel_seconds(query: Tensor, key: Tensor, value: Tensor) -> dict[str, float]:
     """Name -> median seconds of the kernels that run tensors (B, heads, N, D) of this shape, layout, dtype
-    and device.  `math` is left out, as it keeps all logits in memory.
+    and device, and whose values are those of plain attention.  `math` is left out, as it keeps all logits in
+    memory.  Raises torch.OutOfMemoryError where there is no memory for one.
     """
     found = {}
     for name in ("auto", *PYTORCH_KERNELS, *PACKAGES):
-        if name == "math" or not _runs(query, key, value, name):
+        if name == "math":
             continue
-        times = []
-        for _ in range(RUNS):
-            start = time.perf_counter()
-            run_kernel(query, key, value, 1.0, name)
-            _wait(query.device)
-            times.append(time.perf_counter() - start)
-        found[name] = statistics.median(times)
+        try:
+            found[name] = _seconds(query, key, value, name)
+        except torch.OutOfMemoryError:
+            raise  # the network would run out, too
+        except RuntimeError as error:
+            _log.debug("attention %s is left out: %s", name, error)
+        except _WrongValues:
+            _log.warning("attention %s gives other values than plain attention and is left out", name)
     return found
+
+
+class _WrongValues(Exception):
+    """A kernel's result is not that of plain attention."""
+
+
+def _seconds(query: Tensor, key: Tensor, value: Tensor, name: str) -> float:
+    """Median time of a kernel.  Raises as `run_kernel`, and _WrongValues."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch tells at length why a kernel does not run
+        mixed = run_kernel(query, key, value, 1.0, name)  # also its warm-up
+        _wait(query.device)
+    if not agrees(mixed, query, key, value, 1.0):
+        raise _WrongValues
+    times = []
+    for _ in range(RUNS):
+        start = time.perf_counter()
+        run_kernel(query, key, value, 1.0, name)
+        _wait(query.device)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
 
 
 def _packed(model: Fast3R, attention: Attention, tokens: int) -> tuple[Tensor, ...]:
@@ -75,20 +98,6 @@ def _packed(model: Fast3R, attention: Attention, tokens: int) -> tuple[Tensor, .
 
 def _worth_it(seconds: dict[str, float], name: str) -> bool:
     return seconds.get(name, math.inf) < WORTH_IT * seconds.get("auto", math.inf)
-
-
-def _runs(query: Tensor, key: Tensor, value: Tensor, name: str) -> bool:
-    """Whether a kernel takes these tensors; also its warm-up."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PyTorch tells at length why a kernel does not run
-        try:
-            run_kernel(query, key, value, 1.0, name)
-            _wait(query.device)
-        except (RuntimeError, ImportError) as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                raise  # the network would run out, too
-            return False
-    return True
 
 
 def _wait(device: torch.device) -> None:

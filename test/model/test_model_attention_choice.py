@@ -118,7 +118,7 @@ def test_kernels_that_fail_are_left_out(
     def run(query: Tensor, key: Tensor, value: Tensor, scale: float, name: str) -> Tensor:
         if name in failing:
             raise RuntimeError(f"no {name} here")
-        return query
+        return torch.nn.functional.scaled_dot_product_attention(query, key, value, scale=scale)
 
     monkeypatch.setattr(choice, "run_kernel", run)
     network = copy.deepcopy(small_network)
@@ -159,3 +159,32 @@ def test_merged_tokens_keep_the_choice_of_pytorch(
     network = accelerate(copy.deepcopy(small_network), Acceleration(merge=2))
     assert choice.choose_attention(network, 18) == "auto"
     assert kernels(network) == {"auto"}
+
+
+def test_a_kernel_that_is_fast_and_wrong_is_left_out(
+    small_network: Fast3R, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def run(query: Tensor, key: Tensor, value: Tensor, scale: float, name: str) -> Tensor:
+        if name.startswith("flash"):
+            return torch.zeros_like(query)
+        return torch.nn.functional.scaled_dot_product_attention(query, key, value, scale=scale)
+
+    monkeypatch.setattr(choice, "run_kernel", run)
+    chosen = choice.choose_attention(copy.deepcopy(small_network), 18)
+    assert not chosen.startswith("flash")
+    assert "attention flash gives other values" in caplog.text
+
+
+def test_a_kernel_that_fails_later_than_at_first_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: dict[str, int] = {}
+
+    def run(query: Tensor, key: Tensor, value: Tensor, scale: float, name: str) -> Tensor:
+        calls[name] = calls.get(name, 0) + 1
+        if name == "flash" and calls[name] == 3:
+            raise attention.KernelError("no more")
+        return torch.nn.functional.scaled_dot_product_attention(query, key, value, scale=scale)
+
+    monkeypatch.setattr(choice, "run_kernel", run)
+    found = choice.kernel_seconds(*torch.rand(3, 1, 2, 48, 16).unbind(0))
+    assert "flash" not in found
+    assert "auto" in found

@@ -6,10 +6,10 @@ run by these tests.
 
 from __future__ import annotations
 
-import importlib.machinery
 import logging
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fast3r_ros.model import attention
-from fast3r_ros.model.attention import PACKAGES, attend, kernel_refusal
+from fast3r_ros.model.attention import PACKAGES, KernelError, agrees, attend, kernel_refusal, run_kernel
 
 
 def plain(query: Tensor, key: Tensor, value: Tensor, softmax_scale: float) -> Tensor:
@@ -33,10 +33,17 @@ def with_sums(query: Tensor, key: Tensor, value: Tensor, softmax_scale: float) -
 
 
 def install(monkeypatch: pytest.MonkeyPatch, name: str, function: Callable[..., Any] = plain) -> None:
-    module = ModuleType(PACKAGES[name])
-    module.__spec__ = importlib.machinery.ModuleSpec(PACKAGES[name], None)
-    module.flash_attn_func = function  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, PACKAGES[name], module)
+    for part in range(PACKAGES[name].count("."), -1, -1):  # of a submodule the packages around it, too
+        path = PACKAGES[name].rsplit(".", part)[0]
+        monkeypatch.setitem(sys.modules, path, ModuleType(path))
+    sys.modules[PACKAGES[name]].flash_attn_func = function  # type: ignore[attr-defined]
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No kernel was judged and no warning given."""
+    monkeypatch.setattr(attention, "_verdicts", {})
+    attention._warn_once.cache_clear()
 
 
 def packed(tokens: int = 37) -> tuple[Tensor, ...]:
@@ -77,9 +84,13 @@ CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
         ("flash_attn", CUDA, torch.float32, (9, 0), "it needs float16 or bfloat16, the tokens are"),
         ("flash_attn", CUDA, torch.float16, (8, 0), ""),
         ("flash_attn_3", CUDA, torch.float32, (9, 0), "it needs float16 or bfloat16, the tokens are"),
-        ("flash_attn_3", CUDA, torch.bfloat16, (8, 9), "it needs compute capability 9.0, the GPU has 8.9"),
-        ("flash_attn_3", CUDA, torch.bfloat16, (10, 0), "it needs compute capability 9.0, the GPU has 10.0"),
+        ("flash_attn_3", CUDA, torch.bfloat16, (8, 9), "it needs compute capability 9.x, the GPU has 8.9"),
+        ("flash_attn_3", CUDA, torch.bfloat16, (10, 0), "it needs compute capability 9.x, the GPU has 10.0"),
         ("flash_attn_3", CUDA, torch.bfloat16, (9, 0), ""),
+        ("flash_attn_4", CUDA, torch.float16, (8, 0), "it needs compute capability 9.x or 10.x, the GPU has"),
+        ("flash_attn_4", CUDA, torch.float16, (12, 0), "it needs compute capability 9.x or 10.x, the GPU"),
+        ("flash_attn_4", CUDA, torch.float16, (9, 0), ""),
+        ("flash_attn_4", CUDA, torch.bfloat16, (10, 3), ""),
     ],
 )
 def test_refusals(
@@ -98,34 +109,128 @@ def test_refusals(
     assert bool(found) == bool(refusal)
 
 
+def on_any_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let packages take tensors of a CPU."""
+    monkeypatch.setattr(attention, "kernel_refusal", lambda query, name: "")
+
+
+def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+
+
+def fails_with(error: Exception) -> Callable[..., Any]:
+    def function(*inputs: Tensor, softmax_scale: float) -> Tensor:
+        raise error
+
+    return function
+
+
+def shifted(*inputs: Tensor, softmax_scale: float) -> Tensor:
+    """Wrong in the last rows only, as where addresses overflow."""
+    result = plain(*inputs, softmax_scale)
+    result[:, -5:] = result[:, :5].clone()
+    return result
+
+
+BROKEN: dict[str, Callable[..., Any]] = {
+    "type": fails_with(TypeError("unexpected keyword 'softmax_scale'")),
+    "attribute": fails_with(AttributeError("no attribute")),
+    "import": fails_with(ImportError("undefined symbol")),
+    "key": fails_with(KeyError("sm_87")),
+    "assertion": fails_with(AssertionError()),
+    "runtime": fails_with(RuntimeError("no kernel image\nis available")),
+    "own": fails_with(type("CompilationError", (Exception,), {})("at 3:0")),
+    "zeros": lambda query, key, value, softmax_scale: torch.zeros_like(query),
+    "nan": lambda query, key, value, softmax_scale: torch.full_like(query, torch.nan),
+    "other scale": lambda query, key, value, softmax_scale: plain(query, key, value, 1.5 * softmax_scale),
+    "other shape": lambda query, key, value, softmax_scale: plain(query, key, value, softmax_scale)[:, :-1],
+    "other dtype": lambda query, key, value, softmax_scale: plain(query, key, value, softmax_scale).double(),
+    "nothing": lambda query, key, value, softmax_scale: None,
+    "last rows": shifted,
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_a_kernel_that_fails_or_is_wrong_gives_way_to_the_next_with_one_warning(
+    broken: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    install(monkeypatch, "flash_attn_3", BROKEN[broken])
+    on_any_device(monkeypatch)
+    inputs = packed()
+    for _ in range(3):
+        assert torch.equal(attend(*inputs, 0.3, "flash_attn_3"), attend(*inputs, 0.3, "auto"))
+    (warning,) = warnings_of(caplog)
+    assert warning.startswith("attention flash_attn_3 ")
+    assert "\n" not in warning
+
+
 @pytest.mark.parametrize("name", PACKAGES)
-def test_a_missing_package_is_named_once(
+def test_a_package_that_is_missing_or_half_there_is_named_once(
     name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda module: None)
-    attention._warn_once.cache_clear()
-    for _ in range(2):
-        attend(*packed(), 0.3, name)
-    (record,) = (record for record in caplog.records if record.levelno == logging.WARNING)
-    assert f"attention {name} cannot run" in record.getMessage()
-    assert f"{PACKAGES[name]} is not installed" in record.getMessage()
-
-
-def test_a_package_that_cannot_be_loaded_is_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*inputs: Tensor, softmax_scale: float) -> Tensor:
-        raise ImportError("undefined symbol")
-
-    install(monkeypatch, "flash_attn_3", broken)
-    monkeypatch.setattr(attention, "kernel_refusal", lambda query, name: "")
+    on_any_device(monkeypatch)
     inputs = packed()
-    assert torch.equal(attend(*inputs, 0.3, "flash_attn_3"), attend(*inputs, 0.3, "auto"))
+    for half in (False, True):
+        if half:  # as flash-attn-4 alone, which makes `flash_attn` a namespace
+            install(monkeypatch, name)
+            del sys.modules[PACKAGES[name]].flash_attn_func  # type: ignore[attr-defined]
+        else:
+            monkeypatch.setitem(sys.modules, PACKAGES[name].partition(".")[0], None)
+        caplog.clear()
+        attention._verdicts.clear()
+        attention._warn_once.cache_clear()
+        for _ in range(2):
+            assert torch.equal(attend(*inputs, 0.3, name), attend(*inputs, 0.3, "auto"))
+        (warning,) = warnings_of(caplog)
+        assert f"attention {name} cannot run" in warning
+        assert f"{PACKAGES[name]} is not installed" in warning
 
 
-def test_a_device_without_memory_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*inputs: Tensor, softmax_scale: float) -> Tensor:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+def test_a_namespace_package_in_a_folder_is_half_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "flash_attn" / "cute").mkdir(parents=True)
+    (tmp_path / "flash_attn" / "cute" / "__init__.py").write_text("raise SyntaxError('half a file')")
+    for module in ("flash_attn", "flash_attn.cute"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    on_any_device(monkeypatch)
+    with pytest.raises(KernelError, match="flash_attn is not installed: it has no flash_attn_func"):
+        run_kernel(*packed(), 0.3, "flash_attn")
+    with pytest.raises(KernelError, match="half a file"):
+        run_kernel(*packed(), 0.3, "flash_attn_4")
 
-    install(monkeypatch, "flash_attn_3", full)
-    monkeypatch.setattr(attention, "kernel_refusal", lambda query, name: "")
+
+def test_a_result_is_compared_once_for_each_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[int] = []
+
+    def recorded(mixed: Tensor, *inputs: Any) -> bool:
+        compared.append(mixed.shape[2])
+        return agrees(mixed, *inputs)
+
+    install(monkeypatch, "flash_attn_3")
+    on_any_device(monkeypatch)
+    monkeypatch.setattr(attention, "agrees", recorded)
+    for tokens in (37, 37, 50, 37, 50):
+        attend(*packed(tokens), 0.3, "flash_attn_3")
+    assert compared == [37, 50]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("sharpness", [0.0, 0.1, 1.0])
+def test_rounding_is_no_disagreement_and_zeros_are(dtype: torch.dtype, sharpness: float) -> None:
+    query, key, value = (tensor.to(dtype) for tensor in packed(5000)[0:3])
+    mixed = torch.nn.functional.scaled_dot_product_attention(query, key, value, scale=sharpness)
+    assert agrees(mixed, query, key, value, sharpness)
+    assert not agrees(torch.zeros_like(mixed), query, key, value, sharpness)
+    assert not agrees(mixed.roll(1, dims=2), query, key, value, sharpness) or sharpness == 0.0
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("cuMemAlloc: out of memory")]
+)
+def test_a_device_without_memory_says_so(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, "flash_attn_3", fails_with(error))
+    on_any_device(monkeypatch)
     with pytest.raises(torch.OutOfMemoryError):
         attend(*packed(), 0.3, "flash_attn_3")
