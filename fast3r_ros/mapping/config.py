@@ -35,8 +35,8 @@ class KeyframeConfig:
         dynamic=True,
     )
     sharpness: float = parameter(
-        0.3,
-        "a frame is blurred when its sharpness is below this share of the recent median (0: accept all)",
+        0.5,
+        "a frame is blurred when its sharpness is below this share of recent sharp frames' (0: accept all)",
         range=(0.0, 1.0),
         dynamic=True,
     )

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from fast3r_ros.mapping.config import KeyframeConfig
-from fast3r_ros.mapping.data import Frame
+from fast3r_ros.mapping.data import SIMULTANEOUS_NS, Frame
 from fast3r_ros.mapping.keyframes import KeyframeSelector
 
 
@@ -59,17 +59,34 @@ class FrameIntake:
         """Keep a frame as a waiting keyframe, or return the reason why it was dropped.
 
         When too many wait, the one that moved least since its predecessor goes, never the newest: what
-        remains still covers the way.
+        remains still covers the way.  A frame that shows what its camera's last keyframe shows, but sharper,
+        takes its place while that one waits (counted as `no_motion`).
         """
         with self._lock:
             reason, motion = self._selector.judge(frame)  # a frame that this fails at was never here
             self._received += 1
+            if reason == "no_motion" and self._exchange(frame, motion):
+                return ""
             if reason:
                 self._dropped[reason] += 1
                 return reason
             self._waiting.append(Waiting(frame, motion))
             self._drop_overload()
             return ""
+
+    def _exchange(self, frame: Frame, motion: float) -> bool:
+        """Let a sharper frame take the place of its camera's last keyframe, if that waits and no other camera
+        took an image together with it.
+        """
+        stamp = self._selector.sharper_than(frame.camera)
+        together = [i for i in self._waiting if stamp is not None and _together(i.frame.stamp_ns, stamp)]
+        if len(together) != 1 or together[0].frame.camera != frame.camera:
+            return False
+        self._selector.exchange(frame.camera)
+        others = [item for item in self._waiting if item is not together[0]]
+        self._waiting = [*others, Waiting(frame, together[0].motion + motion)]
+        self._dropped["no_motion"] += 1
+        return True
 
     def _drop_overload(self) -> None:
         while len(self._waiting) > self._capacity:
@@ -143,6 +160,10 @@ class FrameIntake:
 
     def _totals(self) -> FrameCounts:
         return FrameCounts(self._received, self._used, {r: n for r, n in self._dropped.items() if n})
+
+
+def _together(stamp_ns: int, other_ns: int) -> bool:
+    return abs(stamp_ns - other_ns) <= SIMULTANEOUS_NS
 
 
 def without_least_motion(waiting: list[Waiting]) -> list[Waiting]:

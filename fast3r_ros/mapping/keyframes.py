@@ -9,21 +9,26 @@ import cv2
 import numpy as np
 
 from fast3r_ros.mapping.config import KeyframeConfig
-from fast3r_ros.mapping.data import SIMULTANEOUS_NS, Frame, UInt8
+from fast3r_ros.mapping.data import SIMULTANEOUS_NS, Float64, Frame, UInt8
 
 _GREY_WIDTH = 160  # pixels; optical flow at this size costs about a millisecond
 _GRID = 12  # tracked points per row and per column
 _LOST_SHARE = 0.3  # fewer tracked points than this share: the view has changed altogether
+_RECENT = 20  # frames that a frame's sharpness is compared with
+_SHARP_QUANTILE = 0.8  # of them is what a sharp frame has, though half of them be blurred
+_SHARPER = 1.25  # times as sharp is a frame that takes the place of a keyframe
 
 
 @dataclass
 class _CameraState:
-    """What is remembered of one camera: its newest stamp, last keyframe and recent sharpness."""
+    """What is remembered of one camera: its newest frame, last keyframe and recent sharpness."""
 
     newest_stamp_ns: int
+    newest_grey: UInt8 | None = None
     keyframe_stamp_ns: int | None = None
     keyframe_grey: UInt8 | None = None
-    sharpness: deque[float] = field(default_factory=lambda: deque(maxlen=30))
+    keyframe_sharpness: Float64 | None = None
+    sharpness: deque[Float64] = field(default_factory=lambda: deque(maxlen=_RECENT))
 
 
 class KeyframeSelector:
@@ -51,7 +56,7 @@ class KeyframeSelector:
             return ("duplicate" if duplicate else "out_of_order"), 0.0
         if state is None:
             state = self._cameras.setdefault(frame.camera, _CameraState(frame.stamp_ns))
-        state.newest_stamp_ns = frame.stamp_ns
+        state.newest_stamp_ns, state.newest_grey = frame.stamp_ns, None
         elapsed = None
         if state.keyframe_stamp_ns is not None:
             elapsed = (frame.stamp_ns - state.keyframe_stamp_ns) * 1e-9
@@ -61,30 +66,69 @@ class KeyframeSelector:
         reason = self._quality(grey, state.sharpness)
         if reason:
             return reason, 0.0
+        state.newest_grey = grey
         motion = 1.0 if state.keyframe_grey is None else image_motion(state.keyframe_grey, grey)
         overdue = elapsed is not None and 0.0 < self.config.max_interval <= elapsed
         if motion < self.config.motion and not overdue and not self._joins(frame.stamp_ns):
             return "no_motion", motion
-        state.keyframe_grey = grey
-        state.keyframe_stamp_ns = self._newest_keyframe_ns = frame.stamp_ns
+        self._choose(state)
         return "", motion
+
+    def sharper_than(self, camera: str) -> int | None:
+        """The stamp of the last keyframe of a camera if the frame that was judged last shows the same, but
+        clearly sharper.
+        """
+        state = self._cameras[camera]
+        if state.keyframe_sharpness is None or state.newest_grey is None:
+            return None
+        clearly = _relative(state.sharpness[-1], state.keyframe_sharpness) > _SHARPER
+        return state.keyframe_stamp_ns if clearly else None
+
+    def exchange(self, camera: str) -> None:
+        """The frame of a camera that was judged last becomes its keyframe instead of the one before."""
+        self._choose(self._cameras[camera])
+
+    def _choose(self, state: _CameraState) -> None:
+        state.keyframe_grey, state.keyframe_sharpness = state.newest_grey, state.sharpness[-1]
+        state.keyframe_stamp_ns = self._newest_keyframe_ns = state.newest_stamp_ns
 
     def _joins(self, stamp_ns: int) -> bool:
         """Whether a frame was taken together with the newest keyframe, which is of another camera then."""
         newest = self._newest_keyframe_ns
         return newest is not None and abs(stamp_ns - newest) <= SIMULTANEOUS_NS
 
-    def _quality(self, grey: UInt8, recent: deque[float]) -> str:
+    def _quality(self, grey: UInt8, recent: deque[Float64]) -> str:
         """Why the image is of no use, or an empty string."""
         brightness = float(grey.mean()) / 255.0
         if brightness < 0.02 or brightness > 0.98:
             return "exposure"
         if float(grey.std()) / 255.0 < self.config.contrast:
             return "featureless"
-        sharpness = float(cv2.Laplacian(grey, cv2.CV_32F).var())
-        usual = float(np.median(recent)) if len(recent) >= 5 else 0.0
-        recent.append(sharpness)
-        return "blurred" if sharpness < self.config.sharpness * usual else ""
+        mine = sharpness(grey)
+        usual = np.quantile(recent, _SHARP_QUANTILE, axis=0) if len(recent) > 1 else np.zeros(2)
+        recent.append(mine)
+        return "blurred" if _relative(mine, usual) < self.config.sharpness else ""
+
+
+def sharpness(grey: UInt8) -> Float64:
+    """(along rows, along columns) of a grey image (h, w): the power of second differences, as a share of the
+    image's variance.
+
+    Brightness and contrast cancel out, so that another exposure changes nothing; a camera that moves blurs
+    one direction more than the other.
+    """
+    pixels = grey.astype(np.float32)
+    variance = max(float(pixels.var()), 1e-6)
+    second = (np.diff(pixels, 2, axis=axis) for axis in (1, 0))
+    return np.array([float((each**2).mean()) / variance if each.size else 0.0 for each in second])
+
+
+def _relative(mine: Float64, other: Float64) -> float:
+    """How sharp one image is compared with another in the direction in which it does worse; 1 without any
+    structure to compare.
+    """
+    there = other > 0
+    return float((mine[there] / other[there]).min()) if there.any() else 1.0
 
 
 def small_grey(image: UInt8) -> UInt8:

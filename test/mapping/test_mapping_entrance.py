@@ -77,6 +77,92 @@ def test_what_was_taken_together_is_kept_together():
     assert selector.judge(frame(2.01, texture(), "b"))[0] == "no_motion"
 
 
+def smeared(image, length, angle):
+    """The image of a camera that moves while it exposes: blurred along one direction."""
+    kernel = np.zeros((length, length), np.float32)
+    kernel[length // 2] = 1
+    turn = cv2.getRotationMatrix2D(((length - 1) / 2, (length - 1) / 2), angle, 1)
+    kernel = cv2.warpAffine(kernel, turn, (length, length))
+    return cv2.filter2D(image, -1, kernel / kernel.sum())
+
+
+def detailed(shift=0):
+    """Texture of all sizes, with sensor noise."""
+    rng = np.random.default_rng(3)
+    sizes = [(160, 320, 25.0), (80, 160, 30.0), (20, 40, 40.0)]
+    layers = [
+        cv2.resize(rng.normal(0, power, (rows, columns)).astype(np.float32), (640, 320))
+        for rows, columns, power in sizes
+    ]
+    grey = 128 + sum(layers)[:120, 100 + shift : 260 + shift]
+    return np.clip(np.repeat(grey[..., None], 3, axis=2), 0, 255).astype(np.uint8)
+
+
+def walk(step=6, count=60):
+    """Images of a camera that moves by `step` pixels of 160 per frame, back and forth."""
+    path = np.abs(np.arange(count) * step % 600 - 300)
+    return [detailed(int(shift)) for shift in path]
+
+
+def noisy(image, seed):
+    rng = np.random.default_rng(seed)
+    return np.clip(image + rng.normal(0, 1, image.shape), 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("gain", [0.3, 0.6, 1.3, 1.5])
+@pytest.mark.parametrize("offset", [0, 25])
+def test_an_exposure_step_drops_no_sharp_frame(gain, offset):
+    intake = FrameIntake(KeyframeConfig(), capacity=1000)
+    for i, image in enumerate(walk()):
+        if 20 <= i < 40:
+            image = np.clip(image.astype(np.float32) * gain + offset, 0, 255).astype(np.uint8)
+        intake.offer(frame(0.1 * i, image))
+    assert "blurred" not in intake.counts()[1]
+
+
+@pytest.mark.parametrize("blur", ["gauss", 0, 45, 90])
+@pytest.mark.parametrize("step", [4, 15])
+def test_of_a_half_blurred_recording_hardly_a_keyframe_is_blurred(blur, step):
+    rng = np.random.default_rng(0)
+    images = walk(step, 90)
+    bad = rng.random(len(images)) < 0.5
+    intake = FrameIntake(KeyframeConfig(), capacity=1000)
+    for i, image in enumerate(images):
+        if bad[i]:
+            image = cv2.GaussianBlur(image, (0, 0), 2) if blur == "gauss" else smeared(image, 9, blur)
+        intake.offer(frame(0.1 * i, noisy(image, i)))
+    chosen = np.array([round(each.stamp_ns / SECOND / 0.1) for each in intake.take()])
+    assert bad[chosen].mean() <= 0.04
+    covered = np.diff(chosen)
+    assert len(chosen) >= 0.4 * (~bad).sum() * min(1, step / 9.6)
+    assert covered.max() <= 12
+
+
+def test_a_sharper_frame_of_the_same_takes_the_place_of_a_keyframe_that_waits():
+    dull, sharp = cv2.GaussianBlur(detailed(), (0, 0), 1.2), detailed(1)
+    intake = FrameIntake(KeyframeConfig(), capacity=9)
+    assert intake.offer(frame(0.0, dull)) == ""
+    assert intake.offer(frame(0.1, dull)) == "no_motion"
+    assert intake.offer(frame(0.2, sharp)) == ""
+    assert intake.offer(frame(0.3, sharp)) == "no_motion"
+    assert intake.newest.stamp_ns == round(0.2 * SECOND)
+    assert intake.counts() == (4, {"no_motion": 3})
+    assert [each.stamp_ns for each in intake.take()] == [round(0.2 * SECOND)]
+
+
+def test_a_keyframe_that_is_taken_or_has_a_partner_keeps_its_place():
+    dull, sharp = cv2.GaussianBlur(detailed(), (0, 0), 1.2), detailed(1)
+    intake = FrameIntake(KeyframeConfig(), capacity=9)
+    intake.offer(frame(0.0, dull))
+    intake.take()
+    assert intake.offer(frame(0.1, sharp)) == "no_motion"
+    intake = FrameIntake(KeyframeConfig(), capacity=9)
+    intake.offer(frame(0.0, dull))
+    intake.offer(frame(0.001, dull, "b"))
+    assert intake.offer(frame(0.1, sharp)) == "no_motion"
+    assert intake.waiting == 2
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=20))
 def test_thinning_keeps_the_newest_the_order_and_the_way(motions):
