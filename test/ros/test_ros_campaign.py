@@ -290,7 +290,7 @@ def test_killed_nodes_lose_no_map_that_was_acknowledged(tmp_path: Path) -> None:
     kept: dict[str, set[int]] = {}  # name -> keyframes that it may have: acknowledged, or asked for since
     moments: Counter[str] = Counter()
     for number in range(KILLS + 1):
-        domain_id = domain(60 + number % 30)
+        domain_id = domain(60 + number % 4)
         node = faulty_node(domain_id, tmp_path / "fault", map_directory=tmp_path)
         with running(node):
             listener = ready_listener(domain_id)
