@@ -87,7 +87,7 @@ class Inputs:
         self.cameras: list[CameraSubscriptions] = []
         self._others: list[Any] = []
         self._mailbox = Mailbox()
-        self._frames: set[str] = set()  # names that TF has brought
+        self._frames: dict[str, bool] = {}  # names that TF has brought -> whether by a static transform
         self._stopping = False
         self._restart = False
         self.paused = False
@@ -220,6 +220,7 @@ class Inputs:
             if self._restart:
                 self._restart = False
                 self._drop_waiting("waited for transforms at a reset")
+                self._make_room()
                 for intake in self.intakes.values():
                     intake.restart()
             for handler, message in small:
@@ -352,7 +353,7 @@ class Inputs:
 
     def _insert(self, transform: TransformStamped, static: bool) -> None:
         names = transform.header.frame_id, transform.child_frame_id
-        if not self._has_room_for(*names):
+        if not self._has_room_for(*names, static):
             self._counters.problem("too many frames on TF")
             self._report(
                 f"more than {FRAMES} frames on TF, or a name that is too long; the others are left out"
@@ -367,15 +368,21 @@ class Inputs:
             self._counters.problem(f"transform: {error.reason}")
             self._report(f"transform {names[0]} -> {names[1]}: {error}")
 
-    def _has_room_for(self, parent: str, child: str) -> bool:
+    def _has_room_for(self, parent: str, child: str, static: bool) -> bool:
         """Whether a transform's frames are known or few enough to be remembered."""
         if max(len(parent), len(child)) > NAME_LENGTH:
             return False
-        new = {parent, child} - self._frames
+        new = {parent, child} - self._frames.keys()
         if len(self._frames) + len(new) > FRAMES:
             return not new
-        self._frames |= new
+        self._frames.update(dict.fromkeys(new, static))
         return True
+
+    def _make_room(self) -> None:
+        """At a reset: forget the frames of a flood; static transforms would not come again."""
+        if len(self._frames) >= FRAMES - 1:
+            self._lookup.clear()
+            self._frames = {name: static for name, static in self._frames.items() if static}
 
     def _report(self, text: str) -> None:
         self._counters.error(text)

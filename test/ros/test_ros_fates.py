@@ -14,10 +14,15 @@ from camera import Camera, faulty_node, ready_listener
 from fast3r_ros.msg import MappingStatus
 from fast3r_ros.srv import LoadMap, SaveMap
 from faulty_node import DISTURBED, FAULTS, switch
+from geometry_msgs.msg import TransformStamped
 from rcl_interfaces.srv import GetParameters, SetParameters
 from rclpy.parameter import Parameter
+from rclpy.qos import QoSProfile
 from ros_harness import NODE, Listener, Program, domain, running, wait_until
 from std_srvs.srv import SetBool, Trigger
+from tf2_msgs.msg import TFMessage
+
+from fast3r_ros.ros.inputs import FRAMES
 
 STATUS = f"{NODE}/status"
 IN_HAND = 20  # frames that may be in the mailbox, in conversion, in a window or waiting for one
@@ -138,6 +143,33 @@ def test_counts_hold_across_services(faulty: Faulty) -> None:
         assert faulty.listener.call(SetBool, f"{NODE}/pause", data=False).success
         assert faulty.listener.call(Trigger, f"{NODE}/reset").success
     assert faulty.adds_up()
+
+
+def test_a_flood_of_frames_on_tf_is_bounded_and_a_reset_makes_room(faulty: Faulty) -> None:
+    qos = QoSProfile(depth=100)
+    transforms = faulty.listener.node.create_publisher(TFMessage, "/tf", qos)
+    wait_until(lambda: transforms.get_subscription_count() > 0, 20, "a subscription to /tf")
+
+    def publish(names: list[str], length: float) -> None:
+        message = TFMessage(transforms=[TransformStamped(child_frame_id=name) for name in names])
+        for transform in message.transforms:
+            transform.header.frame_id = "world"
+            transform.transform.rotation.w = length
+        transforms.publish(message)
+
+    def problems(message: MappingStatus) -> Counter[str]:
+        return Counter({each.reason: each.count for each in message.problems})
+
+    for part in range(7):
+        publish([f"frame {part * 1000 + number}" for number in range(1000)], 1.0)
+    faulty.listener.wait_for(STATUS, lambda m: problems(m)["too many frames on TF"] > 7000 - FRAMES)
+    assert faulty.listener.call(Trigger, f"{NODE}/reset").success
+    publish(["frame of a robot"], 1.0)
+    publish(["frame of a robot"], 0.5)
+    after = faulty.listener.wait_for(
+        STATUS, lambda m: "transform: quaternion not of unit length" in problems(m)
+    )
+    assert "too many frames on TF" not in problems(after)
 
 
 def test_the_newest_error_is_told(faulty: Faulty) -> None:
