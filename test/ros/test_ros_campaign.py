@@ -141,7 +141,7 @@ class Campaign:
                 (Trigger, "reset", {}),
                 (SetBool, "pause", {"data": True}),
                 (SetBool, "pause", {"data": False}),
-                (SaveMap, "save_map", {"name": self.random.choice("ab")}),
+                (SaveMap, "save_map", {"name": self.random.choice("ab"), "overwrite": True}),
                 (SaveMap, "save_map", {"name": "cloud.ply"}),
                 (LoadMap, "load_map", {"name": self.random.choice("ab")}),
                 (LoadMap, "load_map", {"name": "../elsewhere"}),
@@ -284,11 +284,11 @@ def run(campaign: Campaign) -> list[tuple[float, int, int]]:
     return samples
 
 
-def answered(listener: Listener, kind: Any, service: str, name: str) -> Any:
+def answered(listener: Listener, kind: Any, service: str, name: str, **more: Any) -> Any:
     """The answer of a service that has done what it was asked for; while it is busy it is asked again."""
-    answer = listener.call(kind, f"{NODE}/{service}", PATIENCE, name=name)
+    answer = listener.call(kind, f"{NODE}/{service}", PATIENCE, name=name, **more)
     while answer.message.startswith("busy"):
-        answer = listener.call(kind, f"{NODE}/{service}", PATIENCE, name=name)
+        answer = listener.call(kind, f"{NODE}/{service}", PATIENCE, name=name, **more)
     assert answer.success, answer.message
     return answer
 
@@ -315,7 +315,7 @@ def test_killed_nodes_lose_no_map_that_was_acknowledged(tmp_path: Path) -> None:
             camera.send(chance.randrange(8, 30), 0.02)
             listener.wait_for(STATUS, lambda message: message.map_points > 0)
             for name in ("a", f"map{number % 5}"):
-                answered(listener, SaveMap, "save_map", name)
+                answered(listener, SaveMap, "save_map", name, overwrite=True)
                 kept[name] = {answered(listener, LoadMap, "load_map", name).keyframes}
             camera.send(chance.randrange(2, 10), 0.02)
             moment = chance.choice(("save", "save", "load", "mapping"))
@@ -324,7 +324,7 @@ def test_killed_nodes_lose_no_map_that_was_acknowledged(tmp_path: Path) -> None:
                 kept["a"].add(-1)  # the old or the new one, whole
                 client = listener.node.create_client(SaveMap, f"{NODE}/save_map")
                 assert client.wait_for_service(20)
-                client.call_async(SaveMap.Request(name="a"))
+                client.call_async(SaveMap.Request(name="a", overwrite=True))
             elif moment == "load":
                 client = listener.node.create_client(LoadMap, f"{NODE}/load_map")
                 assert client.wait_for_service(20)
