@@ -31,7 +31,7 @@ ARGUMENTS = (
     ("camera_info", "", "camera_info topic; empty: beside the image topic"),
     ("depth", "depth", "metric depth aligned with the image, for scale_source depth"),
     ("odometry", "odometry", "odometry topic (nav_msgs/Odometry)"),
-    ("transport", "", "raw or compressed"),
+    ("transport", "", "auto, raw or compressed"),
     ("tf_mode", "", "auto, camera, base, map_to_odom or none"),
     ("scale_source", "", "none, odometry, rig, depth, camera_height or fixed"),
     ("autostart", "", "false: wait for a lifecycle manager"),

@@ -99,7 +99,7 @@ class CameraSubscriptions:
     on_image, on_info and on_depth(name, message) run on the executor; on_depth is None where none is wanted.
     With two publishers on the image topic, only the images of the first are passed on where the middleware
     tells them apart, none otherwise; on_foreign(name) is called for the others.  on_lost(name, count) tells
-    of images that were sent and never arrived.
+    of images that were sent and never arrived.  transport: auto, raw or compressed.
     """
 
     def __init__(
@@ -123,12 +123,14 @@ class CameraSubscriptions:
         self._chosen_time = 0.0
         self.publishers: list[str] = []
         self.unheard: list[str] = []  # publishers whose reliability does not fit ours
+        self.others: list[str] = []  # image topics that somebody publishes, while nobody publishes ours
         prefix = f"{name}/" if name else ""
-        topic, kind = node.resolve_topic_name(f"{prefix}image"), Image
-        if transport == "compressed":
-            # as image_transport does: the transport's name goes behind the remapped topic
-            topic, kind = f"{topic}/compressed", CompressedImage
-        self._image = AdaptiveSubscription(node, kind, topic, reliability, group, self._receive)
+        topic = node.resolve_topic_name(f"{prefix}image")
+        # as image_transport does: the transport's name goes behind the remapped topic
+        self._topics: dict[Any, str] = {Image: topic, CompressedImage: f"{topic}/compressed"}
+        self._auto, self._reliability, self._group = transport == "auto", reliability, group
+        self._looks = 0  # in a row in which only the other transport was published
+        self._image = self._subscribe(CompressedImage if transport == "compressed" else Image)
         self._depth: AdaptiveSubscription | None = None
         if on_depth is not None:
             topic = node.resolve_topic_name(f"{prefix}depth")
@@ -144,6 +146,16 @@ class CameraSubscriptions:
         )
         self.adapt()
 
+    def _subscribe(self, kind: Any) -> AdaptiveSubscription:
+        self._kind = kind
+        topic = self._topics[kind]
+        return AdaptiveSubscription(self._node, kind, topic, self._reliability, self._group, self._receive)
+
+    @property
+    def note(self) -> str:
+        """What else is to be said of the subscription."""
+        return ", as nobody publishes raw images" if self._auto and self._kind is CompressedImage else ""
+
     @property
     def topic(self) -> str:
         """The full name of the image topic."""
@@ -156,6 +168,8 @@ class CameraSubscriptions:
 
     def adapt(self) -> None:
         """Follow the publishers."""
+        if self._auto:
+            self._choose_transport()
         before = self._image.reliability
         endpoints = self._image.adapt()
         if self._image.reliability != before:
@@ -166,6 +180,21 @@ class CameraSubscriptions:
         self.unheard = [_full_name(each) for each in endpoints if self.reliable and not _is_reliable(each)]
         if self._chosen not in [bytes(each.endpoint_gid) for each in endpoints]:
             self._chosen = None
+
+        self.others = [] if endpoints else published_images(self._node)
+
+    def _choose_transport(self) -> None:
+        """Change to the other transport when only that one is published, in two looks in a row: a driver
+        that offers both is not discovered at once.
+        """
+        other = Image if self._kind is CompressedImage else CompressedImage
+        published = {kind: self._node.count_publishers(topic) for kind, topic in self._topics.items()}
+        self._looks = self._looks + 1 if published[other] and not published[self._kind] else 0
+        if self._looks >= 2:
+            self._looks = 0
+            self._image.destroy()
+            self._gaps.restart()
+            self._image = self._subscribe(other)
 
     def _receive(self, message: Any, info: Any) -> None:
         gid, now = _gid(info), time.monotonic()
@@ -188,6 +217,17 @@ class CameraSubscriptions:
         self._image.destroy()
         if self._depth is not None:
             self._depth.destroy()
+
+
+def published_images(node: Node) -> list[str]:
+    """Topics of images that others publish."""
+    kinds = {"sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"}
+    own = f"{node.get_fully_qualified_name()}/"
+    return sorted(
+        topic
+        for topic, types in node.get_topic_names_and_types()
+        if kinds & set(types) and not topic.startswith(own) and node.count_publishers(topic)
+    )
 
 
 def _full_name(endpoint: TopicEndpointInfo) -> str:

@@ -21,9 +21,10 @@ class InputConfig:
     """Images, camera calibration and odometry."""
 
     transport: str = parameter(
-        "raw",
-        "image transport: raw (<camera>/image) or compressed (<camera>/image/compressed)",
-        choices=("raw", "compressed"),
+        "auto",
+        "image transport: raw (<camera>/image), compressed (<camera>/image/compressed), or auto: compressed "
+        "where nobody publishes raw images",
+        choices=("auto", "raw", "compressed"),
     )
     reliability: str = parameter(
         "auto",

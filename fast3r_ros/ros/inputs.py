@@ -6,6 +6,7 @@ them on.
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections import OrderedDict, deque
@@ -37,6 +38,8 @@ from fast3r_ros.ros.times import ns_from_stamp
 from fast3r_ros.ros.transforms import OwnFrames, TransformLookup
 from fast3r_ros.ros.waiting import Mounts, Ready, WaitingImages
 
+NUMBER = re.compile(r"\d+(\.\d+)?")
+TOLD = 200  # kinds of bad input that are logged
 ARRIVALS = 1000  # frames whose time of arrival is remembered
 DEPTHS = 10  # newest depth images that are kept for images to come
 FRAMES = 5000  # on TF that are remembered; a robot has some hundred
@@ -90,6 +93,7 @@ class Inputs:
         self._frames: dict[str, bool] = {}  # names that TF has brought -> whether by a static transform
         self._stopping = False
         self._restart = False
+        self._told: set[str] = set()  # kinds of bad input that were logged
         self.paused = False
         self.last_image_time: dict[str, float] = {}  # camera -> time.monotonic()
         self.arrivals: OrderedDict[int, float] = OrderedDict()  # stamp of a frame -> time.monotonic()
@@ -385,5 +389,9 @@ class Inputs:
             self._frames = {name: static for name, static in self._frames.items() if static}
 
     def _report(self, text: str) -> None:
+        """Log what is wrong with the input, once for its kind; the newest is in ~/status."""
         self._counters.error(text)
-        self._node.get_logger().warning(text, throttle_duration_sec=5.0)
+        kind = NUMBER.sub("", text)
+        if kind not in self._told and len(self._told) < TOLD:
+            self._told.add(kind)
+            self._node.get_logger().warning(f"{text}; more of this kind are only counted")

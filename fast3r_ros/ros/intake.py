@@ -58,6 +58,7 @@ class Intake:
         self._size: tuple[int, int] | None = None
         self._camera: str | None = None
         self._newest_ns: int | None = None
+        self.seen = ""  # what the first image was
 
     @property
     def calibrated(self) -> bool:
@@ -102,6 +103,9 @@ class Intake:
                 raise Refused("camera_info of another size", str(error)) from error
             intrinsics = self._rectifier.intrinsics
         self._size, self._camera, self._newest_ns = size, camera, stamp_ns
+        if not self.seen:
+            encoding = message.format if isinstance(message, CompressedImage) else message.encoding
+            self.seen = f"{size[0]}x{size[1]}, {encoding[:40]}, frame {camera}"
         return Frame(stamp_ns, camera, rgb, intrinsics)
 
     def depth(self, metres: Float32) -> Float32:
@@ -124,6 +128,8 @@ class Intake:
         back = (self._newest_ns - stamp_ns) / NS
         if back > jump_back:
             raise TimeWentBack("time went back", f"stamp {back:.3f} s before the one of the last image")
+        if back == 0.0 and stamp_ns == 0:
+            raise Refused("not stamped", "the driver does not stamp its images: all stamps are zero")
         if back == 0.0:
             raise Refused("stamp repeated", "two images with one stamp")
         raise Refused("stamp went back", f"stamp {back:.3f} s before the one of the last image")

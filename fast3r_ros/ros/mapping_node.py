@@ -36,6 +36,7 @@ from fast3r_ros.ros import parameters
 from fast3r_ros.ros.broadcaster import Broadcaster, tf_publisher
 from fast3r_ros.ros.cameras import CameraSubscriptions
 from fast3r_ros.ros.config import NodeConfig
+from fast3r_ros.ros.console import Console
 from fast3r_ros.ros.counters import Counters, Guard
 from fast3r_ros.ros.inputs import Inputs
 from fast3r_ros.ros.live_viewer import LiveViewer
@@ -83,6 +84,7 @@ class MappingNode(LifecycleNode):
         self._own_frames = OwnFrames()
         self._lookup = transform_lookup()
         self._guard = Guard(self._counters, self.get_logger())
+        self._console = Console(self.get_logger())
         self._session: Session | None = None
         self._counted = FrameCounts()  # when the map was last emptied or replaced
         self._changing = threading.RLock()  # held while parameters change
@@ -373,6 +375,7 @@ class MappingNode(LifecycleNode):
         session = self._session
         if session is not None:
             session.inputs.adapt()
+            self._console.update(self._report(), time.monotonic())
 
     def _tick_transforms(self) -> None:
         session = self._session
@@ -459,8 +462,19 @@ class MappingNode(LifecycleNode):
 def _camera_report(camera: CameraSubscriptions, inputs: Inputs) -> CameraReport:
     last = inputs.last_image_time.get(camera.name)
     silence = None if last is None else time.monotonic() - last
-    calibrated = inputs.intakes[camera.name].calibrated
-    return CameraReport(camera.topic, camera.publishers, silence, camera.reliable, calibrated, camera.unheard)
+    intake = inputs.intakes[camera.name]
+    return CameraReport(
+        topic=camera.topic,
+        publishers=camera.publishers,
+        silence=silence,
+        reliable=camera.reliable,
+        calibrated=intake.calibrated,
+        unheard=camera.unheard,
+        name=camera.name,
+        image=intake.seen,
+        others=camera.others,
+        note=camera.note,
+    )
 
 
 def main(arguments: Sequence[str] | None = None, load_network: NetworkLoader = load_network) -> NoReturn:

@@ -31,7 +31,9 @@ STATE_NAMES = {
 class CameraReport:
     """One camera's input: topic, its publishers' names, seconds since the last image (None: never one).
 
-    unheard: those publishers whose images cannot come, because they publish best effort.
+    unheard: those publishers whose images cannot come, because they publish best effort.  name: of the
+    camera in a rig.  image: what the first image was, "" before.  others: image topics that somebody
+    publishes, where nobody publishes this one.  note: what else is to be said of the subscription.
     """
 
     topic: str
@@ -40,6 +42,10 @@ class CameraReport:
     reliable: bool
     calibrated: bool
     unheard: Sequence[str] = ()
+    name: str = ""
+    image: str = ""
+    others: Sequence[str] = ()
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -142,9 +148,27 @@ def _worst(sentences: Sequence[tuple[bytes, str]], good: str) -> tuple[bytes, st
     return ordered[0][0], "; ".join(text for _, text in ordered)
 
 
+def camera_finding(camera: CameraReport, timeout: float) -> tuple[bytes, str] | None:
+    """Why images of a camera do not come, and how bad that is; None when they do."""
+    warn, error = DiagnosticStatus.WARN, DiagnosticStatus.ERROR
+    topic, publishers = camera.topic, camera.publishers
+    if not publishers:
+        others = f"; images are published on {', '.join(camera.others)}" if camera.others else ""
+        return error, f"nobody publishes {topic}: start the camera or remap the topic{others}"
+    if len(publishers) > 1:
+        return error, f"{len(publishers)} publishers on {topic} ({', '.join(publishers)}): stop all but one"
+    if camera.unheard:
+        return error, f"{camera.unheard[0]} publishes {topic} best effort: {UNHEARD}"
+    if camera.silence is None:
+        return warn, f"no image yet on {topic}, published by {publishers[0]}"
+    if camera.silence > timeout:
+        return warn, f"no image for {camera.silence:.1f} s on {topic}"
+    return None
+
+
 def _input_status(report: Report, name: str) -> DiagnosticStatus:
     found: list[tuple[bytes, str]] = []
-    warn, error = DiagnosticStatus.WARN, DiagnosticStatus.ERROR
+    warn = DiagnosticStatus.WARN
     running = report.state in (
         MappingStatus.WAITING,
         MappingStatus.MAPPING,
@@ -152,19 +176,9 @@ def _input_status(report: Report, name: str) -> DiagnosticStatus:
         MappingStatus.LOST,
     )
     for camera in report.cameras if running else ():
-        if not camera.publishers:
-            found.append((error, f"nobody publishes {camera.topic}: start the camera or remap the topic"))
-        elif len(camera.publishers) > 1:
-            names = ", ".join(camera.publishers)
-            found.append(
-                (error, f"{len(camera.publishers)} publishers on {camera.topic} ({names}): stop all but one")
-            )
-        elif camera.unheard:
-            found.append((error, f"{camera.unheard[0]} publishes {camera.topic} best effort: {UNHEARD}"))
-        elif camera.silence is None:
-            found.append((warn, f"no image yet on {camera.topic}, published by {camera.publishers[0]}"))
-        elif camera.silence > report.timeout:
-            found.append((warn, f"no image for {camera.silence:.1f} s on {camera.topic}"))
+        finding = camera_finding(camera, report.timeout)
+        if finding is not None:
+            found.append(finding)
     dropped = sum(report.drops.values())
     bad = {reason: count for reason, count in report.drops.items() if reason not in NORMAL_DROPS}
     if bad:

@@ -1,0 +1,88 @@
+"""What the console says of the running node: a line when something is waited for or has changed, never one
+for each message.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from fast3r_ros.msg import MappingStatus
+from fast3r_ros.ros.report import CameraReport, Report, camera_finding
+
+_NUMBER = re.compile(r"\d+(\.\d+)?")
+_MAPPING = (MappingStatus.MAPPING, MappingStatus.LOCALIZING)
+
+
+class Console:
+    """Compares the node's reports with what was said last.  `update` is called about twice a second."""
+
+    def __init__(self, logger: Any) -> None:
+        self._logger = logger
+        self._said: dict[str, str] = {}  # what a line is about -> the line
+        self._since: dict[str, float] = {}  # camera topic -> since when no image is expected to have come
+        self._before: Report | None = None
+
+    def update(self, report: Report, now: float) -> None:
+        """Say what is new.  now: monotonic seconds."""
+        for camera in report.cameras:
+            self._camera(camera, report.timeout, now)
+        self._since = {each.topic: self._since.get(each.topic, now) for each in report.cameras}
+        self._say("transforms", report.waiting_for, "transforms are broadcast")
+        for child, parent in report.parents.items():
+            self._say(f"parent of {child}", f"{child} already has the parent {parent}: ours is not broadcast")
+        for child in [key.removeprefix("parent of ") for key in self._said if key.startswith("parent of ")]:
+            if child not in report.parents:
+                self._say(f"parent of {child}", "", f"nobody else broadcasts {child} any more")
+        if self._before is not None:
+            self._state(self._before, report)
+        self._before = report
+
+    def _camera(self, camera: CameraReport, timeout: float, now: float) -> None:
+        """A camera's subscription, its first image, and that none comes."""
+        topic = camera.topic
+        qos = "reliable" if camera.reliable else "best effort"
+        self._say(f"subscription {camera.name}", f"subscribed to {topic}, {qos}{camera.note}", warn=False)
+        if camera.image:
+            calibration = "calibrated" if camera.calibrated else "not calibrated: intrinsics are estimated"
+            self._say(f"image {topic}", f"images on {topic}: {camera.image}, {calibration}", warn=False)
+        found = camera_finding(camera, timeout)
+        waited = now - self._since.get(topic, now)
+        if found is None:
+            self._say(f"input {topic}", "", f"images come on {topic}")
+        elif camera.silence is not None or waited > timeout:
+            self._say(f"input {topic}", found[1])
+
+    def _state(self, before: Report, report: Report) -> None:
+        """What the mapper did since the last report."""
+        if report.state == MappingStatus.LOST != before.state:
+            self._logger.warning(f"lost: {report.last_error or 'the newest windows do not fit the map'}")
+        if before.state == MappingStatus.LOST and report.state in _MAPPING:
+            self._logger.info("found: the newest window fits the map again")
+        if before.mapper is None or report.mapper is None:
+            return
+        old, new = before.mapper, report.mapper
+        if new.metres and not old.metres:
+            uncertain = f"{new.scale_sigma:.1%} uncertain"
+            self._logger.info(f"scale adopted from {new.scale_source}, {uncertain}: the map is in metres")
+        if new.submaps > max(old.submaps, 1):
+            self._logger.warning(f"a submap was started: the map has {new.submaps} unconnected parts")
+        elif 0 < new.submaps < old.submaps:
+            self._logger.info(f"submaps were joined: the map has {new.submaps}")
+        if new.loops_closed > old.loops_closed:
+            self._logger.info(f"a loop was closed, {new.loops_closed} in all")
+
+    def _say(self, about: str, text: str, good: str = "", warn: bool = True) -> None:
+        """Say a text that is new, whatever its numbers; `good` when there is none any more."""
+        said = self._said.get(about, "")
+        if _NUMBER.sub("", text) == _NUMBER.sub("", said):
+            return
+        if text:
+            self._said[about] = text
+            if warn:  # rclpy allows one severity for a line of code
+                self._logger.warning(text)
+            else:
+                self._logger.info(text)
+        else:
+            self._logger.info(good)
+            del self._said[about]

@@ -1,0 +1,121 @@
+"""The console of the node: it speaks when something changes, and once."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy", reason="ROS is not installed here")
+
+from fast3r_ros.msg import MappingStatus
+from ros_encoders import known_picture
+from ros_harness import DOUBLE, NODE, Listener, Program, arguments, domain, running, wait_until
+from sensor_msgs.msg import CompressedImage, Image
+from test_ros_report import camera, mapper_status
+
+from fast3r_ros.ros.console import Console
+from fast3r_ros.ros.images import rgb_to_jpeg
+from fast3r_ros.ros.report import Report
+
+
+class Lines(list[str]):
+    """What was logged."""
+
+    def info(self, text: str) -> None:
+        self.append(text)
+
+    warning = info
+
+    def news(self) -> list[str]:
+        new = list(self)
+        self.clear()
+        return new
+
+
+def test_each_change_is_said_once() -> None:
+    lines = Lines()
+    console = Console(lines)
+    report = Report(
+        2,
+        1,
+        MappingStatus.WAITING,
+        cameras=[camera(publishers=[], silence=None)],
+        mapper=mapper_status(metres=False),
+    )
+    console.update(report, 0.0)
+    assert lines.news() == ["subscribed to /image, reliable"]
+    console.update(report, 1.0)
+    assert lines.news() == []
+    others = [camera(publishers=[], silence=None, others=["/cam/image_raw/compressed"])]
+    for now in (4.0, 5.0):
+        console.update(replace(report, cameras=others), now)
+    (line,) = lines.news()
+    assert "nobody publishes /image" in line
+    assert "/cam/image_raw/compressed" in line
+    running_ = replace(report, state=MappingStatus.MAPPING, cameras=[camera(image="4x3, rgb8, frame lens")])
+    for now in (6.0, 7.0):
+        console.update(running_, now)
+    assert lines.news() == ["images on /image: 4x3, rgb8, frame lens, calibrated", "images come on /image"]
+    for silence in (3.5, 4.5):
+        console.update(
+            replace(running_, cameras=[camera(silence=silence, image="4x3, rgb8, frame lens")]), 8.0
+        )
+    assert lines.news() == ["no image for 3.5 s on /image"]
+    console.update(running_, 9.0)
+    assert lines.news() == ["images come on /image"]
+    for waiting in ("no transform odom -> lens", "no transform odom -> lens", ""):
+        console.update(replace(running_, waiting_for=waiting), 10.0)
+    assert lines.news() == ["no transform odom -> lens", "transforms are broadcast"]
+    lost = replace(running_, state=MappingStatus.LOST, last_error="too few pixels agree")
+    for each in (lost, lost, running_):
+        console.update(each, 11.0)
+    assert lines.news() == ["lost: too few pixels agree", "found: the newest window fits the map again"]
+    grown = replace(running_, mapper=mapper_status(metres=True, scale_sigma=0.04, submaps=2, loops_closed=1))
+    for each in (grown, grown):
+        console.update(each, 12.0)
+    assert [line.split(":")[0] for line in lines.news()] == [
+        "scale adopted from odometry, 4.0% uncertain",
+        "a submap was started",
+        "a loop was closed, 1 in all",
+    ]
+    console.update(replace(running_, mapper=mapper_status(metres=True, submaps=0)), 13.0)  # a reset
+    assert lines.news() == []
+
+
+def test_a_camera_that_only_compresses_is_found_and_one_without_stamps_is_told() -> None:
+    domain_id = domain(22)
+    node = Program(
+        [*DOUBLE, "0.02", *arguments({"input.timeout": 1.0}, {"image": "/cam/image_raw"})], domain_id
+    )
+    listener = Listener(domain_id)
+    listener.listen(MappingStatus, f"{NODE}/status")
+    try:
+        with running(node):
+            listener.node.create_publisher(Image, "/else/image", 10)
+            wait_until(lambda: "nobody publishes /cam/image_raw" in node.output(), 60, "the missing topic")
+            assert "/else/image" in node.output()
+            topic = "/cam/image_raw/compressed"
+            publisher = listener.node.create_publisher(CompressedImage, topic, 10)
+            wait_until(lambda: publisher.get_subscription_count() > 0, 30, "a subscription")
+            picture = known_picture()
+
+            def send() -> bool:
+                publisher.publish(rgb_to_jpeg(picture, 0, "lens"))
+                return "does not stamp its images" in node.output()
+
+            wait_until(send, 30, "the line on stamps")
+            height, width = np.asarray(picture).shape[:2]
+            wait_until(lambda: f"images on {topic}" in node.output(), 20, "the first image to be told")
+            output = node.output()
+            assert f"subscribed to {topic}" in output
+            assert f"images on {topic}: {width}x{height}" in output
+            assert "not calibrated" in output
+            assert output.count("does not stamp its images") == 1
+            status = listener.wait_for(
+                f"{NODE}/status", lambda m: any(d.reason == "not stamped" for d in m.drops), 20
+            )
+            assert status.frames_received >= 2
+    finally:
+        listener.close()
