@@ -232,9 +232,9 @@ def _ransac(
         return None
     if not found or inliers is None or not (np.isfinite(rotation).all() and np.isfinite(translation).all()):
         return None
-    vector = np.float64(rotation[:, 0])
-    shift = np.float64(translation[:, 0]) / scale - matrix_from_vector(vector) @ centre
-    return vector, shift, np.int32(inliers[:, 0])
+    vector = np.asarray(rotation[:, 0], np.float64)
+    shift = np.asarray(translation[:, 0], np.float64) / scale - matrix_from_vector(vector) @ centre
+    return vector, shift, np.asarray(inliers[:, 0], np.int32)
 
 
 def _search_focal(world: Float64, pixels: Float64, height: int, width: int, iterations: int) -> float | None:
