@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from math import hypot
 
 import numpy as np
 
+from fast3r_ros.geometry.rigid import rigid_matrix
+from fast3r_ros.geometry.rotation import matrix_from_vector, vector_from_matrix
+from fast3r_ros.geometry.sim3 import Sim3
+from fast3r_ros.mapping.data import Float64
 from fast3r_ros.mapping.pose_graph import Edge
+from fast3r_ros.mapping.registration import ViewErrors, baseline
 
 _BYTES = 1000  # of an edge with its place in the tables
 _REATTACHED = 3  # links of a keyframe that is taken out which its neighbour takes over, at least
+_CONTRADICTION = 5.0  # standard deviations
 _MOST_LOOPS = 4  # loops that end at one keyframe
 
 _Table = dict[int, dict[int, Edge]]
@@ -53,6 +59,22 @@ class EdgeStore:
             table.setdefault(edge.i, {})[edge.j] = edge
             table.setdefault(edge.j, {})[edge.i] = edge
 
+    def measure(self, edge: Edge) -> None:
+        """Remember a measurement; those of one pair are averaged, unless they contradict each other."""
+        known = (self._loops if edge.robust else self._links).get(edge.i, {}).get(edge.j)
+        if known is not None:
+            edge = _mean(known if known.i == edge.i else reverse(known), edge)
+        self.add(edge)
+
+    def around(self, identities: Collection[int]) -> list[Edge]:
+        """Every edge that ends at one of these keyframes, once."""
+        found = {}
+        for table in (self._links, self._loops):
+            for i in identities:
+                for edge in table.get(i, {}).values():
+                    found[id(edge)] = edge
+        return list(found.values())
+
     def remove(self, identity: int) -> None:
         """Take a keyframe out: its links and loops are handed to the neighbour it is linked to best."""
         links, loops = (_taken_out(table, identity) for table in (self._links, self._loops))
@@ -72,6 +94,65 @@ class EdgeStore:
         """Whether two keyframes are linked directly or through a common neighbour."""
         near, far = self._links.get(one, {}), self._links.get(other, {})
         return other in near or not near.keys().isdisjoint(far)
+
+
+def disagreement(edge: Edge, i_from_j: Sim3) -> float:
+    """How many standard deviations another `i_from_j` is away, by its worst part."""
+    error = edge.i_from_j.inverse() @ i_from_j
+    turn = float(np.linalg.norm(vector_from_matrix(error.rotation)))
+    shift = float(np.linalg.norm(i_from_j.translation - edge.i_from_j.translation)) / edge.depth
+    rotation, translation, scale = edge.sigma
+    return max(turn / rotation, shift / translation, abs(float(np.log(error.scale))) / scale)
+
+
+def window_edges(
+    window_from_local: Mapping[int, Sim3],
+    depths: Mapping[int, float],
+    retrieved: Collection[int],
+    errors: ViewErrors,
+) -> list[Edge]:
+    """What a window measured, as edges from its best placed keyframe, the first, to all others.
+
+    depths: of the keyframes, in their own units.  retrieved: those that were put in to close a loop; edges
+    between one of them and another keyframe are robust.  errors: what the network is off by.
+    """
+    if not window_from_local:
+        return []
+    first, *others = window_from_local
+    first_from_window = window_from_local[first].inverse()
+
+    def variance(identity: int) -> Float64:
+        place = window_from_local[identity]
+        pose = rigid_matrix(place.rotation, place.translation)
+        return errors.variance(baseline(pose, place.scale * depths[identity]))
+
+    edges = []
+    for other in others:
+        if first in retrieved and other in retrieved:
+            continue
+        rotation, translation, scale = np.sqrt(variance(first) + variance(other)).tolist()
+        measured = first_from_window @ window_from_local[other]
+        robust = (first in retrieved) != (other in retrieved)
+        edges.append(Edge(first, other, measured, depths[first], (rotation, translation, scale), robust))
+    return edges
+
+
+def _mean(one: Edge, other: Edge) -> Edge:
+    """Of two measurements of one pair; the more certain one if they contradict each other."""
+    if disagreement(one, other.i_from_j) > _CONTRADICTION * float(np.sqrt(2.0)):
+        return min(one, other, key=lambda edge: sum(edge.sigma))
+    shares = [(a / b) ** 2 / (1 + (a / b) ** 2) for a, b in zip(one.sigma, other.sigma, strict=True)]
+    before, after = one.i_from_j, other.i_from_j
+    turn = vector_from_matrix(before.rotation.T @ after.rotation)
+    mean = Sim3(
+        before.scale ** (1 - shares[2]) * after.scale ** shares[2],
+        before.rotation @ matrix_from_vector(shares[0] * turn),
+        (1 - shares[1]) * before.translation + shares[1] * after.translation,
+    )
+    rotation, translation, scale = (
+        1 / hypot(1 / a, 1 / b) for a, b in zip(one.sigma, other.sigma, strict=True)
+    )
+    return Edge(one.i, one.j, mean, one.depth, (rotation, translation, scale), one.robust)
 
 
 def compose(first: Edge, second: Edge) -> Edge:

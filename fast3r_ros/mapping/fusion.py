@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from fast3r_ros.geometry.sim3 import Sim3
 from fast3r_ros.mapping.config import MapperConfig
 from fast3r_ros.mapping.data import Float64, ViewEstimate
 from fast3r_ros.mapping.map import Keyframe
-from fast3r_ros.mapping.placement import estimate_view, new_keyframe, refined_keyframes, sample_views
+from fast3r_ros.mapping.placement import estimate_view, new_keyframe, sample_views
 from fast3r_ros.mapping.scale import metric_scale_from_depth, metric_scale_from_height
 from fast3r_ros.mapping.tracking import Track
 from fast3r_ros.mapping.window import WindowView
@@ -19,13 +20,15 @@ from fast3r_ros.mapping.window import WindowView
 @dataclass(frozen=True)
 class Fusion:
     """keyframes: new and re-estimated.  views: the new ones, with their ids.  estimates: of all these
-    views.  left_out: new views that are not connected.  All in time order.
+    views.  left_out: new views that are not connected.  All in time order.  window_from_local: by keyframe,
+    as this window measured it, the best placed one first.
     """
 
     keyframes: tuple[Keyframe, ...]
     views: tuple[WindowView, ...]
     estimates: tuple[ViewEstimate, ...]
     left_out: tuple[WindowView, ...]
+    window_from_local: Mapping[int, Sim3]
 
 
 def fuse_window(
@@ -51,12 +54,19 @@ def fuse_window(
         elif view.keyframe_id is None:
             left_out.append(view)
             continue
-        elif view.keyframe_id not in live or not window.poses.ok[number]:
+        elif view.keyframe_id not in live or number not in tracked.scales:
             continue
         assert view.keyframe_id is not None
         estimates.append(estimate_view(window, int(number), view.keyframe_id, config.points))
     changed = _keyframes(estimates, fresh, keyframes, base, submap, config)
-    return Fusion(tuple(changed), tuple(fresh), tuple(estimates), tuple(left_out))
+    identities = {(view.camera, view.stamp_ns): view.keyframe_id for view in fresh}
+    measured = {}
+    for number, scale in sorted(tracked.scales.items()):
+        view, pose = window.views[number], window.poses.window_from_camera[number]
+        identity = identities.get((view.camera, view.stamp_ns), view.keyframe_id)
+        if identity is not None:
+            measured[identity] = Sim3(scale, pose[:3, :3], pose[:3, 3])
+    return Fusion(tuple(changed), tuple(fresh), tuple(estimates), tuple(left_out), measured)
 
 
 def _keyframes(
@@ -67,17 +77,19 @@ def _keyframes(
     submap: int,
     config: MapperConfig,
 ) -> list[Keyframe]:
-    """The keyframes of the estimates: new ones of the fresh views, and the known ones with better poses."""
+    """The keyframes of the estimates: new ones of the fresh views, known ones with one more."""
     views = {view.keyframe_id: view for view in fresh}
     new = [each for each in estimates if each.keyframe_id in views]
-    again = [each for each in estimates if each.keyframe_id not in views]
-    known = [keyframes[each.keyframe_id] for each in again]
-    points, depths = sample_views(new, config.map.points_per_keyframe, again, known)
-    changed = {keyframe.id: keyframe for keyframe in refined_keyframes(known, again, depths)}
+    points = sample_views(new, config.map.points_per_keyframe)
+    changed = {}
     for each, kept in zip(new, points, strict=True):
         view = views[each.keyframe_id]
         scale = _metric_scale(each, view, config)
         changed[each.keyframe_id] = new_keyframe(each, kept, view.encoded.descriptor, submap, base, scale)
+    for each in estimates:
+        if each.keyframe_id not in views:
+            known = keyframes[each.keyframe_id]
+            changed[each.keyframe_id] = replace(known, estimates=known.estimates + 1)
     return [changed[each.keyframe_id] for each in estimates]
 
 

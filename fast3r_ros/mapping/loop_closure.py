@@ -8,29 +8,26 @@ from __future__ import annotations
 
 import logging
 from bisect import bisect_left
-from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from itertools import islice, zip_longest
 
 import numpy as np
 
-from fast3r_ros.geometry.rotation import vector_from_matrix
 from fast3r_ros.geometry.sim3 import Sim3
 from fast3r_ros.mapping.config import LoopConfig
 from fast3r_ros.mapping.data import Float32
-from fast3r_ros.mapping.edges import EdgeStore
+from fast3r_ros.mapping.edges import EdgeStore, disagreement
 from fast3r_ros.mapping.map import Keyframe, Map
 from fast3r_ros.mapping.pose_graph import Edge, optimize
 
 _log = logging.getLogger(__name__)
 
-# (rotation in radians, translation / depth, log scale) of what one window says about two keyframes
-_TRACK_SIGMA = (0.002, 0.003, 0.002)
-_LOOP_SIGMA = (0.003, 0.005, 0.003)
+# (rotation in radians, translation / depth, log scale) of what odometry says about two keyframes
 _BRIDGE_SIGMA = (0.02, 0.05, 0.02)
+_NEARBY = 0.7  # depths of what is seen, plus radians between the view directions
+_BRIDGE_ENDS, _BRIDGE_WINDOWS = 2, 6  # keyframes by which a lost track is looked for, and in how many windows
 _WORTH_IT = 1.0  # standard deviations of disagreement from which the map is optimised
-_SPANS = (1, 2, 4, 8)  # a keyframe is linked to those so many places before it
 
 
 class PlaceIndex:
@@ -97,7 +94,8 @@ class LoopCloser:
         self.edges = EdgeStore()
         self.closed = 0
         self._rest = 0  # windows until candidates are looked for again
-        self._settled: deque[int] = deque(maxlen=max(_SPANS))
+        self._lost: list[int] = []
+        self._bridges = 0  # windows in which the lost track is looked for
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pose_graph")
         self._running: Future[dict[int, Sim3]] | None = None
         self._before: dict[int, Sim3] = {}
@@ -107,12 +105,15 @@ class LoopCloser:
     ) -> list[int]:
         """Keyframes that may show what the new views (V, D) show, best first.
 
-        The newest `min_separation` keyframes of the own submap are no candidates: they are the way just come.
-        A candidate must resemble a view more than the median keyframe of the present window does.
+        By appearance: they must resemble a view more than the median keyframe of the present window does.  By
+        place: those of the own submap that look at the same from nearby, where many places look alike.  And
+        those by which the track was lost, which the first windows after that may still see.  The newest
+        `min_separation` keyframes of the own submap are no candidates: they are the recent trajectory.
         """
         self._rest -= 1
         if not self.config.enabled or most <= 0 or (live and self._rest > 0):
             return []
+        most = min(most, self.config.candidates)
         excluded = {k.id for k in live}
         if live:
             own = (k.id for k in reversed(map_.keyframes.values()) if k.submap == submap)
@@ -121,21 +122,24 @@ class LoopCloser:
         if live:
             similar = self.index.similarity(np.stack([k.descriptor for k in live]), descriptors).max(axis=1)
             least = max(least, float(np.median(similar)))
-        found = self.index.search(descriptors, min(most, self.config.candidates), excluded, least)
+        alike = self.index.search(descriptors, most, excluded, least)
+        near = _nearby(live, [k for k in map_.held() if k.submap == submap and k.id not in excluded], most)
+        by_turns = [i for pair in zip_longest(alike, near) for i in pair if i is not None]
+        found = list(dict.fromkeys([*self._bridge(map_, submap if live else None), *by_turns]))[:most]
         self._rest = self.config.interval if found else 0
         return found
 
-    def settle(self, ids: Iterable[int], keyframes: dict[int, Keyframe]) -> None:
-        """Link keyframes whose poses no later window changes to those before them."""
-        for identity in ids:
-            for edge in _links(identity, self._settled, keyframes):
-                self.edges.add(edge)
-            self._settled.append(identity)
+    def lose(self, keyframes: Sequence[int]) -> None:
+        """The track was lost at these keyframes; the next windows may find it again."""
+        self._lost, self._bridges = list(keyframes[-_BRIDGE_ENDS:]), _BRIDGE_WINDOWS
 
-    @property
-    def settled(self) -> list[int]:
-        """The newest keyframes that left the window: the next are linked to them."""
-        return list(self._settled)
+    def _bridge(self, map_: Map, submap: int | None) -> list[int]:
+        """The keyframes by which the track was lost, while what came since is not joined with them."""
+        self._bridges -= 1
+        if self._bridges < 0:
+            return []
+        known = [map_.keyframes[i] for i in self._lost if i in map_.keyframes]
+        return [k.id for k in known if k.image is not None and k.submap != submap]
 
     @property
     def nbytes(self) -> int:
@@ -148,51 +152,38 @@ class LoopCloser:
         for identity in sorted(culled):
             self.edges.remove(identity)
 
-    def cut(self) -> None:
-        """The track was lost: what comes next is not linked to what was before."""
-        self._settled.clear()
-
-    def close(
-        self, old: int, new: int, correction: Sim3, keyframes: dict[int, Keyframe], robust: bool = True
-    ) -> bool:
-        """Add the edge of a loop; whether the map disagrees with it so much that it should be optimised.
-
-        correction maps where keyframe `new` is now to where `old` says it should be.
-        """
-        place, depth = keyframes[new].map_from_local, keyframes[old].depth
-        measured = keyframes[old].map_from_local.inverse() @ correction @ place
-        self.edges.add(Edge(old, new, measured, depth, _LOOP_SIGMA, robust))
-        self.closed += robust
-        error = place.inverse() @ correction @ place
-        size = (
-            float(np.linalg.norm(vector_from_matrix(error.rotation))),
-            float(np.linalg.norm(error.translation)) / depth,
-            abs(float(np.log(error.scale))),
+    def add(self, edges: Sequence[Edge], keyframes: Mapping[int, Keyframe]) -> bool:
+        """Remember what a window measured; whether its loops contradict the map, which should move then."""
+        for edge in edges:
+            self.edges.measure(edge)
+        return any(
+            disagreement(edge, keyframes[edge.i].map_from_local.inverse() @ keyframes[edge.j].map_from_local)
+            > _WORTH_IT
+            for edge in edges
+            if edge.robust
         )
-        return any(value > _WORTH_IT * sigma for value, sigma in zip(size, _LOOP_SIGMA, strict=True))
 
     def bridge(self, before: Keyframe, after: Keyframe) -> None:
         """Link two keyframes between which only odometry knows the way."""
         measured = before.map_from_local.inverse() @ after.map_from_local
         self.edges.add(Edge(before.id, after.id, measured, before.depth, _BRIDGE_SIGMA, robust=False))
 
-    def all_edges(self, keyframes: dict[int, Keyframe], live: Sequence[int]) -> list[Edge]:
-        """The settled edges, and those of keyframes that are still in the window, as they are now."""
-        edges = list(self.edges)
-        recent = deque(self._settled, maxlen=max(_SPANS))
-        for identity in live:
-            edges += _links(identity, recent, keyframes)
-            recent.append(identity)
-        return edges
+    def smooth(self, map_: Map, live: Sequence[int]) -> None:
+        """Move the keyframes in the window to where all windows that saw them want them; the rest stays."""
+        edges = self.edges.around(live)
+        ends = {end for edge in edges for end in (edge.i, edge.j)}
+        nodes = {i: map_.keyframes[i].map_from_local for i in ends}
+        after = optimize(nodes, edges, ends - set(live))
+        map_.move({i: after[i] for i in live if i in after})
 
-    def optimize(self, map_: Map, live: Sequence[int]) -> None:
+    def optimize(self, map_: Map) -> None:
         """Start to optimise all keyframes that have points; the map follows with `apply`.
 
         Does nothing while one is running.
         """
         if self._running is not None:
             return
-        edges = self.all_edges(map_.keyframes, live)
+        edges = list(self.edges)
         self._before = {k.id: k.map_from_local for k in map_.held()}
         self._running = self._pool.submit(optimize, self._before, edges)
         if not self.config.background:
@@ -237,6 +228,19 @@ class LoopCloser:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
+def _nearby(live: Sequence[Keyframe], others: Sequence[Keyframe], most: int) -> list[int]:
+    """Keyframes that look at what the newest live one looks at from nearby, nearest first."""
+    if not live or not others:
+        return []
+    newest = live[-1].map_from_local
+    depth = max(live[-1].depth * newest.scale, 1e-9)
+    places = np.stack([k.map_from_local.translation for k in others])
+    axes = np.stack([k.map_from_local.rotation[:, 2] for k in others])
+    turn = np.arccos(np.clip(axes @ newest.rotation[:, 2], -1.0, 1.0))
+    away = np.linalg.norm(places - newest.translation, axis=1) / depth + turn
+    return [others[n].id for n in np.argsort(away, kind="stable")[:most] if away[n] < _NEARBY]
+
+
 def _guides(optimised: Iterable[int], keyframes: Mapping[int, Keyframe]) -> dict[int, int]:
     """For every keyframe the one that it moves with: itself, or the next of its submap that took part."""
     parts: dict[int, list[int]] = {}
@@ -250,15 +254,3 @@ def _guides(optimised: Iterable[int], keyframes: Mapping[int, Keyframe]) -> dict
         if part:
             guides[i] = part[min(bisect_left(part, i), len(part) - 1)]
     return guides
-
-
-def _links(identity: int, before: deque[int], keyframes: dict[int, Keyframe]) -> list[Edge]:
-    """Edges from earlier keyframes of the same submap, as they are now in the map."""
-    edges = []
-    for span in _SPANS:
-        if span > len(before):
-            break
-        earlier = keyframes[before[-span]]
-        measured = earlier.map_from_local.inverse() @ keyframes[identity].map_from_local
-        edges.append(Edge(earlier.id, identity, measured, earlier.depth, _TRACK_SIGMA, robust=False))
-    return edges

@@ -22,7 +22,7 @@ from fast3r_ros.mapping.data import (
     WindowNetwork,
     WindowResult,
 )
-from fast3r_ros.mapping.edges import EdgeStore
+from fast3r_ros.mapping.edges import EdgeStore, window_edges
 from fast3r_ros.mapping.encoding import encode_all
 from fast3r_ros.mapping.expectation import InitialPose, expected_poses, odometry_step, to_the_plane
 from fast3r_ros.mapping.fusion import Fusion, fuse_window
@@ -202,9 +202,9 @@ class Mapper:
             return self._reject(new, tracked, tracked.reason, clock)
         if self.config.registration.planar:
             tracked = self._on_the_plane(tracked)
-        fusion = self._fuse(tracked)
+        fusion, disagrees = self._fuse(tracked, known)
         clock.lap("fuse")
-        loop_closed = self._close_loop(tracked)
+        loop_closed = self._close_loop(tracked, disagrees)
         clock.lap("loop")
         rescaled = self._scale.find(self.map, self._submap, self.config.scale)
         if rescaled is not None:
@@ -381,8 +381,11 @@ class Mapper:
         mine = (k for k in reversed(self.map.keyframes.values()) if k.submap == self._submap)
         return sorted(islice(mine, count), key=lambda keyframe: keyframe.stamp_ns)
 
-    def _fuse(self, tracked: Track) -> Fusion:
-        """Put the window into the map: new keyframes, better poses of live ones, and their points."""
+    def _fuse(self, tracked: Track, retrieved: set[int]) -> tuple[Fusion, bool]:
+        """Put the window into the map: new keyframes, better poses of live ones, and their points.
+
+        Also whether a loop contradicts the map.
+        """
         self._initial_pose = None
         if tracked.relocalized:
             self._leave_track()
@@ -408,30 +411,40 @@ class Mapper:
             self._loops.index.add(identity, self.map.keyframes[identity].descriptor)
         for keyframe in before:
             self._loops.bridge(keyframe, self.map.keyframes[fresh[0]])
+        moved = self._measure(tracked, fusion, retrieved, [*self._window.ids, *fresh])
         settled = self._window.keep(list(fusion.views))
-        self._loops.settle(settled, self.map.keyframes)
         self.map.refine(final=settled, provisional=fresh)
         self.map.fuse(settled)
         self.map.fuse(fresh, final=False)
         self.map.fuse_moved(self.config.map.keyframes_refused, later=self._window.ids)
-        protected = {*self._window.ids, *self._loops.settled}
-        self._loops.forget(self.map.cull(protected, self._loops.nbytes))
-        return fusion
+        self._loops.forget(self.map.cull(set(self._window.ids), self._loops.nbytes))
+        return fusion, moved
 
-    def _close_loop(self, tracked: Track) -> bool:
-        """Tie the window to the retrieved keyframes that it agrees with; join submaps; start to optimise."""
+    def _measure(self, tracked: Track, fusion: Fusion, retrieved: set[int], live: Sequence[int]) -> bool:
+        """Remember what the window measured, and smooth the live keyframes; whether a loop contradicts the
+        map.
+        """
+        keyframes = self.map.keyframes
+        depths = {identity: keyframes[identity].depth for identity in fusion.window_from_local}
+        edges = window_edges(fusion.window_from_local, depths, retrieved, tracked.known.errors)
+        disagrees = self._loops.add(edges, keyframes)
+        if not self.config.registration.planar:  # the graph knows nothing of the plane
+            self._loops.smooth(self.map, live)
+        return disagrees
+
+    def _close_loop(self, tracked: Track, disagrees: bool) -> bool:
+        """Join submaps that the window connects; start to optimise where a loop disagrees."""
         if tracked.loop is None or tracked.loop_keyframe is None:
             return False
-        newest, old = self._window.ids[-1], self.map.keyframes[tracked.loop_keyframe]
-        correction = tracked.loop.map_from_window @ tracked.window.registration.map_from_window.inverse()
-        if old.submap != self._submap:
-            self._join(old.submap, correction)
-            correction = Sim3.identity()
-        closes = not tracked.relocalized
-        disagrees = self._loops.close(old.id, newest, correction, self.map.keyframes, robust=closes)
+        submap = self.map.keyframes[tracked.loop_keyframe].submap
+        if submap != self._submap:
+            self._join(
+                submap, tracked.loop.map_from_window @ tracked.window.registration.map_from_window.inverse()
+            )
         if disagrees:
-            self._loops.optimize(self.map, self._window.ids)
-        return closes
+            self._loops.optimize(self.map)
+        self._loops.closed += not tracked.relocalized
+        return not tracked.relocalized
 
     def _join(self, other: int, other_from_mine: Sim3) -> None:
         """Make the submap in work and another one; of the two, the one whose scale is known stays."""
@@ -444,8 +457,9 @@ class Mapper:
 
     def _leave_track(self) -> None:
         """The views in the window are not continued: their poses are final."""
-        self._loops.settle(self._window.clear(), self.map.keyframes)
-        self._loops.cut()
+        lost = self._window.clear()
+        if lost:
+            self._loops.lose(lost)
 
     def _accept(
         self, tracked: Track, fusion: Fusion, loop_closed: bool, rescaled: Sim3, clock: Clock
@@ -549,7 +563,7 @@ class Mapper:
         self._loops.apply(self.map)
         self.map.follow()
         keyframes = tuple(self.map.shown())
-        edges = tuple(self._loops.all_edges(self.map.keyframes, self._window.ids))
+        edges = tuple(self._loops.edges)
         metric = self.map.metres, self.map.voxel_size, tuple(self.map.guessed)
         write_map(Path(directory), SavedMap(keyframes, edges, *metric))
 

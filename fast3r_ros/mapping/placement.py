@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fast3r_ros.geometry.camera_pose import CameraPoses
-from fast3r_ros.geometry.rotation import cross_matrix, matrix_from_vector, vector_from_matrix
+from fast3r_ros.geometry.rotation import cross_matrix
 from fast3r_ros.geometry.sim3 import Sim3
 from fast3r_ros.mapping.calibration import WindowCameras
 from fast3r_ros.mapping.config import PointsConfig
@@ -81,34 +81,25 @@ def estimate_view(
     )
 
 
-def sample_views(
-    new: Sequence[ViewEstimate], most: int, again: Sequence[ViewEstimate], known: Sequence[Keyframe]
-) -> tuple[list[KeyframePoints], list[Float32]]:
-    """What the map needs of a window's views, in map scale: one copy from the device for all of them.
+def sample_views(views: Sequence[ViewEstimate], most: int) -> list[KeyframePoints]:
+    """What the map keeps of new views, in map scale: one copy from the device for all of them.
 
-    Of new views the points on a grid of at most `most` pixels; where the filters dropped one it is NaN, and
-    its confidence 0.  Of views that are seen again the depth (n,) at the pixels of their known keyframes.
+    The points on a grid of at most `most` pixels; where the filters dropped one it is NaN, and its confidence
+    0.
     """
-    grids = [grid_pixels(*estimate.image.shape[:2], most) for estimate in new]
+    grids = [grid_pixels(*estimate.image.shape[:2], most) for estimate in views]
     found: list[Tensor] = []
-    for estimate, pixels in zip(new, grids, strict=True):
+    for estimate, pixels in zip(views, grids, strict=True):
         maps, places = estimate.maps, _places(pixels, estimate.maps.points.device)
         valid = maps.valid.flatten()[places]
         found.append(torch.where(valid[:, None], maps.points.flatten(0, 1)[places], torch.nan))
         found.append(torch.where(valid, maps.confidence.flatten()[places], 0.0))
-    for estimate, keyframe in zip(again, known, strict=True):
-        assert keyframe.points is not None
-        depth = estimate.maps.points[..., 2].flatten()
-        found.append(depth[_places(keyframe.points.pixels, depth.device)])
     arrays = to_host(*found) if found else []
-    count = 2 * len(new)
-    views = zip(arrays[:count:2], arrays[1:count:2], new, grids, strict=True)
     kept = []
-    for points, confidence, estimate, pixels in views:
+    for points, confidence, estimate, pixels in zip(arrays[::2], arrays[1::2], views, grids, strict=True):
         colors = estimate.image.reshape(-1, 3)[pixels]
         kept.append(KeyframePoints(points * np.float32(estimate.maps.scale), confidence, colors, pixels))
-    seen_again = zip(arrays[count:], again, strict=True)
-    return kept, [depth * np.float32(estimate.maps.scale) for depth, estimate in seen_again]
+    return kept
 
 
 def _places(pixels: NDArray[np.int32], device: torch.device) -> Tensor:
@@ -151,51 +142,6 @@ def new_keyframe(
         metric_scale=metric_scale,
         base_from_camera=estimate.base_from_camera,
     )
-
-
-def refined_keyframes(
-    keyframes: Sequence[Keyframe], estimates: Sequence[ViewEstimate], depths: Sequence[Float32]
-) -> list[Keyframe]:
-    """Keyframes with their poses averaged with what one more window says about each.
-
-    depths: what the estimates hold at the keyframes' pixels (n,).  The median ratio to the keyframe's own
-    depths needs no filter but the one that the keyframe's points have passed.  A keyframe that shares no
-    point with its estimate stays as it is.
-    """
-    measured = []
-    for keyframe, estimate, depth in zip(keyframes, estimates, depths, strict=True):
-        kept, pose = keyframe.points, estimate.map_from_camera
-        assert kept is not None
-        both = (kept.confidence > 0) & (depth > 0) & (depth < np.inf)
-        scale = float(np.median(depth[both] / kept.points[both, 2])) if both.any() else np.nan
-        measured.append(Sim3(scale, pose[:3, :3], pose[:3, 3]))
-    shares = np.array([1.0 / (keyframe.estimates + 1) for keyframe in keyframes])
-    poses = interpolate([keyframe.map_from_local for keyframe in keyframes], measured, shares)
-    return [
-        replace(keyframe, map_from_local=pose, estimates=keyframe.estimates + 1)
-        if np.isfinite(pose.scale)
-        else keyframe
-        for keyframe, pose in zip(keyframes, poses, strict=True)
-    ]
-
-
-def interpolate(starts: Sequence[Sim3], ends: Sequence[Sim3], shares: Float64) -> list[Sim3]:
-    """The similarities between pairs, a share (N,) of the way: rotation along the geodesic, scale
-    geometrically, translation linearly.
-    """
-    if not starts:
-        return []
-    first, last = (np.stack([pose.rotation for pose in poses]) for poses in (starts, ends))
-    turns = vector_from_matrix(first.transpose(0, 2, 1) @ last)
-    rotations = first @ matrix_from_vector(shares[:, None] * turns)
-    return [
-        Sim3(
-            start.scale ** (1 - share) * end.scale**share,
-            rotation,
-            (1 - share) * start.translation + share * end.translation,
-        )
-        for start, end, share, rotation in zip(starts, ends, shares.tolist(), rotations, strict=True)
-    ]
 
 
 def median_depth(window: RegisteredWindow, views: Sequence[int], config: PointsConfig) -> float:

@@ -6,7 +6,7 @@ Cauchy weights on loop edges; the linear systems are solved by SciPy's sparse LU
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,10 +76,13 @@ class _Edges:
     robust: NDArray[np.bool_]
 
 
-def optimize(nodes: dict[int, Sim3], edges: Sequence[Edge]) -> dict[int, Sim3]:
+def optimize(
+    nodes: Mapping[int, Sim3], edges: Sequence[Edge], fixed: Collection[int] = ()
+) -> dict[int, Sim3]:
     """The nodes that agree best with the edges; edges to unknown nodes are ignored.
 
-    Of every connected part of the graph the node with the lowest id stays where it is.
+    Nodes that are `fixed` stay where they are, and the one with the lowest id of every connected part of the
+    graph that has none of them.
     """
     known = [edge for edge in edges if edge.i in nodes and edge.j in nodes]
     if not known:
@@ -94,8 +97,11 @@ def optimize(nodes: dict[int, Sim3], edges: Sequence[Edge]) -> dict[int, Sim3]:
     stacked = _stack(known, number)
     linked = coo_matrix((np.ones(len(known)), (stacked.a, stacked.b)), shape=(len(ids), len(ids)))
     _, part = connected_components(linked, directed=False)
-    free = np.ones(len(ids), bool)
-    free[np.unique(part, return_index=True)[1]] = False
+    free = np.array([identity not in fixed for identity in ids])
+    lowest = np.unique(part, return_index=True)[1]
+    free[lowest[~np.isin(part[lowest], part[~free])]] = False
+    if not free.any():
+        return dict(nodes)
     column = np.where(free, np.cumsum(free) - 1, -1)
     state = _minimize(state, stacked, column)
     # exact rotations, so that rounding errors do not grow from one optimisation to the next

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from fast3r_ros.geometry.camera_pose import CameraPoses, pointmap_weights, poses_from_pointmaps
+from fast3r_ros.geometry.rigid import rigid_matrix
 from fast3r_ros.geometry.robust_similarity import RobustOptions, SimilarityFit, fit_similarity_robust
 from fast3r_ros.geometry.rotation import vector_from_matrix
 from fast3r_ros.geometry.sim3 import Sim3
@@ -30,39 +31,65 @@ _CORRELATED_SHARE = 1 / 64
 _NO_OVERLAP = "no view of the window that the map knows could be placed"
 _MOST_CONFIDENT = 50.0  # confidences above count the same, so that no single view decides
 _TUKEY_CUT = 4.685
-# Before anything was measured: (rotation in radians, translation / depth, log scale) of one view in one
-# window, with the weight of so many measurements.
-_FIRST_GUESS, _GUESS_WEIGHT = (0.01, 0.01, 0.01), 8.0
+# Before anything was measured: squared baselines, and the squares of (rotation in radians, translation /
+# depth, log scale) of one view in one window there.
+_GUESSED_AT, _GUESSES = (0.0, 0.0, 1.0, 1.0), ((25e-6,) * 3, (25e-6,) * 3, (1e-4,) * 3, (1e-4,) * 3)
+_GUESS_WEIGHT = 4.0
 _MEMORY = 400.0  # measurements after which old ones fade
-_LEAST_ERROR = 1e-4  # below this, errors are the fits' own
+_FAR_OFF = 9.0  # times the usual square
+_LEAST_SHARE = 0.04  # of the usual variance, which even view 0 has
+_FLOOR = 1e-8  # below this, variances are the fits' own
 
 
 @dataclass(frozen=True)
 class ViewErrors:
     """How far the network is off in one view of one window, measured on what the map knows.
 
-    variance: (3,) of rotation (rad, per axis), translation / depth (per axis) and log scale.  weight: the
-    number of measurements behind it.
+    Squared errors of rotation (rad, per axis), translation / depth (per axis) and log scale are taken as
+    linear in the square of the view's baseline to view 0, see `baseline`.  sums: (5, 3) of the measurements:
+    their number, x, x^2, y and x y, where x is that square and y the squared error.
     """
 
-    variance: Float64 = field(default_factory=lambda: np.square(_FIRST_GUESS))
-    weight: float = _GUESS_WEIGHT
+    sums: Float64 = field(default_factory=lambda: _moments(np.array(_GUESSED_AT), np.array(_GUESSES)))
 
-    @property
-    def sigma(self) -> tuple[float, float, float]:
-        """Standard deviations of rotation (rad), translation / depth and log scale."""
-        rotation, translation, scale = np.sqrt(np.maximum(self.variance, _LEAST_ERROR**2)).tolist()
-        return rotation, translation, scale
+    def variance(self, baseline: float | None = None) -> Float64:
+        """(3,) variances of rotation, translation / depth, log scale at a baseline, or at the usual one."""
+        count, x, xx, y, xy = self.sums
+        slope = np.clip(
+            (count * xy - x * y) / np.maximum(count * xx - x * x, 1e-9), 0.0, y / np.maximum(x, 1e-9)
+        )
+        square = x / count if baseline is None else baseline**2
+        return np.maximum(
+            (y - slope * x) / count + slope * square, np.maximum(_LEAST_SHARE * y / count, _FLOOR)
+        )
 
-    def after(self, measured: Float64) -> ViewErrors:
-        """With more measurements (N, 7), see `Registration.errors`; those that are far off count as usual."""
-        if not len(measured):
+    def sigma(self, baseline: float | None = None) -> Float64:
+        """(3,) standard deviations, see `variance`."""
+        return np.sqrt(self.variance(baseline))
+
+    def after(self, errors: Float64, baselines: Float64) -> ViewErrors:
+        """With more measurements: errors (N, 7), see `Registration.errors`, of views at baselines (N,).
+
+        Those that are far off count no more than the usual ones.
+        """
+        if not len(errors):
             return self
-        each = _squares(measured)
-        each = np.minimum(each, 9.0 * np.maximum(np.median(each, axis=0), self.variance))
-        kept = min(self.weight, _MEMORY)
-        total = kept + len(each)
-        return ViewErrors((kept * self.variance + each.sum(axis=0)) / total, total)
+        squares = _squares(errors)
+        squares = np.minimum(squares, _FAR_OFF * np.maximum(np.median(squares, axis=0), self.variance()))
+        fading = min(1.0, _MEMORY / self.sums[0, 0])
+        return ViewErrors(fading * self.sums + _moments(np.square(baselines), squares))
+
+
+def _moments(x: Float64, y: Float64) -> Float64:
+    """The sums of `ViewErrors` of (N,) and (N, 3)."""
+    rows = [np.ones(3) * len(x), np.ones(3) * x.sum(), np.ones(3) * (x * x).sum(), y.sum(axis=0), x @ y]
+    return np.stack(rows)
+
+
+def baseline(window_from_camera: Float64, depth: float) -> float:
+    """How far a view (4, 4) is from view 0: in depths of what it sees plus radians, at most 1."""
+    way = float(np.linalg.norm(window_from_camera[:3, 3])) / depth
+    return min(1.0, way + float(np.linalg.norm(vector_from_matrix(window_from_camera[:3, :3]))))
 
 
 @dataclass(frozen=True)
@@ -88,7 +115,8 @@ class Registration:
 
     residual: robust standard deviation per axis in map units.  covariance: (7, 7), see `SimilarityFit`; the
     scatter of the views is in it.  views: numbers of the views that were fitted.  errors: (N, 7) what each of
-    them says against the fit, in its camera: (translation / depth, rotation vector, log scale).
+    them says against the fit, in its camera: (translation / depth, rotation vector, log scale).  weights:
+    (N,), 0 for those that contradict the others.  baselines: (N,), see `baseline`.
     """
 
     map_from_window: Sim3
@@ -98,6 +126,8 @@ class Registration:
     reason: str
     views: tuple[int, ...] = ()
     errors: Float64 = field(default_factory=lambda: np.zeros((0, 7)))
+    weights: Float64 = field(default_factory=lambda: np.zeros(0))
+    baselines: Float64 = field(default_factory=lambda: np.zeros(0))
 
 
 def place_views(
@@ -158,7 +188,14 @@ def register(
     errors = poses_known.errors(fit.target_from_source, ratios)
     result = _judge(fit, shared, config.inlier_distance, least)
     covariance = fit.covariance + _scatter(parts, result.map_from_window, errors, weights, usual)
-    return replace(result, covariance=covariance, views=tuple(part.view for part in parts), errors=errors)
+    return replace(
+        result,
+        covariance=covariance,
+        views=tuple(part.view for part in parts),
+        errors=errors,
+        weights=weights,
+        baselines=poses_known.baselines(result.map_from_window.scale),
+    )
 
 
 @dataclass(frozen=True)
@@ -285,6 +322,11 @@ class _Poses:
         errors[:, 6] = np.log(place.scale) - log_ratios
         return errors
 
+    def baselines(self, scale: float) -> Float64:
+        """(N,), see `baseline`; scale: map units per unit of the window."""
+        window = rigid_matrix(self.rotation, self.position)
+        return np.array([baseline(pose, d / scale) for pose, d in zip(window, self.depth, strict=True)])
+
     def placed_by(self, view: int, scale: float) -> Sim3:
         """The similarity of a scale that puts one view where the map has it."""
         rotation = self.known_rotation[view] @ self.rotation[view].T
@@ -297,9 +339,9 @@ def _consensus(poses: _Poses, log_ratios: Float64, usual: ViewErrors) -> tuple[f
     Every view says by itself how the window lies in the map; the one that most of the others agree with
     decides which of them are wrong.  Few views cannot tell how much they usually differ, so `usual` does.
     """
-    weights = _agreement(np.abs(log_ratios - np.median(log_ratios))[:, None], usual.sigma[2:])
+    weights = _agreement(np.abs(log_ratios - np.median(log_ratios))[:, None], usual.sigma()[2:])
     log_scale = _mean(log_ratios, weights)
-    sigma = np.array(usual.sigma)
+    sigma = usual.sigma()
     away = np.stack(
         [
             np.sqrt(_squares(poses.errors(poses.placed_by(view, float(np.exp(log_scale))), log_ratios)))
@@ -335,7 +377,7 @@ def _scatter(
     parts: Sequence[Overlap], place: Sim3, errors: Float64, weights: Float64, usual: ViewErrors
 ) -> Float64:
     """(7, 7) covariance of the mean of views that differ as these do; `usual` counts as some more views."""
-    squares = (weights[:, None] * _squares(errors)).sum(axis=0) + _GUESS_WEIGHT * usual.variance
+    squares = (weights[:, None] * _squares(errors)).sum(axis=0) + _GUESS_WEIGHT * usual.variance()
     count = weights.sum() ** 2 / np.square(weights).sum()
     rotation, translation, scale = squares / (weights.sum() + _GUESS_WEIGHT) / count
     depth = float(np.mean([np.median(part.depth) if len(part.depth) else 1.0 for part in parts]))

@@ -70,7 +70,8 @@ def _tracked(views: Sequence[WindowView], maps: Reconstruction, config: MapperCo
     here = Registration(Sim3.identity(), 1.0, 0.0, np.zeros((7, 7)), "")
     window = RegisteredWindow(views, maps, poses, cameras, here)
     median_depth(window, range(len(views)), config.points)
-    return Track(window, None, None, False, np.ones(len(views), bool))
+    every = range(len(views))
+    return Track(window, None, None, False, np.ones(len(views), bool), scales=dict.fromkeys(every, 1.0))
 
 
 def _surface(like: Sequence[Tensor]) -> Reconstruction:

@@ -26,6 +26,7 @@ from fast3r_ros.mapping.placement import (
 )
 from fast3r_ros.mapping.points import typical_confidence
 from fast3r_ros.mapping.registration import Registration, ViewErrors, place_views, register
+from fast3r_ros.mapping.verification import verified
 from fast3r_ros.mapping.window import WindowView, reference_order
 
 _LARGEST = 1e9  # coordinate in the network's unit, of which a room has a few
@@ -63,11 +64,13 @@ class Knowledge:
 
 @dataclass(frozen=True)
 class Track:
-    """A window and how it hangs together with the map.
+    """A window and how it is connected to the map.
 
     loop: the fit to the retrieved keyframes, if it passed its gates.  loop_keyframe: the best of these, or
-    None. relocalized: the window is registered to the retrieved keyframes only, not to the way just come.
-    connected: (V,) which new views may go into the map.  known: what is known after this window.  bridged:
+    None.  relocalized: the window is registered to the retrieved keyframes only, not to the recent
+    trajectory. connected: (V,) which new views may go into the map.  known: what is known after this window.
+    scales: view number -> window units per unit of its keyframe, for the views that were measured: keyframes
+    that agree with the fit, retrieved ones that were verified, and new ones.  bridged:
     the window shares nothing with the map and was placed by odometry.
     """
 
@@ -77,6 +80,7 @@ class Track:
     relocalized: bool
     connected: NDArray[np.bool_]
     known: Knowledge = field(default_factory=Knowledge)
+    scales: Mapping[int, float] = field(default_factory=dict)
     bridged: bool = False
 
     @property
@@ -160,7 +164,7 @@ def _unplaced(views: Sequence[WindowView], result: Reconstruction, reason: str) 
 
 
 def _references(views: Sequence[WindowView], retrieved: set[int]) -> list[int]:
-    """View numbers to try as view 0: the best of the way just come, the best of the retrieved, then the
+    """View numbers to try as view 0: the best of the recent trajectory, the best of the retrieved, then the
     others.
     """
     order = reference_order(views)
@@ -177,11 +181,15 @@ def _register(
     knowledge: Knowledge,
     config: MapperConfig,
 ) -> Track:
-    """Fit the window to the way just come; failing that, to the retrieved keyframes; failing that, start
+    """Fit the window to the recent trajectory; failing that, to the retrieved keyframes; failing that, start
     anew.
     """
     overlaps = [o for o in overlaps_with_map(window.views, keyframes) if window.poses.ok[o.view]]
-    loops = [o for o in overlaps if window.views[o.view].keyframe_id in retrieved]
+    confident = _confident(window, retrieved, config)
+    wanted = [o.view for o in overlaps if window.views[o.view].keyframe_id in retrieved and confident[o.view]]
+    others = [i for i, view in enumerate(window.views) if confident[i] and view.keyframe_id not in retrieved]
+    believed = set(verified(window, wanted, others)) if wanted else set()
+    loops = [o for o in overlaps if o.view in believed]
     own = [o for o in overlaps if window.views[o.view].keyframe_id not in retrieved]
     maps, usual = (window.reconstruction, window.poses, window.cameras), knowledge.errors
     loop, loop_keyframe = None, None
@@ -199,39 +207,59 @@ def _register(
     if relocalized and loop is not None:
         registration = loop
     elif not tracked:
-        registration, bridged = _start(window, retrieved, start, config)
-    window = replace(window, registration=registration)
-    connected = _connected(window, config)
+        registration, bridged = _start(window, confident, start, config)
+    known = np.array([view.keyframe_id is not None for view in window.views])
+    connected = window.poses.ok & confident & ~known
     if not registration.reason and not connected.any():
         registration = replace(registration, reason="no new view is connected to the map")
-        window = replace(window, registration=registration)
-    knowledge = replace(knowledge, errors=usual.after(registration.errors))
-    best_loop = loop_keyframe if loop else None
-    return Track(window, loop, best_loop, relocalized, connected, knowledge, bridged)
+    window = replace(window, registration=registration)
+    knowledge = replace(knowledge, errors=usual.after(registration.errors, registration.baselines))
+    scales = {int(i): 1.0 / registration.map_from_window.scale for i in np.flatnonzero(connected)}
+    for fit in (registration, loop):
+        scales.update({} if fit is None else _known_scales(window, fit, keyframes))
+    return Track(
+        window, loop, loop_keyframe if loop else None, relocalized, connected, knowledge, scales, bridged
+    )
 
 
-def _connected(window: RegisteredWindow, config: MapperConfig) -> NDArray[np.bool_]:
-    """New views that could be placed and are not far less confident than the known ones (or than each
-    other).
+def _known_scales(
+    window: RegisteredWindow, fit: Registration, keyframes: Mapping[int, Keyframe]
+) -> dict[int, float]:
+    """View number -> window units per unit of its keyframe, of the views that agree with a fit.
+
+    The first view, from which the others are measured, has what they all tell together.
     """
+    result: dict[int, float] = {}
+    for view, error, weight in sorted(zip(fit.views, fit.errors[:, 6], fit.weights, strict=True)):
+        identity = window.views[view].keyframe_id
+        if weight > 0 and identity is not None:
+            scale = keyframes[identity].map_from_local.scale
+            own = float(np.exp(error)) if result else 1.0
+            result[view] = scale * own / fit.map_from_window.scale
+    return result
+
+
+def _confident(window: RegisteredWindow, retrieved: set[int], config: MapperConfig) -> NDArray[np.bool_]:
+    """(V,) views that are not far less confident than those of the recent trajectory (or than each other)."""
     medians = [typical_confidence(view) for view in window.reconstruction.confidence_global]
     confidence = torch.stack(medians).cpu().numpy() - 1.0
-    known = np.array([view.keyframe_id is not None for view in window.views])
-    usual = float(np.median(confidence[known])) if known.any() else float(confidence.max())
-    enough = confidence >= config.registration.min_view_confidence * usual
-    return np.asarray(window.poses.ok & enough & ~known)
+    identities = [view.keyframe_id for view in window.views]
+    own = np.array([i is not None and i not in retrieved for i in identities])
+    usual = float(np.median(confidence[own])) if own.any() else float(confidence.max())
+    return np.asarray(confidence >= config.registration.min_view_confidence * usual)
 
 
 def _start(
-    window: RegisteredWindow, retrieved: set[int], start: SubmapStart, config: MapperConfig
+    window: RegisteredWindow, confident: NDArray[np.bool_], start: SubmapStart, config: MapperConfig
 ) -> tuple[Registration, bool]:
     """`map_from_window` of a window that shares nothing with the map, and whether odometry bridges the gap.
 
     Otherwise it begins a submap, whose oldest view and depth are as `start` says.
     """
     order = np.argsort([view.stamp_ns for view in window.views], kind="stable")
-    fresh = _connected(window, config)
-    usable = [int(i) for i in order if fresh[i]]
+    usable = [
+        int(i) for i in order if confident[i] and window.poses.ok[i] and window.views[i].keyframe_id is None
+    ]
     if len(usable) < 2:
         reason = "fewer than two views of the first window could be placed"
         return replace(_NOWHERE, reason=reason), False

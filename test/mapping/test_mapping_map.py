@@ -123,7 +123,7 @@ def moved(monkeypatch):
     monkeypatch.setattr("fast3r_ros.mapping.loop_closure.optimize", optimize)
     map_.put([keyframe(9, 0.9)])
     before = {i: k.map_from_local.translation for i, k in map_.keyframes.items()}
-    closer.optimize(map_, [])
+    closer.optimize(map_)
     closer.shutdown()
     for i in (2, 5, 6, 8):
         assert np.array_equal(map_.keyframes[i].map_from_local.translation, before[i])  # not yet

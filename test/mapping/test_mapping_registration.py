@@ -22,7 +22,6 @@ from fast3r_ros.mapping.data import Frame, Reconstruction, ViewEstimate
 from fast3r_ros.mapping.gravity import leveling, tilt_only
 from fast3r_ros.mapping.map import Keyframe
 from fast3r_ros.mapping.odometry import OdometryBuffer
-from fast3r_ros.mapping.placement import interpolate
 from fast3r_ros.mapping.prediction import odometry_step, predict
 from fast3r_ros.mapping.registration import Overlap, place_views, register
 from fast3r_ros.mapping.scale import (
@@ -145,17 +144,6 @@ def test_a_registration_is_few_operations_of_the_device_and_small_copies():
     assert max(device.reads[:reads]) <= 8 * 25
     assert max(device.reads[reads:]) <= 8 * 25 * views
     assert len(device.reads) < 40
-
-
-@given(st.floats(0, 1), st.integers(0, 100))
-def test_interpolation_of_similarities(share, seed):
-    rng = np.random.default_rng(seed)
-    start = Sim3(2.0, matrix_from_vector(rng.normal(size=3)), rng.normal(size=3))
-    end = start @ Sim3(1.2, matrix_from_vector(rng.normal(0, 0.3, 3)), rng.normal(size=3))
-    (middle,) = interpolate([start], [end], np.array([share]))
-    whole = float(angle_between(start.rotation, end.rotation))
-    assert float(angle_between(start.rotation, middle.rotation)) == pytest.approx(share * whole, abs=1e-6)
-    assert np.log(middle.scale / 2.0) == pytest.approx(share * np.log(1.2), abs=1e-9)
 
 
 def keyframe(identity, stamp_ns, pose, camera="a", scale=1.0, metric_scale=float("nan")):
