@@ -232,6 +232,7 @@ def long_run(
         "early_ms": 1e3 * float(np.median(early)),
         "late_ms": 1e3 * float(np.median(late)),
         "ratio": float(np.median(late) / np.median(early)),
+        "fastest_ratio": float(late.min() / early.min()),
         "largest_map_mb": most / 2**20,
         "memory_mb": memory_mb,
         "rejected": sum(not result.accepted for result in run.results),

@@ -198,7 +198,9 @@ class MapperStatus:
 
     dropped: reason -> count.  windows: those in the map, without windows_rejected.  scale_source: one of the
     names of `ScaleConfig.source`; metres: whether the submap in work is in metres.  scale_sigma: relative
-    standard deviation of its scale.
+    standard deviation of its scale.  focal_differences: by camera with a calibration, how much longer the
+    focal length is with which the network sees it, as a share.  calibration: calibrations that cannot be
+    true, as a sentence; empty without any.
     """
 
     received: int
@@ -215,3 +217,5 @@ class MapperStatus:
     scale_sigma: float
     timings: Mapping[str, float]
     last_error: str
+    focal_differences: Mapping[str, float] = field(default_factory=dict)
+    calibration: str = ""

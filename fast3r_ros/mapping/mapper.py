@@ -546,6 +546,8 @@ class Mapper:
             scale_sigma=self._scale.latest.sigma,
             timings=self._timings,
             last_error=self._last_error,
+            focal_differences=self._known.focals.differences(),
+            calibration=self._known.focals.doubts(),
         )
 
     def restart_window(self) -> None:

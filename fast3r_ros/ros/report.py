@@ -219,7 +219,11 @@ def _mapping_status(report: Report, name: str) -> DiagnosticStatus:
         level, text = DiagnosticStatus.WARN, f"{text}; {report.held_back}"
     elif report.no_grid:
         level, text = DiagnosticStatus.WARN, f"{text}; no ~/grid: {report.no_grid}"
+    elif mapper is not None and mapper.calibration:
+        level, text = DiagnosticStatus.WARN, f"{text}; {mapper.calibration}"
     if mapper is not None:
+        for camera, share in mapper.focal_differences.items():
+            values[f"network's focal length, {camera}"] = f"{100 * share:+.1f} % of the calibration's"
         values.update(
             {
                 "windows": mapper.windows,

@@ -1,0 +1,82 @@
+"""The map keeps its scale and shape when the network errs as trained networks do.
+
+Synthetic everywhere; on recorded frames where they are.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fast3r_ros.benchmark.synthetic_run import start, the_loop
+from fast3r_ros.mapping.calibration import FocalLengths
+from fast3r_ros.synthetic.network_double import Disturbance
+from fast3r_ros.synthetic.sequence import RecordedSequence
+
+RECORDED = Path(__file__).parents[3] / "shared/data/seven_scenes/redkitchen_200.npz"
+EXACT = {"depth_noise": 0.0, "outliers": 0.0}
+TRAINED = Disturbance(depth_noise=0.02, pose_rotation=1.0, pose_translation=0.02, view_scale=0.02, bend=0.02)
+
+
+def recorded():
+    if not RECORDED.exists():
+        pytest.skip(f"no recorded frames at {RECORDED}")
+    return RecordedSequence.read(RECORDED)
+
+
+@pytest.mark.parametrize("error", [0.05, -0.05])
+def test_another_focal_length_than_the_calibrations_leaves_the_scale(error):
+    sequence, frames = the_loop()
+    run = start(sequence, Disturbance(focal_error=error, **EXACT), loop__enabled=False).feed(frames[:200])
+    scores = run.scores()
+    assert scores["rejected"] == 0
+    assert scores["rmse"] < 0.015
+    assert scores["scale_drift_percent"] < 1.5
+    told = run.mapper.status().focal_differences[sequence.camera]
+    assert told == pytest.approx(error, abs=0.005)
+
+
+@pytest.mark.parametrize(("degrees", "share", "bound"), [(1.0, 0.02, 0.7), (2.0, 0.04, 2.0)])
+def test_errors_of_poses_do_not_shrink_the_map(degrees, share, bound):
+    sequence, frames = the_loop()
+    drifts = []
+    for seed in range(2):
+        wrong = Disturbance(pose_rotation=degrees, pose_translation=share, **EXACT)
+        run = start(sequence, wrong, seed, loop__enabled=False).feed(frames[:200])
+        depths = []
+        for keyframe in run.mapper.map.keyframes.values():
+            truth = sequence.depth(round((keyframe.stamp_ns - sequence.start_ns) * sequence.rate / 1e9))
+            own = keyframe.points
+            used = own.confidence > 0
+            there = truth.ravel()[own.pixels[used]]
+            ratio = own.points[used, 2][there > 0] * keyframe.map_from_local.scale / there[there > 0]
+            depths.append(np.log(np.median(ratio)))
+        drifts.append(100 * (np.median(depths[-6:]) - np.median(depths[:6])))
+    assert abs(np.mean(drifts)) < bound
+
+
+def test_recorded_frames_out_and_back_are_better_with_loops_than_without():
+    sequence = recorded()
+    order = [*range(0, 200, 1), *range(199, -1, -1)]
+    there_and_back = RecordedSequence(
+        sequence.images[order],
+        sequence.depths[order],
+        sequence.world_from_camera[order],
+        sequence.intrinsics,
+    )
+    without, with_loops = (
+        start(there_and_back, TRAINED, 0, loop__enabled=loops).feed(there_and_back).scores()
+        for loops in (False, True)
+    )
+    assert with_loops["loops"] >= 3
+    assert with_loops["rmse"] < without["rmse"]
+    assert with_loops["rmse"] < 0.04
+
+
+def test_a_calibration_that_cannot_be_true_is_reported():
+    camera = ("front", 168, 224)
+    known = FocalLengths({camera: (205.0,) * 3}, {camera: 400.0})
+    assert "front" in known.doubts()
+    assert "camera_info" in known.doubts()
+    assert FocalLengths({camera: (205.0,) * 3}, {camera: 210.0}).doubts() == ""
+    assert FocalLengths({camera: (205.0,)}, {camera: 400.0}).doubts() == ""  # one window does not tell
