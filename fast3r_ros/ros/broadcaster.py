@@ -152,6 +152,12 @@ class Broadcaster:
         with self._lock:
             self._is_lost = True
 
+    def time_went_back(self) -> None:
+        """Stamps start again: what was broadcast is in the future."""
+        with self._lock:
+            self._newest.clear()
+            self._stamps.clear()
+
     def tick(self, now_ns: int) -> None:
         """Broadcast map -> odom, stamped a little into the future, so that nobody waits for it.
 

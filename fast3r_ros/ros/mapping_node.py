@@ -337,6 +337,9 @@ class MappingNode(LifecycleNode):
 
     def _time_went_back(self, mapping: MappingThread) -> None:
         """On the conversion thread: the window starts anew, the map stays."""
+        session = self._session
+        if session is not None:
+            session.broadcaster.time_went_back()
         mapping.request(lambda mapper: mapper.restart_window())
 
     def _clock_jumped(self, jump: object) -> None:

@@ -265,6 +265,13 @@ def test_a_lost_camera_claims_no_new_pose_but_who_starts_now_finds_the_map(
         world.broadcaster.tick(3 * NS)
     again = [each.header.stamp for each in world.moving()[count:]]
     assert [(stamp.sec, stamp.nanosec) for stamp in again] == [(1, 1), (1, 2), (1, 3), (1, 4), (1, 5)]
+    # a recording starts again: nothing is sent at the stamps of its end
+    world.broadcaster.time_went_back()
+    count = len(world.moving())
+    for _ in range(3):
+        clock[0] += 1.5
+        world.broadcaster.tick(NS // 2)
+    assert len(world.moving()) == count
     world.window(View(5, 9 * NS))
     count = len(world.moving())
     world.broadcaster.still(CAMERA, 10 * NS)
