@@ -103,6 +103,8 @@ class Broadcaster:
         the images of each new one, which can be found from the map.
         """
         with self._lock:
+            if not views:  # rejected
+                return {}
             self._metres, self._is_lost = metres, False
             self._refused = set()
             if self.config.publish_view_frames:
