@@ -20,7 +20,6 @@ from torch import Tensor
 from fast3r_ros.benchmark.kept import add_keep_argument, collected
 from fast3r_ros.benchmark.measure import machine, measure
 from fast3r_ros.benchmark.models import (
-    DTYPES,
     add_dtype_argument,
     add_model_arguments,
     chosen_device,
@@ -31,6 +30,7 @@ from fast3r_ros.benchmark.models import (
 from fast3r_ros.errors import UserError
 from fast3r_ros.model import Fast3R, ViewPrediction, normalize
 from fast3r_ros.model.acceleration import Acceleration, accelerate, pointmap_error
+from fast3r_ros.model.precision import resolve_dtype
 from fast3r_ros.model.streaming import Remembering
 from fast3r_ros.synthetic.sequence import demo_sequence
 
@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     device = chosen_device(arguments)
     accelerations = [Acceleration.parse(text) for text in arguments.accelerate]
     dtype = arguments.dtype or default_dtype(device)
-    model = load(arguments.model, device, DTYPES[dtype], arguments.attention)
+    model = load(arguments.model, device, resolve_dtype(dtype, device), arguments.attention)
     images = walk(arguments.views, parse_size(arguments.size), device)
     with torch.inference_mode():
         exact, exact_time = measure(lambda: model(images), device, arguments.runs)

@@ -11,9 +11,9 @@ from fast3r_ros.model import Fast3R, Fast3RConfig
 from fast3r_ros.model.attention import ATTENTION_NAMES
 from fast3r_ros.model.attention_choice import choose_attention
 from fast3r_ros.model.config import DecoderConfig, EncoderConfig, HeadConfig
+from fast3r_ros.model.precision import DTYPES, name_of, resolve_dtype, set_inner_dtype, stream_names
 from fast3r_ros.model.preprocess import plan_resize
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # (width, depth, heads) of encoder and fusion: as released, as in the paper, and small
 RANDOM_MODELS = {
     "large": ((1024, 24, 16), (1024, 24, 16)),
@@ -41,15 +41,13 @@ def add_dtype_argument(parser: argparse.ArgumentParser, several: bool = False) -
         "--dtype",
         nargs="+" if several else None,
         choices=DTYPES,
-        help="dtype of the weights (default: bfloat16 on cuda, float32 on cpu)",
+        help="dtype of the weights (default: float16 on cuda, float32 on cpu)",
     )
 
 
 def default_dtype(device: torch.device) -> str:
-    """What networks run in on this device, and what figures are of: on a GPU bfloat16, as the node, `fast3r
-    reconstruct` and the official release's attention.
-    """
-    return "float32" if device.type == "cpu" else "bfloat16"
+    """What networks run in on this device, and what figures are of: as the node and `fast3r reconstruct`."""
+    return name_of(resolve_dtype("auto", device))
 
 
 def chosen_device(arguments: argparse.Namespace) -> torch.device:
@@ -96,7 +94,11 @@ def load(name: str, device: torch.device, dtype: torch.dtype, attention: str) ->
     )
     torch.manual_seed(0)
     with device:
-        model = Fast3R(config).to(dtype).eval()
+        model = Fast3R(config).eval()
+    wide = stream_names(model) if dtype == torch.float16 else set()
+    for key, parameter in model.named_parameters():
+        parameter.data = parameter.data.to(torch.float32 if key in wide else dtype)
+    set_inner_dtype(model, dtype)
     model.set_attention(attention)
     return model.lay_out_heads()
 

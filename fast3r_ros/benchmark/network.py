@@ -15,7 +15,6 @@ from fast3r_ros.benchmark.floor import Ceilings, fusion_attention, stages
 from fast3r_ros.benchmark.kept import add_keep_argument, collected
 from fast3r_ros.benchmark.measure import machine, measure
 from fast3r_ros.benchmark.models import (
-    DTYPES,
     add_dtype_argument,
     add_model_arguments,
     attention_kernel,
@@ -28,6 +27,7 @@ from fast3r_ros.geometry.camera_pose import pointmap_weights, poses_from_pointma
 from fast3r_ros.model import Fast3R, Pointmap, ViewTokens
 from fast3r_ros.model.attention import attend
 from fast3r_ros.model.layers import Attention
+from fast3r_ros.model.precision import resolve_dtype
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,8 +48,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
     def results() -> Iterator[dict[str, Any]]:
         for dtype in arguments.dtype or [default_dtype(device)]:
-            model = load(arguments.model, device, DTYPES[dtype], arguments.attention)
-            ceilings = measure_ceilings(device, DTYPES[dtype])
+            model = load(arguments.model, device, resolve_dtype(dtype, device), arguments.attention)
+            ceilings = measure_ceilings(device, resolve_dtype(dtype, device))
             rates[dtype] = asdict(ceilings)
             for size, views in itertools.product(sizes, arguments.views):
                 kernel = attention_kernel(model, arguments.attention, views, size)

@@ -22,7 +22,6 @@ from fast3r_ros.benchmark.floor import Ceilings, stages
 from fast3r_ros.benchmark.kept import add_keep_argument, collected
 from fast3r_ros.benchmark.measure import PeakMemory, machine, summary, synchronize
 from fast3r_ros.benchmark.models import (
-    DTYPES,
     add_dtype_argument,
     add_model_arguments,
     attention_kernel,
@@ -36,6 +35,7 @@ from fast3r_ros.mapping.network import Fast3RNetwork
 from fast3r_ros.mapping.one_pass import CHUNK, streamed
 from fast3r_ros.mapping.transfer import to_host
 from fast3r_ros.model import Fast3R
+from fast3r_ros.model.precision import resolve_dtype
 
 PICTURES = 8  # different ones, which come again and again
 FEW_RUNS = 3
@@ -72,8 +72,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Some passes for each number of views, after one over few that warms up; returns the JSON document."""
     device = chosen_device(arguments)
     size, dtype = parse_network_size(arguments.size), arguments.dtype or default_dtype(device)
-    model = load(arguments.model, device, DTYPES[dtype], arguments.attention)
-    ceilings = measure_ceilings(device, DTYPES[dtype])
+    model = load(arguments.model, device, resolve_dtype(dtype, device), arguments.attention)
+    ceilings = measure_ceilings(device, resolve_dtype(dtype, device))
     measure_passes(model, 2, size, arguments.chunk, ceilings, 1)
 
     def results() -> Iterator[dict[str, Any]]:

@@ -24,7 +24,6 @@ import torch
 from fast3r_ros.benchmark.kept import add_keep_argument, collected
 from fast3r_ros.benchmark.measure import Measurement, machine, measure, summary, synchronize
 from fast3r_ros.benchmark.models import (
-    DTYPES,
     add_dtype_argument,
     add_model_arguments,
     attention_kernel,
@@ -40,6 +39,7 @@ from fast3r_ros.mapping.mapper import Mapper
 from fast3r_ros.mapping.network import Fast3RNetwork
 from fast3r_ros.mapping.records import view_bytes
 from fast3r_ros.model.acceleration import Acceleration, accelerate
+from fast3r_ros.model.precision import resolve_dtype
 from fast3r_ros.synthetic.network_double import TrueNetwork
 from fast3r_ros.synthetic.sequence import SyntheticSequence, loop_sequence
 
@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     size = parse_network_size(arguments.size)
     acceleration = Acceleration.parse(arguments.accelerate)
     dtype = arguments.dtype or default_dtype(device)
-    model = load(arguments.model, device, DTYPES[dtype], arguments.attention)
+    model = load(arguments.model, device, resolve_dtype(dtype, device), arguments.attention)
     accelerate(model, acceleration)
     kernel = attention_kernel(model, arguments.attention, arguments.views, size)
     network = Fast3RNetwork(model, max(size))

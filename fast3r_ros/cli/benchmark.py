@@ -16,6 +16,7 @@ BENCHMARKS = (
     ("window", "fast3r_ros.benchmark.window", "a sliding window from frame to message, per stage"),
     ("scale", "fast3r_ros.benchmark.scale", "one pass over hundreds of views: time and peak memory"),
     ("acceleration", "fast3r_ros.benchmark.acceleration", "what accelerations save, and their error"),
+    ("precision", "fast3r_ros.benchmark.precision", "what each dtype costs in accuracy, emulated on a CPU"),
     ("indices", "fast3r_ros.benchmark.indices", "accuracy by the choice of image indices"),
     ("mapping", "fast3r_ros.benchmark.mapping", "the mapper's promises on synthetic truth"),
     ("node", "fast3r_ros.benchmark.node", "the ROS node: callbacks, drops, latency, CPU over DDS"),

@@ -62,8 +62,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: %(default)s)")
     parser.add_argument(
         "--dtype",
-        choices=("float32", "bfloat16", "float16"),
-        help="precision of the network (default: bfloat16 on a GPU, float32 on a CPU)",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        default="auto",
+        help="precision of the network; auto is float16 with float32 sums on a GPU, float32 on a CPU",
     )
     parser.add_argument(
         "--parallel",

@@ -22,6 +22,7 @@ from fast3r_ros.errors import UserError
 from fast3r_ros.evaluation import golden_geometry as geometry
 from fast3r_ros.evaluation import golden_recipes as recipes
 from fast3r_ros.model import Fast3R, Fast3RConfig, normalize, prepare_image
+from fast3r_ros.model.precision import exact_float32, set_inner_dtype, stream_names
 
 NETWORK_BAR = 1e-4
 PREPROCESS_BAR = 2 / 255
@@ -58,11 +59,10 @@ def run(folder: Path, device: str = "cpu") -> Iterator[CaseResult]:
     cases = list(_find(folder))
     if not cases:
         raise UserError(f"{folder} holds no golden cases; expected forward/*/case.json and the like")
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
     for name, check in cases:
         try:
-            error, bar = check(device)
+            with exact_float32():
+                error, bar = check(device)
         except (OSError, ValueError, KeyError, RuntimeError) as problem:
             yield CaseResult(name, math.inf, False, f"{type(problem).__name__}: {problem}")
             continue
@@ -116,7 +116,12 @@ def golden_network(case: dict[str, Any], device: str = "cpu", dtype: torch.dtype
     state = recipes.weights(
         {key: tensor.shape for key, tensor in model.state_dict().items()}, case["aliases"]
     )
-    model.load_state_dict({key: tensor.to(device, dtype) for key, tensor in state.items()}, assign=True)
+    wide = stream_names(model) if dtype == torch.float16 else set()
+    model.load_state_dict(
+        {key: tensor.to(device, torch.float32 if key in wide else dtype) for key, tensor in state.items()},
+        assign=True,
+    )
+    set_inner_dtype(model, dtype)
     return model.eval()
 
 

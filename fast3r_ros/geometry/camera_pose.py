@@ -30,6 +30,7 @@ Sample = Callable[[Maps], Tensor]
 REPROJECTION_ERROR = 5.0
 FOCAL_CANDIDATES = 24
 SEARCH_POINTS = 1500
+REFINED_POINTS = 50000
 SQPNP_SPREAD = 10.0
 LARGEST_CONFIDENCE = 1e9  # its square is still a float32
 
@@ -190,6 +191,7 @@ def _pose_of_view(
     rows, columns = np.nonzero(mask)
     pixels: Float64 = np.stack([columns, rows], axis=1).astype(np.float64) + pixel_centre
     world: Float64 = points[mask].astype(np.float64)
+    searched = focal is None
     if focal is None:
         focal = _search_focal(world, pixels, height, width, iterations)
         if focal is None:
@@ -200,7 +202,10 @@ def _pose_of_view(
     solution = _ransac(world, pixels, camera, iterations)
     if solution is None:
         return _failure("RANSAC found no pose")
-    rotation, translation, inliers = solution
+    inliers = solution[2]
+    start = np.concatenate([*solution[:2], [np.log(focal)]])
+    parameters = _refined(world[inliers], pixels[inliers], (height, width), start, 7 if searched else 6)
+    rotation, translation, focal = parameters[:3], parameters[3:6], float(np.exp(parameters[6]))
     share = len(inliers) / count
     if share < min_inlier_share:
         return _failure(f"only {share:.0%} of the pixels agree, {min_inlier_share:.0%} are needed")
@@ -235,6 +240,36 @@ def _ransac(
     vector = np.asarray(rotation[:, 0], np.float64)
     shift = np.asarray(translation[:, 0], np.float64) / scale - matrix_from_vector(vector) @ centre
     return vector, shift, np.asarray(inliers[:, 0], np.int32)
+
+
+def _refined(
+    world: Float64, pixels: Float64, size: tuple[int, int], parameters: Float64, free: int
+) -> Float64:
+    """The parameters of `_reprojection` that bring points (N, 3) nearest to the rays of their pixels.
+
+    Distances, not pixels: what the network says is wrong by lengths, and near points would decide alone.
+    free: so many parameters are adjusted, 6 without and 7 with the focal length.  Those given where the
+    refinement fails.
+    """
+    if len(world) > REFINED_POINTS:
+        chosen = np.random.default_rng(0).permutation(len(world))[:REFINED_POINTS]
+        world, pixels = world[chosen], pixels[chosen]
+    height, width = size
+
+    def distances(values: Float64) -> Float64:
+        full = np.concatenate([values, parameters[free:]])
+        depth = world @ matrix_from_vector(full[:3])[2] + full[5]
+        errors = _reprojection(full, world, pixels, height, width)
+        result: Float64 = (errors * (np.maximum(depth, 1e-6) / np.exp(full[6]))[:, None]).ravel()
+        return result
+
+    if 2 * len(world) < free:
+        return parameters
+    try:
+        found = least_squares(distances, parameters[:free], method="lm", x_scale="jac")
+    except ValueError:  # not finite
+        return parameters
+    return np.concatenate([found.x, parameters[free:]]) if np.isfinite(found.x).all() else parameters
 
 
 def _search_focal(world: Float64, pixels: Float64, height: int, width: int, iterations: int) -> float | None:

@@ -24,6 +24,7 @@ from fast3r_ros.mapping.transfer import to_host, urgent_stream
 from fast3r_ros.model import Fast3R, FusedFeatures, Pointmap, ViewTokens
 from fast3r_ros.model.attention_choice import choose_attention
 from fast3r_ros.model.image_index import index_embedding
+from fast3r_ros.model.precision import all_finite
 from fast3r_ros.model.preprocess import normalize, prepare_image
 from fast3r_ros.model.resample import prepare_images
 from fast3r_ros.model.streaming import FusionMemory, Remembering
@@ -193,6 +194,22 @@ class Fast3RNetwork:
     @computes
     def reconstruct(self, views: Sequence[EncodedView], lap: Lap = no_lap) -> Reconstruction:
         """One forward pass; the pointmaps stay on the model's device.  lap: see `encode`; fuse and heads."""
+        result = self._pass(views, lap)
+        if self._model.dtype != torch.float16 or all_finite(_numbers(result)):
+            return result
+        safer = self._model.safer()
+        if safer is None:
+            return result
+        self._seen = None  # of a pass that fails nothing is remembered
+        again = Fast3RNetwork(safer, self._image_size)
+        again._attention_chosen = True
+        frames = [
+            PreparedFrame(torch.from_numpy(view.image).to(self._device), np.eye(3), None) for view in views
+        ]
+        encoded = [again.encode_prepared([frame])[0] for frame in frames]
+        return again._pass(encoded, no_lap)
+
+    def _pass(self, views: Sequence[EncodedView], lap: Lap) -> Reconstruction:
         every = self._model.acceleration.stream
         if every > 1:
             return self._streamed(views, every, lap)
@@ -201,6 +218,11 @@ class Fast3RNetwork:
         result = self.pointmaps(features)
         lap("heads")
         return result
+
+    @property
+    def repeated_passes(self) -> int:
+        """How many windows were computed again, as their results were not finite."""
+        return self._model.repeated_passes
 
     @torch.inference_mode()
     def _streamed(self, views: Sequence[EncodedView], every: int, lap: Lap) -> Reconstruction:
@@ -346,6 +368,11 @@ class Fast3RNetwork:
 def _pooled(tokens: Tensor) -> Tensor:
     """Tokens (B, T, C) to descriptors (B, C) of unit norm, float32."""
     return to_unit(tokens.float().mean(dim=1), dim=-1)
+
+
+def _numbers(result: Reconstruction) -> list[Tensor]:
+    maps = (result.points_global, result.confidence_global, result.points_local, result.confidence_local)
+    return [tensor for each in maps for tensor in each]
 
 
 def _heads_name(grid: tuple[int, int]) -> str:

@@ -18,7 +18,7 @@ from fast3r_ros.model.attention import attend
 from fast3r_ros.model.layers import AttentionFunction, Block
 from fast3r_ros.model.merged_attention import MergedAttention
 from fast3r_ros.model.outputs import ViewPrediction
-from fast3r_ros.model.quantised import Fp8Linear, Int8Linear, check_fp8
+from fast3r_ros.model.quantised import Fp8Linear, Int8Linear, check_fp8, check_shapes
 
 if TYPE_CHECKING:
     from fast3r_ros.model.fast3r import Fast3R
@@ -82,7 +82,8 @@ def accelerate(model: Fast3R, acceleration: Acceleration) -> Fast3R:
     """Apply accelerations to a model; changes it and returns it.
 
     Raises UserError for a model that is split over processes, for linear layers in 8 bits that should become
-    other ones, for FP8 where the device has none, and for streaming where there is no local head.
+    other ones or whose shapes the kernels do not take, for FP8 where the device has none, and for streaming
+    where there is no local head.
     """
     if model.split is not None and str(acceleration) != "exact":
         raise UserError(f"acceleration {acceleration} and several processes do not work together; choose one")
@@ -95,10 +96,16 @@ def accelerate(model: Fast3R, acceleration: Acceleration) -> Fast3R:
         if acceleration.linears == "fp8":
             check_fp8(next(model.parameters()).device)
         layer = Int8Linear if acceleration.linears == "int8" else Fp8Linear
-        for module in (model.encoder, model.decoder):
-            for block in module.modules():
-                if isinstance(block, Block):
-                    _replace_linears(block, layer)
+        blocks = [
+            block
+            for module in (model.encoder, model.decoder)
+            for block in module.modules()
+            if isinstance(block, Block)
+        ]
+        linears = [child for block in blocks for child in block.modules() if isinstance(child, nn.Linear)]
+        check_shapes(linears, acceleration.linears, next(model.parameters()).device)
+        for block in blocks:
+            _replace_linears(block, layer)
     model.acceleration = acceleration
     return model.eval()
 

@@ -10,11 +10,13 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
+from urllib.parse import unquote
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +41,13 @@ WEIGHT_FILES = (
 PREFIXES = ("net.", "module.net.", "_forward_module.net.", "model.net.", "module.", "_forward_module.")
 
 _INDEX_BYTES = 1 << 26
+_OWNER_AND_NAME = r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)"
+HUB_NAME = re.compile(_OWNER_AND_NAME + r"(?:@(?P<revision>[^\s@]+))?")
+HUB_LINK = re.compile(
+    r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/"
+    + _OWNER_AND_NAME
+    + r"(?:/(?:tree|blob|resolve)/(?P<revision>[^/?#\s]+)(?:/[^?#\s]*)?)?/?(?:[?#]\S*)?"
+)
 
 _log = logging.getLogger(__name__)
 
@@ -76,10 +85,12 @@ def _locate(name: str | Path) -> CheckpointFiles:
     if path.is_file():
         config = path.parent / "config.json"
         return CheckpointFiles(config if config.is_file() else None, (path,))
-    if str(name).count("/") == 1 and not str(name).startswith((".", "/", "~")):
-        return _in_directory(_download(str(name)))
+    hub = hub_name(str(name))
+    if hub is not None:
+        return _downloaded(*hub)
     raise UserError(
-        f"model {str(name)!r} is neither demo, nor a directory, a weights file or a hub name (owner/name)"
+        f"model {str(name)!r} is neither demo, nor a directory, a weights file or a hub name "
+        "(owner/name, owner/name@revision or its https link)"
     )
 
 
@@ -243,24 +254,51 @@ def _shards(index: Path) -> tuple[Path, ...]:
     return tuple(index.parent / name for name in names)
 
 
-def _download(name: str) -> Path:
-    with optional("huggingface_hub", f"the hub name {name!r}"):
+def hub_name(text: str) -> tuple[str, str | None] | None:
+    """(owner/name, revision or None) of owner/name, owner/name@revision or a link to a model's page, files or
+    one of them on the hub; None for anything else.
+    """
+    link = HUB_LINK.fullmatch(text)
+    if link is not None:
+        revision = link["revision"]
+        return link["name"], unquote(revision) if revision else None
+    name = HUB_NAME.fullmatch(text)
+    return None if name is None else (name["name"], name["revision"])
+
+
+def _downloaded(name: str, revision: str | None) -> CheckpointFiles:
+    """A model of the hub.  Raises UserError also for what an earlier download left half done."""
+    directory = _download(name, revision)
+    try:
+        return _in_directory(directory)
+    except UserError as error:
+        raise UserError(
+            f"the download of {name!r} in {directory} is incomplete ({error}); connect to the network and "
+            "start again, or delete that folder"
+        ) from error
+
+
+def _download(name: str, revision: str | None) -> Path:
+    asked = f"{name}@{revision}" if revision else name
+    with optional("huggingface_hub", f"the hub name {asked!r}"):
         from huggingface_hub import snapshot_download
-    if name == OFFICIAL_NAME:
+    if name.lower() == OFFICIAL_NAME.lower():
         _log.warning(LICENCE_NOTICE)
     try:
         for weights in (
             "model*.safetensors*",
             "pytorch_model*",
         ):  # the second only where the first is missing
-            directory = Path(snapshot_download(name, allow_patterns=["config.json", weights]))
+            directory = Path(
+                snapshot_download(name, revision=revision, allow_patterns=["config.json", weights])
+            )
             if any(directory.glob(weights)):
                 break
         return directory
     except Exception as error:  # the hub raises many kinds; each means the same to the reader
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
-            f"cannot get {name!r} from the hub (and no directory has this name): {reason}"
+            f"cannot get {asked!r} from the hub (and no directory has this name): {reason}"
         ) from error
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fast3r_ros.model.config import EncoderConfig
-from fast3r_ros.model.layers import Block, rope_tables, run_block
+from fast3r_ros.model.layers import Block, narrowed, rope_tables, run_block, widened
 
 
 class PatchEmbed(nn.Module):
@@ -47,10 +47,11 @@ class Encoder(nn.Module):
         if self.absolute_positions:
             table = position_table(grid, tokens.shape[-1], self.rope_base, tokens.device)
             tokens = tokens + table.to(tokens)
+        tokens, inner = widened(tokens, self.enc_blocks)
         rotation = rope_tables(grid, self.head_dim, self.rope_base, tokens)
         for block in self.enc_blocks:
             tokens = run_block(block, tokens, rotation, None, self.recompute)
-        return self.enc_norm(tokens)
+        return narrowed(inner, self.enc_norm(tokens))
 
     def bytes_per_image(self, size: tuple[int, int], element_size: int) -> int:
         """What one image of (H, W) pixels needs at the widest place of a block, roughly."""

@@ -7,6 +7,7 @@ others.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fast3r_ros.errors import UserError
-from fast3r_ros.model import checkpoint
+from fast3r_ros.model import checkpoint, precision
 from fast3r_ros.model.acceleration import Acceleration
 from fast3r_ros.model.attention import check_attention
 from fast3r_ros.model.config import Fast3RConfig
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Fast3R", "FusedFeatures", "Pointmap", "ViewPrediction", "ViewTokens"]
 
+_log = logging.getLogger(__name__)
+
 CPU_MEMORY_BUDGET = 64 * 2**20
 GPU_MEMORY_BUDGET = 2**30
 
@@ -47,7 +50,7 @@ class Fast3R(nn.Module):
 
     memory_budget: bytes that the encoder's and the heads' intermediate results may take; None (the default)
     means 64 MiB on the CPU and 1 GiB on a GPU.  split: how several processes share the work, None for one
-    process alone; set by `parallel.parallelise`.
+    process alone; set by `parallel.parallelise`.  repeated_passes: how many were computed again, see `safer`.
     """
 
     def __init__(self, config: Fast3RConfig) -> None:
@@ -56,6 +59,8 @@ class Fast3R(nn.Module):
         self.memory_budget: int | None = None
         self.split: Split | None = None
         self.acceleration = Acceleration()
+        self.repeated_passes = 0
+        self._safer: list[Fast3R] = []  # a list, so that it is no part of the state
         self.encoder = Encoder(config.encoder)
         self.decoder = Fusion(config.decoder, config.hooks)
         self.downstream_head = PointmapHead(config)
@@ -76,15 +81,21 @@ class Fast3R(nn.Module):
         config: needed only for a weights file without a config.json beside it.  attention: one of
         `attention.ATTENTION_NAMES`.  Raises UserError naming the file and what is wrong; nothing is
         half-loaded.
+
+        dtype: see `precision`; with float16 weights the transformers' norms and sums are float32.
         """
         check_attention(attention)
         files = checkpoint.locate(name)
         with torch.device("meta"):
             model = cls(config or checkpoint.read_config(files))
         tensors = checkpoint.read_weights(files, checkpoint.shapes_of(model))
-        weights = {key: tensor.to(device, dtype) for key, tensor in tensors.items()}
+        wide = precision.stream_names(model) if dtype == torch.float16 else set()
+        weights = {
+            key: tensor.to(device, torch.float32 if key in wide else dtype) for key, tensor in tensors.items()
+        }
         checkpoint.check_finite(weights, str(name))
         model.load_state_dict(weights, assign=True)
+        precision.set_inner_dtype(model, dtype)
         model.set_attention(attention)
         return model.lay_out_heads().eval()
 
@@ -97,6 +108,26 @@ class Fast3R(nn.Module):
             if head is not None:
                 head.to(memory_format=layout)  # type: ignore[call-overload]  # PyTorch has not typed it
         return self
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the layers compute in."""
+        return self.encoder.patch_embed.proj.weight.dtype
+
+    def safer(self) -> Fast3R | None:
+        """The network that computes a pass again whose result is not finite, see `precision.safer_copy`.
+
+        Counts the pass and tells of the first.  None where there is nothing safer.
+        """
+        if not self._safer:
+            other = precision.safer_copy(self)
+            if other is None:
+                return None
+            self._safer.append(other)
+            used, safe = precision.name_of(self.dtype), precision.name_of(other.dtype)
+            _log.warning("a result is not finite in %s; such passes are repeated in %s", used, safe)
+        self.repeated_passes += 1
+        return self._safer[0]
 
     def extra_repr(self) -> str:
         """What is not exact and how the work is split, for printing."""
@@ -192,6 +223,18 @@ class Fast3R(nn.Module):
         """
         for number, image in enumerate(images):
             self._check_images(image, f"view {number}")
+        result = self._pass(images, image_indices, seed)
+        if self.training or self.dtype != torch.float16:
+            return result
+        maps = [part for view in result for part in (view.global_points, view.local_points) if part]
+        if precision.all_finite([tensor for part in maps for tensor in (part.points, part.confidence)]):
+            return result
+        safer = self.safer()
+        return result if safer is None else safer._pass(images, image_indices, seed)
+
+    def _pass(
+        self, images: Sequence[Tensor], image_indices: Tensor | None, seed: int | None
+    ) -> list[ViewPrediction]:
         features = self.fuse(self._encode_views(images), image_indices, seed)
         global_points = self.global_head(features)
         if self.downstream_head_local is None:

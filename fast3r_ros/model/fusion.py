@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fast3r_ros.model.attention import attend
 from fast3r_ros.model.config import DecoderConfig
-from fast3r_ros.model.layers import AttentionFunction, Block, run_block
+from fast3r_ros.model.layers import AttentionFunction, Block, narrowed, run_block, widened
 from fast3r_ros.model.outputs import FusedFeatures, ViewTokens
 
 # Scale of the attention logits at inference, relative to training with 20 views (official constant).
@@ -45,13 +45,14 @@ class Fusion(nn.Module):
         function: what mixes the values in every block.
         """
         scale = self.logit_scale * (1.0 if self.training else self.inference_gain)
-        x = add_per_view(self.decoder_embed(tokens), rows, counts)
+        x, inner = widened(self.decoder_embed(tokens), self.dec_blocks)
+        x = add_per_view(x, rows, counts)
         kept = [tokens]
         for number, block in enumerate(self.dec_blocks, start=1):
             x = run_block(block, x, None, scale, self.recompute, function)
             if number in self.hooks[1:-1]:
-                kept.append(x)
-        return (*kept, self.dec_norm(x))
+                kept.append(narrowed(inner, x))
+        return (*kept, narrowed(inner, self.dec_norm(x)))
 
 
 def fuse_views(

@@ -72,7 +72,10 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block: x += attention(norm(x)); x += mlp(norm(x))."""
+    """A pre-norm transformer block: x += attention(norm(x)); x += mlp(norm(x)).
+
+    inner: what attention and MLP compute in, None for the dtype of x.
+    """
 
     def __init__(
         self, width: int, heads: int, mlp_ratio: float, norm_eps: float, qkv_bias: bool = True
@@ -82,6 +85,7 @@ class Block(nn.Module):
         self.attn = Attention(width, heads, qkv_bias)
         self.norm2 = nn.LayerNorm(width, eps=norm_eps)
         self.mlp = Mlp(width, int(width * mlp_ratio))
+        self.inner: torch.dtype | None = None
 
     def forward(
         self,
@@ -93,21 +97,34 @@ class Block(nn.Module):
         """(B, N, C) to (B, N, C); `function` mixes the values, exactly and in this process by default."""
         scale = self.attn.scale if scale is None else scale
         if torch.is_grad_enabled():
-            x = x + self.attn(self.norm1(x), rotation, scale, function)
-            return x + self.mlp(self.norm2(x))
+            x = x + self.attn(narrowed(self.inner, self.norm1(x)), rotation, scale, function)
+            return x + self.mlp(narrowed(self.inner, self.norm2(x)))
         x = self._attended(x, rotation, scale, function)
         for part in x.split(TOKENS_AT_ONCE, dim=1):  # the hidden layer of 1500 views would need tens of GB
-            part.add_(self.mlp(self.norm2(part)))
+            part.add_(self.mlp(narrowed(self.inner, self.norm2(part))))
         return x
 
     def _attended(
         self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, scale: float, function: AttentionFunction
     ) -> Tensor:
         """x + attention(norm(x)) without gradients: beside x only queries, keys, values and their mix."""
-        qkv = in_parts(lambda part: self.attn.qkv(self.norm1(part)), x)
+        qkv = in_parts(lambda part: self.attn.qkv(narrowed(self.inner, self.norm1(part))), x)
         mixed = self.attn.mix(qkv, rotation, scale, function)
         del qkv  # three times the size of x
         return x + in_parts(self.attn.proj, mixed)
+
+
+def narrowed(inner: torch.dtype | None, x: Tensor) -> Tensor:
+    """x in a block's `inner`, as it is for None."""
+    return x if inner is None else x.to(inner)
+
+
+def widened(x: Tensor, blocks: nn.ModuleList) -> tuple[Tensor, torch.dtype | None]:
+    """x in the dtype of what the blocks add to, and what they compute in where that is another one."""
+    first = next(iter(blocks), None)
+    if not isinstance(first, Block) or first.inner is None:
+        return x, None
+    return x.to(first.norm1.weight.dtype), first.inner
 
 
 def in_parts(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ from fast3r_ros.model.fusion import Fusion, fuse_views
 from fast3r_ros.model.heads import PointmapHead
 from fast3r_ros.model.layers import Block
 from fast3r_ros.model.outputs import FusedFeatures, Pointmap, ViewTokens
+from fast3r_ros.model.precision import resolve_device
 
 MODES = ("none", "tensor", "sequence")
 
@@ -72,8 +73,7 @@ def join_processes(device: str) -> str:
     """
     if not dist.is_torchelastic_launched():
         raise UserError("--parallel needs several processes; start with torchrun --nproc_per_node N")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = resolve_device(device) if device == "auto" else device
     if device not in ("cpu", "cuda"):
         raise UserError(
             f"--device {device} names one device, but there are several processes; give cuda or cpu"

@@ -6,6 +6,8 @@ Scales are one per output of the weights and one per token of the activations (D
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,6 +19,7 @@ FP8 = torch.float8_e4m3fn
 LARGEST_FP8 = torch.finfo(FP8).max
 FP8_CAPABILITY = (8, 9)  # Ada; Hopper is (9, 0)
 FEWEST_ROWS = 17  # of CUDA's int8 product
+CUDA_STEPS = {"int8": 8, "fp8": 16}  # what inputs and outputs must be multiples of
 
 
 class Int8Linear(nn.Module):
@@ -76,6 +79,20 @@ class Fp8Linear(nn.Module):
         if self.bias is not None and not inside:
             result += self.bias.detach()
         return result.unflatten(0, x.shape[:-1])
+
+
+def check_shapes(linears: Iterable[nn.Linear], name: str, device: torch.device) -> None:
+    """Raise UserError for layers whose shapes the 8-bit product of CUDA does not take.  name: int8 or fp8."""
+    if device.type != "cuda":
+        return
+    step = CUDA_STEPS[name]
+    for linear in linears:
+        if linear.in_features % step or linear.out_features % step:
+            raise UserError(
+                f"{name} linears need widths that {step} divides on a GPU, this network has a layer of "
+                f"{linear.in_features} to {linear.out_features}; use exact"
+                + (" or int8" if name == "fp8" else "")
+            )
 
 
 def check_fp8(device: torch.device) -> None:

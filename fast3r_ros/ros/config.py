@@ -154,7 +154,7 @@ class NodeConfig:
     )
     dtype: str = parameter(
         "auto",
-        "precision of the network: auto (bfloat16 on a GPU that has it, otherwise float32), float32, "
+        "precision of the network: auto (float16 with float32 sums on a GPU, float32 on a CPU), float32, "
         "bfloat16 or float16",
         choices=("auto", "float32", "bfloat16", "float16"),
     )

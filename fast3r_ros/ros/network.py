@@ -26,6 +26,7 @@ def load_network(config: NodeConfig) -> WindowNetwork:
     from fast3r_ros.mapping.network import Fast3RNetwork
     from fast3r_ros.model import Fast3R
     from fast3r_ros.model.acceleration import Acceleration, accelerate
+    from fast3r_ros.model.precision import resolve_device, resolve_dtype
     from fast3r_ros.model.preprocess import plan_resize
 
     if config.torch_threads:
@@ -33,7 +34,7 @@ def load_network(config: NodeConfig) -> WindowNetwork:
     expected = expected_size(config.expected_image)
     acceleration = Acceleration.parse(config.accelerate)
     device = resolve_device(config.device)
-    dtype = getattr(torch, resolve_dtype(config.dtype, device))
+    dtype = resolve_dtype(config.dtype, device)
     model = Fast3R.from_pretrained(config.model, device=device, dtype=dtype)
     accelerate(model, acceleration)
     network = Fast3RNetwork(model, model.config.image_size)
@@ -65,31 +66,6 @@ def expected_size(text: str) -> tuple[int, int] | None:
     if not (mark and width.isdecimal() and height.isdecimal() and int(width) and int(height)):
         raise UserError(f"expected_image is {text!r}; give WIDTHxHEIGHT as 640x480, or leave it empty")
     return int(width), int(height)
-
-
-def resolve_dtype(dtype: str, device: str) -> str:
-    """A PyTorch dtype name for the parameter `dtype` on a device of `resolve_device`."""
-    import torch
-
-    if dtype != "auto":
-        return dtype
-    if device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False):
-        return "bfloat16"
-    return "float32"
-
-
-def resolve_device(device: str) -> str:
-    """A PyTorch device name for the parameter `device`.  Raises UserError when there is no such device."""
-    import torch
-
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"device {device!r} cannot be used ({reason}); use auto, cpu or cuda") from error
-    return device
 
 
 def gpu_memory() -> tuple[int, int]:

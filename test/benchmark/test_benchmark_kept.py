@@ -67,8 +67,8 @@ def test_what_is_kept_is_what_is_printed(
 
 
 def test_a_gpu_is_measured_in_what_it_runs() -> None:
-    assert models.default_dtype(torch.device("cuda")) == "bfloat16"
-    assert models.default_dtype(torch.device("cuda:1")) == "bfloat16"
+    assert models.default_dtype(torch.device("cuda")) == "float16"
+    assert models.default_dtype(torch.device("cuda:1")) == "float16"
     assert models.default_dtype(torch.device("cpu")) == "float32"
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from fast3r_ros.errors import UserError
 from fast3r_ros.mapping.network import Fast3RNetwork
+from fast3r_ros.model.precision import name_of, resolve_dtype
 from fast3r_ros.ros.config import NodeConfig
-from fast3r_ros.ros.network import expected_size, load_network, resolve_dtype
+from fast3r_ros.ros.network import expected_size, load_network
 
 
 @pytest.mark.parametrize(("dtype", "expected"), [("auto", "float32"), ("bfloat16", "bfloat16")])
@@ -16,13 +16,7 @@ def test_precision_on_a_cpu(model_directory: str, dtype: str, expected: str) -> 
     network = load_network(NodeConfig(model=model_directory, device="cpu", dtype=dtype))
     assert isinstance(network, Fast3RNetwork)
     assert network.captured == 0
-    assert resolve_dtype(dtype, "cpu") == expected
-
-
-def test_a_gpu_without_bfloat16_computes_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    for supported, expected in ((False, "float32"), (True, "bfloat16")):
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, s=supported: s)
-        assert resolve_dtype("auto", "cuda:0") == expected
+    assert name_of(resolve_dtype(dtype, "cpu")) == expected
 
 
 def test_the_expected_image_is_a_size_or_nothing() -> None:

@@ -204,6 +204,49 @@ def test_the_licence_is_told_before_the_official_weights_are_fetched(
     assert "Noncommercial" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("owner/name", ("owner/name", None)),
+        ("owner/name.v2@main", ("owner/name.v2", "main")),
+        ("owner/name@0123abc", ("owner/name", "0123abc")),
+        ("owner/name@refs/pr/3", ("owner/name", "refs/pr/3")),
+        ("https://huggingface.co/owner/name", ("owner/name", None)),
+        ("https://huggingface.co/owner/name/", ("owner/name", None)),
+        ("https://hf.co/owner/name/tree/v1.0", ("owner/name", "v1.0")),
+        ("https://huggingface.co/owner/name/blob/main/model.safetensors", ("owner/name", "main")),
+        (
+            "https://hf.co/owner/name/resolve/refs%2Fpr%2F3/config.json?download=true",
+            ("owner/name", "refs/pr/3"),
+        ),
+        ("http://example.org/owner/name", None),
+        ("owner/name@", None),
+        ("a/b/c", None),
+        ("./owner/name", None),
+        ("~/name", None),
+        ("owner/name with spaces", None),
+    ],
+)
+def test_names_of_the_hub(text: str, expected: tuple[str, str | None] | None) -> None:
+    assert checkpoint.hub_name(text) == expected
+
+
+def test_a_cache_that_is_half_downloaded_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    folder = tmp_path / "models--owner--name"
+    snapshot = folder / "snapshots" / ("0" * 40)
+    for path in (snapshot, folder / "refs", folder / "blobs"):
+        path.mkdir(parents=True)
+    (folder / "refs" / "main").write_text("0" * 40)
+    (snapshot / "config.json").write_text("{}")
+    (folder / "blobs" / "abc.incomplete").write_bytes(b"half")
+    with pytest.raises(UserError, match=r"the download of 'owner/name' .* is incomplete"):
+        checkpoint.locate("owner/name")
+    with pytest.raises(UserError, match="cannot get 'owner/name@v2'"):
+        checkpoint.locate("owner/name@v2")
+
+
 def dust3r_file(path: Path, source: Fast3R, head: bool) -> None:
     state = {}
     for key, tensor in source.state_dict().items():

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fast3r_ros.model.quantised import Fp8Linear, Int8Linear
+from fast3r_ros.errors import UserError
+from fast3r_ros.model.quantised import Fp8Linear, Int8Linear, check_shapes
 
 TOKENS, INPUTS, OUTPUTS = 40, 64, 48
 
@@ -70,3 +71,24 @@ def test_every_dtype_and_few_rows(
     expected = plain.float()(x.float()).detach()
     assert (found.dtype, found.requires_grad) == (dtype, False)
     assert float((found.float() - expected).norm() / expected.norm()) < bound
+
+
+@pytest.mark.parametrize(
+    ("name", "inputs", "outputs", "refused"),
+    [
+        ("int8", 24, 40, False),
+        ("int8", 20, 40, True),
+        ("int8", 24, 36, True),
+        ("fp8", 32, 48, False),
+        ("fp8", 24, 48, True),
+    ],
+)
+def test_shapes_that_a_gpu_refuses_are_named(name: str, inputs: int, outputs: int, refused: bool) -> None:
+    layers = [torch.nn.Linear(64, 64), torch.nn.Linear(inputs, outputs)]
+    check_shapes(layers, name, torch.device("cpu"))
+    if refused:
+        with pytest.raises(UserError, match=f"a layer of {inputs} to {outputs}") as error:
+            check_shapes(layers, name, torch.device("cuda"))
+        assert "\n" not in str(error.value)
+    else:
+        check_shapes(layers, name, torch.device("cuda"))

@@ -1,0 +1,121 @@
+"""Which device the network runs on and what it computes in: one rule for the node, commands, benchmarks and
+parallel runs.
+
+`auto` is float32 on a CPU and float16 on a GPU, with or without bfloat16.  With float16 weights the residual
+stream of the transformers (what every block adds to) and its norms are float32: sums of 48 blocks would lose
+bits, and are what grows.  A result that is not finite is computed again by `safer` weights.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from fast3r_ros.errors import UserError
+from fast3r_ros.model.layers import Block
+
+if TYPE_CHECKING:
+    from fast3r_ros.model.fast3r import Fast3R
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPE_NAMES = ("auto", *DTYPES)
+
+_log = logging.getLogger(__name__)
+
+
+def resolve_device(device: str) -> str:
+    """A PyTorch device name for auto, cpu, cuda or cuda:1.  Raises UserError when there is no such device."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"device {device!r} cannot be used ({reason}); use auto, cpu or cuda") from error
+    return device
+
+
+def resolve_dtype(dtype: str | None, device: str | torch.device) -> torch.dtype:
+    """What weights are for `auto` (also None) or a name of DTYPES, on a device of `resolve_device`.
+
+    bfloat16 becomes float16, with a warning, on a GPU that only emulates it.  float32 on a GPU is exact: TF32
+    is switched off for this process.  Raises UserError for another name.
+    """
+    on_gpu = torch.device(device).type == "cuda"
+    if dtype is None or dtype == "auto":
+        return torch.float16 if on_gpu else torch.float32
+    if dtype not in DTYPES:
+        raise UserError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPE_NAMES)}")
+    if dtype == "bfloat16" and on_gpu and not _has_bfloat16():
+        _log.warning("dtype bfloat16: this GPU does not have it; using float16")
+        return torch.float16
+    if dtype == "float32" and on_gpu:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        _log.info("float32: TF32 is off, for convolutions too")
+    return DTYPES[dtype]
+
+
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """Without TF32 inside; afterwards the flags are as before."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """`float16` for torch.float16."""
+    return str(dtype).removeprefix("torch.")
+
+
+def stream_names(model: nn.Module) -> set[str]:
+    """The parameters that are float32 beside float16 weights: those of the transformers' norms."""
+    return {
+        f"{name}.{parameter}"
+        for name, module in model.named_modules()
+        if isinstance(module, nn.LayerNorm)
+        for parameter, _ in module.named_parameters()
+    }
+
+
+def set_inner_dtype(model: nn.Module, dtype: torch.dtype) -> None:
+    """Tell the blocks what their layers compute in where that is not the dtype of what they add to."""
+    for module in model.modules():
+        if isinstance(module, Block):
+            module.inner = dtype if module.norm1.weight.dtype != dtype else None
+
+
+@torch.inference_mode(False)
+def safer_copy(model: Fast3R) -> Fast3R | None:
+    """The same network in bfloat16, whose range is that of float32, or in float32 on a GPU without it; the
+    residual stream is float32.  None for a network that is not in float16: there is nothing safer.
+    """
+    if model.dtype != torch.float16:
+        return None
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    safe = torch.bfloat16 if on_cpu or _has_bfloat16() else torch.float32
+    other = copy.deepcopy(model, {id(model.split): model.split})  # the processes are the same
+    stream = stream_names(other)
+    for name, parameter in other.named_parameters():  # scales of 8 bits are buffers and stay
+        parameter.data = parameter.data.to(torch.float32 if name in stream else safe)
+    set_inner_dtype(other, safe)
+    return other
+
+
+def all_finite(tensors: Sequence[torch.Tensor]) -> bool:
+    """Whether all numbers are finite; waits for the device once."""
+    flags = [tensor.isfinite().all() for tensor in tensors]
+    return not flags or bool(torch.stack(flags).all())
+
+
+def _has_bfloat16() -> bool:
+    return torch.cuda.is_bf16_supported(including_emulation=False)

@@ -1,0 +1,36 @@
+"""`auto` on a GPU keeps its promise of accuracy, by emulation on a CPU."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fast3r_ros.benchmark import precision
+from fast3r_ros.cli import main
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "forward"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "auto", "bfloat16"),
+    [
+        (["--golden", str(GOLDEN / "landscape")], 0.003, 0.01),
+        (["--views", "3", "--size", "224x160"], 0.0006, 0.002),
+    ],
+    ids=["random network", "demo model"],
+)
+def test_auto_on_a_gpu_is_nearly_float32(
+    arguments: list[str], auto: float, bfloat16: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["benchmark", "precision", *arguments]) == 0
+    found = {row["variant"]: row["points_median"] for row in json.loads(capsys.readouterr().out)["results"]}
+    assert list(found) == list(precision.VARIANTS)
+    assert found[precision.AUTO] < auto
+    assert found["bfloat16"] > bfloat16
+
+
+def test_a_folder_that_is_no_case_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["benchmark", "precision", "--golden", str(tmp_path)]) == 2
+    assert "has no case.json" in capsys.readouterr().err

@@ -1,0 +1,157 @@
+"""What the network computes in: one rule, float16 with float32 sums, and passes that overflow."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_model import random_views
+
+from fast3r_ros.errors import UserError
+from fast3r_ros.evaluation import golden
+from fast3r_ros.mapping.data import Frame
+from fast3r_ros.mapping.network import Fast3RNetwork
+from fast3r_ros.model import Fast3R
+from fast3r_ros.model.acceleration import Acceleration, accelerate, pointmap_error
+from fast3r_ros.model.precision import exact_float32, name_of, resolve_device, resolve_dtype, stream_names
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "has_bfloat16", "expected"),
+    [
+        ("auto", "cpu", True, "float32"),
+        (None, "cpu", True, "float32"),
+        ("auto", "cuda", True, "float16"),
+        (None, "cuda:1", False, "float16"),
+        ("bfloat16", "cuda", True, "bfloat16"),
+        ("bfloat16", "cuda", False, "float16"),
+        ("bfloat16", "cpu", False, "bfloat16"),
+        ("float16", "cpu", False, "float16"),
+    ],
+)
+def test_the_rule(
+    asked: str | None, device: str, has_bfloat16: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bfloat16)
+    assert name_of(resolve_dtype(asked, device)) == expected
+
+
+def test_float32_on_a_gpu_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    try:
+        torch.backends.cudnn.allow_tf32 = True
+        assert resolve_dtype("float32", "cuda") == torch.float32
+        assert not torch.backends.cudnn.allow_tf32
+        torch.backends.cudnn.allow_tf32 = True
+        with exact_float32():
+            assert not torch.backends.cudnn.allow_tf32
+        assert torch.backends.cudnn.allow_tf32
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+def test_golden_cases_leave_the_flags_as_they_were(tmp_path: Path) -> None:
+    folder = tmp_path / "metric"
+    folder.mkdir()
+    (folder / "broken.json").write_text("{}")
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = True
+    try:
+        for result in golden.run(tmp_path):
+            assert not result.ok
+            assert torch.backends.cudnn.allow_tf32
+        assert torch.backends.cudnn.allow_tf32
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
+def test_other_names_are_refused() -> None:
+    with pytest.raises(UserError, match="dtype is 'fp16', expected one of auto"):
+        resolve_dtype("fp16", "cpu")
+    with pytest.raises(UserError, match="device 'gpu' cannot be used"):
+        resolve_device("gpu")
+
+
+@pytest.fixture
+def low(small_network: Fast3R, tmp_path: Path) -> Fast3R:
+    """The small network loaded in float16."""
+    small_network.save_pretrained(tmp_path)
+    return Fast3R.from_pretrained(tmp_path, dtype=torch.float16)
+
+
+def test_float16_weights_keep_norms_and_sums_in_float32(low: Fast3R) -> None:
+    wide = stream_names(low)
+    assert {name for name, weight in low.named_parameters() if weight.dtype == torch.float32} == wide
+    added: list[torch.dtype] = []
+    inner: list[torch.dtype] = []
+    inner: list[torch.dtype] = []
+    for block in (*low.encoder.enc_blocks, *low.decoder.dec_blocks):
+        block.register_forward_hook(lambda module, inputs, result: added.append(result.dtype))
+        block.attn.qkv.register_forward_hook(lambda module, inputs, result: inner.append(result.dtype))
+    with torch.inference_mode():
+        views = [low.encode(image) for image in random_views((32, 48), (32, 48))]
+        hooks = low.fuse(views).hooks
+    assert (set(added), set(inner)) == ({torch.float32}, {torch.float16})
+    assert {view.tokens.dtype for view in views} | {hook.dtype for hook in hooks} == {torch.float16}
+
+
+@torch.inference_mode()
+def test_auto_on_a_gpu_is_nearly_float32() -> None:
+    """The arithmetic of a GPU's `auto`, emulated; bfloat16 is 2 % off."""
+    case = json.loads((GOLDEN / "forward" / "landscape" / "case.json").read_text())
+    images = golden.recipes.views(case["name"], case["batch"], case["view_shapes_hw"])
+    indices = torch.tensor(case["image_indices"])
+    exact = golden.golden_network(case)(images, indices)
+    found = golden.golden_network(case, dtype=torch.float16)(images, indices)
+    assert pointmap_error(exact, found).points_median < 0.003
+
+
+@pytest.mark.parametrize("linears", ["exact", "int8"])
+def test_a_result_that_is_not_finite_is_computed_again_once(
+    small_network: Fast3R, low: Fast3R, linears: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    exact, images = copy.deepcopy(small_network), random_views((32, 48), (32, 48))
+    for network in (exact, low):  # a hidden value of some 1e5, and a weight that takes it back
+        mlp = network.decoder.dec_blocks[0].mlp
+        with torch.no_grad():
+            mlp.fc1.bias.data[0] = 6e4
+            mlp.fc1.weight.data[0] *= 1 / mlp.fc1.weight.data[0].abs().max()
+            mlp.fc1.weight.data[0] *= 3e4
+            mlp.fc2.weight.data[:, 0] = 1e-6
+    low = accelerate(low, Acceleration(linears=linears))
+    with torch.inference_mode():
+        found = low(images)
+        assert pointmap_error(exact(images), found).points_median < 0.1
+        assert low.repeated_passes == 1
+        low(images)
+    assert low.repeated_passes == 2
+    assert caplog.text.count("not finite in float16; such passes are repeated in bfloat16") == 1
+
+
+def test_a_window_that_is_not_finite_is_computed_again_from_its_pictures(
+    low: Fast3R, caplog: pytest.LogCaptureFixture
+) -> None:
+    with torch.no_grad():
+        low.encoder.enc_blocks[0].mlp.fc1.weight.data *= 1e4  # infinite tokens
+        low.encoder.enc_blocks[0].mlp.fc2.weight.data *= 1e-4
+    low.encoder.enc_blocks[0].mlp.fc1.bias.data[:] = 6e4
+    network = Fast3RNetwork(low, 48)
+    image = np.random.default_rng(0).integers(0, 255, (32, 48, 3)).astype(np.uint8)
+    views = [network.encode(Frame(number, "camera", image)) for number in range(2)]
+    assert not views[0].tokens.tokens.isfinite().all()
+    result = network.reconstruct(views)
+    assert all(points.isfinite().all() for points in result.points_global)
+    assert network.repeated_passes == 1
+    assert len([record for record in caplog.records if record.levelno == logging.WARNING]) == 1
+
+
+def test_float32_has_nothing_safer(small_network: Fast3R) -> None:
+    assert small_network.safer() is None
+    assert small_network.repeated_passes == 0
