@@ -87,7 +87,9 @@ def in_dtypes(model: Fast3R, trunk: torch.dtype, stream: torch.dtype, heads: tor
     """Change a float32 network: its transformers' layers, what their blocks add to, and its heads."""
     wide = stream_names(model)
     for name, parameter in model.named_parameters():
-        inside = heads if name.startswith("downstream_head") else stream if name in wide else trunk
+        inside = heads if name.startswith("downstream_head") else trunk
+        if name in wide:
+            inside = inside if inside != trunk else stream
         parameter.data = parameter.data.to(inside)
     set_inner_dtype(model, trunk)
     return model

@@ -186,7 +186,7 @@ def _package_function(module: str) -> Callable[..., Any]:
         raise KernelError(f"the package with {module} is not installed ({error})") from error
     if not callable(found):  # another package of the family makes a namespace of this name
         raise KernelError(f"the package with {module} is not installed: it has no flash_attn_func")
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def _is_checked(query: Tensor, kernel: str) -> bool:

@@ -118,7 +118,11 @@ class Dpt(nn.Module):
         path = scratch.refinenet2(path, scratch.layer2_rn(self.act_postprocess[1](second)))
         path = scratch.refinenet1(path, scratch.layer1_rn(self.act_postprocess[0](first)))
         path = upsample(self.head[0](path))
-        return self.head[4](self.head[3](self.head[2](path)))
+        last = self.head[4]
+        path = self.head[3](self.head[2](path))
+        if not torch.is_autocast_enabled(path.device.type):
+            path = path.to(last.weight.dtype)  # float32 beside float16: the result goes through exp
+        return last(path)
 
 
 def upsample(x: Tensor) -> Tensor:

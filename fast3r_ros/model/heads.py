@@ -62,7 +62,7 @@ class PointmapHead(nn.Module):
             for start in range(0, len(members), chunk):
                 part = members[start : start + chunk]
                 chosen = [views[place] for place in part]
-                dtype = self.dpt.head[0].weight.dtype
+                dtype = next(self.dpt.scratch.parameters()).dtype
                 maps = [_token_maps(hook, features, chosen).to(dtype) for hook in features.hooks]
                 points, confidence = (result.unflatten(0, (len(part), -1)) for result in self(maps, at_once))
                 for place, view_points, view_confidence in zip(part, points, confidence, strict=True):

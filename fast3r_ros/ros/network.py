@@ -26,7 +26,7 @@ def load_network(config: NodeConfig) -> WindowNetwork:
     from fast3r_ros.mapping.network import Fast3RNetwork
     from fast3r_ros.model import Fast3R
     from fast3r_ros.model.acceleration import Acceleration, accelerate
-    from fast3r_ros.model.precision import resolve_device, resolve_dtype
+    from fast3r_ros.model.precision import resolve_dtype
     from fast3r_ros.model.preprocess import plan_resize
 
     if config.torch_threads:
@@ -66,6 +66,13 @@ def expected_size(text: str) -> tuple[int, int] | None:
     if not (mark and width.isdecimal() and height.isdecimal() and int(width) and int(height)):
         raise UserError(f"expected_image is {text!r}; give WIDTHxHEIGHT as 640x480, or leave it empty")
     return int(width), int(height)
+
+
+def resolve_device(device: str) -> str:
+    """As `model.precision.resolve_device`, without loading PyTorch before it is needed."""
+    from fast3r_ros.model import precision
+
+    return precision.resolve_device(device)
 
 
 def gpu_memory() -> tuple[int, int]:
