@@ -203,9 +203,11 @@ def _pose_of_view(
     if solution is None:
         return _failure("RANSAC found no pose")
     inliers = solution[2]
-    start = np.concatenate([*solution[:2], [np.log(focal)]])
-    parameters = _refined(world[inliers], pixels[inliers], (height, width), start, 7 if searched else 6)
-    rotation, translation, focal = parameters[:3], parameters[3:6], float(np.exp(parameters[6]))
+    rotation, translation = solution[:2]
+    if searched:  # the search saw few points; for a known focal length RANSAC fits all inliers itself
+        start = np.concatenate([rotation, translation, [np.log(focal)]])
+        parameters = _refined(world[inliers], pixels[inliers], (height, width), start)
+        rotation, translation, focal = parameters[:3], parameters[3:6], float(np.exp(parameters[6]))
     share = len(inliers) / count
     if share < min_inlier_share:
         return _failure(f"only {share:.0%} of the pixels agree, {min_inlier_share:.0%} are needed")
@@ -242,34 +244,30 @@ def _ransac(
     return vector, shift, np.asarray(inliers[:, 0], np.int32)
 
 
-def _refined(
-    world: Float64, pixels: Float64, size: tuple[int, int], parameters: Float64, free: int
-) -> Float64:
+def _refined(world: Float64, pixels: Float64, size: tuple[int, int], parameters: Float64) -> Float64:
     """The parameters of `_reprojection` that bring points (N, 3) nearest to the rays of their pixels.
 
     Distances, not pixels: what the network says is wrong by lengths, and near points would decide alone.
-    free: so many parameters are adjusted, 6 without and 7 with the focal length.  Those given where the
-    refinement fails.
+    Those given where the refinement fails.
     """
     if len(world) > REFINED_POINTS:
         chosen = np.random.default_rng(0).permutation(len(world))[:REFINED_POINTS]
         world, pixels = world[chosen], pixels[chosen]
     height, width = size
 
-    def distances(values: Float64) -> Float64:
-        full = np.concatenate([values, parameters[free:]])
+    def distances(full: Float64) -> Float64:
         depth = world @ matrix_from_vector(full[:3])[2] + full[5]
         errors = _reprojection(full, world, pixels, height, width)
         result: Float64 = (errors * (np.maximum(depth, 1e-6) / np.exp(full[6]))[:, None]).ravel()
         return result
 
-    if 2 * len(world) < free:
+    if 2 * len(world) < len(parameters):
         return parameters
     try:
-        found = least_squares(distances, parameters[:free], method="lm", x_scale="jac")
+        found = least_squares(distances, parameters, method="lm", x_scale="jac")
     except ValueError:  # not finite
         return parameters
-    return np.concatenate([found.x, parameters[free:]]) if np.isfinite(found.x).all() else parameters
+    return np.float64(found.x) if np.isfinite(found.x).all() else parameters
 
 
 def _search_focal(world: Float64, pixels: Float64, height: int, width: int, iterations: int) -> float | None:
