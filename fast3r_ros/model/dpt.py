@@ -120,7 +120,7 @@ class Dpt(nn.Module):
         path = upsample(self.head[0](path))
         last = self.head[4]
         path = self.head[3](self.head[2](path))
-        if not torch.is_autocast_enabled(path.device.type):
+        if path.dtype != last.weight.dtype and not torch.is_autocast_enabled(path.device.type):
             path = path.to(last.weight.dtype)  # float32 beside float16: the result goes through exp
         return last(path)
 
