@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
 from math import hypot
 
 import numpy as np
@@ -74,6 +75,19 @@ class EdgeStore:
                 for edge in table.get(i, {}).values():
                     found[id(edge)] = edge
         return list(found.values())
+
+    def accept(self, moved: Collection[int], map_from_local: Mapping[int, Sim3]) -> None:
+        """Take the poses as they are for what was measured between keyframes that were moved and the others.
+
+        A correction of the scale is known better than the edges across it, which would undo it.
+        """
+        inside = set(moved)
+        for table in (self._links, self._loops):
+            for i in inside:
+                for j, edge in list(table.get(i, {}).items()):
+                    if j not in inside and j in map_from_local:
+                        relation = map_from_local[edge.i].inverse() @ map_from_local[edge.j]
+                        table[i][j] = table[j][i] = replace(edge, i_from_j=relation)
 
     def remove(self, identity: int) -> None:
         """Take a keyframe out: its links and loops are handed to the neighbour it is linked to best."""

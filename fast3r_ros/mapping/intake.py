@@ -13,6 +13,8 @@ from fast3r_ros.mapping.config import KeyframeConfig
 from fast3r_ros.mapping.data import SIMULTANEOUS_NS, Frame
 from fast3r_ros.mapping.keyframes import KeyframeSelector
 
+SAME_VIEW = 0.5  # share of the motion of a keyframe up to which a sharper frame shows the same
+
 
 @dataclass(frozen=True)
 class FrameCounts:
@@ -65,7 +67,8 @@ class FrameIntake:
         with self._lock:
             reason, motion = self._selector.judge(frame)  # a frame that this fails at was never here
             self._received += 1
-            if reason == "no_motion" and self._exchange(frame, motion):
+            near = motion < SAME_VIEW * self._selector.config.motion
+            if reason == "no_motion" and near and self._exchange(frame, motion):
                 return ""
             if reason:
                 self._dropped[reason] += 1

@@ -14,8 +14,9 @@ from fast3r_ros.mapping.data import SIMULTANEOUS_NS, Float64, Frame, UInt8
 _GREY_WIDTH = 160  # pixels; optical flow at this size costs about a millisecond
 _GRID = 12  # tracked points per row and per column
 _LOST_SHARE = 0.3  # fewer tracked points than this share: the view has changed altogether
-_RECENT = 20  # frames that a frame's sharpness is compared with
+_RECENT = 10  # frames that a frame's sharpness is compared with
 _SHARP_QUANTILE = 0.8  # of them is what a sharp frame has, though half of them be blurred
+_NEEDED = 4.0  # times the motion of a keyframe, after which a soft one is better than none that connects
 _SHARPER = 1.25  # times as sharp is a frame that takes the place of a keyframe
 
 
@@ -64,10 +65,12 @@ class KeyframeSelector:
                 return "too_soon", 0.0
         grey = small_grey(frame.image)
         reason = self._quality(grey, state.sharpness)
-        if reason:
+        if reason not in ("", "blurred"):
+            return reason, 0.0
+        motion = 1.0 if state.keyframe_grey is None else image_motion(state.keyframe_grey, grey)
+        if reason and motion < _NEEDED * self.config.motion:
             return reason, 0.0
         state.newest_grey = grey
-        motion = 1.0 if state.keyframe_grey is None else image_motion(state.keyframe_grey, grey)
         overdue = elapsed is not None and 0.0 < self.config.max_interval <= elapsed
         if motion < self.config.motion and not overdue and not self._joins(frame.stamp_ns):
             return "no_motion", motion
@@ -82,7 +85,9 @@ class KeyframeSelector:
         if state.keyframe_sharpness is None or state.newest_grey is None:
             return None
         clearly = _relative(state.sharpness[-1], state.keyframe_sharpness) > _SHARPER
-        return state.keyframe_stamp_ns if clearly else None
+        # what is in the picture changes its sharpness, too: only one below the recent ones is replaced
+        below = _relative(state.keyframe_sharpness, _usual(state.sharpness)) < 1 / _SHARPER
+        return state.keyframe_stamp_ns if clearly and below else None
 
     def exchange(self, camera: str) -> None:
         """The frame of a camera that was judged last becomes its keyframe instead of the one before."""
@@ -105,7 +110,7 @@ class KeyframeSelector:
         if float(grey.std()) / 255.0 < self.config.contrast:
             return "featureless"
         mine = sharpness(grey)
-        usual = np.quantile(recent, _SHARP_QUANTILE, axis=0) if len(recent) > 1 else np.zeros(2)
+        usual = _usual(recent)
         recent.append(mine)
         return "blurred" if _relative(mine, usual) < self.config.sharpness else ""
 
@@ -121,6 +126,11 @@ def sharpness(grey: UInt8) -> Float64:
     variance = max(float(pixels.var()), 1e-6)
     second = (np.diff(pixels, 2, axis=axis) for axis in (1, 0))
     return np.array([float((each**2).mean()) / variance if each.size else 0.0 for each in second])
+
+
+def _usual(recent: deque[Float64]) -> Float64:
+    """The sharpness (2,) of the sharp ones among recent frames; zeros, which any frame has, at the start."""
+    return np.quantile(recent, _SHARP_QUANTILE, axis=0) if len(recent) > 1 else np.zeros(2)
 
 
 def _relative(mine: Float64, other: Float64) -> float:

@@ -184,7 +184,9 @@ class Mapper:
         if self.localizing:
             return self._localize_waiting(clock)
         self._loops.apply(self.map, wait=False)
-        self._scale.correct(self.map, self._submap, self._window.ids, self.config.scale)
+        live = self._window.ids
+        if self._scale.correct(self.map, self._submap, live, self.config.scale):
+            self._loops.edges.accept(live, {k.id: k.map_from_local for k in self.map.keyframes.values()})
         new = self._encode_waiting()
         retrieved = self._retrieve(new)
         views = self._window.compose(new, retrieved)

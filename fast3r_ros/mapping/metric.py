@@ -62,19 +62,21 @@ class MetricScale:
         map_.rescale(change, map_.config.voxel_size or map_.voxel_size * factor, submap)
         return change
 
-    def correct(self, map_: Map, submap: int, live: Sequence[int], config: ScaleConfig) -> None:
+    def correct(self, map_: Map, submap: int, live: Sequence[int], config: ScaleConfig) -> bool:
         """When a metric map proves to have drifted, scale the keyframes by which the next windows are placed.
 
         live: their ids, oldest first.  What lies behind stays as it is; from now on the scale is measured on
-        these and newer keyframes, so no correction is made twice.
+        these and newer keyframes, so no correction is made twice.  Returns whether it was corrected.
         """
         if not live or not map_.known_scale(submap) or submap == self._refined:
-            return
+            return False
         recent = self._recent(map_, submap)
         scale = estimate_scale(config, recent, self._odometry, self._base_from_camera)
-        if disagrees(config, scale):
-            map_.rescale_part(live, scale.metres_per_unit)
-            self._from = live[0]
+        if not disagrees(config, scale):
+            return False
+        map_.rescale_part(live, scale.metres_per_unit)
+        self._from = live[0]
+        return True
 
     def _refine(
         self, map_: Map, recent: Sequence[Keyframe], scale: Scale, config: ScaleConfig, last: bool

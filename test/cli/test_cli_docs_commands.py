@@ -43,6 +43,7 @@ SHORTER = {
     "benchmark window": "--model demo --views 3 --slides 1 --size 64x48",
     "benchmark scale": "--model demo --views 3 --size 64x48 --runs 1",
     "benchmark acceleration": "--views 3 --runs 1",
+    "benchmark precision": "--views 2 --size 64x48",
     "benchmark indices": "--scenes 1 --views 2",
     "benchmark mapping": "window_cost --runs 1",
     "benchmark report": "",
@@ -171,6 +172,7 @@ def shorter_training(path: Path) -> str:
         "head_args": {"with_local_head": True, "dpt_feature_dim": 16, "dpt_last_dim": 16},
     }
     content["data"] |= {"width": 64, "height": 48}
+    content.pop("recorded", None)  # of data sets that are not here
     content["curriculum"] = [{"from_step": 0, "views": [2]}]
     content["run"] |= {"views_per_step": 4, "precision": "float32", "evaluate_scenes": 1}
     for name in ("initial_weights", "initial_dust3r"):  # weights of other networks
