@@ -173,7 +173,7 @@ def test_bad_frames_are_dropped_and_counted():
     )
     run.feed([*frames[:30], stranger, *frames[31:40], large, *frames[41:80]])
     status = run.mapper.status()
-    assert status.dropped["unusable image"] == 2
+    assert status.dropped["unusable"] == 2
     assert "synthetic sequences" in status.last_error or "pixels" in status.last_error
     assert status.windows_rejected == 0
     assert status.received == 81 - 1
