@@ -24,7 +24,7 @@ class LiveViewer:
             return
         try:
             self._viewer = _open(config)
-        except (UserError, OSError) as error:
+        except (UserError, OSError, ImportError) as error:  # a damaged viser, too
             logger.error(f"viewer.port {config.port}: no viewer ({error}); the node goes on without")
         else:
             logger.info(f"the map is shown at {self._viewer.address}")

@@ -17,6 +17,7 @@ from typing import NoReturn
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
+from lifecycle_msgs.srv import ChangeState
 from nav_msgs.msg import OccupancyGrid
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.callback_groups import CallbackGroup, MutuallyExclusiveCallbackGroup
@@ -28,6 +29,7 @@ from rclpy.parameter import Parameter
 from rclpy.timer import Timer
 
 from fast3r_ros.errors import UserError
+from fast3r_ros.files import one_line
 from fast3r_ros.mapping.data import Frame, WindowNetwork, WindowResult
 from fast3r_ros.mapping.intake import FrameCounts
 from fast3r_ros.mapping.mapper import Mapper
@@ -105,6 +107,7 @@ class MappingNode(LifecycleNode):
             self._new_map,
             self._grid,
         )
+        self._answer_impossible_transitions()
         self._create_timers()
         self.add_on_set_parameters_callback(self._check_parameters)
         self.add_post_set_parameters_callback(self._apply_parameters)
@@ -135,6 +138,20 @@ class MappingNode(LifecycleNode):
         self._jump = self.get_clock().create_jump_callback(threshold, post_callback=self._clock_jumped)
 
     # Lifecycle -------------------------------------------------------------------------------------------
+
+    def _answer_impossible_transitions(self) -> None:
+        """A transition that is impossible in this state is answered; rclpy of Jazzy lets its caller wait."""
+        change = self._service_change_state.callback
+
+        def answer(request: ChangeState.Request, response: ChangeState.Response) -> ChangeState.Response:
+            try:
+                return change(request, response)
+            except RuntimeError as error:  # rclpy's RCLError is one
+                self.get_logger().error(f"transition {request.transition.id} failed: {one_line(error)}")
+                response.success = False
+                return response
+
+        self._service_change_state.callback = answer
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load the network and start the threads."""

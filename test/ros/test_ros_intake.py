@@ -161,8 +161,17 @@ def test_unusable_calibrations_are_refused_and_the_one_before_stays() -> None:
 
 def test_a_calibration_of_another_size_is_told() -> None:
     intake = Intake("")
-    intake.calibration(info(width=640, height=480))
+    intake.calibration(info(width=640, height=360))  # of another part of the picture
     assert reason_of(intake, image(1.0)) == "camera_info of another size"
+
+
+def test_a_calibration_of_the_same_picture_in_another_size_is_scaled() -> None:
+    intake = Intake("")
+    k = [500.0, 0.0, 319.5, 0.0, 500.0, 239.5, 0.0, 0.0, 1.0]
+    intake.calibration(info(width=640, height=480, k=k))
+    intrinsics = intake.frame(image(1.0), 1.0).intrinsics
+    assert intrinsics is not None
+    assert np.allclose(intrinsics, [[50, 0, 32], [0, 50, 24], [0, 0, 1]])
 
 
 def test_changes_in_mid_stream_are_refused_until_restart() -> None:

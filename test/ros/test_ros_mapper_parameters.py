@@ -108,7 +108,7 @@ CASES = {
     "registration.min_view_share": Case(1.0, LESS, status("keyframes")),
     "registration.min_view_confidence": Case(1.0, LESS, status("keyframes")),
     "registration.retries": Case(6, MORE, views, world="noise"),
-    "registration.lost_after": Case(100, LESS, status("submaps"), world="jump", frames=80),
+    "registration.lost_after": Case(100, LESS, status("submaps"), world="jump", frames=120),
     "registration.pixels": Case(100, operator.ne, inliers),
     "points.min_confidence": Case(5.0, LESS, valid),
     "points.drop_share": Case(0.9, LESS, valid),

@@ -45,7 +45,7 @@ SHOWN = {
     "test_ros_choices": "model device dtype accelerate torch_threads expected_image",
     "test_ros_lifecycle": "autostart",
     "test_ros_scenarios": "cameras input.transport viewer.port",
-    "test_ros_walk_services": "map_directory output.status_rate",
+    "test_ros_walk_services": "localization map_directory map_path output.status_rate",
     "test_ros_walk_outputs": "publish_view_frames",
     "test_ros_robot": "tf_mode input.odometry frames.odom frames.base tf.rate tf.tolerance",
     "test_ros_qos": "input.reliability",
@@ -207,11 +207,11 @@ def test_changes_at_run_time_reach_everybody() -> None:
         kind, service = SetParametersAtomically, f"{NODE}/set_parameters_atomically"
         answer = listener.call(kind, service, parameters=[each.to_parameter_msg() for each in changes])
         assert answer.result.successful, answer.result.reason
-        assert node._mapping is not None
-        mapper = node._mapping.mapper
+        session = node._session
+        assert session is not None
+        mapper = session.mapping.mapper
         wait_until(lambda: mapper.config == expected.mapper, 5, "the mapper")
-        for part in (node, node._inputs, node._outputs, node._broadcaster):
-            assert part is not None
+        for part in (node, session.inputs, session.outputs, session.broadcaster):
             assert part.config == expected, part
         assert node._status_timer.timer_period_ns == round(1e9 / expected.output.status_rate)
         assert node._tf_timer.timer_period_ns == round(1e9 / expected.tf.rate)

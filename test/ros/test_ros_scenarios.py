@@ -26,7 +26,7 @@ OVERLOAD_SECONDS = float(os.environ.get("FAST3R_OVERLOAD_SECONDS", "20"))
 
 def test_a_rig_with_compressed_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Garbage among the images is counted; a viewer without viser is told, and the node goes on."""
-    (tmp_path / "viser.py").write_text("raise ImportError('not installed')\n")
+    (tmp_path / "viser.py").write_text("raise ModuleNotFoundError('not installed')\n")
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     domain_id = domain(7)
     parameters = {"cameras": "[front, rear]", "input.transport": "compressed", "output.status_rate": 5.0}
