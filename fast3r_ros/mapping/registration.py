@@ -170,9 +170,10 @@ def register(
     """
     least = config.min_inlier_share if min_inlier_share is None else min_inlier_share
     usual = usual or ViewErrors()
-    if not overlaps:
+    thinned = [_thin(overlap, max(1, config.pixels // 2)) for overlap in overlaps]
+    parts = [part for part in thinned if len(part.pixels)]  # a keyframe may have kept no point
+    if not parts:
         return Registration(Sim3.identity(), 0.0, np.inf, np.full((7, 7), np.inf), _NO_OVERLAP)
-    parts = [_thin(overlap, max(1, config.pixels // 2)) for overlap in overlaps]
     shared = _shared(parts, reconstruction, poses, cameras)
     ratios = shared.log_ratios()
     options = RobustOptions(

@@ -117,6 +117,16 @@ def test_noise_is_refused_with_a_reason():
     assert fit([], points, confidence).reason.endswith("could be placed")
 
 
+def test_keyframes_without_points_say_nothing():
+    """As those of windows that no pixel could be believed in; alone they are no overlap."""
+    truth, overlaps, points, confidence = overlap_problem(np.random.default_rng(0))
+    empty = [replace(each, confidence=np.zeros_like(each.confidence)) for each in overlaps]
+    assert fit(empty, points, confidence).reason.endswith("could be placed")
+    result = fit([*empty[:2], *overlaps[2:]], points, confidence)
+    assert (result.reason, result.views) == ("", (2, 3))
+    assert result.map_from_window.scale == pytest.approx(truth.scale, rel=0.005)
+
+
 def test_the_device_gives_the_same_registration(other_device):
     _, overlaps, *maps = overlap_problem(np.random.default_rng(0), outliers=0.2)
     cpu = fit(overlaps, *maps)
