@@ -267,7 +267,8 @@ def _refined(world: Float64, pixels: Float64, size: tuple[int, int], parameters:
         found = least_squares(distances, parameters, method="lm", x_scale="jac")
     except ValueError:  # not finite
         return parameters
-    return np.float64(found.x) if np.isfinite(found.x).all() else parameters
+    refined: Float64 = np.asarray(found.x, np.float64)
+    return refined if np.isfinite(refined).all() else parameters
 
 
 def _search_focal(world: Float64, pixels: Float64, height: int, width: int, iterations: int) -> float | None:

@@ -7,6 +7,7 @@ the same layers, and `refinenet4.resConfUnit1` exists only because checkpoints h
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -119,9 +120,10 @@ class Dpt(nn.Module):
         path = scratch.refinenet1(path, scratch.layer1_rn(self.act_postprocess[0](first)))
         path = upsample(self.head[0](path))
         last = self.head[4]
+        own = cast(Tensor, last.weight).dtype
         path = self.head[3](self.head[2](path))
-        if path.dtype != last.weight.dtype and not torch.is_autocast_enabled(path.device.type):
-            path = path.to(last.weight.dtype)  # float32 beside float16: the result goes through exp
+        if path.dtype != own and not torch.is_autocast_enabled(path.device.type):
+            path = path.to(own)  # float32 beside float16: the result goes through exp
         return last(path)
 
 
