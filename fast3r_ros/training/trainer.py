@@ -72,18 +72,18 @@ def train(
     progress = tqdm(total=config.run.steps, initial=run.step, disable=process.rank != 0, mininterval=2)
     with closing(_Log(output, process.rank == 0)) as log, progress as bar:
         began = run.step
-    while run.step < config.run.steps and (run.step == began or time.monotonic() < deadline):
-        report = train_step(run, config, process)
-        bar.update()
-        if run.step % config.run.log_every == 0:
-            bar.set_postfix(loss=f"{report['loss']:.3f}", error=f"{report['error_global']:.3f}")
-            log.write(run.step, report)
-        last = run.step == config.run.steps or time.monotonic() >= deadline
-        if run.step % config.run.checkpoint_every == 0 or last:
-            _save(run, config, output, process)
-        if run.step % config.run.evaluate_every == 0 or last:
-            metrics = _evaluate(run, config, process)
-            log.write(run.step, metrics)
+        while run.step < config.run.steps and (run.step == began or time.monotonic() < deadline):
+            report = train_step(run, config, process)
+            bar.update()
+            if run.step % config.run.log_every == 0:
+                bar.set_postfix(loss=f"{report['loss']:.3f}", error=f"{report['error_global']:.3f}")
+                log.write(run.step, report)
+            last = run.step == config.run.steps or time.monotonic() >= deadline
+            if run.step % config.run.checkpoint_every == 0 or last:
+                _save(run, config, output, process)
+            if run.step % config.run.evaluate_every == 0 or last:
+                metrics = _evaluate(run, config, process)
+                log.write(run.step, metrics)
     return metrics
 
 
