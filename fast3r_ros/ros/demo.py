@@ -135,7 +135,8 @@ class Demo:
         answer = client.call_async(SaveMap.Request(name="map.ply", overwrite=True))
         self._spin_until(answer.done, REST_SECONDS, "the mapping node did not save the map")
         response = answer.result()
-        if response is None or not response.success:
+        empty = self.listener.status is not None and not self.listener.status.map_points
+        if response is None or not (response.success or empty):  # the summary shows that the map is empty
             raise UserError(f"no map was saved: {response.message if response else 'no answer'}")
         deadline = time.monotonic() + 3.0  # the last path and map are sent at a bounded rate
         while time.monotonic() < deadline:

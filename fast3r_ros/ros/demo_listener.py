@@ -24,6 +24,7 @@ from fast3r_ros.ros.times import ns_from_stamp
 
 NODE = "/fast3r_mapping"
 SMALL_WIDTH = 320  # images are kept at this width, for the picture
+REPEAT_NS = 1000  # a transform so soon after the last one is that one again
 KEPT_IMAGES = 600
 RELIABLE = QoSProfile(depth=1000, reliability=ReliabilityPolicy.RELIABLE)
 RELIABLE_FEW = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
@@ -55,6 +56,7 @@ class DemoListener(Node):
             topic: [] for topic in ("map_cloud", "cloud", "confidence", "depth", "tf")
         }
         self.truth: dict[int, Float64] = {}
+        self._newest_transform: dict[str, int] = {}  # stamp in ns by child frame
         self.path: dict[int, Float64] = {}
         self.status: MappingStatus | None = None
         self.windows: list[WindowEstimate] = []
@@ -159,8 +161,13 @@ class DemoListener(Node):
         _keep(self._depth, message)
 
     def _on_transforms(self, message: TFMessage) -> None:
+        """Note transforms, but those that only repeat the last pose a moment later, while nothing moves."""
         for transform in message.transforms:
-            self._note("tf", transform)
+            stamp_ns, child = ns_from_stamp(transform.header.stamp), transform.child_frame_id
+            repeated = 0 < stamp_ns - self._newest_transform.get(child, stamp_ns) < REPEAT_NS
+            self._newest_transform[child] = stamp_ns
+            if not repeated:
+                self._note("tf", transform)
 
     def _note(self, topic: str, message: Any, size: tuple[int, int] | None = None) -> None:
         self.published[topic].append(Published(ns_from_stamp(message.header.stamp), size))

@@ -70,6 +70,8 @@ THROUGH_TORCH = {"flash-attn", "tensorboard"}  # torch or a table of names impor
 # What is not installed where the tests run or does not say: the licence that its project page names.
 ELSEWHERE = {
     "openexr": "BSD-3-Clause",
+    "pillow-heif": "BSD-3-Clause",  # an extra; its wheels carry libheif, LGPL, as a library of its own
+    "pycolmap": "BSD-3-Clause",
     "flash-attn": "BSD-3-Clause",
     "deepspeed": "Apache-2.0",
     "rerun-sdk": "MIT OR Apache-2.0",
