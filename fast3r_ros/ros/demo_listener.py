@@ -164,8 +164,9 @@ class DemoListener(Node):
         """Note transforms, but those that only repeat the last pose a moment later, while nothing moves."""
         for transform in message.transforms:
             stamp_ns, child = ns_from_stamp(transform.header.stamp), transform.child_frame_id
-            repeated = 0 < stamp_ns - self._newest_transform.get(child, stamp_ns) < REPEAT_NS
-            self._newest_transform[child] = stamp_ns
+            newest_ns = self._newest_transform.get(child, stamp_ns)  # older keyframes may come later
+            repeated = 0 < stamp_ns - newest_ns < REPEAT_NS
+            self._newest_transform[child] = max(stamp_ns, newest_ns)
             if not repeated:
                 self._note("tf", transform)
 
