@@ -2,7 +2,7 @@
 # Every check and test, in an environment that setup_environment.py has made; arguments go to pytest.
 # Goes on after a failure, so that one run shows everything; the exit status tells.
 cd "$(dirname "$0")/.." || exit 2
-core=$PWD/.venv-core/bin
+. scripts/ros_env.sh || exit
 failed=0
 check() {
     echo "== $1"
@@ -12,14 +12,16 @@ check() {
     [ $status -eq 0 ] || [ $status -eq 5 ] || failed=1 # 5: pytest found no test of the given name
 }
 
-check "ruff" "$core/ruff" check .
-check "ruff format" "$core/ruff" format --check --quiet .
-check "documentation" "$core/mkdocs" build --strict --quiet --site-dir build/site
+check "ruff" ruff check .
+check "ruff format" ruff format --check --quiet .
+check "documentation" mkdocs build --strict --quiet --site-dir build/site
 
-# Beside the nodes' tests, which mostly wait for messages and go first: together they take two thirds of the time.
+# The core's tests run as on a machine without ROS, beside those of the nodes, which mostly wait for messages:
+# together they take two thirds of the time.
 mkdir -p build && core_log=$PWD/build/test-core.txt # stays there
-scripts/run_stoppable.sh nice -n 19 env -u PYTHONPATH -u LD_LIBRARY_PATH -u AMENT_PREFIX_PATH \
-    "$core/python" -m pytest --ignore test/ros --ignore test/package "$@" >"$core_log" 2>&1 &
+scripts/run_stoppable.sh nice -n 19 env -u LD_LIBRARY_PATH -u AMENT_PREFIX_PATH -u CMAKE_PREFIX_PATH \
+    PYTHONPATH="$PWD/test/without_ros" \
+    python -m pytest --ignore test/ros --ignore test/package "$@" >"$core_log" 2>&1 &
 core_tests=$!
 trap 'kill -TERM $core_tests 2>/dev/null' EXIT
 trap 'exit 130' INT TERM HUP
@@ -31,7 +33,6 @@ core_result() {
     return $status
 }
 
-. scripts/ros_env.sh || exit
 check "mypy" python -m mypy
 check "tests of nodes, packaging and the demo, against the installed package" \
     env PYTHONSAFEPATH=1 python -m pytest -o pythonpath= test/ros test/package "$@"

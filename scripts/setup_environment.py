@@ -1,11 +1,10 @@
 """Make everything that the package needs: virtual environment, pinned dependencies, colcon build.
 
-Usage: setup_environment.py [--distro jazzy|kilted|none] [--for demo|test|messages|core] [--print-suffix]
+Usage: setup_environment.py [--distro jazzy|kilted] [--for demo|test|messages] [--print-suffix]
 
 Without a ROS 2 distribution, ROS 2 itself comes from PyPI (Jazzy by default, Kilted on request).  When a
-distribution is sourced (ROS_DISTRO is set), that one is used and no ROS wheels are installed.  `none` makes
-an environment without ROS, for the tests of the core.  Every step is left out when its inputs have not
-changed since it last succeeded.  Only the standard library is used.
+distribution is sourced (ROS_DISTRO is set), that one is used and no ROS wheels are installed.  Every step is
+left out when its inputs have not changed since it last succeeded.  Only the standard library is used.
 """
 
 from __future__ import annotations
@@ -30,18 +29,17 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 CONSTRAINTS = ROOT / "requirements" / "constraints.txt"
 WHEEL_DISTROS = ("jazzy", "kilted")  # the first is the default
-NO_ROS = "none"
 OLDEST_DISTRO = "jazzy"
 REQUIREMENTS = {
     "demo": ("build", "core"),
-    "test": ("build", "core", "train", "viewer", "test"),
-    "messages": ("build",),  # only builds the package and talks over DDS; no PyTorch
-    "core": ("core", "train", "viewer", "test", "readers"),
+    "test": ("build", "core", "train", "viewer", "test", "readers"),
+    "messages": ("build",),  # only builds the messages and talks over DDS; no PyTorch
 }
 # Where else than on PyPI to look for PyTorch.  Its build without CUDA saves several gigabytes, and is taken
 # by itself where no NVIDIA driver is loaded.
 TORCH_INDEX = "TORCH_INDEX"
 TORCH_WITHOUT_CUDA = "https://download.pytorch.org/whl/cpu"
+SECONDS_PER_LINE = 20.0  # of progress where the output is no terminal
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
 
@@ -53,8 +51,8 @@ class SetupError(Exception):
 class Environment:
     """Where one ROS 2 distribution's environment lives.
 
-    suffix: "" (Jazzy wheels), "-kilted" (Kilted wheels), "-NAME-system" (a sourced distribution) or "-core"
-    (no ROS); it ends the names of the folders .venv, build, install and log.
+    suffix: "" (Jazzy wheels), "-kilted" (Kilted wheels) or "-NAME-system" (a sourced distribution); it ends
+    the names of the folders .venv, build, install and log.
     """
 
     distro: str
@@ -73,8 +71,6 @@ class Environment:
 
 def choose_environment(asked: str | None) -> Environment:
     """Choose between the sourced ROS 2 distribution and the wheels; SetupError when it cannot be used."""
-    if asked == NO_ROS:
-        return Environment(NO_ROS, False, "-core")
     sourced = os.environ.get("ROS_DISTRO", "")
     if not sourced:
         distro = asked or WHEEL_DISTROS[0]
@@ -105,8 +101,7 @@ def check_machine(environment: Environment) -> None:
         missing.append("python3-dev")
     if missing:
         raise SetupError(f"missing on this machine: {', '.join(missing)} (apt install {' '.join(missing)})")
-    wheels = environment.distro != NO_ROS and not environment.sourced
-    if wheels and (sys.platform, platform.machine()) != ("linux", "x86_64"):
+    if not environment.sourced and (sys.platform, platform.machine()) != ("linux", "x86_64"):
         raise SetupError(
             f"ROS 2 from PyPI exists for Linux on x86_64 only, not for {sys.platform} {platform.machine()}: "
             "install ROS 2 Jazzy or newer, source its setup.bash and run this again"
@@ -145,14 +140,14 @@ class Log:
 
     @staticmethod
     def _wait(process: subprocess.Popen[bytes], title: str, start: float) -> int:
+        terminal = sys.stdout.isatty()
         try:
             while True:
-                if sys.stdout.isatty():
-                    print(f"{_rewind()}{title} … {time.monotonic() - start:.0f} s", end="", flush=True)
                 try:
-                    return process.wait(timeout=1.0)
+                    return process.wait(timeout=1.0 if terminal else SECONDS_PER_LINE)
                 except subprocess.TimeoutExpired:
-                    continue
+                    end = "" if terminal else "\n"  # in a pipe or a log, a line now and then
+                    print(f"{_rewind()}{title} … {time.monotonic() - start:.0f} s", end=end, flush=True)
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
@@ -202,8 +197,7 @@ def holds_other_ros(venv: Path, environment: Environment) -> bool:
 
 def install_requirements(environment: Environment, purpose: str, log: Log) -> None:
     """Install the requirement files of a purpose that have changed since they were last installed."""
-    wheels = environment.distro != NO_ROS and not environment.sourced
-    names = [*REQUIREMENTS[purpose], *([f"ros-{environment.distro}"] if wheels else [])]
+    names = [*REQUIREMENTS[purpose], *([] if environment.sourced else [f"ros-{environment.distro}"])]
     stamps = environment.folder(".venv") / "installed-requirements"
     stamps.mkdir(exist_ok=True)
     wanted: dict[Path, Path] = {}
@@ -216,9 +210,7 @@ def install_requirements(environment: Environment, purpose: str, log: Log) -> No
     if not wanted:
         return
     pip: list[str | Path] = [environment.python, "-m", "pip", "--disable-pip-version-check", "install"]
-    if environment.distro == NO_ROS:
-        link_torch(environment)
-    elif any(path.stem == "core" for path in wanted.values()):
+    if any(path.stem == "core" for path in wanted.values()):
         index = torch_index()
         size = "about 200 MB" if index == TORCH_WITHOUT_CUDA else "up to 3 GB with CUDA"
         print(f"Next come downloads: PyTorch, {size}, and some 500 MB more", flush=True)
@@ -230,7 +222,7 @@ def install_requirements(environment: Environment, purpose: str, log: Log) -> No
         constraints: list[str | Path] = ["-c", CONSTRAINTS, "-c", ROOT / "requirements" / "core.txt"]
         arguments = [*constraints, *(word for path in wanted.values() for word in ("-r", path))]
     log.run(f"Installing the requirements: {', '.join(p.stem for p in wanted.values())}", [*pip, *arguments])
-    if wheels:
+    if not environment.sourced:
         patch_cmake_files(environment)
     for stamp in wanted:
         stamp.touch()
@@ -248,24 +240,6 @@ def torch_index() -> str:
         return ""
     print(f"No NVIDIA driver here: PyTorch without CUDA ({TORCH_INDEX}=https://pypi.org/simple takes CUDA's)")
     return TORCH_WITHOUT_CUDA
-
-
-def link_torch(environment: Environment) -> None:
-    """Let an environment use the PyTorch of another one, where it is, instead of a second gigabyte."""
-    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    packages = Path("lib", version, "site-packages")
-    own = environment.folder(".venv")
-    source = next((f.parent for f in ROOT.glob(f".venv*/{packages}/torch") if own not in f.parents), None)
-    if source is None:
-        raise SetupError("make the environment with PyTorch first: make setup")
-    folder = own / "torch"
-    folder.mkdir(exist_ok=True)
-    for pattern in ("torch*", "functorch*", "nvidia*", "triton*"):
-        for path in source.glob(pattern):
-            link = folder / path.name
-            link.unlink(missing_ok=True)
-            link.symlink_to(path)
-    (own / packages / "torch.pth").write_text(f"{folder}\n")
 
 
 def pinned_torch() -> str:
@@ -304,8 +278,20 @@ def patch_cmake_files(environment: Environment) -> None:
             path.write_text(new)
 
 
-def build(environment: Environment, log: Log) -> None:
-    """Build messages and package into install/; a second time only what has changed."""
+def definitions_hash() -> str:
+    """What the messages are built from, as one hash."""
+    files = [ROOT / "package.xml", ROOT / "CMakeLists.txt"]
+    for folder in ("msg", "srv", "interfaces"):
+        files += sorted(path for path in (ROOT / folder).rglob("*") if path.is_file())
+    content = b"".join(str(path.relative_to(ROOT)).encode() + path.read_bytes() for path in files)
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def build(environment: Environment, log: Log, purpose: str) -> None:
+    """Build messages and package into install/; for `messages` only when their definitions have changed."""
+    stamp = environment.folder("install") / f"built-{definitions_hash()}"
+    if purpose == "messages" and stamp.exists():
+        return
     venv = environment.folder(".venv")
     environ = dict(os.environ, VIRTUAL_ENV=str(venv), PATH=f"{venv / 'bin'}:{os.environ['PATH']}")
     environ.pop("_ROS_WHEELS_BOOTSTRAP_COMPLETE", None)
@@ -330,6 +316,7 @@ def build(environment: Environment, log: Log) -> None:
     command += ["--cmake-args", f"-DPython3_EXECUTABLE={environment.python}", "-DBUILD_TESTING=OFF"]
     command += [] if environment.sourced else ["-DPython3_FIND_VIRTUALENV=ONLY"]
     log.run(f"Building the messages and the package for {environment.distro}", command, environ)
+    stamp.touch()
 
 
 def write_command(environment: Environment) -> None:
@@ -344,7 +331,7 @@ def write_command(environment: Environment) -> None:
 def main() -> int:
     """Run every step; returns the exit status (2: something is missing, in one line)."""
     parser = argparse.ArgumentParser(description="Make the environment of fast3r_ros.")
-    parser.add_argument("--distro", default=None, help="ROS 2 from PyPI: jazzy (default), kilted, none")
+    parser.add_argument("--distro", default=None, help="ROS 2 from PyPI: jazzy (default), kilted")
     parser.add_argument("--for", dest="purpose", choices=sorted(REQUIREMENTS), default="demo")
     parser.add_argument("--print-suffix", action="store_true", help="only print what ends the folders' names")
     arguments = parser.parse_args()
@@ -360,8 +347,7 @@ def main() -> int:
         install_requirements(environment, arguments.purpose, log)
         if arguments.purpose != "messages":
             write_command(environment)
-        if environment.distro != NO_ROS:
-            build(environment, log)
+        build(environment, log, arguments.purpose)
     except SetupError as error:
         print(f"fast3r_ros: {error}", file=sys.stderr)
         return 2
