@@ -6,9 +6,9 @@ So the tests of the core run as on a machine without ROS, in the one environment
 import sys
 from importlib.abc import MetaPathFinder
 
-ROS = ("rclpy", "rpyutils", "launch", "launch_ros", "cv_bridge", "tf2_ros", "tf_transformations", "sensor_msgs_py")
+ROS = {"rclpy", "rpyutils", "launch", "launch_ros", "cv_bridge", "tf2_ros", "tf_transformations"}
 ROS_PREFIXES = ("ament_", "rosidl_", "rcl_")
-ROS_SUFFIXES = ("_msgs", "_interfaces", "_srvs")
+ROS_SUFFIXES = ("_msgs", "_msgs_py", "_interfaces", "_srvs")
 
 
 class WithoutRos(MetaPathFinder):
