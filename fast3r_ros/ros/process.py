@@ -23,6 +23,7 @@ from fast3r_ros.files import one_line
 FAILURE_SECONDS = (
     0.01  # between a callback's failure and the next look: an executor that is broken does not spin
 )
+SHARED_MEMORY = Path("/dev/shm")
 GIL_SECONDS = 0.001  # Python's usual 5 ms would make callbacks wait for the other threads
 
 
@@ -35,6 +36,7 @@ def begin(arguments: Sequence[str] | None) -> threading.Event:
     """
     sys.setswitchinterval(GIL_SECONDS)
     words = list(sys.argv if arguments is None else arguments)
+    use_network_without_shared_memory(Path(words[0]).stem)
     try:
         rclpy.init(args=words, signal_handler_options=SignalHandlerOptions.NO)
     except (RuntimeError, ValueError) as error:  # rclpy's RCLError is the former
@@ -44,6 +46,23 @@ def begin(arguments: Sequence[str] | None) -> threading.Event:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     return stop
+
+
+def use_network_without_shared_memory(program: str) -> None:
+    """Let Fast DDS use UDP only where shared memory cannot be written, as in a container without /dev/shm.
+
+    It would fall back by itself, after some forty lines of errors.
+    """
+    if os.access(SHARED_MEMORY, os.W_OK):
+        return
+    print(
+        f"{program}: {SHARED_MEMORY} is missing or read-only: messages go over UDP, and large images may get "
+        "lost (docker run --shm-size=512m, or --ipc=host)",
+        file=sys.stderr,
+    )
+    for name in ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE"):  # config/fastdds.xml
+        os.environ.pop(name, None)
+    os.environ["FASTDDS_BUILTIN_TRANSPORTS"] = "UDPv4"
 
 
 def spin_until(

@@ -73,3 +73,31 @@ def test_parameters_that_cannot_be_read_are_one_line(tmp_path: Path, text: str |
     *before, line = done.stderr.strip().splitlines()
     assert all("[rcl]" in each for each in before)  # what rcl itself logs
     assert "parameters.yaml" in line
+
+
+def test_without_shared_memory_messages_go_over_udp_after_one_sentence() -> None:
+    """A name space of its own, in which /dev/shm is read-only, as a container may have it."""
+    isolated = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    hide = "mount -t tmpfs -o ro none /dev/shm"
+    if subprocess.run([*isolated, hide], capture_output=True).returncode != 0:
+        pytest.skip("this machine gives no name space of its own (unshare)")
+    code = (
+        "from fast3r_ros.ros.process import begin; begin(['node'])\n"
+        "import rclpy, time; from std_msgs.msg import Empty\n"
+        "nodes = [rclpy.create_node(name) for name in 'ab']; heard = []\n"
+        "nodes[0].create_subscription(Empty, 'shm_test', heard.append, 1)\n"
+        "publisher = nodes[1].create_publisher(Empty, 'shm_test', 1); end = time.monotonic() + 50\n"
+        "while not heard and time.monotonic() < end:\n"
+        "    publisher.publish(Empty()); rclpy.spin_once(nodes[0], timeout_sec=0.1)\n"
+        "print(len(heard) > 0)"
+    )
+    done = subprocess.run(
+        [*isolated, f'{hide} && exec "$0" -c "$1"', sys.executable, code],
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+    assert done.stdout == "True\n", done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("node: /dev/shm")
+    assert "--shm-size" in line
