@@ -14,7 +14,7 @@ check() {
 
 check "ruff" ruff check .
 check "ruff format" ruff format --check --quiet .
-check "documentation" mkdocs build --strict --quiet --site-dir build/site
+check "documentation" zensical build --strict
 
 # The core's tests run as on a machine without ROS, beside those of the nodes, which mostly wait for messages:
 # together they take two thirds of the time.

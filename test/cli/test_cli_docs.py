@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -13,16 +16,55 @@ from shown_commands import ROOT
 from fast3r_ros.model.checkpoint import DEMO_DIRECTORY
 
 
-def test_documentation_builds_without_a_warning(tmp_path):
-    pytest.importorskip("mkdocs", reason="mkdocs is not installed: pip install -r requirements/test.txt")
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    """The site, built into a folder of its own."""
+    pytest.importorskip("zensical", reason="zensical is not installed: pip install -r requirements/test.txt")
+    sources = tmp_path_factory.mktemp("sources")
+    shutil.copy(ROOT / "mkdocs.yml", sources)
+    shutil.copytree(ROOT / "docs", sources / "docs")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}  # the Python reference is read from the sources
     done = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path / "site"],
-        cwd=ROOT,
+        [sys.executable, "-m", "zensical", "build", "--strict"],
+        cwd=sources,
+        env=environment,
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "site" / "index.html").is_file()
+    assert done.returncode == 0, done.stdout + done.stderr
+    return sources / "build" / "site"
+
+
+def test_documentation_builds_without_a_warning(site):
+    assert (site / "index.html").is_file()
+    assert len(list(site.glob("*/index.html"))) == len(list((ROOT / "docs").glob("*.md"))) - 1
+
+
+def test_no_page_and_no_table_is_cut_on_a_laptop(site):
+    """1366 pixels wide, in Chromium; what is wider than its frame would have to be scrolled to be seen."""
+    pytest.importorskip("selenium", reason="selenium is not installed: pip install -r requirements/test.txt")
+    from selenium import webdriver
+
+    if not (shutil.which("chromium") and shutil.which("chromedriver")):
+        pytest.skip("no browser: apt install chromium chromium-driver")
+    options = webdriver.ChromeOptions()
+    for argument in ("--headless=new", "--no-sandbox", "--disable-background-networking"):
+        options.add_argument(argument)
+    options.add_argument("--window-size=1366,768")
+    browser = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
+    wider = "return [...document.querySelectorAll('html, .md-typeset__scrollwrap, .md-content table')]"
+    wider += ".filter(one => one.scrollWidth > one.clientWidth + 1).map(one => one.innerText)"
+    try:
+        cut, tables = {}, 0
+        for page in sorted(site.glob("**/index.html")):
+            browser.get(page.as_uri())
+            tables += browser.execute_script("return document.querySelectorAll('.md-content table').length")
+            if found := browser.execute_script(wider):
+                cut[page.parent.name] = [text[:60] for text in found]
+    finally:
+        browser.quit()
+    assert tables > 20
+    assert not cut
 
 
 def test_script_makes_the_pictures(tmp_path, child_environment):
