@@ -8,6 +8,7 @@ import errno
 import json
 import os
 import stat
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -67,26 +68,39 @@ def read_text(path: str | Path, most: int) -> str:
     """The text of a regular UTF-8 file of at most `most` bytes.  Raises UserError for any other."""
     try:
         with open_regular(path) as file:
-            content = file.read(most + 1)
-        text = content.decode("utf-8", "strict" if len(content) <= most else "replace")
+            size = os.fstat(file.fileno()).st_size
+            text = file.read(size).decode("utf-8") if size <= most else ""
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except ValueError as error:  # a zero byte in the name, or bytes that are no UTF-8
         raise UserError(f"cannot read {path}: {one_line(error)}") from error
-    if len(content) > most:
+    if size > most:
         raise UserError(f"cannot read {path}: it is larger than {most:,} bytes, the limit for its kind")
     return text
 
 
 def read_json(path: str | Path, most: int) -> Any:
-    """The content of a JSON file of at most `most` bytes.  Raises UserError when it cannot be read."""
+    """The content of a JSON file of at most `most` bytes.  Raises UserError when it cannot be read, or says
+    something twice.
+    """
     text = read_text(path, most)
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=unique_keys)
     except RecursionError as error:
         raise UserError(f"{path} cannot be read: it is nested too deeply") from error
     except ValueError as error:
         raise UserError(f"{path} cannot be read: it is not JSON ({one_line(error)})") from error
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of a JSON text, for `json.loads`.  Raises ValueError when a key occurs twice: readers differ
+    in which value they take.
+    """
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"the key {twice[:60]!r} occurs twice")
+    return found
 
 
 def one_line(error: object, most: int = 300) -> str:

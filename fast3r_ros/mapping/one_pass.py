@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from fast3r_ros.errors import UserError
@@ -42,7 +43,7 @@ from fast3r_ros.mapping.placement import RegisteredWindow, median_depth
 from fast3r_ros.mapping.points import typical_confidence
 from fast3r_ros.mapping.prediction import pose_of
 from fast3r_ros.mapping.registration import Registration, place_views
-from fast3r_ros.mapping.tracking import Track
+from fast3r_ros.mapping.tracking import Track, unusable_result
 from fast3r_ros.mapping.window import WindowView, reference_order
 
 CHUNK = 16  # views whose pictures or pointmaps are in work at a time
@@ -185,8 +186,15 @@ class OnePass:
         order = [number for number in in_time if placement.connected[number]]
         self._intake.drop("not_connected", len(views) - len(order))
         clock = Clock()
-        for numbers, reconstruction in streamed(self._network.local_pointmaps, features, order, self._chunk):
+        for decoded, maps in streamed(self._network.local_pointmaps, features, order, self._chunk):
             clock.lap("network")
+            reasons = _reasons([views[i] for i in decoded], maps)
+            sound = [i for i, reason in enumerate(reasons) if not reason]
+            self._last_error = next(filter(None, reasons), self._last_error)
+            self._intake.drop("not_connected", len(decoded) - len(sound))
+            if not sound:
+                continue
+            numbers, reconstruction = [decoded[i] for i in sound], _some(maps, sound)
             window = RegisteredWindow(
                 [views[i] for i in numbers],
                 reconstruction,
@@ -205,15 +213,22 @@ class OnePass:
             self._note(clock)
             yield self._result(tracked, "", fusion)
             clock = Clock()
+        if not self.map.keyframes:
+            self._accepted, self._rejected = self._accepted - 1, self._rejected + 1
+            yield self._result(None, self._last_error, None)
+            return
         self._metric.find(self.map, 0, self.config.scale)
 
     def _place(self, views: Sequence[WindowView], features: Any, clock: Clock) -> Placement:
         """The first run over the heads: poses, focal lengths, how confident and how deep each view is."""
         focals = FocalLengths()
         poses, confidence, depth, focal = [], [], [], []
-        for numbers, maps in streamed(self._network.pointmaps, features, range(len(views)), self._chunk):
+        reasons: list[str] = []
+        for numbers, decoded in streamed(self._network.pointmaps, features, range(len(views)), self._chunk):
             clock.lap("network")
             some = [views[i] for i in numbers]
+            reasons += _reasons(some, decoded)
+            maps = _without(reasons[-len(some) :], some, decoded)
             seen = network_focals(some, maps)
             focals = focals.after(some, seen)
             cameras = focals.cameras(some, seen)
@@ -229,6 +244,10 @@ class OnePass:
             trusted >= self.config.registration.min_view_confidence * float(trusted.max())
         )
         registration = self._registration(views, together, connected, np.array(depth))
+        known = next(filter(None, reasons), "")
+        self._last_error = known or self._last_error
+        if registration.reason and known:
+            registration = replace(registration, reason=known)
         return Placement(
             together, focals.cameras(views, np.array(focal)), registration, np.asarray(connected)
         )
@@ -302,6 +321,48 @@ class OnePass:
             timings=self._timings,
             last_error=self._last_error,
         )
+
+
+def _reasons(views: Sequence[WindowView], maps: Reconstruction) -> list[str]:
+    """Why nothing can be made of what the network says about each view, empty where something can.
+
+    Where there are no global maps, of the views' own.
+    """
+    if not len(maps.points_global):
+        maps = replace(maps, points_global=maps.points_local, confidence_global=maps.confidence_local)
+    if any(len(each) != len(views) for each in _tensors(maps)):
+        return [unusable_result(views, maps)] * len(views)
+    return [unusable_result([view], _some(maps, [i])) for i, view in enumerate(views)]
+
+
+def _without(reasons: Sequence[str], views: Sequence[WindowView], maps: Reconstruction) -> Reconstruction:
+    """The maps, with zeros for the views that have a reason: they are placed nowhere."""
+    if not any(reasons):
+        return maps
+
+    def sound(tensors: Sequence[torch.Tensor], *channels: int) -> list[torch.Tensor]:
+        return [
+            torch.zeros(*view.encoded.image.shape[:2], *channels, device=maps.points_local[0].device)
+            if reason
+            else tensors[i]
+            for i, (view, reason) in enumerate(zip(views, reasons, strict=True))
+        ]
+
+    return Reconstruction(
+        sound(maps.points_global, 3),
+        sound(maps.confidence_global),
+        sound(maps.points_local, 3),
+        sound(maps.confidence_local),
+    )
+
+
+def _some(maps: Reconstruction, chosen: Sequence[int]) -> Reconstruction:
+    """The maps of some views."""
+    return Reconstruction(*([each[i] for i in chosen] if len(each) else () for each in _tensors(maps)))
+
+
+def _tensors(maps: Reconstruction) -> list[Sequence[torch.Tensor]]:
+    return [getattr(maps, item.name) for item in fields(Reconstruction)]
 
 
 def _chosen(poses: CameraPoses, numbers: Sequence[int]) -> CameraPoses:

@@ -22,6 +22,7 @@ _GATE = (0.02, 0.12)  # least and largest relative difference of one surface
 _CONTRADICTIONS = 2  # views that look through a point, more than confirm it: it is left out
 _UNSEEN = 3  # views that see something else there, while none confirms it: it is left out
 _RAYS = 3500  # of free space per view, at most: of every row and column of the grid, or of every second, ...
+_STEPS = 512  # of a ray, at most: voxels that are tiny beside what is seen do not take all time and memory
 _HOLES = 2  # pixels without a point in the 3 x 3 neighbourhood of a ray, at most
 _MARGIN = 0.05  # share of its depth that a ray ends before the surface
 
@@ -140,8 +141,9 @@ def free_samples(view: DepthView, step: float) -> Float32:
     """Points (m, 3) in `map`, `step` apart, on the rays between the camera and the surface that it sees; none
     if its pixels are no full grid.
 
-    A ray ends two steps and a twentieth of its depth before the nearest point of its neighbourhood, and there
-    is none where three pixels of the neighbourhood have no point: thin things must not be looked through.
+    A ray ends two steps and a twentieth of its depth before the nearest point of its neighbourhood, or after
+    512 steps; there is none where three pixels of the neighbourhood have no point: thin things must not be
+    looked through.
     """
     nothing = np.zeros((0, 3), np.float32)
     if view.grid is None:
@@ -160,7 +162,7 @@ def free_samples(view: DepthView, step: float) -> Float32:
     if not len(ends):
         return nothing
     length = np.linalg.norm(ends, axis=1) * np.float32(pose.scale)
-    steps = np.maximum(((1 - _MARGIN) * share * length / step).astype(np.int64) - 2, 0)
+    steps = np.clip((1 - _MARGIN) * share * length / step - 2, 0, _STEPS).astype(np.int64)
     ray = np.repeat(np.arange(len(ends)), steps)
     ahead = np.arange(len(ray)) - np.repeat(np.cumsum(steps) - steps, steps) + 1
     along = (ahead * np.float32(step) / length[ray])[:, None]

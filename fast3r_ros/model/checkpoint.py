@@ -138,7 +138,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             content = content[wrapper]
     if not isinstance(content, Mapping):
         raise UserError(f"{path} holds {type(content).__name__}, expected a state dict")
-    return {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+    tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+    empty = [key for key, tensor in tensors.items() if tensor.is_meta]
+    if empty:
+        raise UserError(f"{path} cannot be used: {_first('without values', empty)}")
+    return tensors
 
 
 def fit(tensors: Mapping[str, Tensor], expected: Mapping[str, torch.Size], source: str) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fast3r_ros.files import open_regular
+from fast3r_ros.files import open_regular, unique_keys
 
 _HEADER_BYTES = 1 << 24  # that of the official model has 200 kB
 _TYPES = {
@@ -118,14 +118,8 @@ class _Entry:
 
 
 def _parsed(text: bytes) -> dict[str, Any]:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            raise ValueError("its header names something twice")
-        return found
-
     try:
-        header = json.loads(text.decode("utf-8"), object_pairs_hook=unique)
+        header = json.loads(text.decode("utf-8"), object_pairs_hook=unique_keys)
     except RecursionError as error:
         raise ValueError("its header is nested too deeply") from error
     if not isinstance(header, dict):

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
 from fast3r_ros.model import Fast3R, Fast3RConfig
 from fast3r_ros.model.config import DecoderConfig, EncoderConfig, HeadConfig
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "mapping"))
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from bad_results import DISTURBED
 
 from fast3r_ros.benchmark.measure import PeakMemory
 from fast3r_ros.cli.reconstruct import mapper_config
@@ -18,7 +19,7 @@ from fast3r_ros.io.recorder import Recorder
 from fast3r_ros.io.results import read_results
 from fast3r_ros.io.sources.synthetic import SyntheticSource
 from fast3r_ros.mapping.config import MapperConfig
-from fast3r_ros.mapping.data import EncodedView, Frame, Reconstruction
+from fast3r_ros.mapping.data import EncodedView, Frame, Reconstruction, WindowResult
 from fast3r_ros.mapping.mapper import Mapper
 from fast3r_ros.mapping.network import Fast3RNetwork, PreparedFrame
 from fast3r_ros.mapping.one_pass import OnePass, streamed
@@ -120,6 +121,72 @@ def test_the_number_of_views_at_a_time_changes_nothing(walk: tuple[SyntheticSequ
     ]
     for other in results[1:]:
         np.testing.assert_allclose(other, results[0], atol=1e-5)
+
+
+class Disturbed(TruthInChunks):
+    """Says nonsense of some views: when they are placed, or only when they are decoded again."""
+
+    def __init__(self, sequence: SyntheticSequence, name: str, views: set[int], again: bool = False) -> None:
+        super().__init__(sequence)
+        self._disturb, self._views, self._again = DISTURBED[name], views, again
+
+    def pointmaps(self, features: Reconstruction, views: Sequence[int]) -> Reconstruction:
+        maps = super().pointmaps(features, views)
+        return self._disturb(maps) if self._views.intersection(views) and not self._again else maps
+
+    def local_pointmaps(self, features: Reconstruction, views: Sequence[int]) -> Reconstruction:
+        maps = TruthInChunks.pointmaps(self, features, views)
+        if self._views.intersection(views) and self._again:
+            maps = self._disturb(maps)
+        return replace(maps, points_global=(), confidence_global=())
+
+
+def results_of(one_pass: OnePass, frames: Sequence[Frame]) -> list[WindowResult]:
+    """What a pass yields; the map is sound after it, and every frame is in it or counted."""
+    for frame in frames:
+        one_pass.add_frame(frame)
+    results = list(one_pass.process())
+    assert np.isfinite(one_pass.map.cloud().points).all()
+    assert all(np.isfinite(pose.map_from_camera).all() for pose in one_pass.trajectory())
+    return results
+
+
+@pytest.mark.parametrize("name", DISTURBED)
+def test_a_pass_of_nonsense_is_rejected_with_its_reason(
+    walk: tuple[SyntheticSequence, list[Frame]], name: str
+) -> None:
+    sequence, frames = walk
+    one_pass = OnePass(Disturbed(sequence, name, set(range(100))), config(len(frames)), chunk=5)
+    (result,) = results_of(one_pass, frames)
+    assert not result.accepted
+    assert result.reason
+    assert one_pass.status().last_error == result.reason
+    assert len(one_pass.map.keyframes) == one_pass.status().windows == 0
+
+
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("name", ["points NaN", "points huge", "confidence infinite", "a row too few"])
+def test_views_of_nonsense_stay_out_and_the_others_are_mapped(
+    walk: tuple[SyntheticSequence, list[Frame]], name: str, again: bool
+) -> None:
+    sequence, frames = walk
+    one_pass = OnePass(Disturbed(sequence, name, {3}, again), config(len(frames)), chunk=1)
+    results = results_of(one_pass, frames)
+    assert all(result.accepted for result in results)
+    status = one_pass.status()
+    assert status.keyframes == len(frames) - 1
+    assert status.dropped == {"not_connected": 1}
+    assert "network" in status.last_error
+
+
+def test_a_pass_that_is_nonsense_when_it_is_decoded_again_is_rejected(
+    walk: tuple[SyntheticSequence, list[Frame]],
+) -> None:
+    sequence, frames = walk
+    one_pass = OnePass(Disturbed(sequence, "points NaN", set(range(100)), True), config(len(frames)))
+    (result,) = results_of(one_pass, frames)
+    assert "not finite" in result.reason
+    assert (one_pass.status().windows, one_pass.status().windows_rejected) == (0, 1)
 
 
 def test_views_that_could_not_be_placed_are_not_decoded_again(

@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
@@ -236,6 +237,7 @@ TEXTS = {
     "list": "[]",
     "text": '"fast3r_ros map"',
     "digits": '{"format": "fast3r_ros map", "version": ' + "9" * 10_000 + "}",
+    "a key twice": '{"format": "fast3r_ros map", "metres": true, "metres": false}',
 }
 
 
@@ -295,6 +297,25 @@ def test_only_regular_files_are_read(mapper: Mapper, tmp_path: Path, which: str,
     else:
         path.symlink_to(path if kind == "loop" else "/dev/zero")
     assert_refused(mapper, path.parent)
+
+
+@pytest.mark.parametrize("factor", [1e5, 1e7])
+def test_a_map_of_distant_points_takes_little_time_and_memory(
+    mapper: Mapper, tmp_path: Path, factor: float
+) -> None:
+    """The rays to them pass millions of voxels of free space each."""
+    points = COLUMN_VALUES["points"] * np.float32(factor)
+    folder = put(tmp_path / "map", arrays={"points": points})
+    before = time.process_time()
+    tracemalloc.start()
+    try:
+        mapper.load_map(folder)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(mapper.map.keyframes) == 5
+    assert peak < 100e6
+    assert time.process_time() - before < 10
 
 
 def test_a_map_that_would_not_load_is_not_saved(tmp_path: Path) -> None:

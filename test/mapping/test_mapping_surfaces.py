@@ -94,6 +94,14 @@ def test_free_space_ends_before_the_surface_and_spares_what_is_thin():
     assert not (np.abs(pixel[:, 1] - 31) < 2).any()
 
 
+@pytest.mark.parametrize("depth", [1e3, 1e9])
+def test_what_is_far_beyond_the_step_takes_no_more_samples(depth):
+    near, far = (free_samples(view_of(each), 0.01) for each in (4.0, depth))
+    assert len(near) > 1e5
+    assert len(near) < len(far) < 2 * len(near)
+    assert 4.5 < far[:, 2].max() < 5.2  # the beginning of each ray is free all the same
+
+
 def distance_to_truth(run, depth_at):
     """Of the cloud's points that a true view sees: how far in front of or behind its surface, relative."""
     cloud, world_from_map = run.mapper.map.cloud().points.astype(float), run.world_from_map()

@@ -142,6 +142,7 @@ def test_an_absurd_configuration_is_one_line_with_its_key(
         b'{"encoder_args": 1, "decoder_args": 2, "head_args": 3}',
         b'{"encoder_args": {"depth": ' + b"9" * 10_000 + b"}}",
         b" " * (2 << 20) + b"{}",
+        json.dumps(CONFIG).encode()[:-1] + b', "head_args": {}}',
     ],
     ids=lambda text: repr(text[:20]),
 )
@@ -215,6 +216,15 @@ def test_only_regular_files_are_read(folder: Path) -> None:
         shutil.move(folder / "aside", folder / name)
     for name in ("x" * 5000, "a\0b", ".", "/dev/zero", "~nobody/x"):
         refused(lambda name=name: Fast3R.from_pretrained(name))
+
+
+def test_tensors_without_values_are_refused(folder: Path) -> None:
+    """As PyTorch saves a network that was made on its device meta."""
+    tensors = load_file(folder / "model.safetensors")
+    name = sorted(tensors)[7]
+    torch.save({**tensors, name: tensors[name].to("meta")}, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    assert f"without values: {name}" in refused(lambda: Fast3R.from_pretrained(folder))
 
 
 def test_a_pickle_that_unfolds_is_refused(folder: Path) -> None:
