@@ -21,6 +21,7 @@ from fast3r_ros.mapping.data import Float64
 PEERS = ("colmap",)
 EXHAUSTIVE_UP_TO = 40  # images; more of them, which are a video, are matched to their neighbours
 NEIGHBOURS = 10
+SEED = 1  # of COLMAP's random choices: a row can be reproduced
 
 
 def peer_name(peer: str) -> str:
@@ -46,14 +47,28 @@ def peer_poses(peer: str, frames: Sequence[PosedFrame]) -> Float64:
         reader = {"camera_model": "PINHOLE", "camera_params": parameters}
         database = folder / "database.db"
         options = {"camera_mode": pycolmap.CameraMode.SINGLE, "reader_options": reader}
-        pycolmap.extract_features(str(database), str(images), **options)
+        extraction, matching = pycolmap.FeatureExtractionOptions(), pycolmap.FeatureMatchingOptions()
+        extraction.num_threads = matching.num_threads = 1  # the order of results is the same each time
+        pycolmap.extract_features(str(database), str(images), extraction_options=extraction, **options)
+        verification = pycolmap.TwoViewGeometryOptions()
+        verification.ransac.random_seed = SEED
         if len(frames) <= EXHAUSTIVE_UP_TO:
-            pycolmap.match_exhaustive(str(database))
+            pycolmap.match_exhaustive(
+                str(database), matching_options=matching, verification_options=verification
+            )
         else:
             pairing = pycolmap.SequentialPairingOptions()
             pairing.overlap = NEIGHBOURS
-            pycolmap.match_sequential(str(database), pairing_options=pairing)
-        models = pycolmap.incremental_mapping(str(database), str(images), str(folder / "sparse"))
+            pycolmap.match_sequential(
+                str(database), matching, pairing_options=pairing, verification_options=verification
+            )
+        mapping = pycolmap.IncrementalPipelineOptions()
+        mapping.random_seed = mapping.mapper.random_seed = mapping.triangulation.random_seed = SEED
+        mapping.num_threads = mapping.mapper.num_threads = 1
+        mapping.ba_refine_focal_length = mapping.mapper.abs_pose_refine_focal_length = False  # it is given
+        models = pycolmap.incremental_mapping(
+            str(database), str(images), str(folder / "sparse"), options=mapping
+        )
         if models:
             best = max(models.values(), key=lambda model: model.num_reg_images())
             for image in best.images.values():

@@ -332,17 +332,17 @@ def write_tiny_scene(folder: Path) -> None:
 def test_colmap_is_measured_on_the_same_frames(
     random_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A textured room from six places, which COLMAP reconstructs; its row stands next to ours."""
+    """A textured room from eight places, which COLMAP reconstructs; its row stands next to ours."""
     pytest.importorskip("pycolmap", reason="pycolmap is not installed: pip install pycolmap")
     scene = room_scene(3)
-    walk = SyntheticSequence(scene, room_path(scene, 6, speed=0.25), pinhole(320, 240, 1.2), 320, 240)
+    walk = SyntheticSequence(scene, room_path(scene, 8, speed=0.25), pinhole(320, 240, 1.2), 320, 240)
     content = {"w": 320, "h": 240, "fl_x": walk.intrinsics[0, 0], "cx": 160, "cy": 120, "frames": []}
     for index, frame in enumerate(walk):
         Image.fromarray(frame.image).save(tmp_path / f"{index}.png")
         pose = walk.world_from_camera[index] @ np.diag([1.0, -1.0, -1.0, 1.0])
         content["frames"].append({"file_path": f"{index}.png", "transform_matrix": pose.tolist()})
     (tmp_path / "transforms.json").write_text(json.dumps(content))
-    arguments = ["--dataset", "nerfstudio", "--data-root", str(tmp_path), "--views", "6", "--peer", "colmap"]
+    arguments = ["--dataset", "nerfstudio", "--data-root", str(tmp_path), "--views", "8", "--peer", "colmap"]
     arguments += ["--tables", "pose", "trajectory", "--model", str(random_model), "--device", "cpu"]
     assert main(["evaluate", *arguments, "--output", str(tmp_path / "out")]) == 0
     assert "peer: COLMAP" in capsys.readouterr().out
