@@ -21,6 +21,8 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile
 
+from fast3r_ros.ros.process import spin_until
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 DOUBLE = [sys.executable, str(HERE / "double_node.py")]
@@ -119,8 +121,9 @@ class Listener:
         self.heard: dict[str, list[Any]] = defaultdict(list)
         self._executor = SingleThreadedExecutor(context=self._context)
         self._executor.add_node(self.node)
-        self._thread = threading.Thread(target=self._executor.spin, daemon=True)
-        self._thread.start()
+        self._stop = threading.Event()
+        # goes on when a test destroys a subscription that the executor is about to look at
+        self._thread = spin_until(self._stop, self._executor)
 
     def listen(self, kind: Any, topic: str, latched: bool = False) -> None:
         durability = DurabilityPolicy.TRANSIENT_LOCAL if latched else DurabilityPolicy.VOLATILE
@@ -154,6 +157,7 @@ class Listener:
         return found[0]
 
     def close(self) -> None:
+        self._stop.set()
         self._executor.shutdown()
         self._thread.join(5)
         self.node.destroy_node()
