@@ -16,7 +16,7 @@ class UserError(ValueError):
 
 @contextmanager
 def optional(package: str, purpose: str) -> Iterator[None]:
-    """Around imports from a package that an installation may lack: a missing one is a UserError.
+    """Around imports from a package that an installation may lack: a missing or damaged one is a UserError.
 
     purpose: what needs it, the subject of the sentence.  A robot's system brings what package.xml names.
     """
@@ -25,4 +25,10 @@ def optional(package: str, purpose: str) -> Iterator[None]:
     except ModuleNotFoundError as error:
         raise UserError(
             f"{purpose} needs {package}: pip install {package} into the Python that runs this"
+        ) from error
+    except Exception as error:  # whatever a package that is half installed raises
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(
+            f"{purpose} needs {package}, which is damaged ({reason}); install it again: "
+            f"pip install --force-reinstall {package}"
         ) from error

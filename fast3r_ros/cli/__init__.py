@@ -7,10 +7,13 @@ imported only when its sub-command runs, so `fast3r --help` is quick and the cor
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
+import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from contextlib import redirect_stderr, redirect_stdout, suppress
+from typing import Any, NoReturn, TextIO
 
 from fast3r_ros import __version__
 from fast3r_ros.errors import UserError
@@ -55,9 +58,61 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, Callable[[argpa
     return parsed, runners[parsed.command]
 
 
+class _Output:
+    """A standard stream that may fail or be closed without ending the work: what it does not take is lost.
+
+    failure: the number of the first error, 0 for none.
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        # a stream that is closed gets a number again, so that no file is opened under it
+        self._stream: TextIO = open(os.devnull, "w") if stream is None else stream  # noqa: SIM115
+        self.failure = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """As of any stream."""
+        try:
+            return self._stream.write(text)
+        except OSError as error:
+            self._give_up(error)
+            return len(text)
+
+    def flush(self) -> None:
+        """As of any stream."""
+        try:
+            self._stream.flush()
+        except OSError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        """Let the rest go nowhere; otherwise Python would try again at its end."""
+        self.failure = self.failure or error.errno or errno.EIO
+        with suppress(OSError), open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), self._stream.fileno())
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one sub-command; returns the exit status (0 good, 1 a check failed, 2 wrong use)."""
-    parsed, run = parse(list(sys.argv[1:] if arguments is None else arguments))
+    """Run one sub-command; returns the exit status (0 good, 1 a check failed, 2 wrong use).
+
+    The work goes on when nothing more can be printed; on a full disk the status is 2 then, and when the
+    reader of a pipe has gone that of the work.
+    """
+    output, errors = _Output(sys.stdout), _Output(sys.stderr)
+    with redirect_stdout(output), redirect_stderr(errors):
+        status = _run(list(sys.argv[1:] if arguments is None else arguments))
+        output.flush()
+        if output.failure not in (0, errno.EPIPE):
+            print(f"fast3r: cannot write the output: {os.strerror(output.failure)}", file=sys.stderr)
+            status = status or 2
+        errors.flush()
+    return status
+
+
+def _run(arguments: list[str]) -> int:
+    parsed, run = parse(arguments)
     try:
         return int(run(parsed))
     except UserError as error:

@@ -184,7 +184,12 @@ def _save(run: Run, config: TrainConfig, output: Path, process: Process) -> None
     content = full_state(run.objective, run.optimizers)
     if process.rank == 0:
         average = None if run.average is None else run.average.tensors
-        save_state(output, run.step, {**content, "average": average})
+        try:
+            save_state(output, run.step, {**content, "average": average})
+        except UserError:
+            if zero.is_engine(run.objective):  # its shards are of no use without the state
+                zero.remove(output, run.step)
+            raise
         export(config, average or content["network"], output / "model")
 
 

@@ -80,12 +80,25 @@ def save(engine: Any, output: Path, step: int) -> None:
     """Write the optimiser's shards after `step` steps, and remove all but the newest two.
 
     The run's own state file is to be written after this: a kill between the two leaves the older pair whole.
+    Raises UserError when they cannot be written; the older ones stay then, and nothing of the new ones.
     """
     folder = output / FOLDER
-    engine.save_checkpoint(str(folder), tag=TAG.format(step=step), save_latest=False)
+    try:
+        engine.save_checkpoint(str(folder), tag=TAG.format(step=step), save_latest=False)
+    except (OSError, RuntimeError) as error:  # the latter is how PyTorch reports that a write failed
+        remove(output, step)
+        raise UserError(
+            f"cannot write {folder / TAG.format(step=step)}: the disk is full or failing; free some space "
+            "and start with --resume"
+        ) from error
     if engine.global_rank == 0:
         for old in sorted(path for path in folder.iterdir() if path.is_dir())[:-KEPT]:
             shutil.rmtree(old)
+
+
+def remove(output: Path, step: int) -> None:
+    """Take back what was saved after `step` steps, whole or in part."""
+    shutil.rmtree(output / FOLDER / TAG.format(step=step), ignore_errors=True)
 
 
 def load(engine: Any, output: Path, step: int) -> None:

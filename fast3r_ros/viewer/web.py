@@ -23,6 +23,7 @@ from fast3r_ros.viewer.visibility import first_seen
 
 with optional("viser", "the web viewer"):
     import viser
+    from viser import ViserServer
 
     from fast3r_ros.viewer.guard import Guard, guarded
 
@@ -64,7 +65,7 @@ class WebViewer:
         self._token = token
         self._widgets: dict[str, tuple[float, float] | None] = {}  # by uuid: a slider's range, None: a button
         with guarded(Guard(tuple(allowed_hosts), token, self._widget_value)):
-            self._server = viser.ViserServer(host=host, port=port, label="fast3r", verbose=False)
+            self._server = ViserServer(host=host, port=port, label="fast3r", verbose=False)
         self._server.gui.configure_theme(show_logo=False, show_share_button=False)
         self._server.scene.set_up_direction("+z")
         self._add_controls()

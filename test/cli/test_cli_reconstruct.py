@@ -247,6 +247,36 @@ def test_a_file_that_cannot_grow_is_one_line_and_the_rest_is_kept(
     assert not list(output.rglob("*.part*")), "no halves are left behind"
 
 
+@pytest.mark.parametrize(("streams", "status"), [("> /dev/full 2> /dev/full", 2), (">&- 2>&- <&-", 0)])
+def test_results_are_written_when_nothing_can_be_printed(
+    tmp_path, child_environment, small_model, video, streams, status
+):
+    """A full disk under the log that both streams go to, and a parent that has closed them."""
+    arguments = (video, "--model", small_model, "--output", tmp_path / "out", "--resume", *NO_GATES)
+    command = f"{sys.executable} -m fast3r_ros reconstruct {' '.join(map(str, arguments))} {streams}"
+    assert subprocess.run(command, shell=True, env=child_environment).returncode == status
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["complete"]
+    assert {path.name for path in (tmp_path / "out").iterdir() if path.is_file()} == FILES
+
+
+def test_what_cannot_be_printed_is_told_by_the_status(child_environment):
+    command = f"{sys.executable} -m fast3r_ros"
+    full = subprocess.run(
+        f"{command} info demo > /dev/full",
+        shell=True,
+        env=child_environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert full.returncode == 2
+    assert full.stderr == "fast3r: cannot write the output: No space left on device\n"
+    gone = f"{command} info demo | true; echo ${{PIPESTATUS[0]}}"
+    answer = subprocess.run(["bash", "-c", gone], env=child_environment, capture_output=True, text=True)
+    assert (answer.stdout, answer.stderr) == ("0\n", "")
+    wrong = subprocess.run(f"{command} info nothing 2> /dev/full", shell=True, env=child_environment)
+    assert wrong.returncode == 2
+
+
 def test_full_disk_is_one_line_and_the_result_is_marked_partial(
     tmp_path, child_environment, small_model, video
 ):

@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 
 from fast3r_ros.errors import UserError
 from fast3r_ros.model import Fast3R
+from fast3r_ros.training import zero
 from fast3r_ros.training.config import TrainConfig, config_from_dict, read_config
 from fast3r_ros.training.process import join_processes
 from fast3r_ros.training.state import load_state, save_state
@@ -306,6 +307,33 @@ def test_a_full_disk_leaves_the_older_states_and_nothing_of_the_new(
         _, line = attempt(lambda: save_state(tmp_path, 2, content))
         assert "cannot write" in line
         assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+class Shards:
+    """Writes as a DeepSpeed engine does: for each tag a folder, with files of the model and of each rank."""
+
+    global_rank = 0
+
+    def save_checkpoint(self, folder: str, tag: str, save_latest: bool) -> None:
+        place = Path(folder) / tag
+        place.mkdir(parents=True, exist_ok=True)
+        torch.save({"x": torch.arange(10)}, place / "mp_rank_00_model_states.pt")
+        torch.save({"x": torch.arange(10**4)}, place / "zero_pp_rank_0_mp_rank_00_optim_states.pt")
+
+
+def test_a_full_disk_leaves_the_older_shards_and_nothing_of_the_new(
+    tmp_path: Path, limited: Callable[[int], None]
+) -> None:
+    for step in (1, 2):
+        zero.save(Shards(), tmp_path, step)
+    before = {path: path.stat().st_size for path in tmp_path.rglob("*.pt")}
+    assert len(before) == 4
+    for most in (0, 10, 10_000):  # neither, a part of one, one of the two files
+        limited(most)
+        _, line = attempt(lambda: zero.save(Shards(), tmp_path, 3))
+        assert "00000003: the disk is full" in line
+        assert {path: path.stat().st_size for path in tmp_path.rglob("*.pt")} == before
+        assert sorted(path.name for path in (tmp_path / zero.FOLDER).iterdir()) == ["00000001", "00000002"]
 
 
 TRAIN = [sys.executable, "-m", "fast3r_ros", "train", "--device", "cpu", "--resume"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
@@ -39,6 +40,33 @@ def test_view_serves_a_ply_until_ctrl_c(tmp_path):
         assert "Traceback" not in errors
     finally:
         process.kill()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "raise RuntimeError('half\\ninstalled')",
+        "x = = 1",
+        "ViserServer: int",
+        "import nothing_of_this_name",
+        "raise OSError('a library is missing')",
+    ],
+)
+def test_a_damaged_viser_is_one_line(tmp_path, content):
+    (tmp_path / "viser.py").write_text(content)
+    write_ply(
+        tmp_path / "map.ply", Cloud(*(np.zeros(s, t) for s, t in (((1, 3), "f4"), ((1, 3), "u1"), (1, "f4"))))
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "fast3r_ros", "view", tmp_path / "map.ply"],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "the web viewer needs viser" in line
+    assert "pip install" in line
 
 
 def test_view_of_nothing_is_one_line(tmp_path, capsys):
