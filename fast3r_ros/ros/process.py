@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -32,15 +34,18 @@ def begin(arguments: Sequence[str] | None) -> threading.Event:
 
     rclpy's own handlers would invalidate everything under the threads that still publish; so the node ends in
     order first.  Ends the process with status 2 and one line for arguments that rcl cannot read, as a file of
-    parameters that is missing or damaged.
+    parameters that is missing or damaged.  Where no log file can be made it goes on without, after one line.
     """
     sys.setswitchinterval(GIL_SECONDS)
     words = list(sys.argv if arguments is None else arguments)
-    use_network_without_shared_memory(Path(words[0]).stem)
+    program = Path(words[0]).stem
+    use_network_without_shared_memory(program)
     try:
-        rclpy.init(args=words, signal_handler_options=SignalHandlerOptions.NO)
+        rclpy.init(
+            args=words + arguments_without_log_file(program), signal_handler_options=SignalHandlerOptions.NO
+        )
     except (RuntimeError, ValueError) as error:  # rclpy's RCLError is the former
-        print(f"{Path(words[0]).stem}: {one_line(error)}", file=sys.stderr)
+        _tell(f"{program}: {one_line(error)}")
         leave(2)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -55,14 +60,35 @@ def use_network_without_shared_memory(program: str) -> None:
     """
     if os.access(SHARED_MEMORY, os.W_OK):
         return
-    print(
+    _tell(
         f"{program}: {SHARED_MEMORY} is missing or read-only: messages go over UDP, and large images may get "
-        "lost (docker run --shm-size=512m, or --ipc=host)",
-        file=sys.stderr,
+        "lost (docker run --shm-size=512m, or --ipc=host)"
     )
     for name in ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE"):  # config/fastdds.xml
         os.environ.pop(name, None)
     os.environ["FASTDDS_BUILTIN_TRANSPORTS"] = "UDPv4"
+
+
+def arguments_without_log_file(program: str) -> list[str]:
+    """What rclpy.init needs besides where rcl can make no log file, which would end it; nothing elsewhere."""
+    places = {"ROS_LOG_DIR": "", "ROS_HOME": "log", "HOME": ".ros/log"}
+    known = [os.path.join(os.environ[name], rest) for name, rest in places.items() if os.environ.get(name)]
+    folder = os.path.expanduser([*known, "~/.ros/log"][0])
+    try:
+        if not known:
+            raise OSError(errno.ENOENT, "HOME is not set")
+        os.makedirs(folder, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        _tell(f"{program}: no log file in {folder}: {error.strerror}; set ROS_LOG_DIR to another folder")
+        return ["--ros-args", "--disable-external-lib-logs"]
+    return []
+
+
+def _tell(line: str) -> None:
+    """A line on standard error, wherever that goes."""
+    with suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
 
 
 def spin_until(

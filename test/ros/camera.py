@@ -27,8 +27,13 @@ HEIGHT, WIDTH = 60, 80
 
 def faulty_node(domain_id: int, fault: Path, **parameters: Any) -> Program:
     """A node whose faults a file switches."""
+    return Program(faulty_command(fault, **parameters), domain_id)
+
+
+def faulty_command(fault: Path, **parameters: Any) -> list[str]:
+    """What starts `faulty_node`."""
     words = arguments({**FAST, **{name.replace("__", "."): value for name, value in parameters.items()}})
-    return Program([sys.executable, str(HERE / "faulty_node.py"), str(fault), *words], domain_id)
+    return [sys.executable, str(HERE / "faulty_node.py"), str(fault), *words]
 
 
 def ready_listener(domain_id: int) -> Listener:

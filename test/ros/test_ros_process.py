@@ -11,8 +11,10 @@ import pytest
 pytest.importorskip("rclpy", reason="ROS is not installed here")
 
 import rclpy
+from camera import Camera, faulty_command, ready_listener
 from rclpy.executors import MultiThreadedExecutor
-from ros_harness import domain, wait_until
+from ros_harness import NODE, ROOT, Program, domain, running, wait_until
+from sensor_msgs.msg import CameraInfo
 from std_msgs.msg import Empty
 
 from fast3r_ros.ros.process import spin_until
@@ -73,6 +75,58 @@ def test_parameters_that_cannot_be_read_are_one_line(tmp_path: Path, text: str |
     *before, line = done.stderr.strip().splitlines()
     assert all("[rcl]" in each for each in before)  # what rcl itself logs
     assert "parameters.yaml" in line
+
+
+@pytest.mark.parametrize("logs", ["/proc/nothing/logs", __file__, "~nobody_at_all/logs", None])
+def test_where_no_log_file_can_be_made_the_node_goes_on_without(tmp_path: Path, logs: str | None) -> None:
+    names = ("ROS_LOG_DIR", "ROS_HOME", "HOME")
+    environment = {name: value for name, value in os.environ.items() if name not in names}
+    environment["PYTHONPATH"] = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    if logs is not None:
+        environment["ROS_LOG_DIR"] = logs.replace("~", "/proc/~")
+    code = (
+        "from fast3r_ros.ros.process import begin; begin(['node'])\n"
+        "import rclpy; rclpy.create_node('a').get_logger().info('it goes on')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    line, last = done.stderr.strip().splitlines()
+    assert line.startswith("node: no log file in")
+    assert "ROS_LOG_DIR" in line
+    assert "it goes on" in last
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_is_full_of_logs_does_not_stop_mapping(tmp_path: Path) -> None:
+    """The log, on a disk of 16 kB, and both streams, which go to /dev/full."""
+    isolated = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    disk = f"mount -t tmpfs -o size=16k none {tmp_path}"
+    if subprocess.run([*isolated, disk], capture_output=True).returncode != 0:
+        pytest.skip("this machine gives no name space of its own (unshare)")
+    full = f"{disk} && mkdir {tmp_path}/log && (cat /dev/zero > {tmp_path}/zeros; true) 2> /dev/null"
+    start = f'{full}; ROS_LOG_DIR={tmp_path}/log exec "$0" "$@" > /dev/full 2> /dev/full'
+    domain_id = domain(16)
+    node = Program([*isolated, start, *faulty_command(tmp_path / "fault")], domain_id)
+    with running(node):
+        listener = ready_listener(domain_id)
+        camera = Camera(listener)
+        wait_until(camera.connected, 20, "a subscription")
+        bad = listener.node.create_publisher(CameraInfo, "/camera_info", 10)
+        for number in range(30):  # each says something else
+            bad.publish(CameraInfo(width=number, height=1, k=[float(number)] * 9))
+            camera.send(1)
+        camera.send(20)
+        status = listener.wait_for(f"{NODE}/status", lambda message: message.map_points > 0)
+        assert status.frames_received == status.frames_used + status.frames_waiting + status.frames_dropped
+        assert node.stop()[0] == 0
+        listener.close()
 
 
 def test_without_shared_memory_messages_go_over_udp_after_one_sentence() -> None:
