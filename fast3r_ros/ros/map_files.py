@@ -21,6 +21,7 @@ from fast3r_ros.mapping.storage import enclosing_map
 GRID_SUFFIXES = (".yaml", ".yml", ".pgm")
 # as nav2_map_server reads them back: darker is occupied, brighter is free, and grey 205 lies between them
 _OCCUPIED_THRESHOLD, _FREE_THRESHOLD = 0.65, 0.196
+_LONGEST_NAME, _LONGEST_PART = 1000, 200  # characters, and bytes between two slashes; Linux allows some more
 _BLACK, _GREY, _WHITE = 0, 205, 254  # occupied, unknown, free
 CLOUD_WRITERS: dict[str, Callable[[Path, Cloud], None]] = {".ply": write_ply, ".pcd": write_pcd}
 
@@ -43,7 +44,7 @@ def path_for_saving(directory: str, name: str, overwrite: bool = False) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"map_directory {directory} cannot be used: {error.strerror or error}") from error
+        raise UserError(f"cannot make the folder {path.parent}: {error.strerror or error}") from error
     return path
 
 
@@ -119,8 +120,10 @@ def _inside(directory: str, name: str) -> Path:
     if not directory:
         raise UserError("map_directory is not set, so maps are neither saved nor loaded")
     root = Path(directory).expanduser().resolve()
-    if "\0" in name:
-        raise UserError("the name contains a zero byte")
+    if not name.isprintable():
+        raise UserError(f"the name {name[:60]!r} contains characters that cannot be printed")
+    if len(name) > _LONGEST_NAME or any(len(part.encode()) > _LONGEST_PART for part in name.split("/")):
+        raise UserError(f"the name {name[:30]!r}… is too long: {len(name)} characters")
     path = (root / name).resolve()
     if path == root or root not in path.parents:
         raise UserError(f"{name!r} is not a name inside map_directory {root}")

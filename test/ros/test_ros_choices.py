@@ -68,6 +68,15 @@ def test_maps_stay_in_their_directory(tmp_path: Path) -> None:
     for name in ("../x.ply", "/x.ply", "out/x.ply", ".", "a\0b"):
         with pytest.raises(UserError):
             path_for_saving(str(inside), name)
+    for name in ("a\nb", "\x1b[31m", "\ud800", "x" * 300, "\U0001f5fa" * 60, "x/" * 600):
+        for find in (path_for_saving, path_for_loading):
+            with pytest.raises(UserError, match="cannot be printed|is too long") as caught:
+                find(str(inside), name)
+            assert len(str(caught.value)) < 200
+    assert path_for_saving(str(inside), "Haus Süd \U0001f5fa").parent == inside
+    (inside / "file").touch()
+    with pytest.raises(UserError, match="cannot make the folder .*/file: "):
+        path_for_saving(str(inside), "file/map")
     (inside / "map.json").mkdir()  # a folder of that name makes no map of what is around it
     write_map(inside / "house", SavedMap((), (), False, 0.01))
     for name in ("house/b", "house/b/c", "house/x.ply"):
