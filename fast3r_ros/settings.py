@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fast3r_ros.errors import UserError
-from fast3r_ros.files import one_line, read_text
+from fast3r_ros.files import one_line, read_text, unique_keys
 
 _YAML_BYTES, _YAML_DEPTH = 1 << 15, 10
 _MOST_ITEMS = 1000  # of a list
@@ -104,7 +104,8 @@ def _inner(item: Field[Any], prefix: str) -> str:
 def read_yaml(path: str | Path) -> Any:
     """The content of a YAML file of at most 32 KiB.  Raises UserError when it cannot be read.
 
-    Aliases are refused: some lines of them unfold to gigabytes where they are merged or printed.
+    Aliases are refused: some lines of them unfold to gigabytes where they are merged or printed.  So are keys
+    that occur twice, of which YAML's reader would take the last one.
     """
     import yaml
 
@@ -113,6 +114,10 @@ def read_yaml(path: str | Path) -> Any:
             if self.check_event(yaml.AliasEvent):
                 raise yaml.YAMLError("aliases (*name) are not allowed; write the value in each place")
             return super().compose_node(parent, index)
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            unique_keys([(key.value, None) for key, _ in node.value if isinstance(key, yaml.ScalarNode)])
+            return super().construct_mapping(node, deep)
 
     text = read_text(path, _YAML_BYTES)
     depth = itertools.accumulate((letter in "[{") - (letter in "]}") for letter in text)

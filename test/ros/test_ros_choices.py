@@ -70,12 +70,12 @@ def test_maps_stay_in_their_directory(tmp_path: Path) -> None:
             path_for_saving(str(inside), name)
     for name in ("a\nb", "\x1b[31m", "\ud800", "x" * 300, "\U0001f5fa" * 60, "x/" * 600):
         for find in (path_for_saving, path_for_loading):
-            with pytest.raises(UserError, match="cannot be printed|is too long") as caught:
+            with pytest.raises(UserError, match=r"cannot be printed|is too long") as caught:
                 find(str(inside), name)
             assert len(str(caught.value)) < 200
     assert path_for_saving(str(inside), "Haus Süd \U0001f5fa").parent == inside
     (inside / "file").touch()
-    with pytest.raises(UserError, match="cannot make the folder .*/file: "):
+    with pytest.raises(UserError, match=r"cannot make the folder .*/file: "):
         path_for_saving(str(inside), "file/map")
     (inside / "map.json").mkdir()  # a folder of that name makes no map of what is around it
     write_map(inside / "house", SavedMap((), (), False, 0.01))

@@ -166,6 +166,8 @@ BASE = yaml.safe_dump(CONTENT)
         "{a: " * 5000,
         "- " * 20000,
         "model: {? [a]: b}",
+        BASE + "seed: 4\n",
+        BASE.replace("learning_rate:", "ema: 0.5\n  learning_rate:"),
         "a: b: c",
         "\t",
         "model: \x00",
