@@ -30,6 +30,7 @@ ARGUMENTS = (
     ("image", "image", "image topic (without /compressed)"),
     ("camera_info", "", "camera_info topic; empty: beside the image topic"),
     ("depth", "depth", "metric depth aligned with the image, for scale_source depth"),
+    ("mask", "mask", "mask of the image (mono8): pixels that are not zero are not mapped"),
     ("odometry", "odometry", "odometry topic (nav_msgs/Odometry)"),
     ("transport", "", "auto, raw or compressed"),
     ("tf_mode", "", "auto, camera, base, map_to_odom or none"),
@@ -115,6 +116,7 @@ def camera_topics(given: dict[str, str]) -> list[tuple[str, str]]:
         "image": given["image"],
         "camera_info": given["camera_info"] or beside(given["image"], "camera_info"),
         "depth": given["depth"],
+        "mask": given["mask"],
     }
     cameras = names(given["cameras"])
     if not cameras:

@@ -37,6 +37,7 @@ class Frame:
     camera: the name of the camera, which is its optical frame id.  stamp_ns: the image's stamp.
     depth: (H, W) float32 metric depth in metres, NaN or 0 where unknown, None if there is none.
     base_from_camera: (4, 4) metres, where the camera sat on the robot at this stamp; None if unknown.
+    ignored: (H, W) bool, pixels that never become points (people, the robot itself); None without any.
     """
 
     stamp_ns: int
@@ -45,6 +46,7 @@ class Frame:
     intrinsics: Float64 | None = None
     depth: Float32 | None = None
     base_from_camera: Float64 | None = None
+    ignored: NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class EncodedView:
     image: (h, w, 3) uint8 RGB at network size.  network_from_image: (3, 3) pixel transform from the frame's
     pixels.  intrinsics: (3, 3) at network size, or None.  descriptor: (D,) float32 of unit norm, the pooled
     tokens, used for retrieval.  tokens: whatever the network needs to fuse the view (opaque to mapping).
+    ignored: (h, w) bool, the frame's at network size; `encode_all` puts it in.
     """
 
     image: UInt8
@@ -61,6 +64,7 @@ class EncodedView:
     intrinsics: Float64 | None
     descriptor: Float32
     tokens: Any
+    ignored: NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,15 @@ _SAMPLE = 2048  # pixels that quantiles are taken of
 def valid_points(points_camera: Tensor, confidence: Tensor, config: PointsConfig) -> Tensor:
     """The points that are finite, in front of the camera, confident, not at a depth edge and not far away.
 
+    Confidence 0, which no network gives, is that of pixels which are not to be mapped.
+
     points_camera: (h, w, 3) in the view's own camera frame, any scale.  confidence: (h, w).  Returns (h, w).
     The far limit also removes the sky, which networks place at a large depth or give a low confidence.
     Nothing waits for the device.
     """
     x, y, depth = points_camera.unbind(-1)
     depth = depth.contiguous()
-    usable = torch.isfinite(x + y + depth + confidence) & (depth > 0)
+    usable = torch.isfinite(x + y + depth + confidence) & (depth > 0) & (confidence > 0)
     sample, there = _spread_sample(usable.flatten())
     trust = confidence.flatten()[sample]
     threshold = _ranked(trust, there, config.drop_share).clamp_min(config.min_confidence)
@@ -71,9 +73,10 @@ def _highest_neighbour(values: Tensor) -> Tensor:
 
 
 def typical_confidence(confidence: Tensor) -> Tensor:
-    """The median of (h, w), of a few thousand evenly spread pixels."""
+    """The median of (h, w), of a few thousand evenly spread pixels that are not ignored; 0 without any."""
     stride = max(2, round((confidence.numel() / _SAMPLE) ** 0.5))
-    return confidence[::stride, ::stride].median()
+    sample = confidence[::stride, ::stride]
+    return torch.where(sample > 0, sample, torch.nan).nanmedian().nan_to_num(0.0)
 
 
 @lru_cache(maxsize=16)

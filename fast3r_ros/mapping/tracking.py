@@ -17,6 +17,7 @@ from fast3r_ros.geometry.sim3 import Sim3
 from fast3r_ros.mapping.calibration import FocalLengths, WindowCameras, network_focals
 from fast3r_ros.mapping.config import MapperConfig
 from fast3r_ros.mapping.data import Float64, Reconstruction, WindowNetwork
+from fast3r_ros.mapping.encoding import without_ignored
 from fast3r_ros.mapping.expectation import similarity_of_poses
 from fast3r_ros.mapping.map import Keyframe
 from fast3r_ros.mapping.placement import (
@@ -112,6 +113,7 @@ def track(
         if reason:
             best = best or _unplaced(ordered, reconstruction, reason)
             continue
+        reconstruction = without_ignored([view.encoded for view in ordered], reconstruction)
         focal = network_focals(ordered, reconstruction)
         focals = known.focals.after(ordered, focal)
         cameras = focals.cameras(ordered, focal)

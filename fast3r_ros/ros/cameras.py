@@ -1,4 +1,4 @@
-"""Subscriptions of one camera: image, camera_info and depth, with a QoS that follows the publishers."""
+"""Subscriptions of one camera: image, camera_info, depth and mask, with a QoS that follows the publishers."""
 
 from __future__ import annotations
 
@@ -96,7 +96,8 @@ class Gaps:
 class CameraSubscriptions:
     """The topics below a camera's name.
 
-    on_image, on_info and on_depth(name, message) run on the executor; on_depth is None where none is wanted.
+    on_image, on_info, on_mask and on_depth(name, message) run on the executor; on_depth is None where none is
+    wanted.  masked: whether somebody publishes masks.
     With two publishers on the image topic, only the images of the first are passed on where the middleware
     tells them apart, none otherwise; on_foreign(name) is called for the others.  on_lost(name, count) tells
     of images that were sent and never arrived.  transport: auto, raw or compressed.
@@ -111,6 +112,7 @@ class CameraSubscriptions:
         group: CallbackGroup,
         on_image: Callable[[str, Any], None],
         on_info: Callable[[str, CameraInfo], None],
+        on_mask: Callable[[str, Image], None],
         on_depth: Callable[[str, Image], None] | None,
         on_foreign: Callable[[str], None],
         on_lost: Callable[[str, int], None],
@@ -131,12 +133,9 @@ class CameraSubscriptions:
         self._auto, self._reliability, self._group = transport == "auto", reliability, group
         self._looks = 0  # in a row in which only the other transport was published
         self._image = self._subscribe(CompressedImage if transport == "compressed" else Image)
-        self._depth: AdaptiveSubscription | None = None
-        if on_depth is not None:
-            topic = node.resolve_topic_name(f"{prefix}depth")
-            self._depth = AdaptiveSubscription(
-                node, Image, topic, reliability, group, lambda message, info: on_depth(name, message)
-            )
+        self.masked = False
+        self._mask = self._subscribe_beside("mask", on_mask)
+        self._depth = self._subscribe_beside("depth", on_depth) if on_depth is not None else None
         self._info = node.create_subscription(
             CameraInfo,
             f"{prefix}camera_info",
@@ -150,6 +149,17 @@ class CameraSubscriptions:
         self._kind = kind
         topic = self._topics[kind]
         return AdaptiveSubscription(self._node, kind, topic, self._reliability, self._group, self._receive)
+
+    def _subscribe_beside(self, topic: str, callback: Callable[[str, Image], None]) -> AdaptiveSubscription:
+        topic = self._node.resolve_topic_name(f"{self.name}/{topic}" if self.name else topic)
+        return AdaptiveSubscription(
+            self._node,
+            Image,
+            topic,
+            self._reliability,
+            self._group,
+            lambda message, info: callback(self.name, message),
+        )
 
     @property
     def note(self) -> str:
@@ -174,6 +184,7 @@ class CameraSubscriptions:
         endpoints = self._image.adapt()
         if self._image.reliability != before:
             self._gaps.restart()
+        self.masked = bool(self._mask.adapt())
         if self._depth is not None:
             self._depth.adapt()
         self.publishers = [_full_name(each) for each in endpoints]
@@ -215,6 +226,7 @@ class CameraSubscriptions:
         """Unsubscribe."""
         self._node.destroy_subscription(self._info)
         self._image.destroy()
+        self._mask.destroy()
         if self._depth is not None:
             self._depth.destroy()
 

@@ -56,13 +56,26 @@ def depth_to_metres(message: Image) -> Float32:
         text = f"depth of encoding {message.encoding[:40]!r}; use 32FC1 or 16UC1"
         raise BadImage("unknown depth encoding", text)
     dtype = np.dtype(kind).newbyteorder(">" if message.is_bigendian else "<")
+    pixels = _rows(message, dtype, "depth")
+    return pixels.astype(np.float32) * np.float32(1.0 if kind == "f4" else 0.001)
+
+
+def _rows(message: Image, dtype: np.dtype[Any], what: str) -> NDArray[Any]:
+    """The pixels (H, W) of an image with one channel, without the padding of its rows.  Raises BadImage."""
     rows, row_bytes, step = int(message.height), int(message.width) * dtype.itemsize, int(message.step)
     data = np.frombuffer(message.data, np.uint8)
     if rows == 0 or row_bytes == 0 or step < row_bytes or len(data) < step * rows:
-        text = f"{len(data)} bytes for {message.width}x{rows} pixels and a step of {step}"
-        raise BadImage("broken depth image", text)
-    pixels = np.ascontiguousarray(data[: step * rows].reshape(rows, step)[:, :row_bytes]).view(dtype)
-    return pixels.astype(np.float32) * np.float32(1.0 if kind == "f4" else 0.001)
+        text = f"{what}: {len(data)} bytes for {message.width}x{rows} pixels and a step of {step}"
+        raise BadImage(f"broken {what} image", text)
+    return np.ascontiguousarray(data[: step * rows].reshape(rows, step)[:, :row_bytes]).view(dtype)
+
+
+def mask_to_bool(message: Image) -> NDArray[np.bool_]:
+    """A mask (mono8 or 8UC1) as (H, W) bool: whether the value is not zero.  Raises BadImage."""
+    if message.encoding not in ("mono8", "8UC1"):
+        text = f"mask of encoding {message.encoding[:40]!r}; use mono8"
+        raise BadImage("unknown mask encoding", text)
+    return _rows(message, np.dtype("u1"), "mask") != 0
 
 
 def compressed_to_rgb(message: CompressedImage) -> UInt8:

@@ -9,9 +9,8 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -25,12 +24,12 @@ from tf2_msgs.msg import TFMessage
 
 from fast3r_ros.errors import UserError
 from fast3r_ros.io.pixels import BadImage
-from fast3r_ros.mapping.data import Float32, Float64, Frame
+from fast3r_ros.mapping.data import Float64, Frame
 from fast3r_ros.mapping.expectation import InitialPose
 from fast3r_ros.ros.cameras import CameraSubscriptions
+from fast3r_ros.ros.companions import DEPTHS, MASKS, Companions
 from fast3r_ros.ros.config import NodeConfig
 from fast3r_ros.ros.counters import LOST, Counters, Guard
-from fast3r_ros.ros.images import depth_to_metres
 from fast3r_ros.ros.intake import CameraFacts, Intake, Refused, TimeWentBack
 from fast3r_ros.ros.mailbox import Mailbox
 from fast3r_ros.ros.poses import BadPose, initial_pose, matrix_from_pose
@@ -41,10 +40,8 @@ from fast3r_ros.ros.waiting import Mounts, Ready, WaitingImages
 NUMBER = re.compile(r"\d+(\.\d+)?")
 TOLD = 200  # kinds of bad input that are logged
 ARRIVALS = 1000  # frames whose time of arrival is remembered
-DEPTHS = 10  # newest depth images that are kept for images to come
 FRAMES = 5000  # on TF that are remembered; a robot has some hundred
 NAME_LENGTH = 256  # of a frame
-DEPTH_NS = 50_000_000  # a depth image belongs to an image that is no farther in time
 
 
 class FrameSink(Protocol):
@@ -86,7 +83,7 @@ class Inputs:
         self._lookup, self._own_frames = lookup, own_frames
         self._sink, self._on_time_back = sink, on_time_back
         self.intakes = {name: Intake(name, config.input.frame_id) for name in config.cameras or ("",)}
-        self._depths: dict[str, deque[Image]] = {name: deque(maxlen=DEPTHS) for name in self.intakes}
+        self._companions = {name: Companions() for name in self.intakes}
         self.cameras: list[CameraSubscriptions] = []
         self._others: list[Any] = []
         self._mailbox = Mailbox()
@@ -97,7 +94,7 @@ class Inputs:
         self.paused = False
         self.last_image_time: dict[str, float] = {}  # camera -> time.monotonic()
         self.arrivals: OrderedDict[int, float] = OrderedDict()  # stamp of a frame -> time.monotonic()
-        self._waiting = WaitingImages(lookup, time.monotonic)
+        self._waiting = WaitingImages(lookup, time.monotonic, self._mask_to_come)
         self.mounts = Mounts(node.get_logger(), config.frames.base)
         self.facts: dict[str, CameraFacts] = {}  # image frame id -> what is known of its camera
         self._thread = threading.Thread(target=self._run, name="fast3r_conversion", daemon=True)
@@ -132,6 +129,7 @@ class Inputs:
                 self._group,
                 self._image_callback,
                 self._info_callback,
+                self._mask_callback,
                 self._depth_callback if self.config.mapper.scale.source == "depth" else None,
                 self._foreign_callback,
                 self._lost_callback,
@@ -206,8 +204,11 @@ class Inputs:
             self._leave(f"{name}/camera_info".lstrip("/"), partial(self._take_info, name), message)
 
     def _depth_callback(self, name: str, message: Image) -> None:
-        # only the newest are looked at; those before are no loss
-        self._mailbox.put(self._depths[name].append, message, f"{name}/depth", DEPTHS)
+        # only the newest are used; those before are no loss
+        self._mailbox.put(self._companions[name].add_depth, message, f"{name}/depth", DEPTHS)
+
+    def _mask_callback(self, name: str, message: Image) -> None:
+        self._mailbox.put(self._companions[name].add_mask, message, f"{name}/mask", MASKS)
 
     def _foreign_callback(self, name: str) -> None:
         self._counters.received()
@@ -278,8 +279,7 @@ class Inputs:
         self.arrivals[frame.stamp_ns] = ready.arrived
         if len(self.arrivals) > ARRIVALS:
             self.arrivals.popitem(last=False)
-        depth = self._depth_of(self.facts[frame.camera].name, frame)
-        self._sink.add_frame(replace(frame, depth=depth))
+        self._sink.add_frame(self._with_companions(frame))
 
     def _drop_waiting(self, reason: str) -> None:
         for _ in range(self._waiting.clear()):
@@ -326,26 +326,25 @@ class Inputs:
         else:
             self._sink.set_initial_pose(pose)
 
-    def _depth_of(self, name: str, frame: Frame) -> Float32 | None:
-        """The depth image nearest in time, None when there is none of the image's size."""
-        near = min(
-            self._depths[name],
-            key=lambda depth: abs(ns_from_stamp(depth.header.stamp) - frame.stamp_ns),
-            default=None,
-        )
-        if near is None or abs(ns_from_stamp(near.header.stamp) - frame.stamp_ns) > DEPTH_NS:
-            return None
-        try:
-            depth = depth_to_metres(near)
-        except BadImage as error:
-            self._counters.problem(error.reason)
-            self._report(str(error))
-            return None
-        if depth.shape != frame.image.shape[:2]:
-            self._counters.problem("depth of another size")
-            self._report(f"depth of {depth.shape[::-1]} pixels for an image of {frame.image.shape[1::-1]}")
-            return None
-        return self.intakes[name].depth(depth)
+    def _mask_to_come(self, frame: Frame) -> bool:
+        name = self.facts[frame.camera].name
+        masked = any(camera.masked for camera in self.cameras if camera.name == name)
+        return masked and not self._companions[name].has_mask(frame.stamp_ns)
+
+    def _with_companions(self, frame: Frame) -> Frame:
+        """The frame with its depth and its mask; bad ones are counted and reported."""
+        name = self.facts[frame.camera].name
+        intake, companions = self.intakes[name], self._companions[name]
+        if self._mask_to_come(frame):
+            self._counters.problem("no mask in time")
+            self._report(f"a mask is published for {frame.camera}, but none for an image's stamp in time")
+        for find in (companions.with_depth, companions.with_mask):
+            try:
+                frame = find(frame, intake.depth)
+            except BadImage as error:
+                self._counters.problem(error.reason)
+                self._report(str(error))
+        return frame
 
     def _take_tf(self, message: TFMessage) -> None:
         for transform in message.transforms:

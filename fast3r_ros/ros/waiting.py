@@ -37,15 +37,17 @@ class Ready:
 
 class WaitingImages:
     """Keeps frames in order until TF gives base -> camera and, where it is wanted, odom -> base at their
-    stamps, for `WAIT_SECONDS` at most.
+    stamps, and until their mask has come, for `WAIT_SECONDS` at most.
 
     A camera that does not hang on the base at all is waited for only where the configuration needs the base.
     What `PATIENCE` images have waited for in vain is not waited for any more, until it comes again.  now:
-    monotonic seconds.
+    monotonic seconds.  mask_to_come(frame): whether a mask is published that has not come for this frame.
     """
 
-    def __init__(self, lookup: TransformLookup, now: Callable[[], float]) -> None:
-        self._lookup, self._now = lookup, now
+    def __init__(
+        self, lookup: TransformLookup, now: Callable[[], float], mask_to_come: Callable[[Frame], bool]
+    ) -> None:
+        self._lookup, self._now, self._mask_to_come = lookup, now, mask_to_come
         self._waiting: deque[tuple[Frame, float, float]] = deque()  # frame, arrived, since when it waits
         self._bytes = 0
         # (target, source) -> stamps at which they were missing when a frame was released, and may still come
@@ -114,6 +116,13 @@ class WaitingImages:
     def _resolve(self, frame: Frame, config: NodeConfig, final: bool) -> Ready | None:
         """The frame with its transforms; None while it should wait for one."""
         frames, missing = config.frames, []
+        mask = f"mask of {frame.camera}"
+        if not self._mask_to_come(frame):
+            self._in_vain.pop(mask, None)
+        elif not final and self._in_vain.get(mask, 0) < PATIENCE:
+            return None
+        else:
+            self._in_vain[mask] = self._in_vain.get(mask, 0) + final
         wanted = [(frames.base, frame.camera)]
         if config.input.odometry == "tf":
             wanted.append((frames.odom, frames.base))

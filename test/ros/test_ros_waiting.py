@@ -30,7 +30,10 @@ class Robot:
     def __init__(self) -> None:
         self.lookup = OwnLookup()
         self.time = 0.0
-        self.waiting = WaitingImages(self.lookup, lambda: self.time)
+        self.masks_to_come: set[int] = set()
+        self.waiting = WaitingImages(
+            self.lookup, lambda: self.time, lambda frame: frame.stamp_ns in self.masks_to_come
+        )
 
     def mount(self, base_from_camera: np.ndarray, stamp_ms: int = 0, static: bool = True) -> None:
         transform = stamped_transform(base_from_camera, "base_link", CAMERA, stamp_ms * MS)
@@ -77,6 +80,26 @@ def test_an_image_goes_on_without_what_never_comes_and_says_what_that_is() -> No
     camera, odometry = ready.missing
     assert "base_link and camera_optical_frame are not connected" in camera
     assert odometry.startswith("odom -> base_link: the newest transform odom -> base_link is 0.100 s off")
+
+
+def test_an_image_waits_for_its_mask_and_goes_on_without_one_that_never_comes() -> None:
+    robot = Robot()
+    robot.masks_to_come = {100 * MS, 200 * MS}
+    robot.image(100)
+    robot.image(200)
+    assert robot.released(NodeConfig()) == []
+    robot.masks_to_come.discard(100 * MS)
+    assert robot.released(NodeConfig()) == [100]
+    robot.time = waiting.WAIT_SECONDS
+    assert robot.released(NodeConfig()) == [200]
+    for number in range(300, 300 + waiting.PATIENCE):
+        robot.masks_to_come.add(number * MS)
+        robot.image(number)
+    robot.time += waiting.WAIT_SECONDS
+    assert len(robot.released(NodeConfig())) == waiting.PATIENCE
+    robot.masks_to_come.add(900 * MS)
+    robot.image(900)
+    assert robot.released(NodeConfig()) == [900]  # nobody waits for those of a publisher that is silent
 
 
 def test_odometry_that_comes_after_its_image_had_to_go_is_handed_on_all_the_same() -> None:
