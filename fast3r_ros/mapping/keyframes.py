@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from fast3r_ros.mapping.config import KeyframeConfig
 from fast3r_ros.mapping.data import SIMULTANEOUS_NS, Float64, Frame, UInt8
@@ -18,14 +19,21 @@ _RECENT = 12  # frames that a frame's sharpness is compared with
 _SHARP_QUANTILE = 0.8  # of them is what a sharp frame has, though half of them be blurred
 _NEEDED = 4.0  # times the motion of a keyframe, after which a soft one is better than none that connects
 _SHARPER = 1.25  # times as sharp is a frame that takes the place of a keyframe
+_SECOND = np.array([[1, -2, 1]], np.float32)  # filter for second differences along rows
+_PATCH = 9  # pixels; side of the squares around followed points in which two images are compared
 
 
 @dataclass
 class _CameraState:
-    """What is remembered of one camera: its newest frame, last keyframe and recent sharpness."""
+    """What is remembered of one camera: its newest frame, last keyframe and recent sharpness.
+
+    Sharpness (4,) is a logarithm per direction, relative to the first frame's: of what successive images
+    both show, and of the whole images.
+    """
 
     newest_stamp_ns: int
     newest_grey: UInt8 | None = None
+    compared_grey: UInt8 | None = None  # the newest frame in `sharpness`, blurred or not
     keyframe_stamp_ns: int | None = None
     keyframe_grey: UInt8 | None = None
     keyframe_sharpness: Float64 | None = None
@@ -64,7 +72,7 @@ class KeyframeSelector:
             if elapsed < self.config.min_interval:
                 return "too_soon", 0.0
         grey = small_grey(frame.image)
-        reason = self._quality(grey, state.sharpness)
+        reason = self._quality(grey, state)
         if reason not in ("", "blurred"):
             return reason, 0.0
         motion = 1.0 if state.keyframe_grey is None else image_motion(state.keyframe_grey, grey)
@@ -85,7 +93,7 @@ class KeyframeSelector:
         if state.keyframe_sharpness is None or state.newest_grey is None:
             return None
         clearly = _relative(state.sharpness[-1], state.keyframe_sharpness) > _SHARPER
-        # what is in the picture changes its sharpness, too: only one below the recent ones is replaced
+        # errors of the comparisons add up over many frames: only one below the recent ones is replaced
         below = _relative(state.keyframe_sharpness, _usual(state.sharpness)) < 1 / _SHARPER
         return state.keyframe_stamp_ns if clearly and below else None
 
@@ -102,43 +110,79 @@ class KeyframeSelector:
         newest = self._newest_keyframe_ns
         return newest is not None and abs(stamp_ns - newest) <= SIMULTANEOUS_NS
 
-    def _quality(self, grey: UInt8, recent: deque[Float64]) -> str:
+    def _quality(self, grey: UInt8, state: _CameraState) -> str:
         """Why the image is of no use, or an empty string."""
         brightness = float(grey.mean()) / 255.0
         if brightness < 0.02 or brightness > 0.98:
             return "exposure"
         if float(grey.std()) / 255.0 < self.config.contrast:
             return "featureless"
-        mine = sharpness(grey)
-        usual = _usual(recent)
+        recent = state.sharpness
+        mine = np.zeros(4)
+        if state.compared_grey is not None and state.compared_grey.shape == grey.shape:
+            mine = recent[-1] + log_sharper(state.compared_grey, grey)
+        else:
+            recent.clear()
+        usual = _usual(recent) if len(recent) > 1 else mine
         recent.append(mine)
+        state.compared_grey = grey
         return "blurred" if _relative(mine, usual) < self.config.sharpness else ""
 
 
-def sharpness(grey: UInt8) -> Float64:
-    """(along rows, along columns) of a grey image (h, w): the power of second differences, as a share of the
-    image's variance.
+def log_sharper(before: UInt8, after: UInt8) -> Float64:
+    """(4,) the logarithm of how much sharper the second of two grey images (h, w) is: along rows and along
+    columns in what both show, then of the whole images.
 
-    Brightness and contrast cancel out, so that another exposure changes nothing; a camera that moves blurs
-    one direction more than the other.
+    What both show are the patches around points that are followed, so that neither what comes into view nor
+    another exposure changes it.  They are as sharp as the power of their second differences is a share of
+    their common variance; a camera that moves blurs one direction more than the
+    other.  Images that have too little in common are compared as
+    wholes.
     """
+    start, end, followed = _flow(before, after)
+    height, width = before.shape
+    columns, rows = np.rint(end).astype(int).T
+    inside = followed & (columns >= 0) & (rows >= 0) & (columns < width) & (rows < height)
+    one, other = _powers(before), _powers(after)
+    whole = _log_ratio(one.mean(axis=(0, 1)), other.mean(axis=(0, 1)))
+    if inside.mean() < _LOST_SHARE:
+        return np.concatenate([whole, whole])
+    first = np.rint(start[inside]).astype(int)
+    here = one[first[:, 1], first[:, 0]].mean(axis=0)
+    there = other[rows[inside], columns[inside]].mean(axis=0)
+    return np.concatenate([_log_ratio(here, there), whole])
+
+
+def _log_ratio(here: Float64, there: Float64) -> Float64:
+    """(2,) from two means of `_powers`, each (4,); 0 in a direction without structure."""
+    here, there = (each[:2] / max(each[3] - each[2] ** 2, 1e-6) for each in (here, there))
+    known = (here > 0) & (there > 0)
+    return np.asarray(np.log(np.where(known, there, 1.0) / np.where(known, here, 1.0)))
+
+
+def _powers(grey: UInt8) -> Float64:
+    """(h, w, 4): means around each pixel of squared second differences (rows, columns), value, its square."""
     pixels = grey.astype(np.float32)
-    variance = max(float(pixels.var()), 1e-6)
-    second = (np.diff(pixels, 2, axis=axis) for axis in (1, 0))
-    return np.array([float((each**2).mean()) / variance if each.size else 0.0 for each in second])
+    patch = (_PATCH, _PATCH)
+    seconds = [
+        cv2.boxFilter(cv2.filter2D(pixels, -1, kernel) ** 2, -1, patch) for kernel in (_SECOND, _SECOND.T)
+    ]
+    values = [cv2.boxFilter(each, -1, patch) for each in (pixels, pixels**2)]
+    return np.stack([*seconds, *values], axis=-1).astype(np.float64)
 
 
 def _usual(recent: deque[Float64]) -> Float64:
-    """The sharpness (2,) of the sharp ones among recent frames; zeros, which any frame has, at the start."""
-    return np.quantile(recent, _SHARP_QUANTILE, axis=0) if len(recent) > 1 else np.zeros(2)
+    """The log sharpness (4,) of the sharp ones among recent frames."""
+    return np.asarray(np.quantile(recent, _SHARP_QUANTILE, axis=0))
 
 
 def _relative(mine: Float64, other: Float64) -> float:
-    """How sharp one image is compared with another in the direction in which it does worse; 1 without any
-    structure to compare.
+    """How sharp one image is compared with another in the direction in which it does worse.
+
+    The comparison that favours it counts: points that are followed wrongly, or other content, make a sharp
+    image look blurred in one of them; blur shows in both.
     """
-    there = other > 0
-    return float((mine[there] / other[there]).min()) if there.any() else 1.0
+    return float(np.exp((mine - other).reshape(2, 2).min(axis=1).max()))
 
 
 def small_grey(image: UInt8) -> UInt8:
@@ -156,6 +200,15 @@ def image_motion(before: UInt8, after: UInt8) -> float:
     """
     if before.shape != after.shape:
         return 1.0
+    start, end, followed = _flow(before, after)
+    if followed.mean() < _LOST_SHARE:
+        return 1.0
+    flow = np.linalg.norm((end - start)[followed], axis=-1)
+    return min(1.0, float(np.median(flow)) / before.shape[1])
+
+
+def _flow(before: UInt8, after: UInt8) -> tuple[Float64, Float64, NDArray[np.bool_]]:
+    """(N, 2) pixels of a grid of points in the first image and in the second, (N,) whether followed."""
     height, width = before.shape
     columns, rows = np.meshgrid(
         np.linspace(0.05, 0.95, _GRID) * (width - 1), np.linspace(0.05, 0.95, _GRID) * (height - 1)
@@ -164,8 +217,4 @@ def image_motion(before: UInt8, after: UInt8) -> float:
     end, status, _ = cv2.calcOpticalFlowPyrLK(
         before, after, start, np.zeros_like(start), winSize=(13, 13), maxLevel=3
     )
-    followed = status.ravel() == 1
-    if followed.mean() < _LOST_SHARE:
-        return 1.0
-    flow = np.linalg.norm((end - start)[followed, 0], axis=-1)
-    return min(1.0, float(np.median(flow)) / width)
+    return start[:, 0].astype(np.float64), end[:, 0].astype(np.float64), status.ravel() == 1

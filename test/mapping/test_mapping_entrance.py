@@ -120,6 +120,20 @@ def test_an_exposure_step_drops_no_sharp_frame(gain, offset):
     assert "blurred" not in intake.counts()[1]
 
 
+@pytest.mark.parametrize("step", [3, 6, 15])
+def test_sharp_frames_of_views_with_ever_less_detail_are_not_blurred(step):
+    """From fine grain to smooth surfaces and back, as on a walk from shelves along a painted wall."""
+    rng = np.random.default_rng(5)
+    grain = rng.normal(0, 30.0, (120, 1000)).astype(np.float32)
+    shapes = cv2.resize(rng.normal(0, 40.0, (15, 125)).astype(np.float32), (1000, 120))
+    grey = np.clip(128 + shapes + grain * np.geomspace(1, 0.02, 1000), 0, 255).astype(np.uint8)
+    places = np.r_[0:840:step, 840:0:-step]
+    intake = FrameIntake(KeyframeConfig(), capacity=1000)
+    for i, place in enumerate(places):
+        intake.offer(frame(0.1 * i, np.repeat(grey[:, place : place + 160, None], 3, axis=2)))
+    assert "blurred" not in intake.counts()[1]
+
+
 @pytest.mark.parametrize("blur", ["gauss", 0, 45, 90])
 @pytest.mark.parametrize("step", [4, 15])
 def test_of_a_half_blurred_recording_hardly_a_keyframe_is_blurred(blur, step):
