@@ -245,6 +245,9 @@ class MappingNode(LifecycleNode):
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         """End the threads and free the network and the map."""
         self._tear_down()
+        for group in (self.default_callback_group, self._input_group):
+            # rclpy keeps a reference, dead by now, to each thing that ever was in a group
+            group.entities = {each for each in list(group.entities) if each() is not None}
         self._state = MappingStatus.UNCONFIGURED
         return TransitionCallbackReturn.SUCCESS
 

@@ -222,3 +222,19 @@ def test_changes_at_run_time_reach_everybody() -> None:
         spinning.join(5)
         node.destroy_node()
         rclpy.shutdown()
+
+
+def test_what_a_cleanup_destroyed_is_forgotten() -> None:
+    """rclpy's groups keep a reference to everything that was ever in them."""
+    rclpy.init(domain_id=domain(22))
+    node = MappingNode(lambda config: TrueNetwork(demo_sequence()))
+    try:
+        known = []
+        for _ in range(3):
+            node.trigger_configure()
+            node.trigger_cleanup()
+            known.append(len(node.default_callback_group.entities) + len(node._input_group.entities))
+        assert known[2] == known[0] > 0
+    finally:
+        node.destroy_node()
+        rclpy.shutdown()
