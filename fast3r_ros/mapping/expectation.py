@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import hypot
 
 import numpy as np
 
@@ -14,6 +15,8 @@ from fast3r_ros.mapping.data import Float64
 from fast3r_ros.mapping.gravity import Mounted, extrinsics, rotation_to_vertical
 from fast3r_ros.mapping.map import Keyframe
 from fast3r_ros.mapping.odometry import OdometryBuffer
+from fast3r_ros.mapping.pose_graph import Edge
+from fast3r_ros.mapping.registration import ViewErrors
 
 _NEAREST = 16  # keyframes that are looked at where none is within the radius
 _COMPARED = 40  # newest keyframes by which odometry is judged
@@ -22,6 +25,10 @@ _SPAN = 4  # keyframes over which ways are compared
 _TRUSTED_WAY, _TRUSTED_TURN = 0.1, float(np.deg2rad(3))  # share of the way, and turn: median errors at most
 _SHORTEST = 0.3  # metres of way in a window whose scale odometry gives
 _AGREES_WAY, _AGREES_TURN = 0.2, float(np.deg2rad(10))  # between a window and odometry
+# What odometry is off by at least, whatever it has agreed with: metres, share of the way, radians
+_LEAST_SHIFT, _LEAST_DRIFT, _LEAST_TURN = 0.005, 0.005, float(np.deg2rad(0.1))
+_NO_SCALE = 10.0  # standard deviation of a log scale of which odometry says nothing
+_CONTRADICTION = 4.0  # standard deviations between a window and odometry: wheels slip
 
 
 @dataclass(frozen=True)
@@ -56,20 +63,48 @@ def odometry_error(
     """How far odometry is off over the newest keyframes (in time order, of one submap in metres): median
     errors as a share of the way and in radians.  None where too little can be compared.
     """
-    recent = keyframes[-_COMPARED:]
-    ways, turns = [], []
-    for before, after in zip(recent, recent[_SPAN:], strict=False):
-        step = odometry_step(odometry, base_from_camera, before, after)
-        if step is None:
-            continue
-        mapped = inverse(before.map_from_camera) @ after.map_from_camera
-        way = float(np.linalg.norm(mapped[:3, 3]))
-        turns.append(float(angle_between(mapped[:3, :3], step[:3, :3])))
-        if way > 0.1:
-            ways.append(float(np.linalg.norm(mapped[:3, 3] - step[:3, 3])) / way)
-    if min(len(ways), len(turns)) < _FEWEST:
+    way, shift, turn = _compared(keyframes, _SPAN, odometry, base_from_camera)
+    moved = way > 0.1
+    if moved.sum() < _FEWEST:
         return None
-    return float(np.median(ways)), float(np.median(turns))
+    return float(np.median(shift[moved] / way[moved])), float(np.median(turn))
+
+
+def _compared(
+    keyframes: Sequence[Keyframe],
+    span: int,
+    odometry: OdometryBuffer,
+    base_from_camera: Mapping[str, Float64],
+) -> tuple[Float64, Float64, Float64]:
+    """Pairs of the newest keyframes that are `span` apart: metres of way, and by how many metres and radians
+    map and odometry differ.
+    """
+    recent, rows = keyframes[-_COMPARED:], []
+    for before, after in zip(recent, recent[span:], strict=False):
+        step = odometry_step(odometry, base_from_camera, before, after)
+        if step is not None:
+            mapped = inverse(before.map_from_camera) @ after.map_from_camera
+            apart = np.linalg.norm(mapped[:3, 3] - step[:3, 3])
+            rows.append((np.linalg.norm(mapped[:3, 3]), apart, angle_between(mapped[:3, :3], step[:3, :3])))
+    way, shift, turn = np.reshape(np.array(rows, np.float64), (-1, 3)).T
+    return way, shift, turn
+
+
+def _odometry_drift(
+    keyframes: Sequence[Keyframe], odometry: OdometryBuffer, base_from_camera: Mapping[str, Float64]
+) -> tuple[float, float]:
+    """What odometry itself is off by: a share of the way, and radians per keyframe.
+
+    The map's own errors are alike between near and between far keyframes; what grows is odometry's.
+    """
+    near, far = (
+        [float(np.median(each)) if len(each) else 0.0 for each in compared]
+        for compared in (
+            _compared(keyframes, span, odometry, base_from_camera) for span in (_SPAN, 3 * _SPAN)
+        )
+    )
+    share = (far[1] - near[1]) / max(far[0] - near[0], _SHORTEST)
+    return max(share, _LEAST_DRIFT), max((far[2] - near[2]) / (2 * _SPAN), 0.0) + _LEAST_TURN
 
 
 def expected_poses(
@@ -83,8 +118,7 @@ def expected_poses(
     keyframes: the newest of a submap in metres, in time order.  Nothing where odometry has not agreed with
     the map lately: wheels that slip, or a wrong place of the camera, are no help.
     """
-    error = odometry_error(keyframes, odometry, base_from_camera)  # None without keyframes
-    if error is None or error[0] > _TRUSTED_WAY or error[1] > _TRUSTED_TURN:
+    if _trusted_error(keyframes, odometry, base_from_camera) is None:
         return {}
     last, found = keyframes[-1], {}
     for view in views:
@@ -92,6 +126,51 @@ def expected_poses(
         if step is not None:
             found[view.camera, view.stamp_ns] = last.map_from_camera @ step
     return found
+
+
+def odometry_edges(
+    keyframes: Sequence[Keyframe],
+    count: int,
+    odometry: OdometryBuffer,
+    base_from_camera: Mapping[str, Float64],
+    errors: ViewErrors,
+) -> list[Edge]:
+    """Edges by odometry between the newest `count` keyframes and the one before each, for the pose graph.
+
+    keyframes: the newest of a submap in metres, in time order.  Their poses then follow the network where it
+    is certain, and odometry where a window says little: each counts by its variance, odometry's being what it
+    was off by lately.  errors: what the network is off by.  Nothing of a step that contradicts the window:
+    wheels slip.
+    """
+    before = keyframes[: len(keyframes) - count]
+    if _trusted_error(before, odometry, base_from_camera) is None:
+        return []
+    drift, turn = _odometry_drift(before, odometry, base_from_camera)
+    by_window = np.sqrt(2 * errors.variance())  # of two views: radians, share of the depth
+    edges = []
+    for earlier, later in zip(keyframes[-count - 1 :], keyframes[-count:], strict=False):
+        step = odometry_step(odometry, base_from_camera, earlier, later)
+        if step is None:
+            continue
+        scale, other = earlier.map_from_local.scale, later.map_from_local.scale
+        mapped = inverse(earlier.map_from_camera) @ later.map_from_camera
+        shift = (drift * float(np.linalg.norm(step[:3, 3])) + _LEAST_SHIFT) / (scale * earlier.depth)
+        apart = float(np.linalg.norm(mapped[:3, 3] - step[:3, 3])) / (scale * earlier.depth)
+        turned = float(angle_between(mapped[:3, :3], step[:3, :3]))
+        if max(apart / hypot(shift, by_window[1]), turned / hypot(turn, by_window[0])) > _CONTRADICTION:
+            continue
+        sigma = (turn, shift, _NO_SCALE)
+        measured = Sim3(other / scale, step[:3, :3], step[:3, 3] / scale)
+        edges.append(Edge(earlier.id, later.id, measured, earlier.depth, sigma, robust=False))
+    return edges
+
+
+def _trusted_error(
+    keyframes: Sequence[Keyframe], odometry: OdometryBuffer, base_from_camera: Mapping[str, Float64]
+) -> tuple[float, float] | None:
+    """`odometry_error`, None where it is not known or too large."""
+    error = odometry_error(keyframes, odometry, base_from_camera)
+    return None if error is None or error[0] > _TRUSTED_WAY or error[1] > _TRUSTED_TURN else error
 
 
 def odometry_step(

@@ -24,7 +24,13 @@ from fast3r_ros.mapping.data import (
 )
 from fast3r_ros.mapping.edges import EdgeStore, window_edges
 from fast3r_ros.mapping.encoding import encode_all
-from fast3r_ros.mapping.expectation import InitialPose, expected_poses, odometry_step, to_the_plane
+from fast3r_ros.mapping.expectation import (
+    InitialPose,
+    expected_poses,
+    odometry_edges,
+    odometry_step,
+    to_the_plane,
+)
 from fast3r_ros.mapping.fusion import Fusion, fuse_window
 from fast3r_ros.mapping.gravity import extrinsics, known_extrinsics, level_origin
 from fast3r_ros.mapping.intake import FrameCounts, FrameIntake
@@ -413,7 +419,7 @@ class Mapper:
             self._loops.index.add(identity, self.map.keyframes[identity].descriptor)
         for keyframe in before:
             self._loops.bridge(keyframe, self.map.keyframes[fresh[0]])
-        moved = self._measure(tracked, fusion, retrieved, [*self._window.ids, *fresh])
+        moved = self._measure(tracked, fusion, retrieved, fresh)
         settled = self._window.keep(list(fusion.views))
         self.map.refine(final=settled, provisional=fresh)
         self.map.fuse(settled)
@@ -422,16 +428,21 @@ class Mapper:
         self._loops.forget(self.map.cull(set(self._window.ids), self._loops.nbytes))
         return fusion, moved
 
-    def _measure(self, tracked: Track, fusion: Fusion, retrieved: set[int], live: Sequence[int]) -> bool:
-        """Remember what the window measured, and smooth the live keyframes; whether a loop contradicts the
-        map.
+    def _measure(self, tracked: Track, fusion: Fusion, retrieved: set[int], fresh: Sequence[int]) -> bool:
+        """Remember what the window and odometry measured, and smooth the live keyframes with the fresh ones;
+        whether a loop contradicts the map.
         """
         keyframes = self.map.keyframes
         depths = {identity: keyframes[identity].depth for identity in fusion.window_from_local}
         edges = window_edges(fusion.window_from_local, depths, retrieved, tracked.known.errors)
         disagrees = self._loops.add(edges, keyframes)
+        if self.map.known_scale(self._submap):
+            newest = self._newest_of_submap(50 + len(fresh))
+            known = self._odometry, self._base_from_camera, tracked.known.errors
+            for edge in odometry_edges(newest, len(fresh), *known):
+                self._loops.edges.measure(edge)
         if not self.config.registration.planar:  # the graph knows nothing of the plane
-            self._loops.smooth(self.map, live)
+            self._loops.smooth(self.map, [*self._window.ids, *fresh])
         return disagrees
 
     def _close_loop(self, tracked: Track, disagrees: bool) -> bool:

@@ -1,17 +1,21 @@
 """Where the robot is expected: a pose that somebody gives, and odometry where the network fails."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
-from fast3r_ros.benchmark.synthetic_run import start, the_loop
+from fast3r_ros.benchmark.synthetic_run import start, the_loop, true_poses
 from fast3r_ros.errors import UserError
 from fast3r_ros.geometry.axes import BODY_FROM_OPTICAL
 from fast3r_ros.geometry.rigid import inverse, rigid_matrix
 from fast3r_ros.geometry.rotation import matrix_from_vector
 from fast3r_ros.geometry.sim3 import Sim3
-from fast3r_ros.mapping.expectation import InitialPose, similarity_of_poses, to_the_plane
+from fast3r_ros.mapping.expectation import InitialPose, odometry_edges, similarity_of_poses, to_the_plane
+from fast3r_ros.mapping.odometry import OdometryBuffer
+from fast3r_ros.mapping.registration import ViewErrors
+from fast3r_ros.synthetic.network_double import REALISTIC
 
 MOUNT = rigid_matrix(BODY_FROM_OPTICAL[:3, :3], [0.2, 0.0, 1.0])
 
@@ -156,3 +160,61 @@ def test_bases_are_brought_to_the_ground_plane(metres):
     assert bases[:, :2, 3] == pytest.approx(level[:, :2, 3], abs=0.06 if metres else 0.1)
     if metres:
         assert bases[:, 2, 3] == pytest.approx(0.0, abs=1e-6)
+
+
+def step_errors(odometry, disturbance, seed=0):
+    """Metres between the estimated and the true way of each keyframe from the one before, of the second half.
+
+    Metres come from depth images, so that only the registration uses odometry: of the base by frame number.
+    """
+    sequence, frames = the_loop()
+    run = start(sequence, disturbance, seed, scale__source="depth", loop__enabled=False)
+    run.mapper.set_extrinsics(sequence.camera, MOUNT)
+    for index in range(240 if odometry else 0):
+        base = sequence.world_from_camera[index] @ inverse(MOUNT)
+        run.mapper.add_odometry(sequence.stamp_ns(index), odometry(index, base))
+    trajectory = run.feed(frames[:240]).mapper.trajectory()
+    truth = true_poses(run.sequences)
+    errors = []
+    for before, after in pairwise(trajectory[len(trajectory) // 2 :]):
+        mapped = inverse(before.map_from_camera) @ after.map_from_camera
+        true = inverse(truth[before.camera, before.stamp_ns]) @ truth[after.camera, after.stamp_ns]
+        errors.append(np.linalg.norm(mapped[:3, 3] - true[:3, 3]))
+    return np.array(errors)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_good_odometry_holds_the_poses_of_a_noisy_network(seed):
+    alone = step_errors(None, REALISTIC, seed)
+    held = step_errors(lambda _, base: base, REALISTIC, seed)
+    assert np.median(held) < 0.4 * np.median(alone)
+
+
+def test_wheels_that_slip_hardly_move_what_the_network_knows_well():
+    """From frame 150 on every step is half as long, and the heading turns by a degree a frame."""
+
+    def slipping(index, base):
+        turn = matrix_from_vector(np.array([0, 0, np.deg2rad(max(0, index - 150))]))
+        way = base.copy()
+        way[:3, 3] *= 0.5 if index > 150 else 1.0
+        return way @ rigid_matrix(turn, np.zeros(3))
+
+    assert step_errors(slipping, None).max() < 1.2 * step_errors(None, None).max() + 0.005
+
+
+def test_odometry_of_few_keyframes_or_far_off_is_not_trusted():
+    sequence, frames = the_loop()
+    run = start(sequence, scale__source="depth").feed(frames[:120])
+    keyframes = list(run.mapper.map.keyframes.values())
+    odometry, wrong = OdometryBuffer(), OdometryBuffer()
+    for index in range(120):
+        base = sequence.world_from_camera[index] @ inverse(MOUNT)
+        odometry.add(sequence.stamp_ns(index), base)
+        shorter = base.copy()
+        shorter[:3, 3] *= 0.7
+        wrong.add(sequence.stamp_ns(index), shorter)
+    extrinsics, errors = {sequence.camera: MOUNT}, ViewErrors()
+    assert len(odometry_edges(keyframes, 4, odometry, extrinsics, errors)) == 4
+    assert odometry_edges(keyframes, 4, wrong, extrinsics, errors) == []
+    assert odometry_edges(keyframes[:6], 4, odometry, extrinsics, errors) == []
+    assert odometry_edges(keyframes, 4, OdometryBuffer(), extrinsics, errors) == []
