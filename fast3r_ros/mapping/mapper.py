@@ -220,6 +220,11 @@ class Mapper:
         clock.lap("scale")
         return self._accept(tracked, fusion, loop_closed, rescaled or Sim3.identity(), clock)
 
+    def loops(self) -> list[tuple[int, int]]:
+        """Ids of the keyframes that loop closures connect, both still in the map."""
+        held = self.map.keyframes
+        return [(e.i, e.j) for e in self._loops.edges if e.robust and e.i in held and e.j in held]
+
     def finish(self) -> WindowResult | None:
         """The last, partial window of a source and all work that was put off; None if no keyframe waits."""
         result = self.process_window() if self._intake.waiting else None

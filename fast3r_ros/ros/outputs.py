@@ -14,6 +14,7 @@ from nav_msgs.msg import OccupancyGrid, Odometry, Path
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2
+from visualization_msgs.msg import MarkerArray
 
 from fast3r_ros.errors import UserError
 from fast3r_ros.mapping.data import Cloud, PoseEstimate, ViewEstimate, WindowResult
@@ -29,6 +30,7 @@ from fast3r_ros.ros.grid import grid_message
 from fast3r_ros.ros.images import float_to_image, rgb_to_image
 from fast3r_ros.ros.intake import CameraFacts
 from fast3r_ros.ros.live_viewer import LiveViewer
+from fast3r_ros.ros.markers import map_markers
 from fast3r_ros.ros.messages import camera_info, input_intrinsics, window_message
 from fast3r_ros.ros.odometry import keyframe_odometry
 from fast3r_ros.ros.poses import path_message
@@ -50,15 +52,19 @@ TOPICS: dict[str, tuple[Any, QoSProfile]] = {
     "path": (Path, LATCHED),
     "window": (WindowEstimate, RELIABLE),
     "grid": (OccupancyGrid, LATCHED),
+    "markers": (MarkerArray, LATCHED),
 }
-MAP_TOPICS = ("map_cloud", "path", "grid")
+MAP_TOPICS = ("map_cloud", "path", "grid", "markers")
 MEASURED = "~/cloud, ~/depth/image_rect, ~/odometry and ~/grid"
 HELD_BACK = f"{MEASURED} wait until the map is in metres"
 
 
 @dataclass(frozen=True)
 class MapSnapshot:
-    """The map at one version, for the publishing thread.  replaces: what was published is another map."""
+    """The map at one version, for the publishing thread.  replaces: what was published is another map.
+
+    loops: ids of keyframes that a loop closure connects.
+    """
 
     version: int
     stamp_ns: int
@@ -67,6 +73,7 @@ class MapSnapshot:
     replaces: bool
     trajectory: Sequence[PoseEstimate]
     keyframes: Mapping[int, Keyframe]
+    loops: Sequence[tuple[int, int]]
 
 
 class Outputs:
@@ -149,12 +156,12 @@ class Outputs:
         if not (first or at_once or somebody_new or due):
             return
         self._map_sent, self._map_time = version, now
-        wanted = self._viewer.active or self.config.grid.enabled
+        wanted = self._viewer.active or self.config.grid.enabled or self._somebody("markers")
         keyframes = dict(mapper.map.keyframes) if wanted else {}
         replaces, self._outdated = self._outdated, False
         cloud, metres = mapper.map.cloud(), mapper.map.metres
         path = mapper.trajectory(by_arrival=True)
-        snapshot = MapSnapshot(version, stamp_ns, cloud, metres, replaces, path, keyframes)
+        snapshot = MapSnapshot(version, stamp_ns, cloud, metres, replaces, path, keyframes, mapper.loops())
         self._put(lambda: self._publish_map(snapshot))
 
     def grid(self, mapper: Mapper) -> OccupancyGrid:
@@ -319,6 +326,8 @@ class Outputs:
         newest = snapshot.trajectory[-self.config.output.path_length :]
         stamps = [pose.stamp_ns for pose in newest]
         self._send("path", path_message(stamps, [pose.map_from_camera for pose in newest], frame, stamp))
+        if snapshot.replaces or self._somebody("markers"):
+            self._send("markers", map_markers(snapshot.keyframes, snapshot.loops, stamp, frame))
         if self.config.grid.enabled:
             if snapshot.replaces:  # the grid that was there is gone, whether there is a new one or not
                 empty = Occupancy(np.empty((0, 0), np.int8), self.config.grid.resolution, np.zeros(2), 0.0)

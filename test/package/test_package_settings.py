@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 KNOWN = yaml.safe_load("""
 rviz: [rviz_common/Displays, rviz_common/Views, rviz_default_plugins/Grid, rviz_default_plugins/TF,
   rviz_default_plugins/PointCloud2, rviz_default_plugins/Path, rviz_default_plugins/Odometry,
-  rviz_default_plugins/Image, rviz_default_plugins/Map,
+  rviz_default_plugins/Image, rviz_default_plugins/Map, rviz_default_plugins/MarkerArray,
   rviz_default_plugins/SetInitialPose, rviz_default_plugins/SetGoal, rviz_default_plugins/MoveCamera,
   rviz_default_plugins/Select,
   rviz_default_plugins/FocusCamera, rviz_default_plugins/Measure, rviz_default_plugins/Orbit]
@@ -37,7 +37,7 @@ def test_rviz_shows_the_nodes_topics_with_their_qos():
     used = [*settings["Panels"], *displays, *manager["Tools"], manager["Views"]["Current"]]
     assert {each["Class"] for each in used} <= set(KNOWN["rviz"])
     topics = {each["Topic"]["Value"]: each["Topic"] for each in displays if "Topic" in each}
-    wanted = {"map_cloud", "cloud", "confidence_color", "path", "grid", "depth/image_rect"}
+    wanted = {"map_cloud", "cloud", "confidence_color", "path", "grid", "depth/image_rect", "markers"}
     assert {f"/fast3r_mapping/{name}" for name in wanted} | {"/image"} <= set(topics)
     assert "rviz_default_plugins/TF" in {each["Class"] for each in displays}
     tools = {each["Class"] for each in manager["Tools"]}

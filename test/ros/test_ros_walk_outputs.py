@@ -13,10 +13,13 @@ pytest.importorskip("rclpy", reason="ROS is not installed here")
 
 from ros_harness import NODE, Listener, crowding
 from sensor_msgs.msg import PointCloud2
+from visualization_msgs.msg import Marker
 from walk_session import DOMAIN, LATCHED, PARAMETERS, STREAMS, Session, stamps
 
+from fast3r_ros.benchmark.synthetic_run import start, the_loop
 from fast3r_ros.ros.clouds import message_to_cloud
 from fast3r_ros.ros.counters import LOST
+from fast3r_ros.ros.markers import map_markers
 from fast3r_ros.ros.outputs import TOPICS
 from fast3r_ros.ros.poses import matrix_from_pose, matrix_from_transform
 from fast3r_ros.ros.times import ns_from_stamp
@@ -144,6 +147,29 @@ def test_every_image_cloud_and_pose_has_its_transform_at_its_stamp(session: Sess
     assert stamps(session.walked("odometry")) == sorted(first)
     views = {each.child_frame_id for each in transforms if each.child_frame_id.startswith("fast3r_view_")}
     assert {"fast3r_view_0", "fast3r_view_7"} <= views
+
+
+def test_markers_show_the_keyframes_of_the_path(session: Session) -> None:
+    keyframes, loops = session.walked("markers")[-1].markers
+    assert (keyframes.ns, loops.ns, keyframes.header.frame_id) == ("keyframes", "loops", "map")
+    assert keyframes.type == Marker.LINE_LIST
+    corners = np.array([[p.x, p.y, p.z] for p in keyframes.points]).reshape(-1, 16, 3)
+    path = session.walked("path")[-1].poses
+    places = np.array([[p.pose.position.x, p.pose.position.y, p.pose.position.z] for p in path])
+    assert len(corners) >= 10
+    distance = np.linalg.norm(corners[:, None, 0] - places, axis=-1).min(axis=1)
+    assert np.median(distance) < 1e-3  # each pyramid begins at a camera; the map may be one window newer
+
+
+def test_markers_of_loops_connect_keyframes_and_an_empty_map_takes_all_away() -> None:
+    sequence, frames = the_loop()
+    keyframes = start(sequence).feed(frames[:100]).mapper.map.keyframes
+    first, *_, last = keyframes
+    _, loops = map_markers(keyframes, [(first, last)], 5, "map").markers
+    (begin, end) = np.array([[p.x, p.y, p.z] for p in loops.points])
+    assert np.allclose(begin, keyframes[first].map_from_camera[:3, 3])
+    assert np.allclose(end, keyframes[last].map_from_camera[:3, 3])
+    assert {marker.action for marker in map_markers({}, [], 5, "map").markers} == {Marker.DELETE}
 
 
 def test_path_follows_the_true_camera(session: Session) -> None:

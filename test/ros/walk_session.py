@@ -14,11 +14,12 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from ros_harness import DOUBLE, NODE, REPLAY, Listener, Program, arguments, domain, wait_until
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 from tf2_msgs.msg import TFMessage
+from visualization_msgs.msg import MarkerArray
 
 from fast3r_ros.ros.times import ns_from_stamp
 
 DOMAIN = domain(1)
-LATCHED = {"map_cloud": PointCloud2, "path": PathMessage, "grid": OccupancyGrid}
+LATCHED = {"map_cloud": PointCloud2, "path": PathMessage, "grid": OccupancyGrid, "markers": MarkerArray}
 STREAMS = {
     "cloud": PointCloud2,
     "confidence": Image,
