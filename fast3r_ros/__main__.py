@@ -2,7 +2,10 @@
 
 import sys
 
-from fast3r_ros.cli import main
+try:
+    from fast3r_ros.cli import main
+except KeyboardInterrupt:  # before the command watches for it
+    sys.exit(130)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -16,6 +16,7 @@ from contextlib import redirect_stderr, redirect_stdout, suppress
 from typing import Any, NoReturn, TextIO
 
 from fast3r_ros import __version__
+from fast3r_ros.cli import interrupt
 from fast3r_ros.errors import UserError
 
 # name, module, one line of help
@@ -95,20 +96,30 @@ class _Output:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one sub-command; returns the exit status (0 good, 1 a check failed, 2 wrong use).
+    """Run one sub-command; returns the exit status (0 good, 1 a check failed, 2 wrong use, 130 Ctrl-C).
 
     The work goes on when nothing more can be printed; on a full disk the status is 2 then, and when the
     reader of a pipe has gone that of the work.
     """
     output, errors = _Output(sys.stdout), _Output(sys.stderr)
     with redirect_stdout(output), redirect_stderr(errors):
-        status = _run(list(sys.argv[1:] if arguments is None else arguments))
+        status = _interruptible(list(sys.argv[1:] if arguments is None else arguments))
         output.flush()
         if output.failure not in (0, errno.EPIPE):
             print(f"fast3r: cannot write the output: {os.strerror(output.failure)}", file=sys.stderr)
             status = status or 2
         errors.flush()
     return status
+
+
+def _interruptible(arguments: list[str]) -> int:
+    """`_run`; the status after Ctrl-C is the same wherever it came."""
+    try:
+        with interrupt.watched() as ctrl_c:
+            status = _run(arguments)
+            return interrupt.STATUS if ctrl_c.pressed else status
+    except KeyboardInterrupt:
+        return interrupt.STATUS
 
 
 def _run(arguments: list[str]) -> int:
@@ -118,5 +129,3 @@ def _run(arguments: list[str]) -> int:
     except UserError as error:
         print(f"fast3r {parsed.command}: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        return 130

@@ -12,6 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from fast3r_ros.cli import interrupt
 from fast3r_ros.errors import UserError
 from fast3r_ros.io.cameras import name_of
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from fast3r_ros.mapping.one_pass import OnePass
     from fast3r_ros.viewer.web import WebViewer
 
-INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
 SHOW_SECONDS = 1.0  # between two updates of the viewer
 DENSE_POINTS = 40000  # per keyframe: all pixels of a small network's view
 
@@ -152,12 +152,13 @@ def _reconstruct(arguments: argparse.Namespace, first: bool = True) -> int:
         raise
     finally:
         show.close()
-        report = write_results(
-            arguments.output, source, mapper, recorder, progress, settings, arguments.rerun
-        )
+        with interrupt.held():  # what took hours is not lost for a moment's impatience
+            report = write_results(
+                arguments.output, source, mapper, recorder, progress, settings, arguments.rerun
+            )
     _print_summary(arguments.output, report)
     if progress.stopped:
-        return INTERRUPTED
+        return interrupt.STATUS
     return 0 if report["map_points"] else 1
 
 

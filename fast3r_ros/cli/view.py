@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve the map until Ctrl-C."""
+    from fast3r_ros.cli import interrupt
     from fast3r_ros.io.results import read_results
     from fast3r_ros.viewer.web import WebViewer
 
@@ -46,6 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
         while True:
             time.sleep(3600)
     except KeyboardInterrupt:
+        interrupt.expected()
         return 0
     finally:
         viewer.stop()

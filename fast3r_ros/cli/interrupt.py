@@ -1,0 +1,88 @@
+"""Ctrl-C, so that it ends a command at any moment, with status 130.
+
+Libraries catch everything around the imports that they can do without, and Python drops what is raised in its
+callbacks: a KeyboardInterrupt there would be lost.  So the first is waited for, and that it came is noted.
+"""
+
+from __future__ import annotations
+
+import _thread
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+STATUS = 130  # exit status after Ctrl-C, as shells have it
+_AGAIN_S = 0.05  # between two looks whether the import has ended
+
+
+class _CtrlC:
+    """pressed: whether SIGINT came.  held: whether the first one is only noted.  waiting: for an import."""
+
+    pressed = held = waiting = False
+    timer: threading.Timer | None = None
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        """The handler of SIGINT, also called again after waiting."""
+        known = self.pressed and not self.waiting
+        self.pressed, self.waiting = True, False
+        if self.held and not known:
+            print("stopping: the results are being written; Ctrl-C again leaves them out", file=sys.stderr)
+            return
+        if _importing(frame):
+            self.waiting = True
+            self.timer = threading.Timer(_AGAIN_S, _thread.interrupt_main)
+            self.timer.daemon = True
+            self.timer.start()
+            return
+        raise KeyboardInterrupt
+
+
+_ctrl_c = _CtrlC()
+
+
+def _importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
+
+
+@contextmanager
+def watched() -> Iterator[_CtrlC]:
+    """Inside, SIGINT raises KeyboardInterrupt in the main thread, after an import that it falls into.
+
+    Gives the object whose `pressed` says whether it came.  Where SIGINT has another handler, or in another
+    thread, everything stays as it is.
+    """
+    ours = threading.current_thread() is threading.main_thread()
+    _ctrl_c.pressed = _ctrl_c.held = _ctrl_c.waiting = False
+    if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield _ctrl_c
+        return
+    signal.signal(signal.SIGINT, _ctrl_c)
+    try:
+        yield _ctrl_c
+    finally:
+        if _ctrl_c.timer is not None:
+            _ctrl_c.timer.cancel()
+            _ctrl_c.timer.join()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """Inside, the first Ctrl-C is noted and does not interrupt; the second one does."""
+    _ctrl_c.held = True
+    try:
+        yield
+    finally:
+        _ctrl_c.held = False
+
+
+def expected() -> None:
+    """Note that Ctrl-C is the good end of a command."""
+    _ctrl_c.pressed = False
