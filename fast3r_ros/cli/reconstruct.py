@@ -6,13 +6,14 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from fast3r_ros.cli import interrupt
+from fast3r_ros.cli.summary import print_summary
 from fast3r_ros.errors import UserError
 from fast3r_ros.io.cameras import name_of
 
@@ -87,6 +88,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--resume", action="store_true", help="keep a complete result; start over after a partial one"
     )
     parser.add_argument("--rerun", type=Path, metavar="FILE.rrd", help="also write a recording for rerun")
+    parser.add_argument(
+        "--colmap-images",
+        choices=("original", "network"),
+        default="original",
+        help="what sparse/0 and transforms.json are for: the original images, which are put into images/ by "
+        "their names, or those at network size (default: %(default)s)",
+    )
+    parser.add_argument("--mesh", action="store_true", help="also write map_mesh.ply and .glb (needs Open3D)")
     parser.add_argument("--viewer", action="store_true", help="show the growing map in the browser")
     parser.add_argument(
         "--viewer-host",
@@ -114,6 +123,10 @@ def _reconstruct(arguments: argparse.Namespace, first: bool = True) -> int:
         from fast3r_ros.io.rerun_file import require_rerun
 
         require_rerun()
+    if arguments.mesh:
+        from fast3r_ros.io.mesh import require_open3d
+
+        require_open3d()
     if arguments.resume and _is_complete(arguments.output):
         return 0
     source = open_source(arguments.source, topic=arguments.topic)
@@ -154,9 +167,17 @@ def _reconstruct(arguments: argparse.Namespace, first: bool = True) -> int:
         show.close()
         with interrupt.held():  # what took hours is not lost for a moment's impatience
             report = write_results(
-                arguments.output, source, mapper, recorder, progress, settings, arguments.rerun
+                arguments.output,
+                source,
+                mapper,
+                recorder,
+                progress,
+                settings,
+                arguments.rerun,
+                colmap_images=arguments.colmap_images,
+                mesh=arguments.mesh,
             )
-    _print_summary(arguments.output, report)
+    print_summary(arguments.output, report)
     if progress.stopped:
         return interrupt.STATUS
     return 0 if report["map_points"] else 1
@@ -344,45 +365,3 @@ class _Show:
         self._bar.close()
         if self._viewer is not None:
             self._viewer.stop()
-
-
-def scale_that_is_missing(status: Mapping[str, Any]) -> str:
-    """A sentence when a scale was asked for and the map is still in map units, otherwise empty.
-
-    status: the fields of a `MapperStatus`.
-    """
-    if status["scale_source"] == "none" or status["metres"]:
-        return ""
-    sigma = status["scale_sigma"]
-    known = f"tells it within {sigma:.0%} only" if math.isfinite(sigma) else "gave too little to measure it"
-    return f"no scale, lengths are map units: {status['scale_source']} {known}"
-
-
-def _print_summary(output: Path, report: dict[str, Any]) -> None:
-    """A few lines that say what came out."""
-    print(
-        f"{report['frames']} frames, {report['keyframes']} keyframes, {report['windows']} windows, "
-        f"{report['map_points']:,} points ({report['unit']})"
-    )
-    for skipped in report["frames_skipped"][:10]:
-        name, reason = skipped["name"], skipped["reason"]
-        print(f"skipped {reason}" if reason.startswith(name) else f"skipped {name}: {reason}")
-    for what, counts in (
-        ("frames that are no keyframe", report["mapper"]["dropped"]),
-        ("windows kept out of the map", report["windows_rejected"]),
-    ):
-        if counts:
-            print(f"{what}: {', '.join(f'{reason} ({count})' for reason, count in counts.items())}")
-    error = report["trajectory_error"]
-    if error:
-        share = f"{error['share_of_path']:.1%} of the path of {error['path']} m"
-        print(f"trajectory error: {error['rmse']:.3f} m RMSE, {share}", end="")
-        print(f" (knowing nothing would give {error['standing_still']:.3f} m)")
-    missing = scale_that_is_missing(report["mapper"])
-    if missing:
-        print(missing)
-    if not report["map_points"]:
-        print("the map is empty: no window of this source could be reconstructed with this model")
-    if report["stopped"]:
-        print(f"partial result: {report['stopped']}")
-    print(f"results in {output}: start with {output / 'preview.png'}")

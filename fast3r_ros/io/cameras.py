@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,13 @@ class CameraRecord:
     map_from_camera: Float64
     source: SourceImage | None = None
 
+    def of_source(self) -> CameraRecord:
+        """The view with the size and the intrinsics of its original image, where that is known."""
+        if self.source is None:
+            return self
+        matrix = np.linalg.inv(self.source.network_from_image) @ self.intrinsics
+        return replace(self, width=self.source.width, height=self.source.height, intrinsics=matrix)
+
 
 def name_of(keyframe_id: int) -> str:
     """The name of a keyframe's pictures, without suffix."""
@@ -88,7 +95,7 @@ def _source_entry(record: CameraRecord, source: SourceImage) -> dict[str, Any]:
         "name": source.name,
         "width": source.width,
         "height": source.height,
-        "intrinsics": (np.linalg.inv(source.network_from_image) @ record.intrinsics).tolist(),
+        "intrinsics": record.of_source().intrinsics.tolist(),
         "network_from_image": source.network_from_image.tolist(),
     }
 

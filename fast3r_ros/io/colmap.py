@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +17,15 @@ from fast3r_ros.mapping.data import Cloud, Float64
 _NS_PER_VIEW = 100_000_000  # COLMAP keeps no times: ten views per second, as for image files
 
 
-def write_colmap(folder: str | Path, cloud: Cloud, records: Sequence[CameraRecord]) -> None:
-    """Write the model into `folder` (usually `sparse/0`); image names are `NAME.png`.
+def write_colmap(
+    folder: str | Path,
+    cloud: Cloud,
+    records: Sequence[CameraRecord],
+    images: Mapping[str, str] | None = None,
+) -> None:
+    """Write the model into `folder` (usually `sparse/0`).
+
+    images: view name -> name of its image, `NAME.png` without.
 
     Every view has a PINHOLE camera of its own; COLMAP's pixel centres are at integer + 0.5, as ours.  World
     coordinates are the map frame's.  Points have no tracks: dense points belong to no image feature.
@@ -38,7 +45,8 @@ def write_colmap(folder: str | Path, cloud: Cloud, records: Sequence[CameraRecor
             camera_from_map = inverse(record.map_from_camera)
             x, y, z, w = Rotation.from_matrix(camera_from_map[:3, :3]).as_quat()
             numbers = " ".join(f"{value:.12g}" for value in (w, x, y, z, *camera_from_map[:3, 3]))
-            file.write(f"{number} {numbers} {number} {record.name}.png\n\n")
+            name = (images or {}).get(record.name, f"{record.name}.png")
+            file.write(f"{number} {numbers} {number} {name}\n\n")
     with whole_file(folder / "points3D.txt") as path, path.open("w", encoding="utf-8") as file:
         file.write("# POINT3D_ID X Y Z R G B ERROR TRACK[]\n")
         lines = (

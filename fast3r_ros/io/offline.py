@@ -13,11 +13,22 @@ from typing import Any, Protocol
 from fast3r_ros.errors import UserError
 from fast3r_ros.io.cameras import CameraRecord, write_cameras
 from fast3r_ros.io.colmap import write_colmap
+from fast3r_ros.io.mesh import write_mesh
+from fast3r_ros.io.nerfstudio import write_transforms
 from fast3r_ros.io.pcd import write_pcd
+from fast3r_ros.io.photos import FOLDER, LISTED, plan_photos, write_photos
 from fast3r_ros.io.ply import write_ply
 from fast3r_ros.io.preview import write_preview
 from fast3r_ros.io.recorder import Recorder
-from fast3r_ros.io.report import PROGRAM, claim_folder, list_files, peak_memory, versions, write_report
+from fast3r_ros.io.report import (
+    PROGRAM,
+    UNFINISHED,
+    claim_folder,
+    list_files,
+    peak_memory,
+    versions,
+    write_report,
+)
 from fast3r_ros.io.rerun_file import write_rerun
 from fast3r_ros.io.sources import Source
 from fast3r_ros.io.trajectory import trajectory_error, write_trajectory
@@ -37,7 +48,7 @@ from fast3r_ros.mapping.one_pass import OnePass
 
 # Names that a run may write, relative to its folder.
 RESULTS = re.compile(
-    r"map\.(ply|pcd|glb)|trajectory\.txt|cameras\.json|preview\.png|report\.json"
+    r"map(_mesh)?\.(ply|pcd|glb)|trajectory\.txt|(cameras|transforms)\.json|preview\.png|report\.json"
     r"|(mapping|replay)_node\.log"  # of the demo
     r"|sparse/0/(cameras|images|points3D)\.txt|(images|depth|confidence)/\d{6,}\.(jpg|png)"
 )
@@ -52,7 +63,7 @@ def begin_results(directory: Path, sources: Sequence[Path] = ()) -> None:
     So a run that is killed does not look finished.  sources: what is read.  Raises UserError when the folder
     cannot be written, or files of others would be replaced; see `claim_folder`.
     """
-    claim_folder(directory, sources, RESULTS)
+    claim_folder(directory, sources, RESULTS, LISTED)
 
 
 @dataclass
@@ -178,12 +189,17 @@ def write_results(
     progress: Progress,
     settings: Mapping[str, Any],
     rerun_file: Path | None = None,
+    *,
+    colmap_images: str = "original",
+    mesh: bool = False,
 ) -> dict[str, Any]:
     """Write every result file and return the report.
 
     settings: what the run was asked for; it goes into the report.  rerun_file: where a recording for rerun is
-    wanted.  Raises UserError when a file cannot be written, after all that can be: files that are there by
-    then are whole, and the report says that the result is partial.
+    wanted.  colmap_images: what COLMAP's model and transforms.json are for, the "original" images, which are
+    written too, or those at "network" size.  mesh: whether one is made.  Raises UserError when a file cannot
+    be written, after all that can be: files that are there by then are whole, and the report says that the
+    result is partial.
     """
     started = time.perf_counter()
     status, trajectory = mapper.status(), mapper.trajectory()
@@ -199,9 +215,18 @@ def write_results(
     numbers = _numbers(progress, len(trajectory), status.windows, len(outcome.cloud.points), outcome.error)
     writers = _writers(directory, outcome, numbers, source.truth)
     writers.append(lambda: recorder.finish(mapper.map.keyframes))
+    photos = plan_photos(outcome.cameras, source, directory) if colmap_images == "original" else {}
+    planned = [f"{FOLDER}/{name}" for name in photos.values()]
+    writers.append(lambda: _write_training_views(directory, outcome, photos))
+    if mesh:
+        writers.append(lambda: write_mesh(directory, outcome.cameras))
     if rerun_file is not None:
         images = directory / "images"
         writers.append(lambda: write_rerun(rerun_file, outcome.cloud, outcome.cameras, images))
+    if photos:  # large: the report names them before, in case that the run is killed on the way
+        listed = {**UNFINISHED, "files": [*list_files(directory, RESULTS), *planned]}
+        writers.append(lambda: write_report(directory / "report.json", listed))
+        writers.append(lambda: write_photos(outcome.cameras, source, directory, photos))
     failure = _first_failure(writers)
     progress.stopped = progress.stopped or str(failure or "")
     progress.timings["write"] += time.perf_counter() - started
@@ -224,7 +249,7 @@ def write_results(
         "mapper": asdict(status),
         "settings": dict(settings),
         "versions": versions(),
-        "files": list_files(directory, RESULTS),
+        "files": [*list_files(directory, RESULTS), *sorted({*planned})],
     }
     unreported = _first_failure([lambda: write_report(directory / "report.json", report)])
     if failure or unreported:
@@ -271,7 +296,6 @@ def _writers(
         draw,
         lambda: write_ply(directory / "map.ply", cloud, comment=f"lengths in {unit}; z up"),
         lambda: write_pcd(directory / "map.pcd", cloud),
-        lambda: write_colmap(directory / "sparse" / "0", cloud, cameras),
     ]
     if cameras:  # an empty scene is no glTF file
 
@@ -282,6 +306,15 @@ def _writers(
 
         writers.append(write_scene)
     return writers
+
+
+def _write_training_views(directory: Path, outcome: _Outcome, photos: Mapping[str, str]) -> None:
+    """COLMAP's model and transforms.json for the photos, or for the images at network size without."""
+    cameras = [each.of_source() for each in outcome.cameras] if photos else outcome.cameras
+    names = {camera.name: photos.get(camera.name, f"{camera.name}.png") for camera in cameras}
+    write_colmap(directory / "sparse" / "0", outcome.cloud, cameras, names)
+    files = {view: f"{FOLDER}/{name}" for view, name in names.items()}
+    write_transforms(directory / "transforms.json", cameras, files, "map.ply")
 
 
 def _first_failure(writers: Iterable[Callable[[], None]]) -> UserError | None:

@@ -24,6 +24,7 @@ from fast3r_ros.files import read_json, whole_file, writable
 
 PROGRAM = "fast3r_ros"
 REPORT = "report.json"
+UNFINISHED = {"program": PROGRAM, "complete": False, "stopped": "still running, or killed", "frames": 0}
 MAX_REPORT_BYTES = 1 << 26  # a line for each picture of a very long run
 INSIDE = ("000000.png", "000000.jpg", "0/cameras.txt", "cameras.txt")  # what a folder of results may hold
 _LIBRARIES = ("torch", "numpy", "scipy", "opencv-python-headless")
@@ -47,12 +48,18 @@ def _finite(content: Any) -> Any:
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
-def claim_folder(directory: Path, sources: Sequence[Path], written: re.Pattern[str]) -> None:
+def claim_folder(
+    directory: Path,
+    sources: Sequence[Path],
+    written: re.Pattern[str],
+    listed: re.Pattern[str] | None = None,
+) -> None:
     """Make an output folder ready: the files of an earlier run are removed, anything else is left alone.
 
     sources: files and folders that the run reads.  written: names that the run may write, relative to the
-    folder.  Raises UserError, before anything is touched, when the folder holds or lies in a source, or holds
-    files of these names that are not an earlier run's, or cannot be written.
+    folder.  listed: names that are a run's where its report lists them, and else may stay.  Raises UserError,
+    before anything is touched, when the folder holds or lies in a source, or holds files of these names that
+    are not an earlier run's, or cannot be written.
     """
     place = directory.resolve()
     for source in (source.resolve() for source in sources):
@@ -72,14 +79,18 @@ def claim_folder(directory: Path, sources: Sequence[Path], written: re.Pattern[s
                 "folder"
             )
         directory.mkdir(parents=True, exist_ok=True)
+        if listed is not None:
+            present += [name for name in own or () if listed.fullmatch(name) and name not in present]
+            present = [
+                name for name in present if not (directory / name).is_dir() or (directory / name).is_symlink()
+            ]
         for name in present:
             (directory / name).unlink(missing_ok=True)
         for folder in sorted({(directory / name).parent for name in present} - {directory}, reverse=True):
             for empty in (folder, *(p for p in folder.parents if directory in p.parents)):
                 with suppress(OSError):  # it is not empty: something of the user's is in it
                     empty.rmdir()
-    unfinished = {"complete": False, "stopped": "still running, or killed", "frames": 0}
-    write_report(directory / REPORT, {"program": PROGRAM, **unfinished, "files": []})
+    write_report(directory / REPORT, {**UNFINISHED, "files": []})
 
 
 def list_files(directory: Path, written: re.Pattern[str]) -> list[str]:

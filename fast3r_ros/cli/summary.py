@@ -1,0 +1,50 @@
+"""What a reconstruction says at its end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def scale_that_is_missing(status: Mapping[str, Any]) -> str:
+    """A sentence when a scale was asked for and the map is still in map units, otherwise empty.
+
+    status: the fields of a `MapperStatus`.
+    """
+    if status["scale_source"] == "none" or status["metres"]:
+        return ""
+    sigma = status["scale_sigma"]
+    known = f"tells it within {sigma:.0%} only" if math.isfinite(sigma) else "gave too little to measure it"
+    return f"no scale, lengths are map units: {status['scale_source']} {known}"
+
+
+def print_summary(output: Path, report: dict[str, Any]) -> None:
+    """A few lines that say what came out."""
+    print(
+        f"{report['frames']} frames, {report['keyframes']} keyframes, {report['windows']} windows, "
+        f"{report['map_points']:,} points ({report['unit']})"
+    )
+    for skipped in report["frames_skipped"][:10]:
+        name, reason = skipped["name"], skipped["reason"]
+        print(f"skipped {reason}" if reason.startswith(name) else f"skipped {name}: {reason}")
+    for what, counts in (
+        ("frames that are no keyframe", report["mapper"]["dropped"]),
+        ("windows kept out of the map", report["windows_rejected"]),
+    ):
+        if counts:
+            print(f"{what}: {', '.join(f'{reason} ({count})' for reason, count in counts.items())}")
+    error = report["trajectory_error"]
+    if error:
+        share = f"{error['share_of_path']:.1%} of the path of {error['path']} m"
+        print(f"trajectory error: {error['rmse']:.3f} m RMSE, {share}", end="")
+        print(f" (knowing nothing would give {error['standing_still']:.3f} m)")
+    missing = scale_that_is_missing(report["mapper"])
+    if missing:
+        print(missing)
+    if not report["map_points"]:
+        print("the map is empty: no window of this source could be reconstructed with this model")
+    if report["stopped"]:
+        print(f"partial result: {report['stopped']}")
+    print(f"results in {output}: start with {output / 'preview.png'}")
