@@ -7,10 +7,12 @@ those of sensor_msgs/image_encodings.hpp.
 from __future__ import annotations
 
 import io
+import re
 from typing import Any
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
 from fast3r_ros.errors import UserError
@@ -61,8 +63,12 @@ _PACKED: dict[str, tuple[int, int, int | None]] = {
 # a full plane of luma followed by a half-height plane of interleaved chroma
 _PLANAR = {"nv12": cv2.COLOR_YUV2RGB_NV12, "nv21": cv2.COLOR_YUV2RGB_NV21}
 
-ENCODINGS = (*_PACKED, *_PLANAR)
+ENCODINGS = (*_PACKED, *_PLANAR)  # beside nv24, and OpenCV's types for anything
 DEPTH_ENCODINGS = ("16uc1", "32fc1")
+# OpenCV's types for anything: as many channels as grey, BGR and BGRA have, of these numbers
+_ANYTHING = re.compile(r"(8|16|32|64)([usf])c([134])")
+_SENSOR_BITS = (10, 12, 14)  # of cameras that fill 16-bit values from below
+NARROW = 0.25  # share of 65535 below which 16-bit greys are stretched by their own range
 
 
 def decode_image(
@@ -71,7 +77,9 @@ def decode_image(
     """The pixels of a raw image message as (height, width, 3) uint8 RGB, a copy.
 
     data: any buffer of bytes (bytes, array.array, numpy array).  step: bytes per row, padding included.
-    16-bit values are divided by 257.  Raises BadImage for an unknown encoding, a zero size, a step that is
+    16-bit values are divided by 257; those of a 10-, 12- or 14-bit camera, which are all small, by less.
+    What has one of OpenCV's types for any numbers, such as a thermal camera's 16UC1, is stretched by its
+    range.  Raises BadImage for an unknown encoding, a zero size, a step that is
     too short and data that is too short.
     """
     name = encoding.lower()
@@ -84,8 +92,17 @@ def decode_image(
             raise BadImage("odd size", f"an {encoding} image needs even sides, this one has {width}x{height}")
         rows = _rows(data, height * 3 // 2, width, step)
         return cv2.cvtColor(np.ascontiguousarray(rows), _PLANAR[name])  # type: ignore[return-value]
+    if name == "nv24":
+        # as NV12 of twice the size, whose chroma has the resolution of this one
+        luma, step = _rows(data, height, width, step), step or width
+        chroma = _rows(np.frombuffer(data, np.uint8)[step * height :], height, 2 * width, 2 * step)
+        doubled = np.vstack([luma.repeat(2, 0).repeat(2, 1), chroma])
+        return np.ascontiguousarray(cv2.cvtColor(doubled, _PLANAR["nv12"])[::2, ::2])
+    anything = _ANYTHING.fullmatch(name) if name not in _PACKED else None
+    if anything:
+        return _stretched(data, (height, width), step, anything, is_bigendian)
     if name not in _PACKED:
-        known = ", ".join(ENCODINGS)
+        known = ", ".join((*ENCODINGS, "nv24", "16UC1"))
         raise BadImage("unknown encoding", f"unknown image encoding {encoding[:40]!r}; known are {known}")
     channels, size, conversion = _PACKED[name]
     if conversion is not None and channels == 2 and width % 2:
@@ -93,10 +110,38 @@ def decode_image(
     pixels: Any = np.ascontiguousarray(_rows(data, height, width * channels * size, step))
     if size == 2:
         wide = pixels.view(">u2" if is_bigendian else "<u2").astype(np.uint32)
-        pixels = ((wide + 128) // 257).astype(np.uint8)
+        bits = next((bits for bits in _SENSOR_BITS if wide.max() < 1 << bits), 16)
+        most = (1 << bits) - 1
+        pixels = ((wide * 255 + most // 2) // most).astype(np.uint8)
     if channels > 1:
         pixels = pixels.reshape(height, width, channels)
     return pixels.copy() if conversion is None else cv2.cvtColor(pixels, conversion)
+
+
+def eight_bits(gray: NDArray[np.float64]) -> UInt8:
+    """Greys of more than 8 bits as uint8: 16 bits divided by 257, less than that stretched by their range.
+
+    Cameras of 10, 12 and 14 bits and thermal ones use a part of the 65536 values only.
+    """
+    known = gray[np.isfinite(gray)]
+    low, high = np.percentile(known, (0.1, 99.9)) if known.size else (0.0, 1.0)
+    if high - low > NARROW * 65535 and low >= 0 and high <= 65535:
+        low, high = 0.0, 65535.0
+    scaled = 255.0 * (np.nan_to_num(gray, nan=low) - low) / max(high - low, 1e-9)
+    return np.clip(scaled, 0, 255).round().astype(np.uint8)
+
+
+def _stretched(data: Any, size: tuple[int, int], step: int, kind: re.Match[str], is_bigendian: bool) -> UInt8:
+    """An image of any numbers, from the least to the largest, all channels alike."""
+    bits, letter, channels = int(kind[1]), kind[2], int(kind[3])
+    if letter == "f" and bits < 32:
+        raise BadImage("unknown encoding", f"unknown image encoding {kind[0]!r}")
+    number = np.dtype(f"{'>' if is_bigendian else '<'}{letter.replace('s', 'i')}{bits // 8}")
+    rows = np.ascontiguousarray(_rows(data, size[0], size[1] * channels * number.itemsize, step))
+    values = rows.view(number).reshape(*size, channels)
+    pixels = eight_bits(values.astype(np.float64))
+    conversion = {1: cv2.COLOR_GRAY2RGB, 3: cv2.COLOR_BGR2RGB, 4: cv2.COLOR_BGRA2RGB}[channels]
+    return cv2.cvtColor(pixels, conversion)  # type: ignore[return-value]
 
 
 def _rows(data: Any, rows: int, row_bytes: int, step: int) -> UInt8:

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fast3r_ros.errors import UserError
+from fast3r_ros.io.pixels import eight_bits
 from fast3r_ros.io.sources.source import SkippedFrame
 from fast3r_ros.mapping.data import Float64, Frame, UInt8
 
@@ -37,7 +37,6 @@ UNREAD_SUFFIXES = {
     **dict.fromkeys((".avif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf"), _CONVERT),
 }
 DEFAULT_RATE_HZ = 10.0
-NARROW = 0.25  # share of 65535 below which 16-bit greys are stretched by their own range
 
 
 class ImageFiles:
@@ -180,7 +179,7 @@ def read_pages(path: Path) -> tuple[UInt8, int]:
             )  # thumbnails of cameras
             upright = ImageOps.exif_transpose(image)
             if upright.mode.startswith("I") or upright.mode == "F":  # more than 8 bits: PIL would clip at 255
-                return np.repeat(_eight_bits(np.asarray(upright, np.float64))[:, :, None], 3, axis=2), pages
+                return np.repeat(eight_bits(np.asarray(upright, np.float64))[:, :, None], 3, axis=2), pages
             return np.array(upright.convert("RGB")), pages
     except FileNotFoundError as error:
         raise UserError(f"no such image: {path}") from error
@@ -188,19 +187,6 @@ def read_pages(path: Path) -> tuple[UInt8, int]:
         raise UserError(f"{path} is not an image that can be read") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
-
-
-def _eight_bits(gray: NDArray[np.float64]) -> UInt8:
-    """Greys of more than 8 bits as uint8: 16 bits divided by 257, less than that stretched by their range.
-
-    Cameras of 10, 12 and 14 bits and thermal ones use a part of the 65536 values only.
-    """
-    known = gray[np.isfinite(gray)]
-    low, high = np.percentile(known, (0.1, 99.9)) if known.size else (0.0, 1.0)
-    if high - low > NARROW * 65535 and low >= 0 and high <= 65535:
-        low, high = 0.0, 65535.0
-    scaled = 255.0 * (np.nan_to_num(gray, nan=low) - low) / max(high - low, 1e-9)
-    return np.clip(scaled, 0, 255).round().astype(np.uint8)
 
 
 def _order(files: Sequence[Path]) -> Callable[[Path], Any]:

@@ -1,11 +1,13 @@
 """A ROS bag as a source; no ROS is needed.
 
-Reads rosbag2 (sqlite3 or mcap, compressed or not) and ROS 1 bags; raw and compressed image topics.
+Reads rosbag2 (sqlite3 or mcap, compressed or not) and ROS 1 bags; topics of raw and compressed images and of
+video packets.
 """
 
 from __future__ import annotations
 
 import heapq
+import re
 import struct
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,19 +23,30 @@ from fast3r_ros.geometry.rotation import matrix_from_quaternion
 from fast3r_ros.io.pixels import DEPTH_ENCODINGS, decode_compressed, decode_image
 from fast3r_ros.io.rectify import Rectifier, rectifier_of_info
 from fast3r_ros.io.sources.bag_storage import BagMessage, BagStorage, open_storage
+from fast3r_ros.io.sources.packets import PACKETS, codec_of, decode_packets
 from fast3r_ros.io.sources.source import SkippedFrame
-from fast3r_ros.mapping.data import Float64, Frame
+from fast3r_ros.mapping.data import Float64, Frame, UInt8
 
 IMAGE = "sensor_msgs/msg/Image"
 COMPRESSED_IMAGES = ("sensor_msgs/msg/CompressedImage", "foxglove_msgs/msg/CompressedImage")
 CAMERA_INFO = "sensor_msgs/msg/CameraInfo"
 ODOMETRY = "nav_msgs/msg/Odometry"
+TRANSPORTS = (
+    "compressed",
+    "ffmpeg",
+    "foxglove",
+    "h264",
+    "zstd",
+)  # the last word of a topic beside a camera's
 _FOXGLOVE = """\
 builtin_interfaces/Time timestamp
 string frame_id
 uint8[] data
 string format
 """
+_NO_PICTURE = re.compile(
+    "depth|disparity|range|label|segment"
+)  # in topics of images that are none to look at
 _CALIBRATIONS_TRIED = 100  # camera infos until one is a calibration: drivers begin with zeros
 
 
@@ -58,7 +71,7 @@ class RosBag:
         self._storage = open_storage(path)
         self._topic = topic or _only_image_topic(self._storage, self.name)
         kinds = {kind for name, kind in self._storage.topics if name == self._topic}
-        if not kinds & {IMAGE, *COMPRESSED_IMAGES}:
+        if not kinds & {IMAGE, *COMPRESSED_IMAGES, *PACKETS}:
             known = ", ".join(_image_topics(self._storage)) or "none"
             raise UserError(f"{self.name} has no image topic {self._topic}; its image topics: {known}")
         stamps = self._read_stamps()
@@ -72,6 +85,7 @@ class RosBag:
         duration_s = (ascending[-1] - ascending[0]) / 1e9
         self.rate_hz = (self._count - 1) / max(duration_s, 1e-3) if self._count > 1 else 1.0
         self._rectifier = self._find_calibration()
+        self._codec = _video_codec(self._storage, self._topic)
 
     @property
     def topic(self) -> str:
@@ -95,13 +109,24 @@ class RosBag:
 
         Raises UserError when none can be read.
         """
+        read = 0
+        told = len(self.skipped)
+        for frame in self._video_frames(set(indices)) if self._codec else self._images(indices):
+            read += 1
+            yield frame
+        self.skipped += [SkippedFrame("a part of the bag", line) for line in self._storage.damage]
+        if indices and not read:
+            reason = self.skipped[-1].reason if len(self.skipped) > told else "it has no messages"
+            raise UserError(f"no image of {self._topic} in {self.name} can be read: {reason}")
+
+    def _images(self, indices: Sequence[int]) -> Iterator[Frame]:
+        """The chosen images of messages that are pictures of their own, in order of their stamps."""
         rank = np.empty(self._count, int)  # of the messages in the file, by their stamps
         rank[self._order] = np.arange(self._count)
         wanted = sorted(set(indices))
         due = iter(wanted)
         next_due = next(due, None)
         early: list[tuple[int, int, Frame | None]] = []  # decoded before those that were recorded later
-        read = 0
         chosen = set(wanted)
         for place, message in enumerate(self._storage.messages([self._topic])):
             if place >= self._count or int(rank[place]) not in chosen:
@@ -112,12 +137,46 @@ class RosBag:
                 frame = heapq.heappop(early)[2]
                 next_due = next(due, None)
                 if frame is not None:
-                    read += 1
                     yield frame
-        self.skipped += [SkippedFrame("a part of the bag", line) for line in self._storage.damage]
-        if wanted and not read:
-            reason = self.skipped[-1].reason if self.skipped else "it has no messages"
-            raise UserError(f"no image of {self._topic} in {self.name} can be read: {reason}")
+
+    def _video_frames(self, wanted: set[int]) -> Iterator[Frame]:
+        """The chosen pictures of a topic whose messages are packets of one video.
+
+        Packets need those before them, so all are decoded; `skipped` counts what gives no picture.
+        """
+        rank = np.empty(self._count, int)
+        rank[self._order] = np.arange(self._count)
+        cameras: list[str] = []
+        missing = set(wanted)
+        latest = -1
+        try:
+            for place, image in decode_packets(self._codec, self._packets(cameras)):
+                index = int(rank[place]) if place < self._count else -1
+                if index in missing and index > latest:
+                    missing.discard(index)
+                    latest = index
+                    frame = self._of_image(image, index, cameras[place])
+                    if frame is not None:
+                        yield frame
+                if not missing:
+                    break
+        except UserError as error:
+            self.skipped.append(SkippedFrame(self._topic, str(error)))
+            return
+        if missing:
+            text = f"{len(missing)} of {len(wanted)} messages give no picture: a key frame before is missing"
+            self.skipped.append(SkippedFrame(f"message {min(missing)} of {self._topic}", text))
+
+    def _packets(self, cameras: list[str]) -> Iterator[bytes]:
+        """The data of every message, empty for garbage; notes the name of its camera."""
+        for message in self._storage.messages([self._topic]):
+            try:
+                content: Any = _deserialize(message, self._storage.ros1)
+                cameras.append(_camera(content))
+                yield bytes(content.data)
+            except Exception:  # garbage bytes raise about anything in a decoder
+                cameras.append("camera")
+                yield b""
 
     def odometry(self) -> Iterator[tuple[int, Float64]]:
         """Stamp in ns and (4, 4) `odom_from_base` in metres of every nav_msgs/Odometry message, in order.
@@ -156,24 +215,31 @@ class RosBag:
         """The image of a message, None and a line in `skipped` when it has none that can be read."""
         try:
             content: Any = _deserialize(message, self._storage.ros1)
-            image = _decode(content)
-            header = getattr(content, "header", content)  # foxglove's message has the fields of a header
-            camera = header.frame_id or "camera"
-            if self._rectifier is None:
-                return Frame(self._stamps[index], camera, image)
-            rectifier = self._rectifier.for_size(image.shape[1], image.shape[0])
-            return Frame(self._stamps[index], camera, rectifier(image), rectifier.intrinsics)
+            image, camera = _decode(content), _camera(content)
         except Exception as error:  # garbage bytes raise about anything in a decoder
             self.skipped.append(SkippedFrame(f"message {index} of {self._topic}", one_line(error)))
             return None
+        return self._of_image(image, index, camera)
+
+    def _of_image(self, image: UInt8, index: int, camera: str) -> Frame | None:
+        """The frame of a picture, None and a line in `skipped` when the calibration does not fit it."""
+        if self._rectifier is None:
+            return Frame(self._stamps[index], camera, image)
+        try:
+            rectifier = self._rectifier.for_size(image.shape[1], image.shape[0])
+        except UserError as error:
+            self.skipped.append(SkippedFrame(f"message {index} of {self._topic}", one_line(error)))
+            return None
+        return Frame(self._stamps[index], camera, rectifier(image), rectifier.intrinsics)
 
     def _find_calibration(self) -> Rectifier | None:
         """The first CameraInfo beside the image topic that is a calibration; None when there is none."""
-        namespace = self._topic.removesuffix("/compressed").rsplit("/", 1)[0]
+        plain = _of_camera(self._topic)
+        namespace = plain.rsplit("/", 1)[0]
         topic = f"{namespace}/camera_info"
         if (topic, CAMERA_INFO) not in self._storage.topics:
             return None
-        rectified = "rect" in self._topic.removesuffix("/compressed").rsplit("/", 1)[-1]
+        rectified = "rect" in plain.rsplit("/", 1)[-1]
         problem = ""
         for number, message in enumerate(self._storage.messages([topic])):
             if number >= _CALIBRATIONS_TRIED:
@@ -201,8 +267,8 @@ def _header_stamp(data: bytes, ros1: bool) -> int:
 
 
 def _decode(content: Any) -> Any:
-    if hasattr(content, "format"):
-        return decode_compressed(content.data, content.format)
+    if not hasattr(content, "step"):
+        return decode_compressed(content.data, getattr(content, "format", ""))
     return decode_image(
         content.data,
         height=content.height,
@@ -218,7 +284,8 @@ def _types(ros1: bool) -> Any:
     with optional("rosbags", "a rosbag"):
         from rosbags.typesys import Stores, get_types_from_msg, get_typestore
     store = get_typestore(Stores.ROS1_NOETIC if ros1 else Stores.ROS2_HUMBLE)
-    store.register(get_types_from_msg(_FOXGLOVE, COMPRESSED_IMAGES[1]))
+    for kind, definition in {COMPRESSED_IMAGES[1]: _FOXGLOVE, **PACKETS}.items():
+        store.register(get_types_from_msg(definition, kind))
     return store
 
 
@@ -227,31 +294,58 @@ def _deserialize(message: BagMessage, ros1: bool) -> Any:
     return (store.deserialize_ros1 if ros1 else store.deserialize_cdr)(message.data, message.kind)
 
 
+def _camera(content: Any) -> str:
+    """The optical frame of a message; foxglove's have the fields of a header themselves."""
+    return getattr(content, "header", content).frame_id or "camera"
+
+
+def _of_camera(topic: str) -> str:
+    """An image topic without the name of its transport."""
+    base, _, last = topic.rpartition("/")
+    return base if last in TRANSPORTS else topic
+
+
+def _video_codec(storage: BagStorage, topic: str) -> str:
+    """The codec of a topic of video packets; empty for pictures of their own."""
+    if all(kind == IMAGE for name, kind in storage.topics if name == topic):
+        return ""
+    for number, message in enumerate(storage.messages([topic])):
+        try:
+            return codec_of(_deserialize(message, storage.ros1))
+        except Exception:  # a garbage message says nothing about the others
+            if number > _CALIBRATIONS_TRIED:
+                break
+    return ""
+
+
 def _image_topics(storage: BagStorage) -> list[str]:
     """Topics of colour or grey images; depth images are told by name or encoding."""
     topics = []
     for topic, kind in storage.topics:
-        if kind in COMPRESSED_IMAGES or (kind == IMAGE and not _is_depth(storage, topic)):
+        if kind in (*COMPRESSED_IMAGES, *PACKETS) or (
+            kind == IMAGE and _first_encoding(storage, topic) not in DEPTH_ENCODINGS
+        ):
             topics += [] if "depth" in topic.lower() else [topic]
     return sorted(set(topics))
 
 
-def _is_depth(storage: BagStorage, topic: str) -> bool:
-    """Whether the first image that can be read has an encoding of depth."""
+def _first_encoding(storage: BagStorage, topic: str) -> str:
+    """The encoding of the first image that can be read, empty without any."""
     for message in storage.messages([topic]):
         try:
-            return str(_deserialize(message, storage.ros1).encoding).lower() in DEPTH_ENCODINGS
+            return str(_deserialize(message, storage.ros1).encoding).lower()
         except Exception:  # a garbage message says nothing about the others
             continue
-    return False
+    return ""
 
 
 def _only_image_topic(storage: BagStorage, name: str) -> str:
     topics = _image_topics(storage)
     # a camera that was recorded raw and compressed is one camera
-    distinct = [
-        t for t in topics if t.removesuffix("/compressed") not in topics or not t.endswith("/compressed")
-    ]
+    distinct = [topic for topic in topics if _of_camera(topic) == topic or _of_camera(topic) not in topics]
+    if not distinct:  # a thermal camera's 16UC1 is no depth where nothing says so
+        distinct = [t for t, k in storage.topics if k == IMAGE and not _NO_PICTURE.search(t.lower())]
+        distinct = [t for t in distinct if _first_encoding(storage, t) == DEPTH_ENCODINGS[0]]
     if not distinct:
         pictures = [f"{t} ({k})" for t, k in storage.topics if "image" in k.lower() or "video" in k.lower()]
         if pictures:

@@ -39,7 +39,7 @@ class VideoFile:
             raise UserError(f"{path} is an audio file; a cover picture in it is no video")
         with path.open("rb"):  # tells a missing permission from a file that is no video
             pass
-        capture = self._open()
+        capture = open_capture(path)
         claimed_rate = capture.get(cv2.CAP_PROP_FPS)
         claimed_rate = claimed_rate if 0 < claimed_rate < 1e4 else DEFAULT_RATE_HZ
         claimed_s = max(capture.get(cv2.CAP_PROP_FRAME_COUNT), 0.0) / claimed_rate
@@ -59,16 +59,6 @@ class VideoFile:
             text = f"the video ends after {len(times_ms)} frames and {decoded_s:.1f} of {claimed_s:.1f} s"
             self.skipped.append(SkippedFrame("the rest of the video", f"{text}: cut short or damaged"))
 
-    def _open(self) -> cv2.VideoCapture:
-        previous = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-        try:
-            capture = cv2.VideoCapture(self.name, cv2.CAP_FFMPEG)
-        finally:
-            cv2.utils.logging.setLogLevel(previous)
-        if not capture.isOpened():
-            raise UserError(f"{self.name} is not a video that can be read")
-        return capture
-
     def __len__(self) -> int:
         """Number of frames that can be decoded."""
         return len(self._stamps)
@@ -83,7 +73,7 @@ class VideoFile:
 
     def frames(self, indices: Sequence[int]) -> Iterator[Frame]:
         """The chosen frames; see `Source`.  The others are stepped over without being converted."""
-        capture = self._open()
+        capture = open_capture(Path(self.name))
         stretch = _pixel_aspect(capture)
         position = -1
         try:
@@ -101,6 +91,18 @@ class VideoFile:
                 yield Frame(self._stamps[index], "camera", _square_pixels(image, stretch))  # type: ignore[arg-type]
         finally:
             capture.release()
+
+
+def open_capture(path: Path) -> cv2.VideoCapture:
+    """A video, opened for decoding.  Raises UserError when it is none that can be read."""
+    previous = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    try:
+        capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
+    finally:
+        cv2.utils.logging.setLogLevel(previous)
+    if not capture.isOpened():
+        raise UserError(f"{path} is not a video that can be read")
+    return capture
 
 
 def _stamps(times_ms: Sequence[float], claimed_rate: float) -> tuple[list[int], float]:
