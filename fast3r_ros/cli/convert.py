@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "input",
         type=Path,
-        help="folder that reconstruct wrote, a .ply, .pcd or .glb, or a folder with a COLMAP text model",
+        help="folder that reconstruct wrote, a .ply, .pcd or .glb, or a folder with a COLMAP model",
     )
     parser.add_argument(
         "output",
@@ -45,6 +45,11 @@ def run(arguments: argparse.Namespace) -> int:
     results = read_results(arguments.input)
     if suffix in ("", ".txt", ".json") and not results.cameras:
         raise UserError(f"{arguments.input} has no cameras, which {output} needs; give a folder of results")
+    if suffix in ("", ".json") and results.distorted:
+        raise UserError(
+            f"{arguments.input} has lenses with distortion, which {output} cannot say; undistort the images "
+            "with COLMAP first (colmap image_undistorter)"
+        )
     if suffix == ".glb" and not len(results.cloud.points):
         raise UserError(f"{arguments.input} has no points: an empty map is no glTF scene")
     writers[suffix](output, results)
@@ -61,6 +66,8 @@ def _exists(output: Path) -> bool:
 
 def _writers() -> dict[str, Callable[[Path, Results], None]]:
     """What writes a file with a suffix."""
+    import numpy as np
+
     from fast3r_ros.io.cameras import write_cameras
     from fast3r_ros.io.colmap import write_colmap
     from fast3r_ros.io.glb import write_glb
@@ -72,8 +79,15 @@ def _writers() -> dict[str, Callable[[Path, Results], None]]:
     def trajectory(path: Path, results: Results) -> None:
         write_trajectory(path, {camera.stamp_ns: camera.map_from_camera for camera in results.cameras})
 
+    def colmap(path: Path, results: Results) -> None:
+        names = {}  # of another model's images; ours at network size are called after their views
+        for camera in results.cameras:
+            if camera.source is not None and np.array_equal(camera.source.network_from_image, np.eye(3)):
+                names[camera.name] = camera.source.name
+        write_colmap(path, results.cloud, results.cameras, names)
+
     return {
-        "": lambda path, results: write_colmap(path, results.cloud, results.cameras),
+        "": colmap,
         ".ply": lambda path, results: write_ply(path, results.cloud, comment=f"lengths in {results.unit}"),
         ".pcd": lambda path, results: write_pcd(path, results.cloud),
         ".glb": lambda path, results: write_glb(path, results.cloud, results.cameras),

@@ -102,13 +102,16 @@ def has_model(folder: Path) -> bool:
     return any(all((folder / f"{n}{s}").is_file() for n in ("cameras", "images")) for s in (".bin", ".txt"))
 
 
-def read_model(folder: Path) -> list[ColmapImage]:
-    """The registered images of a model, binary where both kinds are there.  Raises UserError."""
+def read_model(folder: Path, *, least: int = 1) -> list[ColmapImage]:
+    """The registered images of a model, binary where both kinds are there.
+
+    Raises UserError when it is damaged or has fewer than `least` images.
+    """
     binary = (folder / "cameras.bin").is_file() and (folder / "images.bin").is_file()
     suffix, read = (".bin", _read_binary) if binary else (".txt", _read_text)
     try:
         images = list(read(folder))
-        if not images:
+        if len(images) < least:
             raise ValueError("no image is registered")
         return images
     except (ValueError, KeyError, IndexError, struct.error, OSError) as error:

@@ -1,19 +1,23 @@
-"""COLMAP text models, for tools such as Gaussian splatting: cameras.txt, images.txt, points3D.txt."""
+"""COLMAP models, for tools such as Gaussian splatting: written as text, read as text or binary files."""
 
 from __future__ import annotations
 
+import re
+import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from fast3r_ros.datasets.colmap import MODEL_FOLDERS, has_model, read_model
 from fast3r_ros.errors import UserError
 from fast3r_ros.files import whole_file
 from fast3r_ros.geometry.rigid import inverse
-from fast3r_ros.io.cameras import CameraRecord
+from fast3r_ros.io.cameras import CameraRecord, SourceImage
 from fast3r_ros.mapping.data import Cloud, Float64
 
+_POINT = struct.Struct("<Q3d3BdQ")  # number, place, colour, error, length of the track
 _NS_PER_VIEW = 100_000_000  # COLMAP keeps no times: ten views per second, as for image files
 
 
@@ -58,53 +62,61 @@ def write_colmap(
         file.writelines(lines)
 
 
-def is_colmap(folder: Path) -> bool:
-    """Whether a folder holds a text model."""
-    return all((folder / name).is_file() for name in ("cameras.txt", "images.txt", "points3D.txt"))
+def find_colmap(folder: Path) -> Path | None:
+    """Where the model of a folder is: in it, or in `sparse/0` and where else tools put it; None without."""
+    return next((folder / name for name in MODEL_FOLDERS if has_model(folder / name)), None)
 
 
-def read_colmap(folder: str | Path) -> tuple[Cloud, list[CameraRecord]]:
-    """Read a text model: its points, with confidence 1, and its views in the order of their numbers.
+def read_colmap(folder: str | Path) -> tuple[Cloud, list[CameraRecord], bool]:
+    """Read a model, binary or text: its points, with confidence 1, its views, and whether lenses distort.
 
-    Raises UserError when it is damaged or its cameras are no pinholes: undistort such a model with COLMAP.
+    The views are in the order of their numbers; each has the whole name of its image as its source's, and a
+    name made of that without folders and suffix.  Lens distortion is left out: the matrices are not those of
+    the images then.  Raises UserError when it is damaged or a camera's model is not known.
     """
     folder = Path(folder)
+    views = read_model(folder, least=0)
+    records = []
+    for index, view in enumerate(views):
+        lens = view.lens
+        source = SourceImage(view.name, lens.width, lens.height, np.eye(3))
+        name = re.sub(r"[/\\]", "_", str(Path(view.name).with_suffix("")))
+        records.append(
+            CameraRecord(
+                *(name, index * _NS_PER_VIEW, "camera", lens.width, lens.height, lens.intrinsics),
+                *(view.world_from_camera, source),
+            )
+        )
+    return _read_points(folder), records, any(view.lens.distortion for view in views)
+
+
+def _read_points(folder: Path) -> Cloud:
+    """The points of a model, none where it has no file of them."""
+    path = folder / "points3D.bin"
     try:
-        lenses = dict(_read_lens(line) for line in _lines(folder / "cameras.txt") if line)
-        lines = _lines(folder / "images.txt")[::2]  # every other line lists features
-        views = sorted((line.split() for line in lines if line), key=lambda words: int(words[0]))
-        records = [_read_view(index, words, lenses) for index, words in enumerate(views)]
-        points = [line.split()[1:7] for line in _lines(folder / "points3D.txt") if line]
-        values = np.array(points, np.float64).reshape(-1, 6)
+        if path.is_file():
+            values = _binary_points(path.read_bytes())
+        else:
+            path = folder / "points3D.txt"
+            lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+            points = [line.split()[1:7] for line in lines if line.strip() and not line.startswith("#")]
+            values = np.array(points, np.float64).reshape(-1, 6)
     except OSError as error:
-        raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
-    except (KeyError, IndexError, ValueError) as error:
-        raise UserError(f"{folder} is not a COLMAP text model that can be read: {error}") from error
-    xyz, colors = values[:, :3].astype(np.float32), values[:, 3:].astype(np.uint8)
-    return Cloud(xyz, colors, np.ones(len(xyz), np.float32)), records
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, struct.error) as error:
+        raise UserError(f"{path} holds no points of a COLMAP model: {error}") from error
+    xyz, colors = values[:, :3].astype(np.float32), np.clip(values[:, 3:], 0, 255).astype(np.uint8)
+    return Cloud(xyz, colors, np.ones(len(xyz), np.float32))
 
 
-def _lines(path: Path) -> list[str]:
-    return [line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
-
-
-def _read_lens(line: str) -> tuple[str, tuple[int, int, Float64]]:
-    """A camera's number, and its width, height and (3, 3) intrinsics."""
-    number, model, width, height, *numbers = line.split()
-    if model not in ("PINHOLE", "SIMPLE_PINHOLE"):
-        raise ValueError(f"camera {number} has the model {model}; undistort the images with COLMAP first")
-    values = [float(value) for value in numbers]
-    fx, fy, cx, cy = values if model == "PINHOLE" else (values[0], *values)
-    return number, (int(width), int(height), np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1.0]]))
-
-
-def _read_view(index: int, words: list[str], lenses: dict[str, tuple[int, int, Float64]]) -> CameraRecord:
-    """The view of a line `IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME`."""
-    w, x, y, z, *translation = (float(word) for word in words[1:8])
-    camera_from_map = np.eye(4)
-    camera_from_map[:3, :3] = Rotation.from_quat([x, y, z, w]).as_matrix()
-    camera_from_map[:3, 3] = translation
-    width, height, intrinsics = lenses[words[8]]
-    name = Path(words[9]).stem
-    stamp_ns = index * _NS_PER_VIEW
-    return CameraRecord(name, stamp_ns, "camera", width, height, intrinsics, inverse(camera_from_map))
+def _binary_points(data: bytes) -> Float64:
+    """(N, 6) places and colours of a points3D.bin; its points have tracks of any length."""
+    (count,) = struct.unpack_from("<Q", data)
+    if count * _POINT.size > len(data):
+        raise ValueError(f"it ends within its {count} points")
+    values, place = np.empty((count, 6)), 8
+    for number in range(count):
+        _, *point, _, track = _POINT.unpack_from(data, place)
+        values[number] = point
+        place += _POINT.size + 8 * track
+    return values

@@ -15,6 +15,14 @@ from fast3r_ros.files import one_line, open_regular, whole_file
 from fast3r_ros.mapping.data import Cloud
 
 _COLOURS = ("red", "green", "blue")
+_COLOUR_NAMES = (
+    ("r", "g", "b"),
+    tuple(f"diffuse_{name}" for name in _COLOURS),
+    _COLOURS,
+)  # the last one wins
+_SPLAT = ("f_dc_0", "f_dc_1", "f_dc_2")  # spherical harmonics of degree 0
+_FLOAT_COLOUR = 2.0  # a splat's colour may be a little more than 1
+_SPLAT_FACTOR = 0.5 / np.sqrt(np.pi)
 _VERTEX = np.dtype(
     [*((name, "<f4") for name in "xyz"), *((name, "u1") for name in _COLOURS), ("confidence", "<f4")]
 )
@@ -50,8 +58,9 @@ def write_ply(path: str | Path, cloud: Cloud, *, comment: str = "") -> None:
 def read_ply(path: str | Path) -> Cloud:
     """Read a PLY cloud, ours or another's; missing colours are grey, missing confidence is 1.
 
-    Colours may be bytes or floats from 0 to 1.  Raises UserError when the file is no PLY, is cut short, or
-    has no vertices with x, y and z.
+    Colours may be bytes, 16-bit numbers or floats from 0 to 1 (or to 255, where one is that large), called
+    red, diffuse_red or r, or those of Gaussian splats.  Raises UserError when the file is no PLY, is cut
+    short, or has no vertices with x, y and z.
     """
     try:
         with open_regular(path) as file:
@@ -67,15 +76,23 @@ def read_ply(path: str | Path) -> Cloud:
     with np.errstate(over="ignore"):  # a double beyond the range of a float becomes infinite
         points = np.stack([vertices[name].astype(np.float32) for name in "xyz"], 1)
     colors = np.full((len(points), 3), 128, np.uint8)
-    if set(_COLOURS) <= set(names):
-        colors = np.stack([_as_bytes(vertices[name]) for name in _COLOURS], 1)
+    for triple in _COLOUR_NAMES:
+        if set(triple) <= set(names):
+            colors = np.stack([_as_bytes(vertices[name]) for name in triple], 1)
+    if set(_SPLAT) <= set(names):
+        channels = [_as_bytes(0.5 + _SPLAT_FACTOR * vertices[name].astype(np.float64)) for name in _SPLAT]
+        colors = np.stack(channels, 1)
     confidence = vertices["confidence"] if "confidence" in names else np.ones(len(points))
     return Cloud(points, colors, np.array(confidence, np.float32))
 
 
 def _as_bytes(channel: NDArray[np.floating] | NDArray[np.integer]) -> NDArray[np.uint8]:
-    """One colour as 0 to 255; floats are taken as 0 to 1."""
-    values = channel * 255.0 if channel.dtype.kind == "f" else channel
+    """One colour as 0 to 255; floats are taken as 0 to 1 unless one is larger, 16-bit numbers to 65535."""
+    values = channel
+    if channel.dtype.kind == "f" and not (channel > _FLOAT_COLOUR).any():
+        values = channel * 255.0
+    elif channel.dtype.kind == "u" and channel.dtype.itemsize == 2 and (channel > 255).any():
+        values = channel / 257.0
     return np.rint(np.clip(np.nan_to_num(values), 0, 255)).astype(np.uint8)
 
 
@@ -154,6 +171,7 @@ def _read_text(file: BinaryIO, count: int, row: np.dtype[np.void]) -> NDArray[np
     vertices = np.empty(count, np.dtype([(name, "f8") for name in row.names or ()]))
     for column, name in enumerate(row.names or ()):
         vertices[name] = table[:, column]
-        if row[name].kind != "f" and name in _COLOURS:
-            vertices[name] /= 255.0  # as floats have it
+        if row[name].kind != "f" and any(name in triple for triple in _COLOUR_NAMES):
+            deep = row[name].itemsize == 2 and (vertices[name] > 255).any()
+            vertices[name] /= 65535.0 if deep else 255.0  # as floats have it
     return vertices

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fast3r_ros.errors import UserError
 from fast3r_ros.io.cameras import CameraRecord, name_of, read_cameras
-from fast3r_ros.io.colmap import is_colmap, read_colmap
+from fast3r_ros.io.colmap import find_colmap, read_colmap
 from fast3r_ros.io.pcd import read_pcd
 from fast3r_ros.io.ply import read_ply
 from fast3r_ros.io.view_images import read_image
@@ -26,7 +26,7 @@ def _read_glb(path: str | Path) -> Cloud:
 CLOUD_READERS = {".ply": read_ply, ".pcd": read_pcd, ".glb": _read_glb}
 KINDS = (
     "a folder that fast3r reconstruct wrote, a map that the node saved, a .ply, .pcd or .glb, or a folder "
-    "with a COLMAP text model"
+    "with a COLMAP model"
 )
 
 
@@ -34,13 +34,15 @@ KINDS = (
 class Results:
     """cloud and cameras: in the map frame.  unit: of length, "unknown" where the file does not say.
 
-    images: folder of the views' `NAME.png`, None where there is none.
+    images: folder of the views' `NAME.png`, None where there is none.  distorted: whether the lenses of a
+    COLMAP model are, which the cameras do not tell.
     """
 
     cloud: Cloud
     cameras: list[CameraRecord]
     unit: str
     images: Path | None = None
+    distorted: bool = False
 
     def read_images(self) -> dict[str, UInt8]:
         """The views' pictures that exist, by name, (h, w, 3) RGB.  Raises UserError for a broken one."""
@@ -53,7 +55,8 @@ class Results:
 def is_result(path: Path) -> bool:
     """Whether `read_results` would try to read what is at a path."""
     if path.is_dir():
-        return any((path / name).is_file() for name in ("map.ply", "map.json")) or is_colmap(path)
+        ours = any((path / name).is_file() for name in ("map.ply", "map.json"))
+        return ours or find_colmap(path) is not None
     return path.suffix.lower() in CLOUD_READERS
 
 
@@ -66,11 +69,13 @@ def read_results(path: str | Path) -> Results:
         if path.suffix.lower() not in CLOUD_READERS:
             raise UserError(f"{path} is no map; give {KINDS}")
         return Results(CLOUD_READERS[path.suffix.lower()](path), [], "unknown")
-    if is_colmap(path):
-        return Results(*read_colmap(path), "unknown")
     if (path / "map.json").is_file():
         return _read_saved_map(path)
     if not (path / "map.ply").is_file():
+        model = find_colmap(path)
+        if model is not None:
+            cloud, cameras, distorted = read_colmap(model)
+            return Results(cloud, cameras, "unknown", distorted=distorted)
         raise UserError(f"{path} holds no map.ply; give {KINDS}")
     cloud = read_ply(path / "map.ply")
     if not (path / "cameras.json").is_file():

@@ -118,12 +118,15 @@ def test_garbage_is_one_line(tmp_path, capsys, name, content):
     assert name in line
 
 
-def test_colmap_model_with_distortion_is_refused_with_what_to_do(results, tmp_path, capsys):
+def test_colmap_model_with_distortion_is_a_map_but_no_pinhole_cameras(results, tmp_path, capsys):
     assert main(["convert", str(results), str(tmp_path / "colmap")]) == 0
     cameras = tmp_path / "colmap" / "cameras.txt"
-    cameras.write_text("1 OPENCV 112 80 90 90 56 40 0.1 0 0 0\n")
-    assert main(["info", str(tmp_path / "colmap")]) == 2
-    assert "OPENCV; undistort the images" in capsys.readouterr().err
+    cameras.write_text("".join(f"{number} OPENCV 112 80 90 90 56 40 0.1 0 0 0\n" for number in (1, 2, 3)))
+    assert main(["convert", str(tmp_path / "colmap"), str(tmp_path / "a.ply")]) == 0
+    capsys.readouterr()
+    for output in ("pinholes", "a.json"):
+        assert main(["convert", str(tmp_path / "colmap"), str(tmp_path / output)]) == 2
+        assert "undistort the images" in capsys.readouterr().err
 
 
 def test_pcd_of_others_as_text_and_without_colour(tmp_path):

@@ -65,10 +65,11 @@ OPTIONAL = {
     "websockets",
     "msgspec",
 }
-OPTIONAL |= {"rerun-sdk", "deepspeed", "flash-attn", "pycolmap"}
+OPTIONAL |= {"open3d", "rerun-sdk", "deepspeed", "flash-attn", "pycolmap"}
 THROUGH_TORCH = {"flash-attn", "tensorboard"}  # torch or a table of names imports these for us
 # What is not installed where the tests run or does not say: the licence that its project page names.
 ELSEWHERE = {
+    "open3d": "MIT",
     "openexr": "BSD-3-Clause",
     "pillow-heif": "BSD-3-Clause",  # an extra; its wheels carry libheif, LGPL, as a library of its own
     "pycolmap": "BSD-3-Clause",
