@@ -48,6 +48,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="window: sliding, any length; all: one forward pass over all views (default: %(default)s)",
     )
     parser.add_argument("--topic", help="image topic of a bag that has several")
+    parser.add_argument(
+        "--no-camera-info",
+        dest="camera_info",
+        action="store_false",
+        help="leave a bag's calibration out: images stay as they are, the focal length is estimated",
+    )
     parser.add_argument("--rate", type=_rate, help="frames per second to take (default: all)")
     parser.add_argument("--max-views", type=_at_least(1), help="take at most this many frames, evenly spread")
     parser.add_argument(
@@ -129,7 +135,7 @@ def _reconstruct(arguments: argparse.Namespace, first: bool = True) -> int:
         require_open3d()
     if arguments.resume and _is_complete(arguments.output):
         return 0
-    source = open_source(arguments.source, topic=arguments.topic)
+    source = open_source(arguments.source, topic=arguments.topic, camera_info=arguments.camera_info)
     indices = choose_indices(
         len(source),
         source.rate_hz,

@@ -12,10 +12,17 @@ from fast3r_ros.io.sources.video import VideoFile
 KINDS = "a video, a folder or glob of images, a .txt list of images, a rosbag2, or the word synthetic"
 
 
-def open_source(text: str | Path, *, topic: str | None = None, rate_hz: float | None = None) -> Source:
+def open_source(
+    text: str | Path,
+    *,
+    topic: str | None = None,
+    rate_hz: float | None = None,
+    camera_info: bool = True,
+) -> Source:
     """Open what `text` names: one of `KINDS`.
 
-    topic: the image topic of a rosbag2, needed when it has several.  rate_hz: frames per second of image
+    topic: the image topic of a rosbag2, needed when it has several.  camera_info: whether the calibration
+    beside that topic is used.  rate_hz: frames per second of image
     files, which carry no time of their own (default 10).
     Raises UserError when there is no such source, or when it holds no frame.
     """
@@ -31,16 +38,16 @@ def open_source(text: str | Path, *, topic: str | None = None, rate_hz: float | 
             return ImageFiles.from_glob(text, rate_hz)
         raise UserError(f"no such source: {text}; give {KINDS}")
     try:
-        return _open_existing(path, topic, rate_hz)
+        return _open_existing(path, topic, rate_hz, camera_info)
     except PermissionError as error:
         raise UserError(f"no permission to read {error.filename or path}") from error
 
 
-def _open_existing(path: Path, topic: str | None, rate_hz: float | None) -> Source:
+def _open_existing(path: Path, topic: str | None, rate_hz: float | None, camera_info: bool) -> Source:
     if is_bag(path):
         from fast3r_ros.io.sources.rosbag import RosBag  # through a package that a robot may lack
 
-        return RosBag(path, topic)
+        return RosBag(path, topic, camera_info)
     if path.is_dir():
         return ImageFiles.from_folder(path, rate_hz)
     suffix = path.suffix.lower()

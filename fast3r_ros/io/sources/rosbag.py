@@ -59,11 +59,12 @@ def bag_topics(path: Path) -> list[str]:
 class RosBag:
     """The images of one topic of a bag, in order of their stamps, rectified when the bag has a CameraInfo.
 
-    topic: chosen by itself when the bag has one colour image topic.  Only this topic, its calibration and the
-    odometry matter; what else is in the bag, or damaged, stops nothing.  See `Source`.
+    topic: chosen by itself when the bag has one colour image topic.  camera_info: whether the calibration is
+    used; without, images stay as they are and the focal length is estimated.  Only this topic, its
+    calibration and the odometry matter; what else is in the bag, or damaged, stops nothing.  See `Source`.
     """
 
-    def __init__(self, path: Path, topic: str | None = None):
+    def __init__(self, path: Path, topic: str | None = None, camera_info: bool = True):
         self.name = str(path)
         self.paths: tuple[Path, ...] = (path,)
         self.skipped: list[SkippedFrame] = []
@@ -84,7 +85,7 @@ class RosBag:
         self.stamps_ns: Sequence[int] | None = ascending
         duration_s = (ascending[-1] - ascending[0]) / 1e9
         self.rate_hz = (self._count - 1) / max(duration_s, 1e-3) if self._count > 1 else 1.0
-        self._rectifier = self._find_calibration()
+        self._rectifier = self._find_calibration() if camera_info else None
         self._codec = _video_codec(self._storage, self._topic)
 
     @property
@@ -228,7 +229,8 @@ class RosBag:
         try:
             rectifier = self._rectifier.for_size(image.shape[1], image.shape[0])
         except UserError as error:
-            self.skipped.append(SkippedFrame(f"message {index} of {self._topic}", one_line(error)))
+            reason = f"{one_line(error)}; --no-camera-info leaves the calibration out"
+            self.skipped.append(SkippedFrame(f"message {index} of {self._topic}", reason))
             return None
         return Frame(self._stamps[index], camera, rectifier(image), rectifier.intrinsics)
 

@@ -1,0 +1,119 @@
+"""Photos and lists of photos as other cameras and tools leave them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fast3r_ros.cli import main
+from fast3r_ros.errors import UserError
+from fast3r_ros.io.sources import open_source
+from fast3r_ros.io.sources.images import ImageFiles, read_image
+
+
+def picture(index: int, width: int = 64, height: int = 48) -> np.ndarray:
+    return np.full((height, width, 3), (10 * index + 5) % 256, np.uint8)
+
+
+def shades(frames) -> list[int]:
+    return [int(frame.image[0, 0, 0]) // 10 for frame in frames]
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".tga", ".pnm", ".jfif", ".jp2"])
+def test_pictures_that_pillow_reads_are_read(tmp_path, suffix):
+    for index in range(3):
+        Image.fromarray(picture(index)).save(tmp_path / f"{index}{suffix}")
+    assert len(list(open_source(tmp_path))) == 3
+
+
+def test_what_is_not_read_in_a_folder_is_named(tmp_path, capsys):
+    Image.fromarray(picture(1)).save(tmp_path / "1.png")
+    (tmp_path / "2.NEF").write_bytes(b"raw")
+    source = open_source(tmp_path)
+    assert len(list(source)) == 1
+    assert "NEF" in source.skipped[0].reason
+    assert main(["info", str(tmp_path)]) == 0
+    assert "NEF" in capsys.readouterr().out
+    (tmp_path / "1.png").unlink()
+    with pytest.raises(UserError, match="none of the 1 pictures"):
+        open_source(tmp_path)
+
+
+def test_folders_of_folders_get_a_hint(tmp_path):
+    (tmp_path / "cam0").mkdir()
+    Image.fromarray(picture(1)).save(tmp_path / "cam0" / "1.png")
+    with pytest.raises(UserError, match=r"1 in .*cam0"):
+        open_source(tmp_path)
+
+
+def test_a_broken_first_image_is_no_end(tmp_path, capsys):
+    (tmp_path / "0.png").write_bytes(b"broken")
+    Image.fromarray(picture(1)).save(tmp_path / "1.png")
+    assert main(["info", str(tmp_path)]) == 0
+    assert "64 x 48" in capsys.readouterr().out
+
+
+def test_names_that_are_times_sort_by_time(tmp_path):
+    for name in ("1.5", "1.25", "10.0"):
+        Image.fromarray(picture(1)).save(tmp_path / f"{name}.png")
+    source = ImageFiles.from_folder(tmp_path)
+    assert [Path(source.frame_name(frame.stamp_ns)).stem for frame in source] == ["1.25", "1.5", "10.0"]
+
+
+def test_only_the_first_page_is_used_and_said(tmp_path):
+    pages = [Image.fromarray(picture(index)) for index in (4, 5, 6)]
+    pages[0].save(tmp_path / "1.tif", save_all=True, append_images=pages[1:])
+    source = open_source(tmp_path)
+    assert shades(source) == [4]
+    assert "first of its 3 pages" in source.skipped[0].reason
+
+
+@pytest.mark.parametrize("highest", [1023, 4095, 30_000, 65_535])
+def test_deep_greys_use_the_whole_range(tmp_path, highest):
+    """Cameras of 10, 12 and 16 bits, and a thermal one whose values are all high."""
+    low = 25_000 if highest == 30_000 else 0
+    ramp = np.linspace(low, highest, 64 * 48).reshape(48, 64).astype(np.uint16)
+    Image.fromarray(ramp).save(tmp_path / "1.png")
+    values = read_image(tmp_path / "1.png")
+    assert values.min() <= 2
+    assert values.max() >= 253
+
+
+LISTS = {
+    "byte order mark": ("list.txt", "\ufeffa.png\nb.png\n", None),
+    "quotes": ("list.txt", "\"a.png\"\n'b.png'\n", None),
+    "whole seconds": ("list.txt", "5 a.png\n7 b.png\n", [5 * 10**9, 7 * 10**9]),
+    "nanoseconds": (
+        "data.csv",
+        "#timestamp [ns],filename\n1403636579763555584,a.png\n1403636579813555456,b.png\n",
+        [1403636579763555584, 1403636579813555456],
+    ),
+    "associations": (
+        "list.txt",
+        "1.5 a.png 1.52 depth/a.png\n2.5 b.png 2.49 depth/b.png\n",
+        [1_500_000_000, 2_500_000_000],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", LISTS)
+@pytest.mark.parametrize("inner", ["", "data"])
+def test_lists_of_other_tools(tmp_path, kind, inner):
+    name, text, stamps = LISTS[kind]
+    (tmp_path / inner).mkdir(exist_ok=True)
+    for index, file in enumerate(("a.png", "b.png")):
+        Image.fromarray(picture(index + 1)).save(tmp_path / inner / file)
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    frames = list(open_source(tmp_path / name))
+    assert shades(frames) == [1, 2]
+    if stamps is not None:
+        assert [frame.stamp_ns for frame in frames] == stamps
+
+
+def test_a_pattern_in_a_folder_with_brackets(tmp_path):
+    (tmp_path / "walk [1]").mkdir()
+    Image.fromarray(picture(1)).save(tmp_path / "walk [1]" / "1.png")
+    assert len(list(open_source(str(tmp_path / "walk [1]" / "*.png")))) == 1
