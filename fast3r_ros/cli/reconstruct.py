@@ -148,6 +148,7 @@ def _reconstruct(arguments: argparse.Namespace, first: bool = True) -> int:
     # only now, so that wrong use is told without waiting for PyTorch
     from fast3r_ros.io.offline import Progress, begin_results, noted, with_odometry, write_results
     from fast3r_ros.io.recorder import Recorder
+    from fast3r_ros.io.report import require_own_recording
 
     progress = Progress()
     mapper = _mapper(arguments.mode, _load_network(arguments, progress.timings), config)
@@ -157,6 +158,8 @@ def _reconstruct(arguments: argparse.Namespace, first: bool = True) -> int:
         frames = with_odometry(frames, odometry, mapper)
     if not first:
         return _follow(frames, mapper)
+    if arguments.rerun is not None:
+        require_own_recording(arguments.rerun, arguments.output)
     begin_results(arguments.output, source.paths)
     settings = {**vars(arguments), "parameters": config.to_flat()}
     show = _Show(arguments, len(indices), mapper, recorder)

@@ -122,6 +122,19 @@ def _own_files(directory: Path) -> set[str] | None:
     return {REPORT, *map(str, files)} if isinstance(files, list) and files else set()
 
 
+def require_own_recording(path: Path, directory: Path) -> None:
+    """Raises UserError when a file is at `path` that is no recording of the run before in `directory`."""
+    if not os.path.lexists(path):
+        return
+    try:
+        settings = read_json(directory / REPORT, MAX_REPORT_BYTES)["settings"]
+        own = Path(settings["rerun"]).resolve() == path.resolve()
+    except (UserError, KeyError, TypeError):
+        own = False
+    if not own:
+        raise UserError(f"{path} exists and would be replaced; remove it or choose another name for --rerun")
+
+
 def versions() -> dict[str, str]:
     """The versions of this package, Python and the libraries that results depend on."""
     found = {"fast3r_ros": __version__, "python": platform.python_version()}

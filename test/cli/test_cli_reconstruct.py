@@ -28,6 +28,7 @@ from fast3r_ros.io.results import read_results
 # random weights never pass the gates; what is tested here is the command, not the map
 NO_GATES = ("--set", "registration.min_view_share=0", "--set", "registration.min_inlier_share=0")
 FILES = {"map.ply", "map.pcd", "map.glb", "trajectory.txt", "cameras.json", "preview.png", "report.json"}
+FILES |= {"transforms.json"}
 
 
 def reconstruct(*arguments: object) -> int:

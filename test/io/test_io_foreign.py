@@ -20,7 +20,7 @@ from fast3r_ros.io.cameras import read_cameras
 from fast3r_ros.io.pcd import read_pcd
 from fast3r_ros.io.rectify import rectifier_of_info
 from fast3r_ros.io.sources import choose_indices, open_source
-from fast3r_ros.io.sources.rosbag import RosBag
+from fast3r_ros.io.sources.rosbag import RosBag, bag_topics
 from fast3r_ros.io.sources.video import VideoFile
 
 STORE = get_typestore(Stores.ROS2_JAZZY)
@@ -346,3 +346,43 @@ def test_a_topic_of_pictures_that_are_not_read_is_named(tmp_path):
         )
     with pytest.raises(UserError, match="/cam/packets"):
         RosBag(path)
+
+
+def test_an_mcap_of_ros1_and_of_other_encodings(tmp_path):
+    store = get_typestore(Stores.ROS1_NOETIC)
+    types = store.types
+    path = tmp_path / "walk.mcap"
+    with path.open("wb") as file:
+        writer = McapWriter(file)
+        writer.start(profile="ros1")
+        channel = writer.register_channel(
+            "/front/image", "ros1", writer.register_schema("sensor_msgs/Image", "ros1msg", b"")
+        )
+        other = writer.register_channel(
+            "/web", "protobuf", writer.register_schema("foxglove.CompressedImage", "protobuf", b"")
+        )
+        for index in range(COUNT):
+            stamp = START + index * 10**8
+            time = types["builtin_interfaces/msg/Time"](stamp // 10**9, stamp % 10**9)
+            head = types["std_msgs/msg/Header"](index, time, "camera")
+            message = types[IMAGE](head, 48, 64, "rgb8", 0, 192, picture(index).ravel())
+            writer.add_message(channel, stamp, bytes(store.serialize_ros1(message, IMAGE)), stamp)
+            writer.add_message(other, stamp, b"?", stamp)
+        writer.finish()
+    source = RosBag(path, "front/image")
+    assert shades(source) == list(range(COUNT))
+    assert source.stamps_ns[3] == START + 3 * 10**8
+    assert any("/web" in line and "protobuf" in line for line in bag_topics(path))
+
+
+def test_a_recording_that_is_not_ours_is_not_replaced(tmp_path, capsys):
+    pytest.importorskip("rerun")
+    mine = tmp_path / "walk.rrd"
+    mine.write_bytes(b"of the user")
+    arguments = ["reconstruct", "synthetic:1", "--output", str(tmp_path / "o"), "--rerun", str(mine)]
+    assert main(arguments) == 2
+    assert "--rerun" in capsys.readouterr().err
+    assert mine.read_bytes() == b"of the user"
+    mine.unlink()
+    assert [main(arguments), main(arguments)] == [0, 0]
+    assert mine.stat().st_size > 1000

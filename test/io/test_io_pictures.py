@@ -91,6 +91,7 @@ LISTS = {
         "#timestamp [ns],filename\n1403636579763555584,a.png\n1403636579813555456,b.png\n",
         [1403636579763555584, 1403636579813555456],
     ),
+    "names of columns": ("data.csv", "time,file\n1.5,a.png\n2.5,b.png\n", [1_500_000_000, 2_500_000_000]),
     "associations": (
         "list.txt",
         "1.5 a.png 1.52 depth/a.png\n2.5 b.png 2.49 depth/b.png\n",
@@ -117,3 +118,17 @@ def test_a_pattern_in_a_folder_with_brackets(tmp_path):
     (tmp_path / "walk [1]").mkdir()
     Image.fromarray(picture(1)).save(tmp_path / "walk [1]" / "1.png")
     assert len(list(open_source(str(tmp_path / "walk [1]" / "*.png")))) == 1
+
+
+def test_lists_of_windows(tmp_path):
+    (tmp_path / "walk 1").mkdir()
+    for index in (1, 2):
+        Image.fromarray(picture(index)).save(tmp_path / "walk 1" / f"{index}.png")
+    (tmp_path / "list.txt").write_text("walk 1\\1.png\r\nwalk 1\\2.png\r\n", encoding="utf-16")
+    assert shades(open_source(tmp_path / "list.txt")) == [1, 2]
+
+
+def test_a_folder_with_another_programs_metadata_is_no_bag(tmp_path):
+    (tmp_path / "metadata.yaml").write_text("author: somebody\n")
+    Image.fromarray(picture(3)).save(tmp_path / "1.png")
+    assert shades(open_source(tmp_path)) == [3]

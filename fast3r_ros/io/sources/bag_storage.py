@@ -27,40 +27,44 @@ _LARGEST = 1 << 30  # bytes of one message or chunk after decompression
 
 @dataclass(frozen=True)
 class BagMessage:
-    """One message as it was recorded.  kind: such as sensor_msgs/msg/Image.  time_ns: of the recorder."""
+    """One message as it was recorded.
+
+    kind: such as sensor_msgs/msg/Image.  time_ns: of the recorder.  ros1: whether the data are serialised as
+    ROS 1 does.
+    """
 
     topic: str
     kind: str
     time_ns: int
     data: bytes
+    ros1: bool = False
 
 
 @dataclass
 class BagStorage:
     """A bag that can be read again and again.
 
-    files: in order.  ros1: whether messages are serialised as ROS 1 does.  topics: (topic, kind) -> number of
-    messages; filled by `scan`.  damage: what could not be read, a line each.
+    files: in order.  topics: (topic, kind) -> number of messages.  unread: topic -> what it holds, of those
+    in encodings that are not ROS's.  damage: what could not be read, a line each.
     """
 
     files: list[Path]
-    ros1: bool = False
     topics: Counter[tuple[str, str]] = field(default_factory=Counter)
+    unread: dict[str, str] = field(default_factory=dict)
     damage: list[str] = field(default_factory=list)
 
     def messages(self, topics: Collection[str] | None = None) -> Iterator[BagMessage]:
         """The messages of these topics, of all without; notes `damage` anew."""
         self.damage.clear()
         for path in self.files:
-            read = (
-                _ros1_messages
-                if self.ros1
-                else _mcap_messages
-                if ".mcap" in path.suffixes
-                else _sqlite_messages
-            )
-            for message in read(path, topics, self.damage):
-                if message.data[:4] == _ZSTD and not self.ros1:
+            if path.suffix == ".bag":
+                messages = _ros1_messages(path, topics, self.damage)
+            elif ".mcap" in path.suffixes:
+                messages = _mcap_messages(path, topics, self.damage, self.unread)
+            else:
+                messages = _sqlite_messages(path, topics, self.damage)
+            for message in messages:
+                if message.data[:4] == _ZSTD and not message.ros1:
                     with optional("zstandard", "a compressed bag"):
                         import zstandard
                     try:
@@ -77,12 +81,7 @@ def open_storage(path: Path) -> BagStorage:
 
     Raises UserError when there is none, or a file cannot be opened at all.
     """
-    if path.suffix == ".bag":
-        storage = BagStorage([path], ros1=True)
-    elif path.is_dir():
-        storage = BagStorage(_ordered_files(path))
-    else:
-        storage = BagStorage([path])
+    storage = BagStorage(_ordered_files(path) if path.is_dir() else [path])
     for message in storage.messages():
         storage.topics[message.topic, message.kind] += 1
     if not storage.topics and storage.damage:
@@ -119,11 +118,13 @@ def _decompressed(path: Path, folder: str) -> Path:
     return plain
 
 
-def _mcap_messages(path: Path, topics: Collection[str] | None, damage: list[str]) -> Iterator[BagMessage]:
+def _mcap_messages(
+    path: Path, topics: Collection[str] | None, damage: list[str], unread: dict[str, str]
+) -> Iterator[BagMessage]:
     with optional("mcap", "a .mcap file"):
         from mcap import records, stream_reader
     schemas: dict[int, str] = {}
-    channels: dict[int, tuple[str, str]] = {}
+    channels: dict[int, tuple[str, str, bool]] = {}
 
     def of_chunk(record: Any) -> Iterator[Any]:
         if not isinstance(record, records.Chunk):
@@ -145,12 +146,17 @@ def _mcap_messages(path: Path, topics: Collection[str] | None, damage: list[str]
                             schemas[part.id] = part.name
                         elif isinstance(part, records.Channel):
                             kind = schemas.get(part.schema_id, "")
-                            if part.message_encoding == "cdr":
-                                channels[part.id] = (part.topic, kind)
+                            ros1 = part.message_encoding == "ros1"
+                            if ros1 or part.message_encoding == "cdr":
+                                package, _, name = kind.rpartition("/")
+                                kind = f"{package}/msg/{name}" if ros1 and "/" not in package else kind
+                                channels[part.id] = (part.topic, kind, ros1)
+                            else:
+                                unread[part.topic] = f"{kind} in {part.message_encoding or 'no encoding'}"
                         elif isinstance(part, records.Message) and part.channel_id in channels:
-                            topic, kind = channels[part.channel_id]
+                            topic, kind, ros1 = channels[part.channel_id]
                             if topics is None or topic in topics:
-                                yield BagMessage(topic, kind, part.log_time, part.data)
+                                yield BagMessage(topic, kind, part.log_time, part.data, ros1)
         except (PermissionError, UserError):
             raise
         except Exception as error:  # mcap's own, struct.error and more, for what breaks off or is garbage
@@ -191,7 +197,7 @@ def _ros1_messages(path: Path, topics: Collection[str] | None, damage: list[str]
         with Reader(path) as reader:
             chosen = [c for c in reader.connections if topics is None or c.topic in topics]
             for connection, time_ns, data in reader.messages(chosen) if chosen else ():
-                yield BagMessage(connection.topic, connection.msgtype, time_ns, data)
+                yield BagMessage(connection.topic, connection.msgtype, time_ns, data, ros1=True)
     except PermissionError:
         raise
     except Exception as error:  # the library's own, of many types

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import glob
 import os
 import re
@@ -117,10 +118,14 @@ class ImageFiles:
         spaces may be quoted.
         """
         try:
-            lines = list_file.read_text(encoding="utf-8-sig").splitlines()
+            content = list_file.read_bytes()
+            wide = content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # as PowerShell writes
+            lines = content.decode("utf-16" if wide else "utf-8-sig").splitlines()
         except UnicodeDecodeError as error:
             raise UserError(f"{list_file} is not a text file; give a list with one image per line") from error
         entries = [line.strip() for line in lines if line.strip() and not line.strip().startswith("#")]
+        if list_file.suffix.lower() == ".csv" and entries and not _NAMES_A_PICTURE.search(entries[0].lower()):
+            del entries[0]  # the names of the columns
         timed = [_TIMED.fullmatch(entry) for entry in entries]
         if entries and all(timed):
             matches = [match for match in timed if match]
@@ -209,6 +214,9 @@ def _hint_at_folders(folder: Path) -> None:
 _TIMED = re.compile(r"(\d+)(?:\.(\d{1,9}))?(\s*,\s*|\s+)(\S.*)")
 
 
+_NAMES_A_PICTURE = re.compile("|".join(re.escape(suffix) for suffix in (*IMAGE_SUFFIXES, *UNREAD_SUFFIXES)))
+
+
 def _stamp(match: re.Match[str]) -> int:
     """Nanoseconds of a line that `_TIMED` has matched."""
     if match[2] is None and len(match[1]) > 10:
@@ -221,7 +229,8 @@ def _listed(list_file: Path, name: str) -> Path:
     name = name.strip()
     if name[:1] in "\"'" and name[-1:] == name[:1]:
         name = name[1:-1]
-    folders, names = (list_file.parent, list_file.parent / "data"), (name, name.split()[0])
+    folders, names = (list_file.parent, list_file.parent / "data"), [name, name.split()[0]]
+    names += [each.replace("\\", "/") for each in names if "\\" in each]
     candidates = [folder / each for each in names for folder in folders]
     return next((path for path in candidates if path.exists()), candidates[0])
 

@@ -61,5 +61,14 @@ def _open_existing(path: Path, topic: str | None, rate_hz: float | None, camera_
 def is_bag(path: Path) -> bool:
     """Whether a path looks like a ROS bag: a .mcap, .db3 or .bag file, or a folder that holds one."""
     if path.is_dir():
-        return any(any(path.glob(pattern)) for pattern in ("metadata.yaml", "*.mcap*", "*.db3*"))
+        return any(any(path.glob(pattern)) for pattern in ("*.mcap*", "*.db3*")) or _has_bag_metadata(path)
     return path.suffix.lower() == ".bag" or bool({*path.suffixes[-2:]} & {".mcap", ".db3"})
+
+
+def _has_bag_metadata(folder: Path) -> bool:
+    """Whether a folder's metadata.yaml is a bag's, and not another program's."""
+    try:
+        with (folder / "metadata.yaml").open("rb") as file:
+            return b"rosbag2" in file.read(4096)
+    except FileNotFoundError:
+        return False

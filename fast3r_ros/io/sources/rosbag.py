@@ -52,8 +52,9 @@ _CALIBRATIONS_TRIED = 100  # camera infos until one is a calibration: drivers be
 
 def bag_topics(path: Path) -> list[str]:
     """What a bag holds: `TOPIC (TYPE, N messages)`.  Raises UserError when it cannot be read."""
-    topics = sorted(open_storage(path).topics.items())
-    return [f"{topic} ({kind}, {count} messages)" for (topic, kind), count in topics]
+    storage = open_storage(path)
+    topics = [f"{name} ({kind}, {count} messages)" for (name, kind), count in storage.topics.items()]
+    return sorted([*topics, *(f"{topic} ({what})" for topic, what in storage.unread.items())])
 
 
 class RosBag:
@@ -70,6 +71,8 @@ class RosBag:
         self.skipped: list[SkippedFrame] = []
         self.truth: Mapping[int, Float64] | None = None
         self._storage = open_storage(path)
+        if topic and any(name == f"/{topic}" for name, _ in self._storage.topics):
+            topic = f"/{topic}"  # names of topics in bags begin with it
         self._topic = topic or _only_image_topic(self._storage, self.name)
         kinds = {kind for name, kind in self._storage.topics if name == self._topic}
         if not kinds & {IMAGE, *COMPRESSED_IMAGES, *PACKETS}:
@@ -172,7 +175,7 @@ class RosBag:
         """The data of every message, empty for garbage; notes the name of its camera."""
         for message in self._storage.messages([self._topic]):
             try:
-                content: Any = _deserialize(message, self._storage.ros1)
+                content: Any = _deserialize(message)
                 cameras.append(_camera(content))
                 yield bytes(content.data)
             except Exception:  # garbage bytes raise about anything in a decoder
@@ -190,7 +193,7 @@ class RosBag:
             raise UserError(f"{self.name} needs one topic of {ODOMETRY} for --scale odometry; found: {found}")
         for each in self._storage.messages(topics):
             try:
-                message: Any = _deserialize(each, self._storage.ros1)
+                message: Any = _deserialize(each)
                 place, turn = message.pose.pose.position, message.pose.pose.orientation
                 odom_from_base = np.eye(4)
                 odom_from_base[:3, :3] = matrix_from_quaternion([turn.x, turn.y, turn.z, turn.w])
@@ -206,7 +209,7 @@ class RosBag:
         recorded, stamps = [], []
         for message in self._storage.messages([self._topic]):
             recorded.append(message.time_ns)
-            stamps.append(_header_stamp(message.data, self._storage.ros1))
+            stamps.append(_header_stamp(message.data, message.ros1))
         if not any(stamps):
             return recorded
         shift = int(np.median([s - r for s, r in zip(stamps, recorded, strict=True) if s]))
@@ -215,7 +218,7 @@ class RosBag:
     def _frame(self, message: BagMessage, index: int) -> Frame | None:
         """The image of a message, None and a line in `skipped` when it has none that can be read."""
         try:
-            content: Any = _deserialize(message, self._storage.ros1)
+            content: Any = _deserialize(message)
             image, camera = _decode(content), _camera(content)
         except Exception as error:  # garbage bytes raise about anything in a decoder
             self.skipped.append(SkippedFrame(f"message {index} of {self._topic}", one_line(error)))
@@ -247,7 +250,7 @@ class RosBag:
             if number >= _CALIBRATIONS_TRIED:
                 break
             try:
-                return rectifier_of_info(_deserialize(message, self._storage.ros1), rectified)
+                return rectifier_of_info(_deserialize(message), rectified)
             except Exception as error:  # an uncalibrated driver's zeros, or garbage
                 problem = one_line(error)
         if problem:
@@ -291,9 +294,9 @@ def _types(ros1: bool) -> Any:
     return store
 
 
-def _deserialize(message: BagMessage, ros1: bool) -> Any:
-    store = _types(ros1)
-    return (store.deserialize_ros1 if ros1 else store.deserialize_cdr)(message.data, message.kind)
+def _deserialize(message: BagMessage) -> Any:
+    store = _types(message.ros1)
+    return (store.deserialize_ros1 if message.ros1 else store.deserialize_cdr)(message.data, message.kind)
 
 
 def _camera(content: Any) -> str:
@@ -313,7 +316,7 @@ def _video_codec(storage: BagStorage, topic: str) -> str:
         return ""
     for number, message in enumerate(storage.messages([topic])):
         try:
-            return codec_of(_deserialize(message, storage.ros1))
+            return codec_of(_deserialize(message))
         except Exception:  # a garbage message says nothing about the others
             if number > _CALIBRATIONS_TRIED:
                 break
@@ -335,7 +338,7 @@ def _first_encoding(storage: BagStorage, topic: str) -> str:
     """The encoding of the first image that can be read, empty without any."""
     for message in storage.messages([topic]):
         try:
-            return str(_deserialize(message, storage.ros1).encoding).lower()
+            return str(_deserialize(message).encoding).lower()
         except Exception:  # a garbage message says nothing about the others
             continue
     return ""
@@ -349,10 +352,11 @@ def _only_image_topic(storage: BagStorage, name: str) -> str:
         distinct = [t for t, k in storage.topics if k == IMAGE and not _NO_PICTURE.search(t.lower())]
         distinct = [t for t in distinct if _first_encoding(storage, t) == DEPTH_ENCODINGS[0]]
     if not distinct:
-        pictures = [f"{t} ({k})" for t, k in storage.topics if "image" in k.lower() or "video" in k.lower()]
+        known = [*storage.topics, *storage.unread.items()]
+        pictures = [f"{t} ({k})" for t, k in known if "image" in k.lower() or "video" in k.lower()]
         if pictures:
             raise UserError(f"{name} has pictures in a form that is not read: {', '.join(sorted(pictures))}")
-        all_topics = ", ".join(sorted({topic for topic, _ in storage.topics})) or "none"
+        all_topics = ", ".join(sorted({topic for topic, _ in known})) or "none"
         raise UserError(f"{name} has no images; its topics: {all_topics}")
     if len(distinct) > 1:
         raise UserError(f"{name} has several image topics, choose one with --topic: {', '.join(distinct)}")
