@@ -246,6 +246,10 @@ def write_results(
         "trajectory_error": outcome.error,
         "seconds": {name: round(seconds, 3) for name, seconds in progress.timings.items()},
         "peak_memory_mib": peak_memory(),
+        "views": [
+            {"name": view.name, "stamp_ns": view.stamp_ns, "source": view.source.name if view.source else ""}
+            for view in outcome.cameras
+        ],
         "mapper": asdict(status),
         "settings": dict(settings),
         "versions": versions(),

@@ -324,6 +324,8 @@ def test_results_lead_back_to_the_photos(tmp_path):
     entries = json.loads((tmp_path / "out" / "cameras.json").read_text())["views"]
     records, _ = read_cameras(tmp_path / "out" / "cameras.json")
     assert len(entries) >= 2
+    views = json.loads((tmp_path / "out" / "report.json").read_text())["views"]
+    assert [view["source"] for view in views] == [entry["source"]["name"] for entry in entries]
     for entry, record in zip(entries, records, strict=True):
         source = entry["source"]
         assert Path(source["name"]).is_file()
