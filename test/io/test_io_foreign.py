@@ -21,7 +21,7 @@ from fast3r_ros.io.pcd import read_pcd
 from fast3r_ros.io.rectify import rectifier_of_info
 from fast3r_ros.io.sources import choose_indices, open_source
 from fast3r_ros.io.sources.rosbag import RosBag, bag_topics
-from fast3r_ros.io.sources.video import VideoFile
+from fast3r_ros.io.sources.video import VideoFile, _lost
 
 STORE = get_typestore(Stores.ROS2_JAZZY)
 TYPES = STORE.types
@@ -269,6 +269,15 @@ def test_a_cut_video_gives_what_is_there_and_says_so(tmp_path):
     source = VideoFile(path)
     assert 5 < len(list(source)) < 40
     assert "cut short" in source.skipped[0].reason
+
+
+def test_frames_that_are_lost_within_a_video_are_counted():
+    second = 10**9
+    even = [index * second // 30 for index in range(60)]
+    assert _lost(even) == 0
+    assert _lost(even[:20] + even[27:]) == 7
+    assert _lost([index * second for index in (0, 1, 3, 4, 9, 10, 12)]) == 0  # of variable rate
+    assert _lost(even[:1]) == 0
 
 
 def test_a_rate_thins_by_time_stamps():

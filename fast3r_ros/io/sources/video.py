@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import cv2
+import numpy as np
 from tqdm import tqdm
 
 from fast3r_ros.errors import UserError
@@ -19,6 +20,10 @@ from fast3r_ros.mapping.data import Float64, Frame, UInt8
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 AUDIO_SUFFIXES = (".mp3", ".m4a", ".flac", ".ogg", ".oga", ".opus", ".wav", ".wma", ".aac")
 WHOLE = 0.95  # share of the duration that the container claims; a video with less of it is cut or damaged
+CONSTANT, EVEN = (
+    0.8,
+    0.2,
+)  # share of a constant rate's intervals that are one period, and by how much they may err
 DEFAULT_RATE_HZ = 30.0
 
 
@@ -58,6 +63,10 @@ class VideoFile:
         if decoded_s < WHOLE * claimed_s and len(times_ms) < WHOLE * claimed_s * claimed_rate:
             text = f"the video ends after {len(times_ms)} frames and {decoded_s:.1f} of {claimed_s:.1f} s"
             self.skipped.append(SkippedFrame("the rest of the video", f"{text}: cut short or damaged"))
+        lost = _lost(self._stamps)
+        if lost:
+            text = f"about {lost} are missing between others: damaged, or lost while it was recorded"
+            self.skipped.append(SkippedFrame("frames of the video", text))
 
     def __len__(self) -> int:
         """Number of frames that can be decoded."""
@@ -113,6 +122,17 @@ def _stamps(times_ms: Sequence[float], claimed_rate: float) -> tuple[list[int], 
     if len(stamps) < 2:
         return stamps, claimed_rate
     return stamps, (len(stamps) - 1) * 1e9 / (stamps[-1] - stamps[0])
+
+
+def _lost(stamps: Sequence[int]) -> int:
+    """How many frames are missing in the gaps of a video of constant rate; 0 for one of variable rate."""
+    steps = np.diff(np.asarray(stamps, np.int64))
+    if len(steps) < 2:
+        return 0
+    periods = steps / np.median(steps)
+    whole = np.abs(periods - np.round(periods)) < EVEN  # a gap of lost frames is so many periods
+    constant = np.mean(np.abs(periods - 1.0) < EVEN) >= CONSTANT and whole.all()
+    return int(np.round(periods - 1.0).sum()) if constant else 0
 
 
 def _no_frames(path: Path, codec: str) -> str:
