@@ -63,6 +63,7 @@ NEEDS = {"viewer": "viser", "rerun": "rerun", ".rrd": "rerun"}  # part of a comm
 ELSEWHERE = {
     r"make test": (".ci/run", "exec make test"),
     r"make setup": ("Makefile", "test: setup"),
+    r"make check": ("Makefile", "check: setup"),
     r"\. scripts/ros_env\.sh": ("scripts/run_tests.sh", ". scripts/ros_env.sh"),
     r"ruff check \. && ruff format --check \. && mypy": (
         "scripts/run_tests.sh",

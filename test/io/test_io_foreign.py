@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sqlite3
 from pathlib import Path
 from types import SimpleNamespace
 
-import cv2
 import numpy as np
 import pytest
 from mcap.writer import Writer as McapWriter
@@ -17,11 +18,9 @@ from rosbags.typesys import Stores, get_typestore
 from fast3r_ros.cli import main
 from fast3r_ros.errors import UserError
 from fast3r_ros.io.cameras import read_cameras
-from fast3r_ros.io.pcd import read_pcd
 from fast3r_ros.io.rectify import rectifier_of_info
-from fast3r_ros.io.sources import choose_indices, open_source
+from fast3r_ros.io.sources import open_source
 from fast3r_ros.io.sources.rosbag import RosBag, bag_topics
-from fast3r_ros.io.sources.video import VideoFile, _lost
 
 STORE = get_typestore(Stores.ROS2_JAZZY)
 TYPES = STORE.types
@@ -153,6 +152,36 @@ def test_a_damaged_chunk_and_a_cut_cost_only_themselves(tmp_path):
     assert "breaks off" in cut.skipped[-1].reason
 
 
+def test_the_journal_of_a_killed_recorder_is_read_and_left_alone(tmp_path):
+    bag = write_bag(tmp_path / "live", plugin=StoragePlugin.SQLITE3)
+    (file,) = bag.glob("*.db3")
+    recorder = sqlite3.connect(file)
+    recorder.execute("PRAGMA journal_mode = WAL")
+    recorder.execute("PRAGMA wal_autocheckpoint = 0")
+    columns = "topic_id, timestamp, data"
+    recorder.execute(f"INSERT INTO messages ({columns}) SELECT {columns} FROM messages")
+    recorder.commit()
+    killed = tmp_path / "killed"
+    shutil.copytree(bag, killed)
+    recorder.close()
+    before = {path.name: path.read_bytes() for path in killed.iterdir()}
+    assert len(list(open_source(killed))) == 2 * COUNT
+    assert {path.name: path.read_bytes() for path in killed.iterdir()} == before
+
+
+def test_a_cut_database_gives_what_is_there(tmp_path, capsys):
+    bag = write_bag(tmp_path / "bag", plugin=StoragePlugin.SQLITE3)
+    (file,) = bag.glob("*.db3")
+    file.write_bytes(file.read_bytes()[: file.stat().st_size * 7 // 10])
+    source = open_source(bag)
+    found = shades(source)
+    assert found == list(range(len(found)))
+    assert 4 <= len(found) < COUNT
+    assert "damaged" in source.skipped[-1].reason
+    assert main(["info", str(bag)]) == 0
+    assert "damaged" in capsys.readouterr().out
+
+
 STAMPS = {
     "zero": ([0] * COUNT, [START + i * 10**8 for i in range(COUNT)], list(range(COUNT))),
     "doubled": (
@@ -242,85 +271,6 @@ def test_a_region_and_binning_keep_the_ray_of_every_pixel():
     np.testing.assert_allclose(
         np.linalg.solve(whole, sensor), np.linalg.solve(small, [30.0, 7.0, 1]), atol=1e-12
     )
-
-
-def write_video(path: Path, frames: int, codec: str = "MJPG") -> Path:
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*codec), 10.0, (64, 48))
-    for index in range(frames):
-        writer.write(picture(index))
-    writer.release()
-    return path
-
-
-def test_frames_are_counted_by_decoding(tmp_path):
-    path = write_video(tmp_path / "v.avi", COUNT)
-    assert len(VideoFile(path)) == COUNT
-    data = bytearray(path.read_bytes())
-    place = data.index(b"avih") + 8 + 16  # the number of frames in the header of an AVI
-    data[place : place + 4] = (5).to_bytes(4, "little")
-    path.write_bytes(data)
-    source = VideoFile(path)
-    assert len(list(source)) == len(source) == COUNT
-
-
-def test_a_cut_video_gives_what_is_there_and_says_so(tmp_path):
-    path = write_video(tmp_path / "v.avi", 40)
-    path.write_bytes(path.read_bytes()[: path.stat().st_size * 6 // 10])
-    source = VideoFile(path)
-    assert 5 < len(list(source)) < 40
-    assert "cut short" in source.skipped[0].reason
-
-
-def test_frames_that_are_lost_within_a_video_are_counted():
-    second = 10**9
-    even = [index * second // 30 for index in range(60)]
-    assert _lost(even) == 0
-    assert _lost(even[:20] + even[27:]) == 7
-    assert _lost([index * second for index in (0, 1, 3, 4, 9, 10, 12)]) == 0  # of variable rate
-    assert _lost(even[:1]) == 0
-
-
-def test_a_rate_thins_by_time_stamps():
-    stamps = [0, 10**8, 2 * 10**8, 10**9, 11 * 10**8, 3 * 10**9]
-    assert choose_indices(6, 2.0, rate_hz=1.0, stamps_ns=stamps) == [0, 3, 5]
-    assert choose_indices(6, 2.0, rate_hz=100.0, stamps_ns=stamps) == list(range(6))
-
-
-def test_audio_with_a_cover_is_no_video(tmp_path):
-    (tmp_path / "song.mp3").write_bytes(b"ID3")
-    with pytest.raises(UserError, match="audio"):
-        open_source(tmp_path / "song.mp3")
-
-
-def lzf(data: bytes) -> bytes:
-    """Valid LZF by another way than PCL's: literal runs, and one long copy of a run of equal bytes."""
-    packed = bytearray()
-    for start in range(0, len(data), 32):
-        run = data[start : start + 32]
-        packed += bytes([len(run) - 1]) + run
-    return bytes(packed)
-
-
-def test_compressed_clouds_of_pcl_are_read(tmp_path):
-    points = np.arange(12, dtype="<f4").reshape(4, 3)
-    colors = np.array([0xFFC81E0A] * 4, "<u4")
-    content = b"".join(points[:, axis].tobytes() for axis in range(3)) + colors.tobytes()
-    packed = (
-        lzf(content[:-16]) + bytes([3]) + content[-16:-12] + bytes([0xE0, 12 - 2 - 7, 3])
-    )  # copies 12 bytes
-    head = (
-        "VERSION 0.7\nFIELDS x y z rgba\nSIZE 4 4 4 4\nTYPE F F F U\nCOUNT 1 1 1 1\nWIDTH 4\nHEIGHT 1\n"
-        "POINTS 4\nDATA binary_compressed\n"
-    )
-    sizes = np.array([len(packed), len(content)], "<u4").tobytes()
-    (tmp_path / "a.pcd").write_bytes(head.encode() + sizes + packed)
-    cloud = read_pcd(tmp_path / "a.pcd")
-    np.testing.assert_array_equal(cloud.points, points)
-    assert cloud.colors.tolist() == [[200, 30, 10]] * 4
-    for broken in (sizes + packed[:-1], sizes[:4] + b"\xff" * 4 + packed, sizes + b"\xff" * len(packed)):
-        (tmp_path / "a.pcd").write_bytes(head.encode() + broken)
-        with pytest.raises(UserError, match="PCD"):
-            read_pcd(tmp_path / "a.pcd")
 
 
 def test_results_lead_back_to_the_photos(tmp_path):

@@ -8,8 +8,10 @@ import pytest
 from plyfile import PlyData, PlyElement
 
 from fast3r_ros.cli import main
+from fast3r_ros.errors import UserError
 from fast3r_ros.io.cameras import CameraRecord
 from fast3r_ros.io.colmap import write_colmap
+from fast3r_ros.io.pcd import read_pcd
 from fast3r_ros.io.ply import read_ply
 from fast3r_ros.io.results import read_results
 from fast3r_ros.mapping.data import Cloud
@@ -107,3 +109,34 @@ def test_a_cut_binary_model_is_one_line(tmp_path, capsys):
         assert main(["info", str(tmp_path / "scene")]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert "COLMAP" in line
+
+
+def lzf(data: bytes) -> bytes:
+    """Valid LZF by another way than PCL's: literal runs, and one long copy of a run of equal bytes."""
+    packed = bytearray()
+    for start in range(0, len(data), 32):
+        run = data[start : start + 32]
+        packed += bytes([len(run) - 1]) + run
+    return bytes(packed)
+
+
+def test_compressed_clouds_of_pcl_are_read(tmp_path):
+    points = np.arange(12, dtype="<f4").reshape(4, 3)
+    colors = np.array([0xFFC81E0A] * 4, "<u4")
+    content = b"".join(points[:, axis].tobytes() for axis in range(3)) + colors.tobytes()
+    packed = (
+        lzf(content[:-16]) + bytes([3]) + content[-16:-12] + bytes([0xE0, 12 - 2 - 7, 3])
+    )  # copies 12 bytes
+    head = (
+        "VERSION 0.7\nFIELDS x y z rgba\nSIZE 4 4 4 4\nTYPE F F F U\nCOUNT 1 1 1 1\nWIDTH 4\nHEIGHT 1\n"
+        "POINTS 4\nDATA binary_compressed\n"
+    )
+    sizes = np.array([len(packed), len(content)], "<u4").tobytes()
+    (tmp_path / "a.pcd").write_bytes(head.encode() + sizes + packed)
+    cloud = read_pcd(tmp_path / "a.pcd")
+    np.testing.assert_array_equal(cloud.points, points)
+    assert cloud.colors.tolist() == [[200, 30, 10]] * 4
+    for broken in (sizes + packed[:-1], sizes[:4] + b"\xff" * 4 + packed, sizes + b"\xff" * len(packed)):
+        (tmp_path / "a.pcd").write_bytes(head.encode() + broken)
+        with pytest.raises(UserError, match="PCD"):
+            read_pcd(tmp_path / "a.pcd")

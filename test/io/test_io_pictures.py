@@ -1,17 +1,19 @@
-"""Photos and lists of photos as other cameras and tools leave them."""
+"""Photos, lists of photos and videos as other cameras and tools leave them."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
 from fast3r_ros.cli import main
 from fast3r_ros.errors import UserError
-from fast3r_ros.io.sources import open_source
+from fast3r_ros.io.sources import choose_indices, open_source
 from fast3r_ros.io.sources.images import ImageFiles, read_image
+from fast3r_ros.io.sources.video import VideoFile, _lost
 
 
 def picture(index: int, width: int = 64, height: int = 48) -> np.ndarray:
@@ -132,3 +134,51 @@ def test_a_folder_with_another_programs_metadata_is_no_bag(tmp_path):
     (tmp_path / "metadata.yaml").write_text("author: somebody\n")
     Image.fromarray(picture(3)).save(tmp_path / "1.png")
     assert shades(open_source(tmp_path)) == [3]
+
+
+def write_video(path: Path, frames: int, codec: str = "MJPG") -> Path:
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*codec), 10.0, (64, 48))
+    for index in range(frames):
+        writer.write(picture(index))
+    writer.release()
+    return path
+
+
+def test_frames_are_counted_by_decoding(tmp_path):
+    path = write_video(tmp_path / "v.avi", 12)
+    assert len(VideoFile(path)) == 12
+    data = bytearray(path.read_bytes())
+    place = data.index(b"avih") + 8 + 16  # the number of frames in the header of an AVI
+    data[place : place + 4] = (5).to_bytes(4, "little")
+    path.write_bytes(data)
+    source = VideoFile(path)
+    assert len(list(source)) == len(source) == 12
+
+
+def test_a_cut_video_gives_what_is_there_and_says_so(tmp_path):
+    path = write_video(tmp_path / "v.avi", 40)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 6 // 10])
+    source = VideoFile(path)
+    assert 5 < len(list(source)) < 40
+    assert "cut short" in source.skipped[0].reason
+
+
+def test_frames_that_are_lost_within_a_video_are_counted():
+    second = 10**9
+    even = [index * second // 30 for index in range(60)]
+    assert _lost(even) == 0
+    assert _lost(even[:20] + even[27:]) == 7
+    assert _lost([index * second for index in (0, 1, 3, 4, 9, 10, 12)]) == 0  # of variable rate
+    assert _lost(even[:1]) == 0
+
+
+def test_a_rate_thins_by_time_stamps():
+    stamps = [0, 10**8, 2 * 10**8, 10**9, 11 * 10**8, 3 * 10**9]
+    assert choose_indices(6, 2.0, rate_hz=1.0, stamps_ns=stamps) == [0, 3, 5]
+    assert choose_indices(6, 2.0, rate_hz=100.0, stamps_ns=stamps) == list(range(6))
+
+
+def test_audio_with_a_cover_is_no_video(tmp_path):
+    (tmp_path / "song.mp3").write_bytes(b"ID3")
+    with pytest.raises(UserError, match="audio"):
+        open_source(tmp_path / "song.mp3")

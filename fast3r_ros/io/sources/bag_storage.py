@@ -7,6 +7,7 @@ who does not read them.  mcap files are read in file order, which works for a re
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 import tempfile
 from collections import Counter
@@ -165,29 +166,54 @@ def _mcap_messages(
 
 
 def _sqlite_messages(path: Path, topics: Collection[str] | None, damage: list[str]) -> Iterator[BagMessage]:
+    """The messages in order of time; of a file that is cut those that are there, as they were written."""
     with tempfile.TemporaryDirectory() as folder:
         try:
-            plain = _decompressed(path, folder)
-            with plain.open("rb"):  # sqlite would make a file that is missing
-                pass
-            connection = sqlite3.connect(f"{plain.resolve().as_uri()}?mode=ro&immutable=1", uri=True)
+            connection = _connect(_decompressed(path, folder), folder)
         except (PermissionError, UserError):
             raise
         except Exception as error:  # of zstandard, too
             damage.append(f"{path.name}: {one_line(error)}")
             return
+        seen: set[int] = set()
         try:
             rows = connection.execute("SELECT id, name, type FROM topics WHERE serialization_format = 'cdr'")
             known = {row[0]: (str(row[1]), str(row[2])) for row in rows}
-            query = "SELECT topic_id, timestamp, data FROM messages ORDER BY timestamp"
-            for number, time_ns, data in connection.execute(query):
-                topic, kind = known.get(number, ("", ""))
-                if topic and (topics is None or topic in topics):
-                    yield BagMessage(topic, kind, int(time_ns), bytes(data))
+            for source in ("messages ORDER BY timestamp", "messages NOT INDEXED"):
+                try:
+                    for identity, number, time_ns, data in connection.execute(
+                        f"SELECT id, topic_id, timestamp, data FROM {source}"
+                    ):
+                        topic, kind = known.get(number, ("", ""))
+                        if topic and (topics is None or topic in topics) and identity not in seen:
+                            seen.add(identity)
+                            yield BagMessage(topic, kind, int(time_ns), bytes(data))
+                    break
+                except sqlite3.DatabaseError as error:  # the index is at the end of a file, and lost first
+                    problem = f"{path.name}: the file is damaged ({one_line(error)})"
+                    damage[:] = [*(line for line in damage if line != problem), problem]
         except (sqlite3.Error, TypeError, ValueError) as error:
             damage.append(f"{path.name}: the file is damaged ({one_line(error)})")
         finally:
             connection.close()
+
+
+def _connect(path: Path, folder: str) -> sqlite3.Connection:
+    """A database, opened without writing beside it.
+
+    What a recorder that was killed has left in its journal is read from a copy in `folder`.
+    """
+    with path.open("rb"):  # sqlite would make a file that is missing
+        pass
+    journal = path.with_name(f"{path.name}-wal")
+    if journal.is_file() and journal.stat().st_size:
+        copy = Path(folder) / "whole.db3"
+        shutil.copyfile(path, copy)
+        shutil.copyfile(journal, f"{copy}-wal")
+        return sqlite3.connect(copy)
+    connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro&immutable=1", uri=True)
+    connection.execute("PRAGMA writable_schema = ON")  # lets a file be read that is shorter than it says
+    return connection
 
 
 def _ros1_messages(path: Path, topics: Collection[str] | None, damage: list[str]) -> Iterator[BagMessage]:

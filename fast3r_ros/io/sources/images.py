@@ -202,8 +202,10 @@ def _order(files: Sequence[Path]) -> Callable[[Path], Any]:
 
 
 def _hint_at_folders(folder: Path) -> None:
-    """Raises UserError when images are in the folders of a folder that has none itself."""
-    for inner in sorted(path for path in folder.iterdir() if path.is_dir()):
+    """Raises UserError when images are up to three folders below one that has none itself."""
+    for inner in sorted(
+        path for level in ("*", "*/*", "*/*/*") for path in folder.glob(level) if path.is_dir()
+    ):
         count = sum(path.suffix.lower() in IMAGE_SUFFIXES for path in inner.iterdir())
         if count:
             hint = f"give that folder, or a pattern such as '{folder}/**/*.jpg'"

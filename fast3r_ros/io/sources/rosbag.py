@@ -71,6 +71,7 @@ class RosBag:
         self.skipped: list[SkippedFrame] = []
         self.truth: Mapping[int, Float64] | None = None
         self._storage = open_storage(path)
+        self._note_damage()
         if topic and any(name == f"/{topic}" for name, _ in self._storage.topics):
             topic = f"/{topic}"  # names of topics in bags begin with it
         self._topic = topic or _only_image_topic(self._storage, self.name)
@@ -118,7 +119,7 @@ class RosBag:
         for frame in self._video_frames(set(indices)) if self._codec else self._images(indices):
             read += 1
             yield frame
-        self.skipped += [SkippedFrame("a part of the bag", line) for line in self._storage.damage]
+        self._note_damage()
         if indices and not read:
             reason = self.skipped[-1].reason if len(self.skipped) > told else "it has no messages"
             raise UserError(f"no image of {self._topic} in {self.name} can be read: {reason}")
@@ -181,6 +182,11 @@ class RosBag:
             except Exception:  # garbage bytes raise about anything in a decoder
                 cameras.append("camera")
                 yield b""
+
+    def _note_damage(self) -> None:
+        """What could not be read of the files, once a line."""
+        damage = [SkippedFrame("a part of the bag", line) for line in self._storage.damage]
+        self.skipped += [each for each in damage if each not in self.skipped]
 
     def odometry(self) -> Iterator[tuple[int, Float64]]:
         """Stamp in ns and (4, 4) `odom_from_base` in metres of every nav_msgs/Odometry message, in order.
