@@ -22,30 +22,56 @@ from numpy.typing import NDArray
 
 from fast3r_ros.benchmark.measure import machine
 from fast3r_ros.benchmark.repeated import summarised
-from fast3r_ros.benchmark.synthetic_run import SMALL, Run, start, the_loop
+from fast3r_ros.benchmark.synthetic_run import SMALL, Run, recorded_frames, start, the_loop
 from fast3r_ros.geometry.axes import BODY_FROM_OPTICAL, body_pose_from_optical
 from fast3r_ros.geometry.rigid import inverse, rigid_matrix
 from fast3r_ros.geometry.rotation import angle_between, matrix_from_vector
 from fast3r_ros.geometry.sim3 import Sim3
 from fast3r_ros.mapping.mapper import Mapper
-from fast3r_ros.synthetic.network_double import Disturbance
-from fast3r_ros.synthetic.sequence import SyntheticSequence, loop_sequence
+from fast3r_ros.synthetic.network_double import REALISTIC, Disturbance
+from fast3r_ros.synthetic.sequence import RecordedSequence, SyntheticSequence, loop_sequence
 
 Float64 = NDArray[np.float64]
 SECOND_NS = 1_000_000_000
+_OTHER_FOCAL = replace(REALISTIC, focal_error=0.02)
 
 
 def loop_accuracy(
-    loop: bool, seed: int = 0, size: tuple[int, int] = SMALL, background: bool = False
+    loop: bool,
+    seed: int = 0,
+    size: tuple[int, int] = SMALL,
+    background: bool = False,
+    disturbance: Disturbance | None = None,
 ) -> dict[str, float]:
     """600 frames over a 60 m loop: 1 % depth error, half of it smooth, 5 % outliers, unknown scale per
     window.
 
     background: optimise in a thread as the node does, so that no two runs are quite alike.
+    disturbance: other errors of the network than these.
     """
     sequence, frames = the_loop(size=size, seed=seed)
-    run = start(sequence, seed=seed, loop__enabled=loop, loop__background=background)
+    run = start(sequence, disturbance, seed, loop__enabled=loop, loop__background=background)
     return run.feed(frames).scores()
+
+
+def recorded_way(
+    sequence: RecordedSequence, disturbance: Disturbance | None, back: bool, loop: bool, seed: int = 0
+) -> dict[str, float]:
+    """The recorded frames once, or out and back over them."""
+    out = list(range(len(sequence)))
+    way = sequence.part(out + out[::-1] if back else out)
+    return start(way, disturbance, seed, loop__enabled=loop).feed(way).scores()
+
+
+def recorded_scenarios(sequence: RecordedSequence) -> dict[str, Callable[..., dict[str, Any]]]:
+    """What `--recorded` measures: without and with the errors of trained networks."""
+    errors = {"": None, "trained_": REALISTIC, "trained_focal_": _OTHER_FOCAL}
+    ways = {"out": (False, False), "out_and_back": (True, False), "out_and_back_with_closure": (True, True)}
+    return {
+        f"recorded_{kind}{way}": partial(recorded_way, sequence, disturbance, *ways[way])
+        for kind, disturbance in errors.items()
+        for way in ways
+    }
 
 
 def many_outliers(frames: int = 200, seed: int = 0) -> dict[str, float]:
@@ -263,6 +289,9 @@ def window_cost(windows: int = 10, size: tuple[int, int] = (224, 160), seed: int
 SCENARIOS: dict[str, Callable[..., dict[str, Any]]] = {
     "loop_without_closure": partial(loop_accuracy, False),
     "loop_with_closure": partial(loop_accuracy, True),
+    "trained_loop_without_closure": partial(loop_accuracy, False, disturbance=REALISTIC),
+    "trained_loop_with_closure": partial(loop_accuracy, True, disturbance=REALISTIC),
+    "trained_loop_focal_error": partial(loop_accuracy, True, disturbance=_OTHER_FOCAL),
     "many_outliers": many_outliers,
     "pure_noise": pure_noise,
     "disorder": disorder,
@@ -288,7 +317,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SCENARIO",
         help=f"of {', '.join(SCENARIOS)} (all)",
     )
-
+    parser.add_argument(
+        "--recorded",
+        type=Path,
+        metavar="FOLDER",
+        help="also on this folder's recorded RGB-D (7-Scenes); only there unless scenarios are named",
+    )
     parser.add_argument(
         "--runs", type=int, default=3, help="runs of each, with seeds from 0 (default: %(default)s)"
     )
@@ -296,9 +330,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """The scenarios as one JSON-able document."""
-    scenarios = {}
-    for name in arguments.scenarios or SCENARIOS:
-        results = [_timed(SCENARIOS[name], seed) for seed in range(max(arguments.runs, 1))]
+    known, names, scenarios = SCENARIOS, arguments.scenarios or list(SCENARIOS), {}
+    if arguments.recorded is not None:
+        recorded = recorded_scenarios(recorded_frames(arguments.recorded))
+        known, names = {**SCENARIOS, **recorded}, [*arguments.scenarios, *recorded]
+    for name in names:
+        results = [_timed(known[name], seed) for seed in range(max(arguments.runs, 1))]
         scenarios[name] = summarised(results)
     return {"benchmark": "mapping", "machine": machine(torch.device("cpu")), "scenarios": scenarios}
 
@@ -306,8 +343,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 def _timed(scenario: Callable[..., dict[str, Any]], seed: int) -> dict[str, Any]:
     """What a scenario returns, and the processor time it took with its stand-in network."""
     start_time = time.process_time()
-    result = scenario(seed=seed)
-    return {**result, "processor_s": time.process_time() - start_time}
+    return {**scenario(seed=seed), "processor_s": time.process_time() - start_time}
 
 
 # ---------------------------------------------------------------- parts of scenarios

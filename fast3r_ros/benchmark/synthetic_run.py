@@ -6,18 +6,23 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from fast3r_ros.datasets import open_dataset
+from fast3r_ros.datasets.posed import sample_depth
+from fast3r_ros.errors import UserError
 from fast3r_ros.geometry.sim3 import Sim3
 from fast3r_ros.geometry.similarity import fit_similarity
 from fast3r_ros.mapping.config import MapperConfig
 from fast3r_ros.mapping.data import EncodedView, Frame, Reconstruction, WindowResult
 from fast3r_ros.mapping.mapper import Mapper
 from fast3r_ros.synthetic.network_double import Disturbance, KnownSequence, TrueNetwork
-from fast3r_ros.synthetic.sequence import SyntheticSequence, loop_sequence
+from fast3r_ros.synthetic.sequence import RecordedSequence, SyntheticSequence, loop_sequence
 
 Float64 = NDArray[np.float64]
 SMALL = (64, 48)  # pixels; the stand-in network needs no more for the accuracy of poses
@@ -87,9 +92,11 @@ class Run:
 
     def scores(self) -> dict[str, float]:
         """Trajectory RMSE after one similarity, in metres and percent of the path, and the drift of the
-        scale.
+        scale.  Raises UserError when there are fewer than three keyframes.
         """
         estimated, true = self.positions()
+        if len(true) < 3:
+            raise UserError(f"{len(true)} keyframes are too few to measure; give frames of a longer way")
         error = np.linalg.norm(fit_similarity(estimated, true).apply(estimated) - true, axis=1)
         rmse = float(np.sqrt((error**2).mean()))
         path = float(np.linalg.norm(np.diff(true, axis=0), axis=1).sum())
@@ -127,6 +134,25 @@ def start(
 def true_poses(sequences: Sequence[KnownSequence]) -> dict[tuple[str, int], Float64]:
     """`world_from_camera` by camera and stamp."""
     return {(s.camera, s.stamp_ns(i)): s.world_from_camera[i] for s in sequences for i in range(len(s))}
+
+
+def recorded_frames(folder: Path, width: int = 160) -> RecordedSequence:
+    """The first recording of a folder of scenes in the layout of 7-Scenes, every image `width` pixels wide.
+
+    Raises UserError when there is none or a file of it cannot be read.
+    """
+    images, depths, poses = [], [], []
+    for frame in open_dataset("7scenes", folder)[0].frames:
+        image = frame.read_image()
+        scale = width / image.shape[1]
+        shape = (round(image.shape[0] * scale), width)
+        smaller = np.diag([scale, shape[0] / image.shape[0], 1.0])
+        if frame.read_depth is None:
+            raise UserError(f"{folder} holds no depth images; the stand-in network needs them")
+        images.append(cv2.resize(image, shape[::-1], interpolation=cv2.INTER_AREA))
+        depths.append(sample_depth(frame.read_depth(), image.shape, smaller, shape))
+        poses.append(frame.world_from_camera)
+    return RecordedSequence(np.stack(images), np.stack(depths), np.stack(poses), smaller @ frame.intrinsics)
 
 
 def the_loop(

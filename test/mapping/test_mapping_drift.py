@@ -5,10 +5,13 @@ Synthetic everywhere; on recorded frames where they are.
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
-from fast3r_ros.benchmark.synthetic_run import start, the_loop
+from fast3r_ros.benchmark.mapping import recorded_scenarios
+from fast3r_ros.benchmark.synthetic_run import recorded_frames, start, the_loop
+from fast3r_ros.errors import UserError
 from fast3r_ros.mapping.calibration import FocalLengths
 from fast3r_ros.synthetic.network_double import Disturbance
 from fast3r_ros.synthetic.sequence import RecordedSequence
@@ -80,3 +83,27 @@ def test_a_calibration_that_cannot_be_true_is_reported():
     assert "camera_info" in known.doubts()
     assert FocalLengths({camera: (205.0,) * 3}, {camera: 210.0}).doubts() == ""
     assert FocalLengths({camera: (205.0,)}, {camera: 400.0}).doubts() == ""  # one window does not tell
+
+
+def test_recorded_frames_are_read_from_a_folder_and_measured(tmp_path):
+    sequence, frames = the_loop()
+    folder = tmp_path / "room" / "seq-01"
+    folder.mkdir(parents=True)
+    for i, frame in enumerate(frames[:40:4]):
+        depth = np.round(1000 * sequence.depth(4 * i)).astype(np.uint16)
+        cv2.imwrite(str(folder / f"frame-{i:06d}.color.png"), frame.image[..., ::-1])
+        cv2.imwrite(str(folder / f"frame-{i:06d}.depth.png"), depth)
+        np.savetxt(folder / f"frame-{i:06d}.pose.txt", sequence.world_from_camera[4 * i])
+    read = recorded_frames(tmp_path, width=32)
+    assert read.images.shape == (10, 24, 32, 3)
+    assert np.isin(np.round(1000 * read.depth(3)), np.round(1000 * sequence.depth(12))).all()
+    assert np.allclose(read.world_from_camera, sequence.world_from_camera[:40:4], atol=1e-6)
+    with pytest.raises(UserError, match="too few to measure"):
+        recorded_scenarios(read.part([0, 1]))["recorded_out"]()
+
+
+def test_recorded_frames_with_the_errors_of_trained_networks():
+    scores = recorded_scenarios(recorded())["recorded_trained_out"]()
+    assert scores["keyframes"] > 40
+    assert scores["rejected"] == 0
+    assert scores["rmse"] < 0.026
