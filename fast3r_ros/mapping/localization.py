@@ -70,9 +70,14 @@ class Localizer:
         known: Knowledge,
         config: MapperConfig,
         lap: Lap,
+        near: set[int] | None = None,
     ) -> Localized:
-        """Place new views; their ids begin with `next_id`.  views_of: keyframes as views with tokens."""
-        retrieved = self._retrieve(new, index, views_of, config.window.size - len(new))
+        """Place new views; their ids begin with `next_id`.  views_of: keyframes as views with tokens.
+
+        near: ids of the keyframes among which the place is looked for, None: all.
+        """
+        far = set() if near is None else map_.keyframes.keys() - near
+        retrieved = self._retrieve(new, index, views_of, config.window.size - len(new), far)
         lap("encode")
         if not retrieved:
             return Localized(None, NOT_RECOGNIZED)
@@ -94,12 +99,13 @@ class Localizer:
         index: PlaceIndex,
         views_of: Callable[[Sequence[int]], list[WindowView]],
         room: int,
+        far: set[int],
     ) -> list[WindowView]:
-        """The keyframes that resemble the new views most; only those that were not in the last window are
-        encoded.
+        """The keyframes that resemble the new views most, without the far ones; only those that were not in
+        the last window are encoded.
         """
         descriptors = np.stack([view.encoded.descriptor for view in new])
-        found = index.search(descriptors, min(_RETRIEVED, room), set(), -1.0)
+        found = index.search(descriptors, min(_RETRIEVED, room), far, -1.0)
         for view in views_of([identity for identity in found if identity not in self._views]):
             assert view.keyframe_id is not None
             self._views[view.keyframe_id] = view

@@ -45,6 +45,7 @@ from fast3r_ros.mapping.storage import SavedMap, read_map, write_map
 from fast3r_ros.mapping.tracking import Knowledge, SubmapStart, Track, submap_start, track
 from fast3r_ros.mapping.window import SlidingWindow, WindowView
 
+_POSE_TRIES = 3  # windows that are looked for near a given pose while only localising
 _UNIT_VOXEL = 0.01  # default voxel, as a share of the median depth of the first window
 Result = TypeVar("Result")
 
@@ -100,6 +101,7 @@ class Mapper:
         self._timings: dict[str, float] = {}
         self._last_error = ""
         self._initial_pose: InitialPose | None = None
+        self._pose_tries = 0
 
     # ---------------------------------------------------------------- in
 
@@ -131,15 +133,16 @@ class Mapper:
         """Somebody says where the base is: start there, or look there for what the next images show.
 
         In an empty map it is the base's first pose.  Otherwise the track is left, and the next window is
-        registered to keyframes near the pose; where none fits, a submap starts at the pose.  Raises UserError
-        for a map that is not in metres.
+        registered to keyframes near the pose; where none fits, a submap starts at the pose, or, where the map
+        stays as it is, the next few windows are looked for there, too.  Raises UserError for a map that is
+        not in metres.
         """
         if not self.map.keyframes:
             self.set_first_pose(pose.map_from_base)
             return
         if not self.map.metres:
             raise UserError("the map is not in metres yet, so a pose in metres says nothing; drive on")
-        self._initial_pose = pose
+        self._initial_pose, self._pose_tries = pose, _POSE_TRIES
         self._leave_track()
 
     def set_config(self, config: MapperConfig) -> None:
@@ -297,6 +300,10 @@ class Mapper:
             return self._not_placed(None, EMPTY_MAP, clock)
         if not new:
             return None
+        near = None
+        if self._initial_pose is not None:
+            mount = extrinsics(self._base_from_camera, new[0])
+            near = self._initial_pose.near(self.map.keyframes.values(), mount)
         found = self._localizer.locate(
             self._network,
             new,
@@ -308,7 +315,11 @@ class Mapper:
             self._known,
             self.config,
             clock.lap,
+            near,
         )
+        self._pose_tries -= near is not None
+        if self._pose_tries <= 0 or not found.reason:
+            self._initial_pose = None  # found there; or the pose was wrong, and everywhere is looked at again
         if found.reason:
             self._intake.drop("rejected", len(new))
             return self._not_placed(found.tracked, found.reason, clock)

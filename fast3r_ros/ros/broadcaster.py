@@ -135,6 +135,18 @@ class Broadcaster:
                 if not drifts:
                     self._newest[pose.camera] = self._edge_to(child, drifts, pose)
 
+    def place(self, map_from_base: Float64) -> None:
+        """Somebody says where the base (4, 4) is: map -> odom goes there at once, as navigation expects it of
+        a localisation; the next window in the map corrects it.
+        """
+        frames = self.config.frames
+        with self._lock, contextlib.suppress(TransformMissing):
+            if self.config.tf_mode not in ("auto", "map_to_odom"):
+                return
+            odom_from_base = self._lookup.lookup(frames.odom, frames.base, None)
+            map_from_odom = map_from_base @ rigid_inverse(odom_from_base)
+            self._odometry = _Edge(frames.odom, map_from_odom, 0, frames.odom, drifts=True)
+
     def still(self, camera: str, stamp_ns: int) -> None:
         """Broadcast the last pose again for an image that shows no motion since."""
         with self._lock:

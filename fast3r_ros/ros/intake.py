@@ -123,13 +123,13 @@ class Intake:
             raise Refused(
                 "frame id changed", f"frame id {camera!r} after {self._camera!r}; ~/reset accepts it"
             )
+        if stamp_ns == 0:
+            raise Refused("not stamped", "the driver does not stamp its images: the stamp is zero")
         if self._newest_ns is None or stamp_ns > self._newest_ns:
             return
         back = (self._newest_ns - stamp_ns) / NS
         if back > jump_back:
             raise TimeWentBack("time went back", f"stamp {back:.3f} s before the one of the last image")
-        if back == 0.0 and stamp_ns == 0:
-            raise Refused("not stamped", "the driver does not stamp its images: all stamps are zero")
         if back == 0.0:
             raise Refused("stamp repeated", "two images with one stamp")
         raise Refused("stamp went back", f"stamp {back:.3f} s before the one of the last image")

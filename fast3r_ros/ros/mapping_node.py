@@ -31,6 +31,7 @@ from rclpy.timer import Timer
 from fast3r_ros.errors import UserError
 from fast3r_ros.files import one_line
 from fast3r_ros.mapping.data import Frame, WindowNetwork, WindowResult
+from fast3r_ros.mapping.expectation import InitialPose
 from fast3r_ros.mapping.intake import FrameCounts
 from fast3r_ros.mapping.mapper import Mapper
 from fast3r_ros.msg import MappingStatus
@@ -191,6 +192,7 @@ class MappingNode(LifecycleNode):
                 self._on_idle,
                 self._on_smaller_window,
                 self._on_still,
+                self._on_initial_pose,
             )
             begun.callback(mapping.stop)
             inputs = Inputs(
@@ -319,6 +321,12 @@ class MappingNode(LifecycleNode):
         session = self._session
         if session is not None and session.outputs.active:
             session.broadcaster.still(frame.camera, frame.stamp_ns)
+
+    def _on_initial_pose(self, pose: InitialPose) -> None:
+        """On the mapping thread."""
+        session = self._session
+        if session is not None:
+            session.broadcaster.place(pose.map_from_base)
 
     # Changes ---------------------------------------------------------------------------------------------
 

@@ -39,8 +39,9 @@ class MappingThread:
 
     on_window(mapper, result) runs on that thread after every window; on_idle(mapper) when nothing is to do,
     about five times a second; on_smaller_window(size) when windows of more than `size` views ran out of
-    memory.  on_still(frame) runs where frames come from, for each that shows no motion; not far ahead of
-    keyframes that still wait, whose transforms tf2 would then refuse as too old.
+    memory; on_initial_pose(pose) when a pose in the map was given.  on_still(frame) runs where frames come
+    from, for each that shows no motion; not far ahead of keyframes that still wait, whose transforms tf2
+    would then refuse as too old.
     """
 
     def __init__(
@@ -52,13 +53,14 @@ class MappingThread:
         on_idle: Callable[[Mapper], None],
         on_smaller_window: Callable[[int], None],
         on_still: Callable[[Frame], None] = lambda _: None,
+        on_initial_pose: Callable[[InitialPose], None] = lambda _: None,
     ) -> None:
         self.mapper = mapper
         self.pass_seconds = 0.0  # how long the newest window took
         self._counters, self._logger = counters, logger
         self._guard = Guard(counters, logger)
         self._on_window, self._on_idle, self._on_smaller_window = on_window, on_idle, on_smaller_window
-        self._on_still = on_still
+        self._on_still, self._on_initial_pose = on_still, on_initial_pose
         self._keyframes: list[int] = []  # stamps of those that have not been through a window
         self._stands = False
         self.status = mapper.status()  # as of the newest window
@@ -102,6 +104,8 @@ class MappingThread:
             else:
                 found = "images are looked for there" if mapper.map.keyframes else "the map begins there"
                 self._logger.info(f"initialpose: the base is at x {x:.2f}, y {y:.2f} m; {found}")
+                if mapper.map.keyframes:
+                    self._on_initial_pose(pose)
 
         self.request(tell)
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from fast3r_ros.benchmark.synthetic_run import start, the_loop
+from fast3r_ros.mapping.expectation import InitialPose
 from fast3r_ros.mapping.localization import EMPTY_MAP
 from fast3r_ros.mapping.mapper import Mapper
 from fast3r_ros.synthetic.network_double import TrueNetwork
@@ -109,3 +110,35 @@ def test_without_a_map_and_in_an_unknown_place_it_says_so(run):
     assert not any(result.accepted for result in results)
     assert all(result.reason for result in results)
     assert state(run.mapper) == before
+
+
+def localizer(run, tmp_path):
+    """A mapper that only localises in the run's map, and `map_from_base` of a frame by its number."""
+    sequence, _ = the_loop()
+    run.mapper.save_map(tmp_path / "map")
+    mapper = Mapper(LaterNetwork(sequence), run.mapper.config)
+    mapper.set_extrinsics(sequence.camera, np.eye(4))
+    mapper.load_map(tmp_path / "map")
+    mapper.set_localizing(True)
+    map_from_world = run.world_from_map().inverse()
+    return mapper, lambda index: map_from_world.move_camera(sequence.world_from_camera[index])
+
+
+def test_a_given_pose_says_where_to_look(run, tmp_path):
+    mapper, map_from_base = localizer(run, tmp_path)
+    _, frames = the_loop()
+    mapper.set_initial_pose(InitialPose(map_from_base(60), 0.7, 0.6))
+    near = mapper._initial_pose.near(mapper.map.keyframes.values(), np.eye(4))
+    assert 0 < len(near) < len(mapper.map.keyframes) / 2
+    results = feed(mapper, again(frames[60:64]))
+    assert results[0].accepted
+    assert set(mapper._localizer._views) <= near
+
+
+def test_a_wrong_pose_is_given_up_after_some_windows(run, tmp_path):
+    mapper, map_from_base = localizer(run, tmp_path)
+    _, frames = the_loop()
+    mapper.set_initial_pose(InitialPose(map_from_base(5), 0.3, 0.3))  # which sees nothing of what is shown
+    results = feed(mapper, again(frames[100:120]))
+    assert not results[0].accepted
+    assert results[-1].accepted

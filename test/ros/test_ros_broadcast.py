@@ -390,3 +390,24 @@ def test_frames_follow_the_namespace_unless_they_are_absolute() -> None:
             FramesConfig(map=wrong)
     with pytest.raises(UserError, match=r"frames\.odom"):
         FramesConfig(odom="/odom")
+
+
+def test_a_given_pose_moves_map_to_odom_at_once() -> None:
+    world = World(source="odometry")
+    world.others("odom", "base_link", 1, NS)
+    world.others("base_link", CAMERA, 2, static=True)
+    wanted = rigid(3)
+    world.broadcaster.place(wanted)
+    world.broadcaster.tick(2 * NS)
+    world.broadcaster.tick(3 * NS)
+    map_from_odom = world.tree().lookup("map", "odom", 3 * NS)
+    assert np.allclose(map_from_odom @ rigid(1), wanted, atol=1e-9)
+
+
+def test_a_given_pose_of_a_base_without_odometry_moves_nothing() -> None:
+    world = World(source="odometry")
+    world.others("base_link", CAMERA, 2, static=True)
+    world.broadcaster.place(rigid(3))
+    world.broadcaster.tick(2 * NS)
+    with pytest.raises(Unknown):
+        world.tree().lookup("map", "base_link", 2 * NS)

@@ -106,6 +106,8 @@ def test_a_camera_that_only_compresses_is_found_and_one_without_stamps_is_told()
                 return "does not stamp its images" in node.output()
 
             wait_until(send, 30, "the line on stamps")
+            publisher.publish(rgb_to_jpeg(picture, 0, "lens"))
+            publisher.publish(rgb_to_jpeg(picture, 10**9, "lens"))  # one of them is stamped
             height, width = np.asarray(picture).shape[:2]
             wait_until(lambda: f"images on {topic}" in node.output(), 20, "the first image to be told")
             output = node.output()
