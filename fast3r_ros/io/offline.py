@@ -210,6 +210,7 @@ def write_results(
         recorder.samples(mapper.map.keyframes),
         trajectory_error(trajectory, source.truth),
         "m" if status.metres else "map units",
+        mapper.map.parts,
         Path(source.name).name or source.name,
     )
     numbers = _numbers(progress, len(trajectory), status.windows, len(outcome.cloud.points), outcome.error)
@@ -263,8 +264,8 @@ def write_results(
 
 @dataclass(frozen=True)
 class _Outcome:
-    """What a run has made, in the map frame; error: see `trajectory_error`; unit: of length; title:
-    what was mapped, in a word.
+    """What a run has made, in the map frame; error: see `trajectory_error`; unit: of length; parts:
+    see `Map.parts`; title: what was mapped, in a word.
     """
 
     cloud: Cloud
@@ -273,6 +274,7 @@ class _Outcome:
     samples: list[ViewEstimate]
     error: dict[str, float] | None
     unit: str
+    parts: list[int]
     title: str
 
 
@@ -291,6 +293,7 @@ def _writers(
             title=outcome.title,
             truth=truth,
             unit=outcome.unit,
+            parts=outcome.parts,
         )
 
     cloud, cameras, unit = outcome.cloud, outcome.cameras, outcome.unit

@@ -38,6 +38,7 @@ def write_preview(
     title: str = "",
     truth: Mapping[int, Float64] | None = None,
     unit: str = "map units",
+    parts: Sequence[int] = (),
 ) -> None:
     """Draw the picture (1600 pixels wide) and write it as PNG.
 
@@ -45,7 +46,8 @@ def write_preview(
     with depth and confidence.  numbers: label -> value, shown in this order, about six of them.  title: what
     was mapped.
     truth: stamp in ns -> (4, 4) `world_from_camera` in any frame; it is fitted to the trajectory by one
-    similarity before it is drawn.  unit: the map's unit of length.  Anything may be empty.
+    similarity before it is drawn.  unit: the map's unit of length.  parts: keyframes of each
+    submap, see `Map.parts`.  Anything may be empty.
     Raises UserError when the file cannot be written.
     """
     figure = Figure(figsize=(16, 13), dpi=100, facecolor="white")
@@ -56,7 +58,7 @@ def write_preview(
     )
     text: dict[str, Any] = {"color": INK, "va": "center"}
     figure.text(left, 0.979, _shortened(title), fontsize=17, fontweight="bold", **text)
-    figure.text(left, 0.956, verdict(cloud, trajectory, truth), fontsize=13, **text)
+    figure.text(left, 0.956, verdict(cloud, trajectory, truth, parts), fontsize=13, **text)
     _draw_numbers(figure.add_subplot(grid[0]), numbers)
     drawing = prepare(cloud, trajectory, views, truth)
     maps = GridSpecFromSubplotSpec(1, 2, grid[1], width_ratios=(1.1, 1), wspace=0.09)
@@ -70,10 +72,20 @@ def write_preview(
         figure.savefig(temporary, format="png")
 
 
-def verdict(cloud: Cloud, trajectory: Sequence[PoseEstimate], truth: Mapping[int, Float64] | None) -> str:
+def verdict(
+    cloud: Cloud,
+    trajectory: Sequence[PoseEstimate],
+    truth: Mapping[int, Float64] | None,
+    parts: Sequence[int] = (),
+) -> str:
     """A sentence on whether it worked; without a truth, how to see it."""
     if not len(cloud.points):
         return "There is no map: the model could not reconstruct these images."
+    if len(parts) > 1:  # an error over all of them would mix their scales
+        return (
+            f"The camera lost track: {len(parts)} parts that are not connected, with a guessed scale between "
+            f"them; the largest has {parts[0]} of {sum(parts)} keyframes."
+        )
     error = trajectory_error(trajectory, truth)
     if error is None:
         return (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
@@ -325,7 +325,12 @@ class Map:
     @property
     def submaps(self) -> int:
         """Number of parts that are not joined with each other."""
-        return len({keyframe.submap for keyframe in self.keyframes.values()})
+        return len(self.parts)
+
+    @property
+    def parts(self) -> list[int]:
+        """Keyframes of each submap, the largest first."""
+        return sorted(Counter(k.submap for k in self.keyframes.values()).values(), reverse=True)
 
     @property
     def points(self) -> int:

@@ -262,6 +262,11 @@ def test_verdict_of_a_way_with_noise(walk, noise, word):
         moved.append(replace(pose, map_from_camera=map_from_camera))
     assert verdict(walk.cloud, moved, walk.truth).startswith(word)
     assert verdict(walk.cloud, moved, None).startswith("It worked if")
+    assert verdict(walk.cloud, moved, walk.truth, [60]).startswith(word)
+    for truth in (None, walk.truth):
+        lost = verdict(walk.cloud, moved, truth, [41, 12, 7])
+        assert lost.startswith("The camera lost track: 3 parts")
+        assert "41 of 60 keyframes" in lost
 
 
 @pytest.mark.parametrize("what", ["nothing", "one pose", "no views"])
