@@ -69,7 +69,7 @@ ELSEWHERE = {
         "scripts/run_tests.sh",
         '"$core/ruff" format --check',
     ),
-    r"python -m pytest -q test/io": ("scripts/run_tests.sh", '"$core/python" -m pytest --ignore'),
+    r"python -m pytest -q test/io": ("scripts/run_tests.sh", "python -m pytest --ignore"),
     r"colcon build --packages-select fast3r_ros": (
         "scripts/setup_environment.py",
         "from colcon_core.command",
