@@ -80,12 +80,12 @@ def test_a_script_that_is_stopped_stops_its_step(tmp_path: Path) -> None:
     script = subprocess.Popen(["bash", str(SCRIPT)], env=environment, stdout=subprocess.DEVNULL)
     wait_until(pid.exists)
     script.terminate()
-    assert script.wait(20) == 130
+    assert script.wait(120) == 130
     step = Path("/proc") / pid.read_text().strip() / "stat"
     wait_until(lambda: not step.exists() or step.read_text().rsplit(")")[-1].split()[0] == "Z")
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 120.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not happen"

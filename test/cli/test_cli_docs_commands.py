@@ -27,6 +27,8 @@ from fast3r_ros.cli import main
 from fast3r_ros.io.sources import open_source
 from fast3r_ros.synthetic.sequence import demo_sequence
 
+pytestmark = pytest.mark.slow
+
 NO_GATES = "--set registration.min_view_share=0 --set registration.min_inlier_share=0"
 # Part of the arguments -> what is added so that they take seconds; the last of two equal options counts, and
 # the first part that fits.
@@ -67,7 +69,7 @@ ELSEWHERE = {
     r"\. scripts/ros_env\.sh": ("scripts/run_tests.sh", ". scripts/ros_env.sh"),
     r"ruff check \. && ruff format --check \. && mypy": (
         "scripts/run_tests.sh",
-        '"$core/ruff" format --check',
+        "ruff format --check",
     ),
     r"python -m pytest -q test/io": ("scripts/run_tests.sh", "python -m pytest --ignore"),
     r"colcon build --packages-select fast3r_ros": (

@@ -28,6 +28,8 @@ from fast3r_ros.mapping.mapper import Mapper
 from fast3r_ros.synthetic.network_double import TrueNetwork
 from fast3r_ros.synthetic.sequence import demo_sequence
 
+pytestmark = pytest.mark.slow
+
 FRAMES = 240
 CONFIG = {
     "keyframes.motion": 0.0,  # every frame becomes a keyframe

@@ -13,6 +13,8 @@ import pytest
 from fast3r_ros.cli import main
 from fast3r_ros.io.results import read_results
 
+pytestmark = pytest.mark.slow
+
 VIEWS = 7  # two processes cannot share them evenly
 NO_GATES = ("--set", "registration.min_view_share=0", "--set", "registration.min_inlier_share=0")
 

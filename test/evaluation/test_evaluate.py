@@ -42,6 +42,8 @@ from fast3r_ros.synthetic.scene import room_scene
 from fast3r_ros.synthetic.sequence import SyntheticSequence, demo_sequence, pinhole
 from fast3r_ros.synthetic.trajectories import room_path
 
+pytestmark = pytest.mark.slow
+
 SIZE = 112
 TINY = {
     "encoder_args": {"embed_dim": 24, "depth": 1, "num_heads": 2, "img_size": SIZE},

@@ -16,6 +16,8 @@ from fast3r_ros.mapping.calibration import FocalLengths
 from fast3r_ros.synthetic.network_double import Disturbance
 from fast3r_ros.synthetic.sequence import RecordedSequence
 
+pytestmark = pytest.mark.slow
+
 RECORDED = Path(__file__).parents[3] / "shared/data/seven_scenes/redkitchen_200.npz"
 EXACT = {"depth_noise": 0.0, "outliers": 0.0}
 TRAINED = Disturbance(depth_noise=0.02, pose_rotation=1.0, pose_translation=0.02, view_scale=0.02, bend=0.02)

@@ -9,6 +9,8 @@ from fast3r_ros.benchmark import mapping as benchmark
 from fast3r_ros.geometry.robust_similarity import RobustOptions, fit_similarities_robust
 from fast3r_ros.mapping.config import KeyframeConfig
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_60_m_loop_without_closure_stays_below_one_percent():
     scores = benchmark.loop_accuracy(loop=False)

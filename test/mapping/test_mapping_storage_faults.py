@@ -39,6 +39,8 @@ from fast3r_ros.mapping.mapper import Mapper
 from fast3r_ros.mapping.pose_graph import Edge
 from fast3r_ros.mapping.storage import FORMAT, VERSION, SavedMap, read_map, write_map
 
+pytestmark = pytest.mark.slow
+
 FAULTS = int(os.environ.get("FAST3R_FAULTS", "60"))
 KILLS = int(os.environ.get("FAST3R_KILLS", "3"))
 ARRAYS = "arrays-00000000.npz"

@@ -31,6 +31,8 @@ from fast3r_ros.errors import UserError
 from fast3r_ros.model import Fast3R, Fast3RConfig
 from fast3r_ros.model.checkpoint import read_pickle
 
+pytestmark = pytest.mark.slow
+
 FAULTS = int(os.environ.get("FAST3R_FAULTS", "60"))
 KILLS = int(os.environ.get("FAST3R_KILLS", "3"))
 CONFIG = json.loads(json.dumps(small_config().to_dict()))

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = r"^(rosdep install|python3 -m venv|touch|\. \.venv|\. /opt|pip install|colcon build)"
 REMOVED = {  # what newer ament or CMake no longer has

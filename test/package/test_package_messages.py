@@ -9,6 +9,8 @@ import pytest
 from ament_index_python.packages import get_package_share_directory
 from rosbags.typesys import Stores, get_typestore
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 TALK = """
 import sys, time, rclpy

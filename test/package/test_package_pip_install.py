@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 WITHOUT_ROS = ROOT / "test" / "without_ros"
 SOURCES = ["fast3r_ros", "setup.py", "setup.cfg", "pyproject.toml", "README.md", "LICENSE"]

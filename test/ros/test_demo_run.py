@@ -13,6 +13,8 @@ from PIL import Image
 
 from fast3r_ros.io.ply import read_ply
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 MARK = "FAST3R_TEST_RUN"
 

@@ -41,6 +41,8 @@ from tf2_msgs.msg import TFMessage
 from fast3r_ros.ros.config import NodeConfig
 from fast3r_ros.ros.parameters import parameter_fields
 
+pytestmark = pytest.mark.slow
+
 SECONDS = float(os.environ.get("FAST3R_CAMPAIGN_SECONDS", "10"))
 KILLS = int(os.environ.get("FAST3R_KILLS", "2"))
 SEED = int(os.environ.get("FAST3R_CAMPAIGN_SEED", "1"))

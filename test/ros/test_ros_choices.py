@@ -24,6 +24,8 @@ from fast3r_ros.ros.map_files import path_for_loading, path_for_saving
 from fast3r_ros.ros.mapping_thread import smaller_window
 from fast3r_ros.ros.network import load_network, resolve_device
 
+pytestmark = pytest.mark.slow
+
 RELIABLE, BEST_EFFORT = ReliabilityPolicy.RELIABLE, ReliabilityPolicy.BEST_EFFORT
 
 

@@ -25,6 +25,8 @@ from walk_session import Session
 from fast3r_ros.io.ply import read_ply
 from fast3r_ros.synthetic.sequence import demo_sequence
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
 REQUESTS = re.compile(r"^ros2 ((?:topic|service|param) .*)$", re.M)

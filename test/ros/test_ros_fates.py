@@ -24,6 +24,8 @@ from tf2_msgs.msg import TFMessage
 
 from fast3r_ros.ros.inputs import FRAMES
 
+pytestmark = pytest.mark.slow
+
 STATUS = f"{NODE}/status"
 IN_HAND = 20  # frames that may be in the mailbox, in conversion, in a window or waiting for one
 

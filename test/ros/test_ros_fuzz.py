@@ -22,6 +22,8 @@ from ros_harness import DOUBLE, HERE, NODE, REPLAY, Listener, Program, arguments
 
 from fast3r_ros.ros.counters import LOST
 
+pytestmark = pytest.mark.slow
+
 MESSAGES = int(os.environ.get("FAST3R_FUZZ_MESSAGES", "1000"))
 # what is found in images by looking at them
 BROKEN = {

@@ -29,6 +29,8 @@ from ros_harness import (
 )
 from sensor_msgs.msg import PointCloud2
 
+pytestmark = pytest.mark.slow
+
 DOMAIN = domain(2)
 CYCLES = 20
 

@@ -28,6 +28,8 @@ from fast3r_ros.ros.live_viewer import LiveViewer
 from fast3r_ros.ros.outputs import Outputs
 from fast3r_ros.ros.transforms import OwnFrames, OwnLookup
 
+pytestmark = pytest.mark.slow
+
 DOMAIN = domain(12)
 TOPIC = "/mapper/map_cloud"
 INPUT_SIZE, NETWORK_SIZE = (128, 96), (64, 48)

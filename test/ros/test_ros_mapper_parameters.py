@@ -23,6 +23,8 @@ from fast3r_ros.mapping.data import Frame, Reconstruction
 from fast3r_ros.synthetic.network_double import Disturbance
 from fast3r_ros.synthetic.sequence import SyntheticSequence
 
+pytestmark = pytest.mark.slow
+
 PARAMETERS = dict(flat_parameters())
 QUIET = {"loop.background": False}
 LESS, MORE = operator.lt, operator.gt

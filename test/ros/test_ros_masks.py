@@ -16,6 +16,8 @@ from sensor_msgs.msg import Image
 from fast3r_ros.ros.images import packed, rgb_to_image
 from fast3r_ros.ros.times import ns_from_stamp, stamp_from_ns
 
+pytestmark = pytest.mark.slow
+
 LATE = 3  # images before the mask of the first of them comes
 
 

@@ -39,6 +39,8 @@ from fast3r_ros.ros.view_images import confidence_color
 from fast3r_ros.synthetic.network_double import TrueNetwork
 from fast3r_ros.synthetic.sequence import demo_sequence
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).resolve().parent
 # parameter -> where a test fails when it has no effect; those of the mapper are in test_ros_mapper_parameters
 SHOWN = {

@@ -16,6 +16,8 @@ from ros_encoders import encode, known_picture
 from ros_harness import DOUBLE, Listener, Program, arguments, domain, running, wait_until
 from sensor_msgs.msg import Image
 
+pytestmark = pytest.mark.slow
+
 RELIABLE, BEST_EFFORT = ReliabilityPolicy.RELIABLE, ReliabilityPolicy.BEST_EFFORT
 DOMAIN = domain(17)
 WANTED = ("auto", "reliable", "best_effort")  # a node for each, in a namespace of this name

@@ -17,6 +17,8 @@ from ros_harness import REPLAY, Listener, Program, arguments, domain, running, w
 from sensor_msgs.msg import Image
 from walk_session import stamps
 
+pytestmark = pytest.mark.slow
+
 
 def test_it_waits_for_the_mapping_node_and_a_loop_goes_on_in_time(tmp_path: Path) -> None:
     for number in range(3):

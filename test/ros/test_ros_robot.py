@@ -20,6 +20,8 @@ from fast3r_ros.ros.images import rgb_to_image
 from fast3r_ros.ros.poses import matrix_from_pose, matrix_from_transform, rigid_inverse, stamped_transform
 from fast3r_ros.ros.times import ns_from_stamp
 
+pytestmark = pytest.mark.slow
+
 QUICK = {"output.status_rate": 5.0, "window.stride": 2}  # the walk is short
 
 

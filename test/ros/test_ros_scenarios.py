@@ -21,6 +21,8 @@ from fast3r_ros.benchmark.node import CAMERA_MODULE
 from fast3r_ros.ros.counters import LOST
 from fast3r_ros.ros.times import ns_from_stamp
 
+pytestmark = pytest.mark.slow
+
 OVERLOAD_SECONDS = float(os.environ.get("FAST3R_OVERLOAD_SECONDS", "20"))
 
 

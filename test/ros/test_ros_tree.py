@@ -27,6 +27,8 @@ from fast3r_ros.ros.poses import matrix_from_pose
 from fast3r_ros.ros.times import ns_from_stamp
 from fast3r_ros.synthetic.sequence import demo_sequence
 
+pytestmark = pytest.mark.slow
+
 METRIC = {"cloud": PointCloud2, "depth/image_rect": Image, "odometry": Odometry, "grid": OccupancyGrid}
 PARAMETERS = {"output.status_rate": 5.0, "window.stride": 2, "grid.enabled": True}
 

@@ -25,6 +25,8 @@ from fast3r_ros.mapping.mapper import Mapper
 from fast3r_ros.ros.counters import Counters
 from fast3r_ros.ros.mapping_thread import MappingThread, ShuttingDown
 
+pytestmark = pytest.mark.slow
+
 CALLS = 200
 STATUS = f"{NODE}/status"
 

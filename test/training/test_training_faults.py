@@ -32,6 +32,8 @@ from fast3r_ros.training.process import join_processes
 from fast3r_ros.training.state import load_state, save_state
 from fast3r_ros.training.trainer import train
 
+pytestmark = pytest.mark.slow
+
 FAULTS = int(os.environ.get("FAST3R_FAULTS", "60"))
 KILLS = int(os.environ.get("FAST3R_KILLS", "1"))
 REPOSITORY = Path(__file__).parents[2]

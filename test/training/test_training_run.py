@@ -35,6 +35,8 @@ from fast3r_ros.training.stream import held_out_batch, training_batch, view_coun
 from fast3r_ros.training.trainer import train
 from fast3r_ros.training.validation import accuracy, validate
 
+pytestmark = pytest.mark.slow
+
 REPOSITORY = Path(__file__).parents[2]
 TINY = {
     "seed": 3,
