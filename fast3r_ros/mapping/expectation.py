@@ -97,14 +97,13 @@ def _odometry_drift(
 
     The map's own errors are alike between near and between far keyframes; what grows is odometry's.
     """
-    near, far = (
-        [float(np.median(each)) if len(each) else 0.0 for each in compared]
-        for compared in (
-            _compared(keyframes, span, odometry, base_from_camera) for span in (_SPAN, 3 * _SPAN)
-        )
-    )
-    share = (far[1] - near[1]) / max(far[0] - near[0], _SHORTEST)
-    return max(share, _LEAST_DRIFT), max((far[2] - near[2]) / (2 * _SPAN), 0.0) + _LEAST_TURN
+    near = [np.median(each) for each in _compared(keyframes, _SPAN, odometry, base_from_camera)]
+    far_pairs = _compared(keyframes, 3 * _SPAN, odometry, base_from_camera)
+    # with too few keyframes for that, all of the difference is taken as odometry's
+    far, base = ([np.median(each) for each in far_pairs], near) if len(far_pairs[0]) else (near, np.zeros(3))
+    spans = 2 * _SPAN if len(far_pairs[0]) else _SPAN
+    share = float((far[1] - base[1]) / max(far[0] - base[0], _SHORTEST))
+    return max(share, _LEAST_DRIFT), max(float(far[2] - base[2]) / spans, 0.0) + _LEAST_TURN
 
 
 def expected_poses(

@@ -135,9 +135,8 @@ def log_sharper(before: UInt8, after: UInt8) -> Float64:
 
     What both show are the patches around points that are followed, so that neither what comes into view nor
     another exposure changes it.  They are as sharp as the power of their second differences is a share of
-    their common variance; a camera that moves blurs one direction more than the
-    other.  Images that have too little in common are compared as
-    wholes.
+    their common variance; a camera that moves blurs one direction more than the other.  Images that have too
+    little in common are compared as wholes.
     """
     start, end, followed = _flow(before, after)
     height, width = before.shape

@@ -63,7 +63,7 @@ HELD_BACK = f"{MEASURED} wait until the map is in metres"
 class MapSnapshot:
     """The map at one version, for the publishing thread.  replaces: what was published is another map.
 
-    loops: ids of keyframes that a loop closure connects.
+    loops: ids of keyframes that a loop closure connects, None where nobody looks at ~/markers.
     """
 
     version: int
@@ -73,7 +73,7 @@ class MapSnapshot:
     replaces: bool
     trajectory: Sequence[PoseEstimate]
     keyframes: Mapping[int, Keyframe]
-    loops: Sequence[tuple[int, int]]
+    loops: Sequence[tuple[int, int]] | None
 
 
 class Outputs:
@@ -116,6 +116,7 @@ class Outputs:
         self._pose_ns = 0
         self._map_sent = -1
         self._map_time = 0.0
+        self._markers_sent = False  # with that map
         self._outdated = False  # a map was published that is no more: subscribers that come would get it
         self._map_subscribers = 0
         self._thread = threading.Thread(target=self._run, name="fast3r_publishing", daemon=True)
@@ -148,20 +149,24 @@ class Outputs:
         subscribers = self._subscribers(*MAP_TOPICS)
         somebody_new = subscribers > self._map_subscribers
         self._map_subscribers = subscribers
-        if version == self._map_sent or not (subscribers or self._viewer.active or self._outdated):
+        markers = self._somebody("markers")
+        sent = version == self._map_sent and (self._markers_sent or not markers)
+        if sent or not (subscribers or self._viewer.active or self._outdated):
             return
         now = time.monotonic()
         first = self._map_sent < 0
         due = now - self._map_time >= 1.0 / self.config.output.map_rate
         if not (first or at_once or somebody_new or due):
             return
-        self._map_sent, self._map_time = version, now
-        wanted = self._viewer.active or self.config.grid.enabled or self._somebody("markers")
+        markers = markers or self._outdated  # which takes the old ones away
+        self._map_sent, self._map_time, self._markers_sent = version, now, markers
+        wanted = self._viewer.active or self.config.grid.enabled or markers
         keyframes = dict(mapper.map.keyframes) if wanted else {}
         replaces, self._outdated = self._outdated, False
         cloud, metres = mapper.map.cloud(), mapper.map.metres
         path = mapper.trajectory(by_arrival=True)
-        snapshot = MapSnapshot(version, stamp_ns, cloud, metres, replaces, path, keyframes, mapper.loops())
+        loops = mapper.loops() if markers else None
+        snapshot = MapSnapshot(version, stamp_ns, cloud, metres, replaces, path, keyframes, loops)
         self._put(lambda: self._publish_map(snapshot))
 
     def grid(self, mapper: Mapper) -> OccupancyGrid:
@@ -326,7 +331,7 @@ class Outputs:
         newest = snapshot.trajectory[-self.config.output.path_length :]
         stamps = [pose.stamp_ns for pose in newest]
         self._send("path", path_message(stamps, [pose.map_from_camera for pose in newest], frame, stamp))
-        if snapshot.replaces or self._somebody("markers"):
+        if snapshot.loops is not None:
             self._send("markers", map_markers(snapshot.keyframes, snapshot.loops, stamp, frame))
         if self.config.grid.enabled:
             if snapshot.replaces:  # the grid that was there is gone, whether there is a new one or not

@@ -18,8 +18,11 @@ import rclpy
 from rclpy.node import Node
 from ros_harness import Listener, domain, wait_until
 from sensor_msgs.msg import Image, PointCloud2
+from visualization_msgs.msg import Marker, MarkerArray
 
 from fast3r_ros.benchmark.synthetic_run import start, the_loop
+from fast3r_ros.geometry.sim3 import Sim3
+from fast3r_ros.mapping.pose_graph import Edge
 from fast3r_ros.ros.broadcaster import Broadcaster
 from fast3r_ros.ros.config import NodeConfig, OutputConfig, ViewerConfig
 from fast3r_ros.ros.counters import Counters
@@ -46,10 +49,10 @@ def node() -> Iterator[Node]:
     rclpy.shutdown(context=context)
 
 
-def outputs_of(node: Node, camera: str) -> Outputs:
+def outputs_of(node: Node, camera: str, port: int = 8765) -> Outputs:
     facts = {camera: CameraFacts(INPUT_SIZE, True, "")}
     broadcaster = Broadcaster(lambda _: None, CONFIG, OwnFrames(), OwnLookup(), facts)
-    viewer = LiveViewer(ViewerConfig(port=8765), node.get_logger())
+    viewer = LiveViewer(ViewerConfig(port=port), node.get_logger())
     outputs = Outputs(node, CONFIG, Counters(), broadcaster, facts, {}, viewer, lambda: None)
     outputs.active = True
     return outputs
@@ -151,4 +154,41 @@ def test_the_map_goes_out_when_it_is_due(node: Node) -> None:
     outputs.stop()
     assert not outputs._viewer.active
     for listener in (first, second):
+        listener.close()
+
+
+def test_markers_come_to_who_subscribes_to_a_map_that_was_sent_and_go_with_it(node: Node) -> None:
+    """Nobody has subscribed to them when the map goes out, nor when another one takes its place."""
+    sequence, frames = the_loop()
+    run = start(sequence).feed(frames[:60])
+    first, *_, last = run.mapper.map.keyframes
+    run.mapper._loops.edges.add(Edge(first, last, Sim3.identity(), 1.0, (0.1, 0.1, 0.1), robust=True))
+    outputs = outputs_of(node, sequence.camera, port=0)
+    clouds = listener_on(outputs, 1)
+    outputs.idle(run.mapper)
+    wait_until(lambda: len(clouds.heard[TOPIC]) == 1, 10, "the map")
+
+    viewer = Listener(DOMAIN)
+    viewer.listen(MarkerArray, "/mapper/markers", latched=True)
+    markers = viewer.heard["/mapper/markers"]
+    wait_until(lambda: outputs._publishers["markers"].get_subscription_count() == 1, 10, "the subscription")
+    outputs.idle(run.mapper)
+    wait_until(lambda: len(markers) == 1, 10, "the markers of the map that was sent")
+    keyframes, loops = markers[0].markers
+    assert len(keyframes.points) == 16 * len(run.mapper.map.keyframes)
+    assert len(loops.points) == 2
+    viewer.close()
+
+    wait_until(lambda: outputs._publishers["markers"].get_subscription_count() == 0, 30, "its end")
+    outputs.restart()
+    outputs.idle(run.mapper)  # the same map again, as one that was loaded
+    wait_until(lambda: len(clouds.heard[TOPIC]) == 2, 10, "the loaded map")
+    outputs.restart()
+    outputs.idle(start(sequence).mapper)
+    late = Listener(DOMAIN)
+    late.listen(MarkerArray, "/mapper/markers", latched=True)
+    wait_until(lambda: late.heard["/mapper/markers"], 10, "the empty map's markers")
+    assert {each.action for each in late.heard["/mapper/markers"][-1].markers} == {Marker.DELETE}
+    outputs.stop()
+    for listener in (clouds, late):
         listener.close()

@@ -20,10 +20,8 @@ from fast3r_ros.mapping.data import Float64, Frame, UInt8
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 AUDIO_SUFFIXES = (".mp3", ".m4a", ".flac", ".ogg", ".oga", ".opus", ".wav", ".wma", ".aac")
 WHOLE = 0.95  # share of the duration that the container claims; a video with less of it is cut or damaged
-CONSTANT, EVEN = (
-    0.8,
-    0.2,
-)  # share of a constant rate's intervals that are one period, and by how much they may err
+CONSTANT = 0.8  # share of a constant rate's intervals that are one period
+EVEN = 0.2  # of a period, by which they may err
 DEFAULT_RATE_HZ = 30.0
 
 
