@@ -125,7 +125,7 @@ def test_a_map_is_saved_while_the_camera_is_faster_than_the_network(tmp_path: Pa
 
 @pytest.mark.parametrize("service", ["save_map", "reset"])
 def test_the_node_ends_at_once_whatever_waits(tmp_path: Path, service: str) -> None:
-    """Ctrl-C in the middle of a pass of a minute, with a service that waits for it."""
+    """Ctrl-C in the middle of a pass of ten minutes, with a service that waits for it."""
     fault = tmp_path / "fault"
     domain_id = domain(33)
     node = faulty_node(domain_id, fault, map_directory=tmp_path)
@@ -135,13 +135,13 @@ def test_the_node_ends_at_once_whatever_waits(tmp_path: Path, service: str) -> N
         wait_until(camera.connected, 20, "a subscription")
         camera.send(6)
         listener.wait_for(STATUS, lambda message: message.windows > 0)
-        switch(fault, "slow:60")
+        switch(fault, "slow:600")
         camera.send(8)
         kind = SaveMap if service == "save_map" else Trigger
         (answer,) = calls(listener, kind, f"{NODE}/{service}", 1)
         wait_until(lambda: "busy" in calls_message(listener), 20, "the service to be in work")
-        assert node.stop()[0] == 0  # it would be killed after ten seconds
-        if answer.done():
+        assert node.stop()[0] == 0  # it would be killed long before the pass ends
+        if answer.done() and not answer.result().success:  # or it was served before the pass began
             assert "shut down" in answer.result().message
         listener.close()
 
