@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import rclpy
 from rclpy.context import Context
@@ -31,9 +32,21 @@ MAPPING = [sys.executable, "-m", "fast3r_ros.ros.mapping_node"]
 NODE = "/fast3r_mapping"
 
 
+_claimed: dict[int, tuple[int, IO[str]]] = {}
+
+
 def domain(number: int) -> int:
-    """A DDS domain for one test module; runs of the suite beside each other differ by their process id."""
-    return 1 + (os.getpid() * 7 + number) % 100
+    """A DDS domain for one test module, which no run of the suite beside this one has: by a locked file."""
+    for offset in range(100 if number not in _claimed else 0):
+        candidate = 1 + (os.getpid() * 7 + number + offset) % 100
+        lock = Path(tempfile.gettempdir(), f"fast3r_test_domain_{candidate}").open("a")  # noqa: SIM115
+        with contextlib.suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _claimed[number] = candidate, lock
+            break
+        lock.close()
+    assert number in _claimed, "all DDS domains are taken by other runs of the tests"
+    return _claimed[number][0]
 
 
 def arguments(parameters: dict[str, Any], remappings: dict[str, str] | None = None) -> list[str]:

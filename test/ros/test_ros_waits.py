@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from concurrent.futures import Future
@@ -141,8 +142,9 @@ def test_the_node_ends_at_once_whatever_waits(tmp_path: Path, service: str) -> N
         (answer,) = calls(listener, kind, f"{NODE}/{service}", 1)
         wait_until(lambda: "busy" in calls_message(listener), 20, "the service to be in work")
         assert node.stop()[0] == 0  # it would be killed long before the pass ends
-        if answer.done() and not answer.result().success:  # or it was served before the pass began
-            assert "shut down" in answer.result().message
+        if answer.done() and not answer.result().success:  # it may have been served before the pass began,
+            # or after another that waits
+            assert re.search("shut down|busy", answer.result().message)
         listener.close()
 
 
