@@ -92,6 +92,11 @@ class Guard:
     def __init__(self, counters: Counters, logger: Any) -> None:
         self._counters, self._logger = counters, logger
         self._logged: set[tuple[str, type[BaseException]]] = set()
+        self._closed = False
+
+    def close(self) -> None:
+        """The node is being taken apart: a callback that finds its publisher gone is no failure any more."""
+        self._closed = True
 
     def run(self, where: str, action: Callable[[], Any]) -> bool:
         """Run an action; False when it failed.  where: what it is, for the log."""
@@ -104,6 +109,8 @@ class Guard:
 
     def failed(self, where: str, error: Exception) -> None:
         """Count a failure that was caught, and log it when it is the first of its kind."""
+        if self._closed:
+            return
         text = f"internal error ({where}): {error!r}"
         self._counters.problem("internal error")
         self._counters.error(text)

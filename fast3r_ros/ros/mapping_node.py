@@ -297,7 +297,9 @@ class MappingNode(LifecycleNode):
 
     def stop(self) -> bool:
         """End everything before the process ends; False when a pass is still running."""
-        return self._tear_down(STOP_SECONDS)
+        ended = self._tear_down(STOP_SECONDS)
+        self._guard.close()
+        return ended
 
     # Mapping thread --------------------------------------------------------------------------------------
 

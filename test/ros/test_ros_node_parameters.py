@@ -240,3 +240,21 @@ def test_what_a_cleanup_destroyed_is_forgotten() -> None:
     finally:
         node.destroy_node()
         rclpy.shutdown()
+
+
+def test_a_timer_that_still_runs_while_the_node_is_taken_apart_reports_nothing(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """The executor may be in a callback when the node is destroyed; its publisher is gone then."""
+    rclpy.init(domain_id=domain(23))
+    node = MappingNode(lambda config: TrueNetwork(demo_sequence()))
+    try:
+        ticks = [timer.callback for timer in node.timers]
+        assert node.stop()
+    finally:
+        node.destroy_node()
+        rclpy.shutdown()
+    for tick in ticks:
+        tick()
+    assert len(ticks) > 2
+    assert "internal error" not in capfd.readouterr().err

@@ -18,6 +18,7 @@ from camera import Camera, faulty_node, ready_listener
 from fast3r_ros.msg import MappingStatus
 from fast3r_ros.srv import SaveMap
 from faulty_node import Fault, Wall, switch
+from rclpy.qos import QoSProfile
 from ros_harness import NODE, Listener, domain, running, wait_until
 from rosgraph_msgs.msg import Clock
 from std_srvs.srv import Trigger
@@ -41,8 +42,8 @@ class Log:
 
 
 def calls(listener: Listener, kind: Any, service: str, count: int) -> list[Any]:
-    """Futures of so many calls of one client at once."""
-    client = listener.node.create_client(kind, service)
+    """Futures of so many calls at once, of a client that has room for all answers."""
+    client = listener.node.create_client(kind, service, qos_profile=QoSProfile(depth=count))
     assert client.wait_for_service(20)
     return [client.call_async(kind.Request()) for _ in range(count)]
 
