@@ -79,10 +79,10 @@ class Run:
         self.results += [] if last is None else [last]
         return self
 
-    def positions(self) -> tuple[Float64, Float64]:
-        """Estimated and true camera positions of the keyframes, both (N, 3), in time order."""
+    def positions(self, submap: int | None = None) -> tuple[Float64, Float64]:
+        """Estimated and true camera positions of a submap's keyframes, both (N, 3), in time order."""
         truth = true_poses(self.sequences)
-        poses = self.mapper.trajectory()
+        poses = self.mapper.trajectory(submap=submap)
         estimated = np.array([pose.map_from_camera[:3, 3] for pose in poses])
         return estimated, np.array([truth[pose.camera, pose.stamp_ns][:3, 3] for pose in poses])
 

@@ -80,6 +80,8 @@ def _describe_results(path: Path) -> dict[str, Any]:
         facts["extent x y z"] = [round(float(side), 3) for side in high - low]
         facts["median confidence"] = round(float(np.median(results.cloud.confidence)), 2)
     facts["cameras"] = len(results.cameras)
+    if results.parts > 1:
+        facts["unconnected parts"] = f"{results.parts}; the figures are of the main one"
     report = path / "report.json"
     if report.is_file():
         content = json.loads(report.read_text(encoding="utf-8"))

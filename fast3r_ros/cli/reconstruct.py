@@ -365,7 +365,7 @@ class _Show:
         self._bar.set_postfix(windows=status.windows, points=status.map_points)
         if self._viewer is not None and time.monotonic() - self._shown_s > SHOW_SECONDS:
             self._shown_s = time.monotonic()
-            keyframes = self._mapper.map.keyframes
+            keyframes = self._mapper.map.part()
             images = {name_of(i): k.image for i, k in keyframes.items() if k.image is not None}
             self._viewer.show(self._mapper.map.cloud(), self._recorder.cameras(keyframes), images)
 

@@ -40,6 +40,12 @@ def print_summary(output: Path, report: dict[str, Any]) -> None:
         share = f"{error['share_of_path']:.1%} of the path of {error['path']} m"
         print(f"trajectory error: {error['rmse']:.3f} m RMSE, {share}", end="")
         print(f" (knowing nothing would give {error['standing_still']:.3f} m)")
+    sizes = list(report["submaps"].values())
+    if len(sizes) > 1:
+        print(
+            f"the map has {len(sizes)} parts that are not connected: map.ply and the other files are of the "
+            f"main one ({sizes[0]} of {sum(sizes)} keyframes), map_submap_*.ply are the others"
+        )
     missing = scale_that_is_missing(report["mapper"])
     if missing:
         print(missing)

@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         viewer.show(results.cloud, results.cameras, results.read_images())
         counts = f"{len(results.cloud.points):,} points, {len(results.cameras)} cameras"
-        print(f"{counts}: {viewer.address}", flush=True)
+        print(f"{counts}{results.left_out}: {viewer.address}", flush=True)
         if viewer.open_to_others:
             print("everybody who reaches this machine can see the map; --token asks for a token", flush=True)
         while True:

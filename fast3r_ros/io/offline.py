@@ -7,6 +7,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -48,7 +49,8 @@ from fast3r_ros.mapping.one_pass import OnePass
 
 # Names that a run may write, relative to its folder.
 RESULTS = re.compile(
-    r"map(_mesh)?\.(ply|pcd|glb)|trajectory\.txt|(cameras|transforms)\.json|preview\.png|report\.json"
+    r"map(_mesh)?\.(ply|pcd|glb)|map_submap_\d+\.ply|trajectory(_submap_\d+)?\.txt"
+    r"|(cameras|transforms)\.json|preview\.png|report\.json"
     r"|(mapping|replay)_node\.log"  # of the demo
     r"|sparse/0/(cameras|images|points3D)\.txt|(images|depth|confidence)/\d{6,}\.(jpg|png)"
 )
@@ -88,8 +90,8 @@ class Mapped(Protocol):
         """Counts since the start."""
         ...
 
-    def trajectory(self) -> list[PoseEstimate]:
-        """Every keyframe with its latest pose, in time order."""
+    def trajectory(self, by_arrival: bool = False, submap: int | None = None) -> list[PoseEstimate]:
+        """Every keyframe of a submap (None: the main one) with its latest pose, in time order."""
         ...
 
 
@@ -195,6 +197,8 @@ def write_results(
 ) -> dict[str, Any]:
     """Write every result file and return the report.
 
+    The files are of the map's main submap; of the others, whose place and scale to it nobody knows, there
+    are a cloud and a trajectory each.
     settings: what the run was asked for; it goes into the report.  rerun_file: where a recording for rerun is
     wanted.  colmap_images: what COLMAP's model and transforms.json are for, the "original" images, which are
     written too, or those at "network" size.  mesh: whether one is made.  Raises UserError when a file cannot
@@ -202,19 +206,21 @@ def write_results(
     result is partial.
     """
     started = time.perf_counter()
-    status, trajectory = mapper.status(), mapper.trajectory()
+    status, trajectory, part = mapper.status(), mapper.trajectory(), mapper.map.part()
+    parts = mapper.map.parts
     outcome = _Outcome(
         mapper.map.cloud(),
         trajectory,
-        recorder.cameras(mapper.map.keyframes),
-        recorder.samples(mapper.map.keyframes),
+        recorder.cameras(part),
+        recorder.samples(part),
         trajectory_error(trajectory, source.truth),
-        "m" if status.metres else "map units",
-        mapper.map.parts,
+        "m" if mapper.map.known_scale(mapper.map.main) else "map units",
+        list(parts.values()),
         Path(source.name).name or source.name,
     )
     numbers = _numbers(progress, len(trajectory), status.windows, len(outcome.cloud.points), outcome.error)
     writers = _writers(directory, outcome, numbers, source.truth)
+    writers += [partial(_write_submap, directory, mapper, submap) for submap in list(parts)[1:]]
     writers.append(lambda: recorder.finish(mapper.map.keyframes))
     photos = plan_photos(outcome.cameras, source, directory) if colmap_images == "original" else {}
     planned = [f"{FOLDER}/{name}" for name in photos.values()]
@@ -247,9 +253,16 @@ def write_results(
         "trajectory_error": outcome.error,
         "seconds": {name: round(seconds, 3) for name, seconds in progress.timings.items()},
         "peak_memory_mib": peak_memory(),
+        "submaps": parts,
         "views": [
-            {"name": view.name, "stamp_ns": view.stamp_ns, "source": view.source.name if view.source else ""}
-            for view in outcome.cameras
+            {
+                "name": view.name,
+                "stamp_ns": view.stamp_ns,
+                "source": view.source.name if view.source else "",
+                "submap": submap,
+            }
+            for submap in parts
+            for view in recorder.cameras(mapper.map.part(submap))
         ],
         "mapper": asdict(status),
         "settings": dict(settings),
@@ -264,8 +277,10 @@ def write_results(
 
 @dataclass(frozen=True)
 class _Outcome:
-    """What a run has made, in the map frame; error: see `trajectory_error`; unit: of length; parts:
-    see `Map.parts`; title: what was mapped, in a word.
+    """What a run has made of the main submap, in the map frame.
+
+    error: see `trajectory_error`.  unit: of length.  parts: keyframes of each submap, the main one's first.
+    title: what was mapped, in a word.
     """
 
     cloud: Cloud
@@ -313,6 +328,14 @@ def _writers(
 
         writers.append(write_scene)
     return writers
+
+
+def _write_submap(directory: Path, mapper: Mapped, submap: int) -> None:
+    """A part that is not connected to the main one: its cloud and trajectory, with guessed place and scale."""
+    trajectory = mapper.trajectory(submap=submap)
+    write_trajectory(directory / f"trajectory_submap_{submap}.txt", trajectory)
+    comment = "a part that is not connected to map.ply: its place and scale are guessed; z up"
+    write_ply(directory / f"map_submap_{submap}.ply", mapper.map.cloud(submap), comment=comment)
 
 
 def _write_training_views(directory: Path, outcome: _Outcome, photos: Mapping[str, str]) -> None:

@@ -35,7 +35,8 @@ class Results:
     """cloud and cameras: in the map frame.  unit: of length, "unknown" where the file does not say.
 
     images: folder of the views' `NAME.png`, None where there is none.  distorted: whether the lenses of a
-    COLMAP model are, which the cameras do not tell.
+    COLMAP model are, which the cameras do not tell.  parts: of the map that are not connected; this is the
+    main one.
     """
 
     cloud: Cloud
@@ -43,6 +44,12 @@ class Results:
     unit: str
     images: Path | None = None
     distorted: bool = False
+    parts: int = 1
+
+    @property
+    def left_out(self) -> str:
+        """What is not in here, as the end of a sentence; empty if nothing is."""
+        return f" (the main of {self.parts} parts that are not connected)" if self.parts > 1 else ""
 
     def read_images(self) -> dict[str, UInt8]:
         """The views' pictures that exist, by name, (h, w, 3) RGB.  Raises UserError for a broken one."""
@@ -85,9 +92,11 @@ def read_results(path: str | Path) -> Results:
 
 
 def _read_saved_map(path: Path) -> Results:
-    """A directory of `fast3r_ros.mapping.storage`; keyframes whose points were dropped are left out."""
+    """The main submap of a directory of `fast3r_ros.mapping.storage`; keyframes whose points were dropped are
+    left out.
+    """
     saved = read_map(path)
-    restored = Map.restored(MapConfig(), saved.keyframes, saved.metres, saved.voxel_size)
+    restored = Map.restored(MapConfig(), saved.keyframes, saved.metres, saved.voxel_size, saved.guessed)
     cameras = [
         CameraRecord(
             name_of(keyframe.id),
@@ -98,7 +107,8 @@ def _read_saved_map(path: Path) -> Results:
             keyframe.intrinsics,
             keyframe.map_from_camera,
         )
-        for keyframe in sorted(saved.keyframes, key=lambda keyframe: keyframe.stamp_ns)
+        for keyframe in sorted(restored.part().values(), key=lambda keyframe: keyframe.stamp_ns)
         if keyframe.image is not None
     ]
-    return Results(restored.cloud(), cameras, "m" if saved.metres else "map units")
+    unit = "m" if restored.known_scale(restored.main) else "map units"
+    return Results(restored.cloud(), cameras, unit, parts=restored.submaps)

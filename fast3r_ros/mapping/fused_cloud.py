@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fast3r_ros.mapping.data import Cloud, Float32, UInt8
 from fast3r_ros.mapping.surfaces import DepthView, PlacedPoints, depth_corrections, free_samples
@@ -35,7 +34,7 @@ class _Fused:
         """Whether the cloud already has this keyframe like this."""
         mine = self.keyframe
         same = mine.map_from_local is keyframe.map_from_local and mine.points is keyframe.points
-        return same and self.carves == carves
+        return same and mine.submap == keyframe.submap and self.carves == carves
 
     def content(self, ray_step: float) -> tuple[Float32, UInt8, Float32, Float32 | None, int]:
         """What it puts into the cloud, see `VoxelCloud.add`."""
@@ -53,10 +52,14 @@ class _Fused:
 
 
 class FusedCloud:
-    """What of each keyframe is in the voxels, and the surfaces of keyframes that are still estimated."""
+    """What of each keyframe is in the voxels, and the surfaces of keyframes that are still estimated.
+
+    Each submap has voxels of its own: how it lies to the others is not known.
+    """
 
     def __init__(self, voxel_size: float) -> None:
-        self._voxels = VoxelCloud(voxel_size)
+        self.voxel_size = voxel_size  # edge, in map units
+        self._voxels: dict[int, VoxelCloud] = {}  # by submap
         self._fused: dict[int, _Fused] = {}
         # of keyframes that are still estimated: their own points, and those on the common surface
         self._provisional: dict[int, tuple[KeyframePoints, KeyframePoints]] = {}
@@ -88,21 +91,24 @@ class FusedCloud:
         return list(changed.values())
 
     def fuse(self, keyframe: Keyframe, final: bool) -> None:
-        """Put a keyframe into the cloud instead of what is there of it; one without points leaves it.
+        """Put a keyframe into its submap's cloud instead of what is there of it, in that or another one.
 
-        final: what it looks through becomes free space.  Keyframes of other submaps than the first make no
-        free space before they are joined: where they are is not known.
+        One without points leaves.  final: what it looks through becomes free space.
         """
         new, old = self.shown(keyframe), self._fused.get(keyframe.id)
-        carves = final and keyframe.submap == 0
-        if old is not None and old.holds(new, carves):
+        if old is not None and old.holds(new, final):
             return
         if old is not None:
-            self._voxels.remove(*old.content(self._voxels.ray_step))
+            submap = old.keyframe.submap
+            voxels = self._voxels[submap]
+            voxels.remove(*old.content(voxels.ray_step))
             del self._fused[keyframe.id]
+            if not len(voxels) and not any(each.keyframe.submap == submap for each in self._fused.values()):
+                del self._voxels[submap]
         if new.points is not None:
-            fused = self._fused[keyframe.id] = _Fused(new, carves)
-            self._voxels.add(*fused.content(self._voxels.ray_step))
+            voxels = self._voxels.setdefault(new.submap, VoxelCloud(self.voxel_size))
+            fused = self._fused[keyframe.id] = _Fused(new, final)
+            voxels.add(*fused.content(voxels.ray_step))
 
     def shown(self, keyframe: Keyframe) -> Keyframe:
         """A keyframe with the points that belong into the cloud."""
@@ -112,27 +118,19 @@ class FusedCloud:
             return keyframe
         return replace(keyframe, points=surface)
 
-    def cloud(self) -> Cloud:
-        """The whole cloud in `map`."""
-        return self._voxels.cloud()
-
-    def region(self, lower: NDArray[np.floating], upper: NDArray[np.floating]) -> Cloud:
-        """The cloud inside an axis-aligned box from lower (3,) to upper (3,) in `map`."""
-        return self._voxels.region(lower, upper)
+    def cloud(self, submap: int) -> Cloud:
+        """The whole cloud of one submap in `map`."""
+        return self._voxels.get(submap, VoxelCloud(self.voxel_size)).cloud()
 
     def __len__(self) -> int:
-        """Number of points of the cloud."""
-        return len(self._voxels)
-
-    @property
-    def voxel_size(self) -> float:
-        """Edge of a voxel in map units."""
-        return self._voxels.voxel_size
+        """Number of points of all submaps."""
+        return sum(map(len, self._voxels.values()))
 
     @property
     def nbytes(self) -> int:
         """Memory of the voxels and of provisional surfaces in bytes."""
-        return self._voxels.nbytes + sum(surface.nbytes for _, surface in self._provisional.values())
+        voxels = sum(each.nbytes for each in self._voxels.values())
+        return voxels + sum(surface.nbytes for _, surface in self._provisional.values())
 
 
 def _neighbours(keyframe: Keyframe, keyframes: Mapping[int, Keyframe], most: int) -> list[int]:

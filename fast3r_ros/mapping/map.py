@@ -1,4 +1,4 @@
-"""The map: keyframes with their points in their own camera frame, and the fused cloud that follows them."""
+"""The map: keyframes with their points in their own camera frame, and the fused clouds that follow them."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class Keyframe:
 
 
 class Map:
-    """Keyframes by id and their fused cloud; `version` counts the changes."""
+    """Keyframes by id and the fused cloud of each submap; `version` counts the changes."""
 
     def __init__(self, config: MapConfig, voxel_size: float) -> None:
         self.config = config
@@ -309,13 +309,9 @@ class Map:
         memory = self._bytes + other_bytes + _CLOUD_GROWTH * self._cloud.nbytes
         return len(self._cloud) > self.config.max_points or memory > _FULL * self._limit
 
-    def cloud(self) -> Cloud:
-        """The whole fused cloud in `map`."""
-        return self._cloud.cloud()
-
-    def region(self, lower: NDArray[np.floating], upper: NDArray[np.floating]) -> Cloud:
-        """The cloud inside an axis-aligned box from lower (3,) to upper (3,) in `map`."""
-        return self._cloud.region(lower, upper)
+    def cloud(self, submap: int | None = None) -> Cloud:
+        """The fused cloud of one submap in `map`; None: of the main one."""
+        return self._cloud.cloud(self.main if submap is None else submap)
 
     @property
     def voxel_size(self) -> float:
@@ -328,13 +324,26 @@ class Map:
         return len(self.parts)
 
     @property
-    def parts(self) -> list[int]:
-        """Keyframes of each submap, the largest first."""
-        return sorted(Counter(k.submap for k in self.keyframes.values()).values(), reverse=True)
+    def parts(self) -> dict[int, int]:
+        """Submap -> number of its keyframes.  The main one comes first: in metres rather than not, then the
+        largest.
+        """
+        sizes = Counter(k.submap for k in self.keyframes.values())
+        return dict(sorted(sizes.items(), key=lambda part: (not self.known_scale(part[0]), -part[1], part[0])))
+
+    @property
+    def main(self) -> int:
+        """The submap that is the map for who wants one; the others lie at guessed places and scales."""
+        return next(iter(self.parts), 0)
+
+    def part(self, submap: int | None = None) -> dict[int, Keyframe]:
+        """The keyframes of one submap by id; None: of the main one."""
+        wanted = self.main if submap is None else submap
+        return {i: keyframe for i, keyframe in self.keyframes.items() if keyframe.submap == wanted}
 
     @property
     def points(self) -> int:
-        """Number of points of the fused cloud."""
+        """Number of points of the fused clouds."""
         return len(self._cloud)
 
     @property

@@ -224,8 +224,8 @@ class Mapper:
         return self._accept(tracked, fusion, loop_closed, rescaled or Sim3.identity(), clock)
 
     def loops(self) -> list[tuple[int, int]]:
-        """Ids of the keyframes that loop closures connect, both still in the map."""
-        held = self.map.keyframes
+        """Ids of the keyframes that loop closures connect, both in the map's main submap."""
+        held = self.map.part()
         return [(e.i, e.j) for e in self._loops.edges if e.robust and e.i in held and e.j in held]
 
     def finish(self) -> WindowResult | None:
@@ -485,10 +485,12 @@ class Mapper:
         self._loops.discard()
 
     def _leave_track(self) -> None:
-        """The views in the window are not continued: their poses are final."""
+        """The views in the window are not continued: their poses and points are final."""
         lost = self._window.clear()
         if lost:
             self._loops.lose(lost)
+            self.map.refine(final=lost, provisional=())
+            self.map.fuse(lost)
 
     def _accept(
         self, tracked: Track, fusion: Fusion, loop_closed: bool, rescaled: Sim3, clock: Clock
@@ -514,11 +516,14 @@ class Mapper:
 
     # ---------------------------------------------------------------- out
 
-    def trajectory(self, by_arrival: bool = False) -> list[PoseEstimate]:
-        """Every keyframe with its latest pose, in time order, or as they came (time may have gone back)."""
+    def trajectory(self, by_arrival: bool = False, submap: int | None = None) -> list[PoseEstimate]:
+        """Every keyframe of one submap (None: the main one, see `Map.parts`) with its latest pose.
+
+        In time order, or as they came (time may have gone back).
+        """
         self.map.follow()
-        order = sorted(self.map.keyframes.values(), key=lambda k: k.id if by_arrival else k.stamp_ns)
-        return [pose_of(k) for k in order]
+        mine = self.map.part(submap).values()
+        return [pose_of(k) for k in sorted(mine, key=lambda k: k.id if by_arrival else k.stamp_ns)]
 
     def newest_pose(self) -> PoseEstimate | None:
         """The pose of the newest keyframe; if a newer one waits, its pose by odometry or constant

@@ -298,9 +298,10 @@ class OnePass:
 
     # ---------------------------------------------------------------- out
 
-    def trajectory(self) -> list[PoseEstimate]:
-        """Every view in the map with its pose, in time order."""
-        return [pose_of(k) for k in sorted(self.map.keyframes.values(), key=lambda k: k.stamp_ns)]
+    def trajectory(self, by_arrival: bool = False, submap: int | None = None) -> list[PoseEstimate]:
+        """Every view of one submap (None: the main one) with its pose; see `Mapper.trajectory`."""
+        mine = self.map.part(submap).values()
+        return [pose_of(k) for k in sorted(mine, key=lambda k: k.id if by_arrival else k.stamp_ns)]
 
     def status(self) -> MapperStatus:
         """Counts so far."""

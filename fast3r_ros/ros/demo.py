@@ -33,7 +33,7 @@ from fast3r_ros.model.checkpoint import locate
 from fast3r_ros.msg import MappingStatus
 from fast3r_ros.ros.children import Child
 from fast3r_ros.ros.demo_listener import NODE, DemoListener
-from fast3r_ros.ros.demo_summary import numbers, summary, unit
+from fast3r_ros.ros.demo_summary import numbers, parts, summary, unit
 from fast3r_ros.srv import SaveMap
 
 START_SECONDS = 120.0  # for loading the model
@@ -202,6 +202,7 @@ def run(model: str, source_name: str, output: Path, stop: StopSignal) -> None:
         title=Path(source.name).name,
         truth=listener.truth or None,
         unit=unit(status),
+        parts=parts(listener, status),
     )
     print()
     for label, line in {**summary(listener, status, sent), "model": describe(model)}.items():

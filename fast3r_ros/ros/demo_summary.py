@@ -12,6 +12,12 @@ def unit(status: MappingStatus) -> str:
     return "m" if status.metres else "map units"
 
 
+def parts(listener: DemoListener, status: MappingStatus) -> list[int]:
+    """Keyframes of the main submap, which is what was published, and of the others together, as one part."""
+    main = len(listener.path)
+    return [main, max(0, status.frames_used - main)] if status.submaps > 1 else [main]
+
+
 def numbers(listener: DemoListener, status: MappingStatus, sent: int) -> dict[str, str]:
     """The main numbers for the picture, as label -> text."""
     error = trajectory_error(listener.trajectory(), listener.truth)

@@ -161,7 +161,7 @@ class Outputs:
         markers = markers or self._outdated  # which takes the old ones away
         self._map_sent, self._map_time, self._markers_sent = version, now, markers
         wanted = self._viewer.active or self.config.grid.enabled or markers
-        keyframes = dict(mapper.map.keyframes) if wanted else {}
+        keyframes = mapper.map.part() if wanted else {}
         replaces, self._outdated = self._outdated, False
         cloud, metres = mapper.map.cloud(), mapper.map.metres
         path = mapper.trajectory(by_arrival=True)
@@ -178,7 +178,7 @@ class Outputs:
             raise UserError("there is no grid before the map is in metres, see /diagnostics")
         stamp_ns = self.newest_ns or self._node.get_clock().now().nanoseconds
         try:
-            grid = GridMaker().make(mapper.map.cloud().points, mapper.map.keyframes, self.config.grid)
+            grid = GridMaker().make(mapper.map.cloud().points, mapper.map.part(), self.config.grid)
         except ValueError as error:
             raise UserError(f"there is no grid: {error}") from error
         return grid_message(grid, stamp_ns, self.config.frames.map)

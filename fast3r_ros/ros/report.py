@@ -219,6 +219,9 @@ def _mapping_status(report: Report, name: str) -> DiagnosticStatus:
         level, text = DiagnosticStatus.WARN, f"{text}; {report.held_back}"
     elif report.no_grid:
         level, text = DiagnosticStatus.WARN, f"{text}; no ~/grid: {report.no_grid}"
+    elif mapper is not None and mapper.submaps > 1:
+        shown = f"{mapper.submaps} parts that are not connected; ~/map_cloud, ~/path and ~/grid show the main one"
+        level, text = DiagnosticStatus.WARN, f"{text}; {shown}; go back to a place that was mapped"
     elif mapper is not None and mapper.calibration:
         level, text = DiagnosticStatus.WARN, f"{text}; {mapper.calibration}"
     if mapper is not None:
@@ -229,6 +232,7 @@ def _mapping_status(report: Report, name: str) -> DiagnosticStatus:
                 "windows": mapper.windows,
                 "windows rejected": mapper.windows_rejected,
                 "map points": mapper.map_points,
+                "unconnected parts": mapper.submaps,
                 "map MB": f"{mapper.map_bytes / 1e6:.1f}",
                 "scale": f"{mapper.scale_source}, {'metres' if mapper.metres else 'map units'}",
                 "image age (s)": f"{report.image_age:.2f}",

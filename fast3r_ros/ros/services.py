@@ -203,7 +203,9 @@ class Services:
         kind = path.suffix.lower()
 
         def save(mapper: Mapper) -> Cloud | OccupancyGrid:
+            nonlocal left_out
             thread.work_off()
+            left_out = mapper.map.submaps - 1
             cloud = mapper.map.cloud()
             if len(cloud.points) == 0:
                 raise UserError("the map is empty: nothing was saved")
@@ -213,6 +215,7 @@ class Services:
                 mapper.save_map(path)
             return cloud
 
+        left_out = 0
         with self._alone("save_map"):
             saved = self._do(save)
             if isinstance(saved, Cloud):
@@ -222,7 +225,10 @@ class Services:
             else:
                 count, what = write_grid(path, saved), "cells"
         response.path, response.points = str(path), count
-        return f"{count} {what} written to {path}"
+        written = f"{count} {what} written to {path}"
+        if left_out and kind in (*CLOUD_WRITERS, *GRID_SUFFIXES):
+            written += f", without {left_out} parts that are not connected; a name without suffix saves all"
+        return written
 
     def _get(self, request: GetMap.Request, response: GetMap.Response) -> str:
         with self._alone("get_map"):
@@ -236,7 +242,7 @@ class Services:
         def load(mapper: Mapper) -> int:
             mapper.load_map(path)
             self._on_new_map()
-            return len(mapper.trajectory())
+            return len(mapper.map.keyframes)
 
         with self._alone("load_map"):
             response.keyframes = self._do(load)
