@@ -53,7 +53,8 @@ def run(arguments: argparse.Namespace) -> int:
     if suffix == ".glb" and not len(results.cloud.points):
         raise UserError(f"{arguments.input} has no points: an empty map is no glTF scene")
     writers[suffix](output, results)
-    print(f"{len(results.cloud.points):,} points, {len(results.cameras)} cameras{results.left_out} -> {output}")
+    counts = f"{len(results.cloud.points):,} points, {len(results.cameras)} cameras"
+    print(f"{counts}{results.left_out} -> {output}")
     return 0
 
 

@@ -331,7 +331,7 @@ def _writers(
 
 
 def _write_submap(directory: Path, mapper: Mapped, submap: int) -> None:
-    """A part that is not connected to the main one: its cloud and trajectory, with guessed place and scale."""
+    """Cloud and trajectory of a part that is not connected to the main one; place and scale are guessed."""
     trajectory = mapper.trajectory(submap=submap)
     write_trajectory(directory / f"trajectory_submap_{submap}.txt", trajectory)
     comment = "a part that is not connected to map.ply: its place and scale are guessed; z up"

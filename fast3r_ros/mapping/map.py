@@ -329,7 +329,7 @@ class Map:
         largest.
         """
         sizes = Counter(k.submap for k in self.keyframes.values())
-        return dict(sorted(sizes.items(), key=lambda part: (not self.known_scale(part[0]), -part[1], part[0])))
+        return {i: sizes[i] for i in sorted(sizes, key=lambda i: (not self.known_scale(i), -sizes[i], i))}
 
     @property
     def main(self) -> int:

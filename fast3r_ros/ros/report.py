@@ -220,8 +220,9 @@ def _mapping_status(report: Report, name: str) -> DiagnosticStatus:
     elif report.no_grid:
         level, text = DiagnosticStatus.WARN, f"{text}; no ~/grid: {report.no_grid}"
     elif mapper is not None and mapper.submaps > 1:
-        shown = f"{mapper.submaps} parts that are not connected; ~/map_cloud, ~/path and ~/grid show the main one"
-        level, text = DiagnosticStatus.WARN, f"{text}; {shown}; go back to a place that was mapped"
+        apart = f"{mapper.submaps} parts that are not connected; go back to a place that was mapped"
+        text = f"{text}; {apart}; ~/map_cloud, ~/path and ~/grid show the main one until then"
+        level = DiagnosticStatus.WARN
     elif mapper is not None and mapper.calibration:
         level, text = DiagnosticStatus.WARN, f"{text}; {mapper.calibration}"
     if mapper is not None:

@@ -202,6 +202,8 @@ class Services:
         path = path_for_saving(self._directory(), request.name, request.overwrite)
         kind = path.suffix.lower()
 
+        left_out = 0
+
         def save(mapper: Mapper) -> Cloud | OccupancyGrid:
             nonlocal left_out
             thread.work_off()
@@ -215,7 +217,6 @@ class Services:
                 mapper.save_map(path)
             return cloud
 
-        left_out = 0
         with self._alone("save_map"):
             saved = self._do(save)
             if isinstance(saved, Cloud):
@@ -227,7 +228,8 @@ class Services:
         response.path, response.points = str(path), count
         written = f"{count} {what} written to {path}"
         if left_out and kind in (*CLOUD_WRITERS, *GRID_SUFFIXES):
-            written += f", without {left_out} parts that are not connected; a name without suffix saves all"
+            which = "a part that is" if left_out == 1 else f"{left_out} parts that are"
+            written += f", without {which} not connected; a name without suffix saves the whole map"
         return written
 
     def _get(self, request: GetMap.Request, response: GetMap.Response) -> str:

@@ -100,6 +100,8 @@ def test_every_reason_of_a_drop_is_explained_in_words() -> None:
         ({"drops": {"paused": 3}}, 0, DiagnosticStatus.OK, "3 left out"),
         ({"problems": {"unusable camera_info": 2}}, 0, DiagnosticStatus.WARN, "unusable camera_info: 2"),
         ({"problems": {LOST: 9}}, 0, DiagnosticStatus.WARN, "9 images lost on the way: compress them"),
+        ({"mapper": mapper_status(submaps=2)}, 1, DiagnosticStatus.WARN, "2 parts that are not connected"),
+        ({"mapper": mapper_status()}, 1, DiagnosticStatus.OK, "mapping"),
         ({"state": MappingStatus.LOST}, 1, DiagnosticStatus.WARN, "~/reset"),
         ({"state": MappingStatus.ERROR, "last_error": "no model"}, 1, DiagnosticStatus.ERROR, "no model"),
         ({"parents": {"odom": "world"}}, 2, DiagnosticStatus.ERROR, "odom already has the parent world"),

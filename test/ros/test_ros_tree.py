@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,9 @@ import pytest
 pytest.importorskip("rclpy", reason="ROS is not installed here")
 
 from fast3r_ros.msg import MappingStatus, WindowEstimate
+from fast3r_ros.srv import SaveMap
 from nav_msgs.msg import OccupancyGrid, Odometry
+from nav_msgs.msg import Path as PathMessage
 from robot import CAMERA, Robot, frames, listener_for, transforms_to
 from ros_harness import DOUBLE, NODE, REPLAY, Listener, Program, arguments, domain, running, wait_until
 from sensor_msgs.msg import Image, PointCloud2
@@ -20,6 +23,8 @@ from tf2_msgs.msg import TFMessage
 from tf_tree import Tree
 
 from fast3r_ros.benchmark.synthetic_run import start
+from fast3r_ros.io.results import read_results
+from fast3r_ros.ros.clouds import message_to_cloud
 from fast3r_ros.ros.counters import Counters
 from fast3r_ros.ros.images import rgb_to_image
 from fast3r_ros.ros.mapping_thread import MappingThread
@@ -123,6 +128,45 @@ def test_a_camera_on_the_base_is_found_from_the_map_also_while_it_stands() -> No
     listener.close()
     assert f"broadcasting {words}" in node.output()
     assert "Traceback" not in node.output()
+
+
+def test_a_part_that_is_not_connected_is_neither_in_the_map_nor_in_its_files(tmp_path: Path) -> None:
+    """Time goes back, and nothing is recognised: the larger part is the map."""
+    domain_id = domain(49)
+    node, listener = started(domain_id, {"loop.enabled": False, "map_directory": tmp_path})
+    listener.listen(PointCloud2, f"{NODE}/map_cloud", latched=True)
+    listener.listen(PathMessage, f"{NODE}/path", latched=True)
+    walk = frames()
+    with running(node):
+        robot = Robot(listener)
+        ready(listener)
+        wait_until(lambda: robot.images.get_subscription_count() > 0, 10, "the node's subscription")
+        time.sleep(1.0)  # until it is as reliable as the images are
+        for frame in (*walk[45:], *walk[:45]):
+            robot.images.publish(rgb_to_image(frame.image, frame.stamp_ns, CAMERA))
+            time.sleep(0.1)
+        listener.wait_for(f"{NODE}/status", lambda message: message.submaps == 2, 30)
+        settle(listener, f"{NODE}/window")
+        views = {ns_from_stamp(v.header.stamp) for w in listener.heard[f"{NODE}/window"] for v in w.views}
+        torn = walk[45].stamp_ns
+        assert min(views) < torn <= max(views)
+        wait_until(lambda: path_stamps(listener) == {each for each in views if each >= torn}, 20, "the path")
+        words = "2 parts that are not connected"
+        wait_until(lambda: words in listener.newest("/diagnostics").status[1].message, 5, "diagnostics")
+        answer = listener.call(SaveMap, f"{NODE}/save_map", name="main.ply")
+        assert answer.success
+        assert "without a part that is not connected" in answer.message
+        assert listener.call(SaveMap, f"{NODE}/save_map", name="whole").success
+        shown = message_to_cloud(listener.newest(f"{NODE}/map_cloud"))
+        whole = read_results(tmp_path / "whole")
+        assert whole.parts == 2
+        assert len(shown.points) == len(whole.cloud.points) == answer.points
+        assert listener.newest(f"{NODE}/status").map_points > len(shown.points)
+    listener.close()
+
+
+def path_stamps(listener: Listener) -> set[int]:
+    return {ns_from_stamp(pose.header.stamp) for pose in listener.newest(f"{NODE}/path").poses}
 
 
 class Log:
