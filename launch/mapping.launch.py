@@ -25,7 +25,7 @@ SHARE = Path(get_package_share_directory("fast3r_ros"))
 ARGUMENTS = (
     ("namespace", "", "namespace of the node and its topics"),
     ("params_file", str(SHARE / "config" / "mapping.yaml"), "parameters of the node"),
-    ("model", "", "demo, a checkpoint folder or a hub name"),
+    ("model", "", "demo, a checkpoint folder or a hub name of Fast3R, or name:checkpoint of another network"),
     ("cameras", "", "names of a rig's cameras with commas; image and the others are then below each name"),
     ("image", "image", "image topic (without /compressed)"),
     ("camera_info", "", "camera_info topic; empty: beside the image topic"),

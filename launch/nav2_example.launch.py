@@ -23,7 +23,7 @@ ARGUMENTS = (
     ("image", "image", "image topic"),
     ("odometry", "odom", "odometry topic"),
     ("scale_source", "odometry", "what gives metres: odometry, rig, depth, camera_height or fixed"),
-    ("model", "", "demo, a checkpoint folder or a hub name"),
+    ("model", "", "demo, a checkpoint folder or a hub name of Fast3R, or name:checkpoint of another network"),
     ("costmap_params_file", str(SHARE / "config" / "nav2_costmap.yaml"), "parameters of the costmap"),
     ("use_sim_time", "false", "take the time from /clock"),
 )

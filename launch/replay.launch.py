@@ -31,7 +31,7 @@ ARGUMENTS = (
     ("loop", "false", "start over at the end"),
     ("namespace", "", "namespace of both nodes"),
     ("params_file", str(SHARE / "config" / "mapping.yaml"), "parameters of the mapping node"),
-    ("model", "", "demo, a checkpoint folder or a hub name"),
+    ("model", "", "demo, a checkpoint folder or a hub name of Fast3R, or name:checkpoint of another network"),
     ("rviz", "true", "start RViz"),
     ("viewer_port", "", "port of the web viewer on this machine, for example 8080"),
     ("log_level", "info", "debug, info, warn, error or fatal"),

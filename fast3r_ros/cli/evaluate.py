@@ -11,10 +11,11 @@ from fast3r_ros.errors import UserError
 
 if TYPE_CHECKING:
     from fast3r_ros.datasets import PosedSequence
-    from fast3r_ros.model import Fast3R
+    from fast3r_ros.mapping.data import WindowNetwork
 
 TABLES = ("pose", "reconstruction", "depth", "trajectory", "mapper")
 SYNTHETIC = "synthetic"
+IMAGE_SIZE = 512  # pixels of the longer side that a network is shown whose own size is not known
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="full", choices=("full", "easy"), help="of the synthetic scenes")
     parser.add_argument("--scenes", type=int, help="at most so many scenes (default: 50 synthetic, else all)")
     parser.add_argument(
-        "--model", default="demo", help="demo, a checkpoint folder or a hub name (default: %(default)s)"
+        "--model",
+        default="demo",
+        help="demo, a checkpoint folder or a hub name of Fast3R, or name:checkpoint of another network "
+        "(default: %(default)s)",
     )
     parser.add_argument("--output", type=Path, help="folder for results.json, results.md and pictures")
     parser.add_argument(
@@ -87,23 +91,27 @@ def run(arguments: argparse.Namespace) -> int:
     # Small networks run in many short parallel sections; on a busy CPU threads that wait for the next one by
     # spinning take three times as long as all the work.  Counts when PyTorch is loaded for the first time.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from fast3r_ros.cli.loading import load_model
     from fast3r_ros.evaluation import tables
-    from fast3r_ros.model.acceleration import Acceleration, accelerate
+    from fast3r_ros.mapping.network import Fast3RNetwork
+    from fast3r_ros.model.acceleration import Acceleration
+    from fast3r_ros.model.precision import resolve_device
+    from fast3r_ros.networks import NetworkOptions, load_network
 
     acceleration = Acceleration.parse(arguments.accelerate)
     if arguments.output:
         tables.check_folder(arguments.output)
     sequences, walks = _sequences(arguments)
-    model = accelerate(load_model(arguments.model, arguments.device, arguments.dtype), acceleration)
-    size = arguments.size or model.config.image_size
+    options = NetworkOptions(arguments.device, arguments.dtype, arguments.size, arguments.accelerate)
+    network = load_network(arguments.model, options)
+    own = network.model.config.image_size if isinstance(network, Fast3RNetwork) else IMAGE_SIZE
+    size = arguments.size or own
     report: dict[str, Any] = {
         "dataset": arguments.dataset,
         "model": str(arguments.model),
         "settings": {
             "split": arguments.split if arguments.dataset == SYNTHETIC else "",
             "size": size,
-            "device": str(next(model.parameters()).device),
+            "device": resolve_device(arguments.device),
             "seed": arguments.seed,
             "accelerate": str(acceleration),
             "cloud_points": arguments.cloud_points,
@@ -111,8 +119,8 @@ def run(arguments: argparse.Namespace) -> int:
         "problems": [],
     }
     problems: list[str] = report["problems"]
-    report["tables"] = _offline(arguments, sequences, model, size, problems)
-    report["tables"] |= _mapped(arguments, walks, model, size, problems)
+    report["tables"] = _offline(arguments, sequences, network, size, problems)
+    report["tables"] |= _mapped(arguments, walks, network, problems)
     if problems and not any(table["mean"] for table in report["tables"].values()):
         raise UserError(problems[0])
     print(tables.markdown(report))
@@ -156,15 +164,19 @@ def _sequences(arguments: argparse.Namespace) -> tuple[list[PosedSequence], list
 def _offline(
     arguments: argparse.Namespace,
     sequences: list[PosedSequence],
-    model: Fast3R,
+    network: WindowNetwork,
     size: int,
     problems: list[str],
 ) -> dict[str, Any]:
-    from functools import partial
-
     from tqdm import tqdm
 
     from fast3r_ros.evaluation import offline, runner
+    from fast3r_ros.mapping.network import Fast3RNetwork
+
+    def predict_with(indices: str) -> offline.Predict:
+        if isinstance(network, Fast3RNetwork):
+            return offline.predictor(network.model, indices, arguments.seed)
+        return offline.window_predictor(network)
 
     chosen = [table for table in arguments.tables if table in runner.OFFLINE_TABLES]
     if not chosen:
@@ -173,7 +185,7 @@ def _offline(
     with tqdm(total=len(sequences), unit="scene", desc="one pass", disable=None) as bar:
         rows = runner.run_offline(
             sequences,
-            partial(offline.predictor, model, seed=arguments.seed),
+            predict_with,
             grid,
             chosen,
             size,
@@ -193,8 +205,7 @@ def _offline(
 def _mapped(
     arguments: argparse.Namespace,
     walks: list[PosedSequence],
-    model: Fast3R,
-    size: int,
+    network: WindowNetwork,
     problems: list[str],
 ) -> dict[str, Any]:
     if "mapper" not in arguments.tables:
@@ -203,9 +214,7 @@ def _mapped(
 
     from fast3r_ros.evaluation.mapped import score_mapper, score_peer
     from fast3r_ros.evaluation.runner import average, noted
-    from fast3r_ros.mapping.network import Fast3RNetwork
 
-    network = Fast3RNetwork(model, size)
     total = sum(len(walk.frames) for walk in walks)
     with tqdm(total=total, unit="frame", desc="mapper", disable=None) as bar:
         rows: list[dict[str, Any]] = []

@@ -22,9 +22,8 @@ if TYPE_CHECKING:
     from fast3r_ros.io.recorder import Recorder
     from fast3r_ros.io.sources import Source
     from fast3r_ros.mapping.config import MapperConfig
-    from fast3r_ros.mapping.data import Frame, WindowResult
+    from fast3r_ros.mapping.data import Frame, WindowNetwork, WindowResult
     from fast3r_ros.mapping.mapper import Mapper
-    from fast3r_ros.mapping.network import Fast3RNetwork
     from fast3r_ros.mapping.one_pass import OnePass
     from fast3r_ros.viewer.web import WebViewer
 
@@ -39,7 +38,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--output", type=Path, required=True, help="folder for the results")
     parser.add_argument(
-        "--model", default="demo", help="demo, a checkpoint folder or a hub name (default: %(default)s)"
+        "--model",
+        default="demo",
+        help="demo, a checkpoint folder or a hub name of Fast3R, or name:checkpoint of another network "
+        "(default: %(default)s)",
     )
     parser.add_argument(
         "--mode",
@@ -192,7 +194,7 @@ def _reconstruct(arguments: argparse.Namespace, first: bool = True) -> int:
     return 0 if report["map_points"] else 1
 
 
-def _mapper(mode: str, network: Fast3RNetwork, config: MapperConfig) -> Mapper | OnePass:
+def _mapper(mode: str, network: WindowNetwork, config: MapperConfig) -> Mapper | OnePass:
     """What makes the map: a sliding window, or one pass over everything."""
     from fast3r_ros.mapping.mapper import Mapper
     from fast3r_ros.mapping.one_pass import OnePass
@@ -301,21 +303,23 @@ def _at_least(least: int) -> Callable[[str], int]:
     return read
 
 
-def _load_network(arguments: argparse.Namespace, timings: dict[str, float]) -> Fast3RNetwork:
+def _load_network(arguments: argparse.Namespace, timings: dict[str, float]) -> WindowNetwork:
     """The network on its device; raises UserError when model or device cannot be used."""
-    from fast3r_ros.cli.loading import load_model
-    from fast3r_ros.mapping.network import Fast3RNetwork
-    from fast3r_ros.model.acceleration import Acceleration, accelerate
-    from fast3r_ros.model.parallel import parallelise
+    from fast3r_ros.model.acceleration import Acceleration
+    from fast3r_ros.networks import NetworkOptions, load_network
 
     acceleration = Acceleration.parse(arguments.accelerate)
     if acceleration.stream > 1 and arguments.mode == "all":
         raise UserError(f"--accelerate {acceleration}: stream is for --mode window; one pass has no windows")
     started = time.perf_counter()
-    model = load_model(arguments.model, arguments.device, arguments.dtype)
-    parallelise(accelerate(model, acceleration), arguments.parallel)
+    network = load_network(
+        arguments.model,
+        NetworkOptions(
+            arguments.device, arguments.dtype, arguments.size, arguments.accelerate, arguments.parallel
+        ),
+    )
     timings["load"] += time.perf_counter() - started
-    return Fast3RNetwork(model, arguments.size or model.config.image_size)
+    return network
 
 
 def _is_complete(output: Path) -> bool:

@@ -19,7 +19,7 @@ from fast3r_ros.geometry.camera_pose import (
 from fast3r_ros.geometry.focal import first_view_focal
 from fast3r_ros.geometry.rigid import inverse, transform_points
 from fast3r_ros.geometry.robust_similarity import RobustOptions
-from fast3r_ros.mapping.data import Float32, Float64, UInt8
+from fast3r_ros.mapping.data import Float32, Float64, Frame, UInt8, WindowNetwork
 from fast3r_ros.metrics.depth import depth_scores
 from fast3r_ros.metrics.pose import pair_errors, pose_scores
 from fast3r_ros.metrics.reconstruction import align, estimate_normals, reconstruction_scores
@@ -103,6 +103,38 @@ def predictor(model: Fast3R, indices: str = "spread", seed: int = 0) -> Predict:
         )
 
     return predict
+
+
+def window_predictor(network: WindowNetwork) -> Predict:
+    """Any network as such a function; what it says at its own size is laid on the images' pixels."""
+
+    def predict(images: UInt8) -> Prediction:
+        views = [network.encode(Frame(number, "evaluated", image)) for number, image in enumerate(images)]
+        maps = network.reconstruct(views)
+        size = images.shape[1:3]
+
+        def stacked(tensors: Sequence[torch.Tensor]) -> Float32:
+            arrays = [tensor.float().cpu().numpy() for tensor in tensors]
+            return np.stack(
+                [
+                    _on_image(array, view.network_from_image, size)
+                    for array, view in zip(arrays, views, strict=True)
+                ]
+            )
+
+        world, local = stacked(maps.points_global), stacked(maps.points_local)
+        return Prediction(world, stacked(maps.confidence_global), local, stacked(maps.confidence_local))
+
+    return predict
+
+
+def _on_image(values: Float32, network_from_image: Float64, size: tuple[int, ...]) -> Float32:
+    """A network's map (h, w, ...) on the pixels (H, W) of its image: the nearest value of each."""
+    rows, columns = (
+        np.clip((np.arange(size[axis]) + 0.5) * network_from_image[i, i] + network_from_image[i, 2], 0, end)
+        for axis, i, end in ((0, 1, values.shape[0] - 1), (1, 0, values.shape[1] - 1))
+    )
+    return values[rows.astype(np.int64)[:, None], columns.astype(np.int64)]
 
 
 def place(prediction: Prediction, head: str) -> PlacedViews:

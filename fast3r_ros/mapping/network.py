@@ -95,6 +95,11 @@ class Fast3RNetwork:
         self._seen: SeenViews | None = None
 
     @property
+    def model(self) -> Fast3R:
+        """The network itself."""
+        return self._model
+
+    @property
     def captured(self) -> int:
         """How many functions are replayed as a whole."""
         return len(self._captured)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,17 +23,18 @@ from fast3r_ros.geometry.sim3 import Sim3
 from fast3r_ros.mapping.calibration import FocalLengths, WindowCameras, network_focals
 from fast3r_ros.mapping.config import MapperConfig
 from fast3r_ros.mapping.data import (
-    EncodedView,
     Float64,
     Frame,
     MapperStatus,
     PoseEstimate,
     Reconstruction,
+    WindowNetwork,
     WindowResult,
 )
 from fast3r_ros.mapping.fusion import Fusion, fuse_window
 from fast3r_ros.mapping.gravity import extrinsics, level_origin
 from fast3r_ros.mapping.intake import FrameIntake
+from fast3r_ros.mapping.many_views import ManyViewNetwork, in_parts, map_lists, some_views
 from fast3r_ros.mapping.map import Map
 from fast3r_ros.mapping.metric import MetricScale
 from fast3r_ros.mapping.network import PreparedFrame
@@ -50,30 +51,6 @@ CHUNK = 16  # views whose pictures or pointmaps are in work at a time
 Pointmaps = Callable[[Any, Sequence[int]], Reconstruction]
 _UNIT_VOXEL = 0.01  # default voxel, as a share of the median depth of the views
 _NOWHERE = Registration(Sim3.identity(), 0.0, float("inf"), np.zeros((7, 7)), "no view could be placed")
-
-
-class ManyViewNetwork(Protocol):
-    """What one pass needs of a network; `fast3r_ros.mapping.network.Fast3RNetwork` has it."""
-
-    def prepare(self, frame: Frame) -> PreparedFrame:
-        """Resize one frame.  Raises UserError for an image that cannot be used."""
-        ...
-
-    def encode_prepared(self, frames: Sequence[PreparedFrame]) -> list[EncodedView]:
-        """Encode frames of one size."""
-        ...
-
-    def fuse(self, views: Sequence[EncodedView]) -> Any:
-        """One pass of the fusion transformer; view 0 defines the `window` frame."""
-        ...
-
-    def pointmaps(self, features: Any, views: Sequence[int]) -> Reconstruction:
-        """The pointmaps of some views of a pass."""
-        ...
-
-    def local_pointmaps(self, features: Any, views: Sequence[int]) -> Reconstruction:
-        """The same without the global maps."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -100,10 +77,12 @@ def streamed(
 class OnePass:
     """A map from one forward pass: frames and odometry in, results and the map out, as with a `Mapper`."""
 
-    def __init__(self, network: ManyViewNetwork, config: MapperConfig, chunk: int = CHUNK) -> None:
+    def __init__(
+        self, network: WindowNetwork | ManyViewNetwork, config: MapperConfig, chunk: int = CHUNK
+    ) -> None:
         self.config = config
         self.map = Map(config.map, config.map.voxel_size or _UNIT_VOXEL)
-        self._network, self._chunk = network, chunk
+        self._network, self._chunk = in_parts(network), chunk
         self._intake = FrameIntake(config.keyframes, 1)
         self._odometry = OdometryBuffer()
         self._metric = MetricScale(self._odometry, {})
@@ -194,7 +173,7 @@ class OnePass:
             self._intake.drop("not_connected", len(decoded) - len(sound))
             if not sound:
                 continue
-            numbers, reconstruction = [decoded[i] for i in sound], _some(maps, sound)
+            numbers, reconstruction = [decoded[i] for i in sound], some_views(maps, sound)
             window = RegisteredWindow(
                 [views[i] for i in numbers],
                 reconstruction,
@@ -331,9 +310,9 @@ def _reasons(views: Sequence[WindowView], maps: Reconstruction) -> list[str]:
     """
     if not len(maps.points_global):
         maps = replace(maps, points_global=maps.points_local, confidence_global=maps.confidence_local)
-    if any(len(each) != len(views) for each in _tensors(maps)):
+    if any(len(each) != len(views) for each in map_lists(maps)):
         return [unusable_result(views, maps)] * len(views)
-    return [unusable_result([view], _some(maps, [i])) for i, view in enumerate(views)]
+    return [unusable_result([view], some_views(maps, [i])) for i, view in enumerate(views)]
 
 
 def _without(reasons: Sequence[str], views: Sequence[WindowView], maps: Reconstruction) -> Reconstruction:
@@ -355,15 +334,6 @@ def _without(reasons: Sequence[str], views: Sequence[WindowView], maps: Reconstr
         sound(maps.points_local, 3),
         sound(maps.confidence_local),
     )
-
-
-def _some(maps: Reconstruction, chosen: Sequence[int]) -> Reconstruction:
-    """The maps of some views."""
-    return Reconstruction(*([each[i] for i in chosen] if len(each) else () for each in _tensors(maps)))
-
-
-def _tensors(maps: Reconstruction) -> list[Sequence[torch.Tensor]]:
-    return [getattr(maps, item.name) for item in fields(Reconstruction)]
 
 
 def _chosen(poses: CameraPoses, numbers: Sequence[int]) -> CameraPoses:

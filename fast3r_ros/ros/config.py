@@ -147,7 +147,9 @@ class NodeConfig:
     """All parameters of the mapping node; `mapper` holds the sections of the mapper."""
 
     model: str = parameter(
-        "demo", "the network: demo (ships with the package), a checkpoint folder or a hub name"
+        "demo",
+        "the network: demo (ships with the package), a checkpoint folder or a hub name of Fast3R, or "
+        "name:checkpoint of another network",
     )
     device: str = parameter(
         "auto", "where the network runs: auto (a GPU if there is one), cpu, cuda, cuda:1 …"

@@ -237,7 +237,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line; returns the exit status (2: wrong use, 130: stopped by a signal)."""
     parser = argparse.ArgumentParser(prog="demo", description="Map a source with the real nodes over DDS.")
     parser.add_argument("--source", default="synthetic", help="video, image folder or rosbag2")
-    parser.add_argument("--model", default="demo", help="demo, a checkpoint folder or a hub name")
+    parser.add_argument(
+        "--model", default="demo", help="demo, a checkpoint folder, a hub name or name:checkpoint"
+    )
     parser.add_argument("--output", type=Path, default=Path("demo_output"), help="folder for the results")
     parsed = parser.parse_args(arguments)
     stop = StopSignal()

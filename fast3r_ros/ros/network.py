@@ -19,27 +19,22 @@ _log = logging.getLogger(__name__)
 def load_network(config: NodeConfig) -> WindowNetwork:
     """The network of `model` on `device` in `dtype`, warmed up where that is a GPU.
 
-    Raises UserError when there is no such model, device or acceleration.
+    Raises UserError when there is no such network, checkpoint, device or acceleration.
     """
     import torch
 
+    from fast3r_ros import networks
     from fast3r_ros.mapping.network import Fast3RNetwork
-    from fast3r_ros.model import Fast3R
-    from fast3r_ros.model.acceleration import Acceleration, accelerate
-    from fast3r_ros.model.precision import resolve_dtype
     from fast3r_ros.model.preprocess import plan_resize
 
     if config.torch_threads:
         torch.set_num_threads(config.torch_threads)
     expected = expected_size(config.expected_image)
-    acceleration = Acceleration.parse(config.accelerate)
-    device = resolve_device(config.device)
-    dtype = resolve_dtype(config.dtype, device)
-    model = Fast3R.from_pretrained(config.model, device=device, dtype=dtype)
-    accelerate(model, acceleration)
-    network = Fast3RNetwork(model, model.config.image_size)
-    if device.startswith("cuda") and expected is not None:
-        warm_up(network, config.mapper, plan_resize(*expected, model.config.image_size).size)
+    options = networks.NetworkOptions(config.device, config.dtype, accelerate=config.accelerate)
+    network = networks.load_network(config.model, options)
+    on_gpu = resolve_device(config.device).startswith("cuda")
+    if on_gpu and expected is not None and isinstance(network, Fast3RNetwork):
+        warm_up(network, config.mapper, plan_resize(*expected, network.model.config.image_size).size)
     return network
 
 

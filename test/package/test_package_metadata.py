@@ -100,6 +100,7 @@ CORE = [
         "training",
         "evaluation",
         "cli",
+        "networks",
     ),
 ]
 

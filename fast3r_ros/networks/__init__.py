@@ -1,0 +1,27 @@
+"""Networks that map: what one has to offer, and what it may use.
+
+A network turns a frame into an encoded view and a window of encoded views into pointmaps (`WindowNetwork`).
+A package of your own offers one by an entry point of the group `fast3r_ros.networks`, whose value is a
+`LoadNetwork`; `model: name:checkpoint` then picks it in the node, `fast3r reconstruct` and `fast3r evaluate`.
+docs/networks.md shows a whole package.
+"""
+
+from fast3r_ros.errors import UserError
+from fast3r_ros.mapping.data import EncodedView, Frame, Reconstruction, WindowNetwork
+from fast3r_ros.model.preprocess import PreparedImage, prepare_image
+from fast3r_ros.networks.loading import LoadNetwork, NetworkOptions, known_networks, load_network, split_model
+
+__all__ = [
+    "EncodedView",
+    "Frame",
+    "LoadNetwork",
+    "NetworkOptions",
+    "PreparedImage",
+    "Reconstruction",
+    "UserError",
+    "WindowNetwork",
+    "known_networks",
+    "load_network",
+    "prepare_image",
+    "split_model",
+]
