@@ -19,7 +19,7 @@ from fast3r_ros.errors import UserError
 from fast3r_ros.geometry.sim3 import Sim3
 from fast3r_ros.geometry.similarity import fit_similarity
 from fast3r_ros.mapping.config import MapperConfig
-from fast3r_ros.mapping.data import EncodedView, Frame, Reconstruction, WindowResult
+from fast3r_ros.mapping.data import EncodedView, Frame, Reconstruction, WindowNetwork, WindowResult
 from fast3r_ros.mapping.mapper import Mapper
 from fast3r_ros.synthetic.network_double import Disturbance, KnownSequence, TrueNetwork
 from fast3r_ros.synthetic.sequence import RecordedSequence, SyntheticSequence, loop_sequence
@@ -28,7 +28,7 @@ Float64 = NDArray[np.float64]
 SMALL = (64, 48)  # pixels; the stand-in network needs no more for the accuracy of poses
 
 
-class MeteredNetwork:
+class MeteredNetwork(WindowNetwork):
     """A network that counts the processor time it takes, so that the rest can be told apart."""
 
     def __init__(self, network: TrueNetwork) -> None:

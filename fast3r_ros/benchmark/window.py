@@ -34,7 +34,7 @@ from fast3r_ros.benchmark.models import (
 )
 from fast3r_ros.errors import UserError
 from fast3r_ros.mapping.config import MapperConfig
-from fast3r_ros.mapping.data import EncodedView, Frame, Reconstruction, ViewEstimate
+from fast3r_ros.mapping.data import EncodedView, Frame, Reconstruction, ViewEstimate, WindowNetwork
 from fast3r_ros.mapping.mapper import Mapper
 from fast3r_ros.mapping.network import Fast3RNetwork
 from fast3r_ros.mapping.records import view_bytes
@@ -105,7 +105,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     return collected(document, results, arguments.keep)
 
 
-class StandIn:
+class StandIn(WindowNetwork):
     """A `WindowNetwork` that runs the real one on the camera's picture and answers with the truth.
 
     seconds, processor: stage -> wall and processor time since the last `clear`.  `stand_in` is what the truth

@@ -66,7 +66,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--scale",
         default="none",
-        help="none (map units), odometry (of a bag), camera_height=METRES or fixed=METRES_PER_UNIT",
+        help="none (map units), odometry (of a bag), network (where its points are in metres), "
+        "camera_height=METRES or fixed=METRES_PER_UNIT",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: %(default)s)")
     parser.add_argument(
@@ -256,10 +257,12 @@ def _scale(text: str) -> dict[str, Any]:
     """Mapper parameters of `--scale`."""
     name, _, value = text.partition("=")
     parameters = {"camera_height": "scale.camera_height", "fixed": "scale.metres_per_unit"}
-    if text in ("none", "odometry"):
+    if text in ("none", "odometry", "network"):
         return {"scale.source": text}
     if name not in parameters or not value:
-        raise UserError(f"--scale {text} is unknown; give none, odometry, camera_height=1.2 or fixed=2.5")
+        raise UserError(
+            f"--scale {text} is unknown; give none, odometry, network, camera_height=1.2 or fixed=2.5"
+        )
     return {"scale.source": name, parameters[name]: _value(value)}
 
 

@@ -114,6 +114,38 @@ def poses_from_pointmaps(
     )
 
 
+def known_poses(
+    window_from_camera: Float64, points_local: Maps, points_global: Maps, options: RobustOptions
+) -> CameraPoses:
+    """Poses (V, 4, 4) that a network gives beside its pointmaps; inlier_share: of the pixels that they bring
+    from the local to the global points.
+    """
+    local = [torch.as_tensor(points) for points in points_local]
+    chosen = [
+        sample_indices(view.shape[0] * view.shape[1], options.max_points, view.device) for view in local
+    ]
+    share = torch.zeros(len(local))
+    for number, (pose, view, other, pixels) in enumerate(
+        zip(window_from_camera, local, points_global, chosen, strict=True)
+    ):
+        source, target = (torch.as_tensor(each).flatten(0, 1)[pixels].double() for each in (view, other))
+        matrix = torch.as_tensor(pose, dtype=torch.float64, device=view.device)
+        error = (source @ matrix[:3, :3].T + matrix[:3, 3] - target).norm(dim=-1)
+        share[number] = (error < options.inlier_distance * source.norm(dim=-1)).double().mean()
+    shares = share.double().numpy()
+    ok = np.isfinite(window_from_camera).all((1, 2)) & (shares >= options.min_inlier_share)
+    views = len(local)
+    return CameraPoses(
+        np.where(ok[:, None, None], window_from_camera, np.nan),
+        np.ones(views),
+        shares,
+        np.zeros((views, 6, 6)),
+        np.full(views, np.nan),
+        ok,
+        tuple("" if good else "the network's pose does not agree with its points" for good in ok),
+    )
+
+
 def _sampled(maps: Sequence[Tensor], chosen: Sequence[Tensor]) -> Tensor:
     """The chosen pixels, numbered row by row, of maps (H, W, ...) as (V, N, ...).
 

@@ -135,8 +135,16 @@ class FocalLengths:
 
 
 def network_focals(views: Sequence[WindowView], reconstruction: Reconstruction) -> Float64:
-    """(V,) focal length in pixels on which the network's local points of each camera agree; NaN for none."""
+    """(V,) focal length in pixels with which the network saw each camera; NaN where it cannot be told.
+
+    That of its own intrinsics, or the one on which its local points of the camera agree.
+    """
     result = np.full(len(views), np.nan)
+    if reconstruction.intrinsics is not None:
+        own = _focal(reconstruction.intrinsics)
+        for members in _by_camera(views).values():
+            result[members] = np.median(own[members])
+        return result
     for (_, height, width), members in _by_camera(views).items():
         known = [m for v in members if (m := views[v].encoded.intrinsics) is not None]
         centre = (float(known[-1][0, 2]), float(known[-1][1, 2])) if known else (width / 2, height / 2)

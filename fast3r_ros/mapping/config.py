@@ -7,10 +7,11 @@ What a field's metadata mean says `settings.parameter`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fast3r_ros.errors import UserError
+from fast3r_ros.mapping.data import DescriptorLimits
 from fast3r_ros.settings import from_flat, parameter, parameter_fields, shown
 
 
@@ -47,9 +48,9 @@ class KeyframeConfig:
         dynamic=True,
     )
     max_similarity: float = parameter(
-        0.9999,
-        "a frame whose encoder tokens are more alike to its camera's last keyframe's than this (cosine) is "
-        "redundant, as a standing camera's are (1: accept all)",
+        0.0,
+        "a frame whose descriptor is more alike to its camera's last keyframe's than this (cosine) is "
+        "redundant, as a standing camera's are (1: accept all; 0: the network's own limit, 0.9999 of Fast3R)",
         range=(0.0, 1.0),
         dynamic=True,
     )
@@ -147,8 +148,9 @@ class ScaleConfig:
         "none",
         "what gives the metric scale: none (map units), odometry, rig (known baseline between "
         "cameras), depth "
-        "(metric depth images), camera_height (above the floor), or fixed",
-        choices=("none", "odometry", "rig", "depth", "camera_height", "fixed"),
+        "(metric depth images), camera_height (above the floor), network (where its points are in metres), "
+        "or fixed",
+        choices=("none", "odometry", "rig", "depth", "camera_height", "network", "fixed"),
     )
     accept_sigma: float = parameter(
         0.05,
@@ -188,8 +190,9 @@ class LoopConfig:
         3, "retrieved keyframes that are put into the window for verification", range=(1, 16), dynamic=True
     )
     min_similarity: float = parameter(
-        0.5,
-        "least similarity of pooled tokens for a candidate (cosine of the differences from their mean)",
+        -1.0,
+        "least similarity of descriptors for a candidate (cosine of the differences from their mean; -1: the "
+        "network's own limit, 0.5 of Fast3R)",
         range=(-1.0, 1.0),
         dynamic=True,
     )
@@ -255,6 +258,16 @@ class MapperConfig:
                 f"window.stride {window.stride} + window.overlap {window.overlap} exceed window.size "
                 f"{window.size}; make the window larger or one of the others smaller"
             )
+
+    def for_network(self, limits: DescriptorLimits) -> MapperConfig:
+        """With a network's own limits where none were given."""
+        redundant = self.keyframes.max_similarity or limits.redundant
+        similar = self.loop.min_similarity if self.loop.min_similarity > -1.0 else limits.similar
+        return replace(
+            self,
+            keyframes=replace(self.keyframes, max_similarity=redundant),
+            loop=replace(self.loop, min_similarity=similar),
+        )
 
     @staticmethod
     def from_flat(values: Mapping[str, Any]) -> MapperConfig:

@@ -8,7 +8,7 @@ once a scale is known and in "map units" before.  Pixel centres are at integer +
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -74,25 +74,58 @@ class Reconstruction:
     The views may differ in size (h, w).  points_global: (h, w, 3) float32 in `window`.  points_local: (h, w,
     3) float32, each in its own camera frame (each view may have its own scale).  confidence_*: (h, w)
     float32, at least 1.  The global maps are empty where only the views' own were asked for.
+
+    What a network knows beyond these, None where it does not.  window_from_camera: (V, 4, 4), with which
+    points_global are points_local moved; without it each pose is fitted to the two.  intrinsics: (V, 3, 3) at
+    network size, on whose rays points_local are; without them the focal length is fitted to the points.
+    metric: whether the points are in metres.
     """
 
     points_global: Sequence[Tensor]
     confidence_global: Sequence[Tensor]
     points_local: Sequence[Tensor]
     confidence_local: Sequence[Tensor]
+    _: KW_ONLY
+    window_from_camera: Float64 | None = None
+    intrinsics: Float64 | None = None
+    metric: bool = False
+
+
+@dataclass(frozen=True)
+class DescriptorLimits:
+    """What the descriptors of a network tell.
+
+    redundant: a view whose cosine with its camera's last keyframe is above this shows nothing new; 1 accepts
+    every view.  similar: least cosine, of the differences from the mean of all keyframes, with a place that
+    may be the same.  The defaults are Fast3R's.
+    """
+
+    redundant: float = 0.9999
+    similar: float = 0.5
 
 
 class WindowNetwork(Protocol):
-    """What mapping needs of a network.  `fast3r_ros.mapping.network.Fast3RNetwork` is the real one;
-    `fast3r_ros.synthetic.network_double.TrueNetwork` returns disturbed ground truth for tests."""
+    """What mapping needs of a network; a class may derive from this one, which gives it the defaults.
+
+    `fast3r_ros.mapping.network.Fast3RNetwork` is the reference; `fast3r_ros.networks` loads others, too;
+    `fast3r_ros.synthetic.network_double.TrueNetwork` returns disturbed ground truth for tests.
+    """
+
+    descriptors: DescriptorLimits = DescriptorLimits()
 
     def encode(self, frame: Frame) -> EncodedView:
-        """Resize and encode one frame."""
+        """Resize and encode one frame; an image that `encode` has resized stays as it is.
+
+        What the network takes beside the image (`frame.intrinsics`, `frame.depth`) goes into the tokens.
+        Raises UserError for an image that cannot be used.
+        """
         ...
 
     def reconstruct(self, views: Sequence[EncodedView]) -> Reconstruction:
-        """One forward pass over the window; view 0 defines the `window` frame, or, where a pass goes on from
-        the last one, that one's view 0.
+        """One forward pass over the window, of at least one view; the views may differ in size.
+
+        View 0 defines the `window` frame, or, where a pass goes on from the last one, that one's view 0.
+        The network maps its own measure of trust to confidences of at least 1.
         """
         ...
 

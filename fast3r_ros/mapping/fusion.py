@@ -58,7 +58,8 @@ def fuse_window(
             continue
         assert view.keyframe_id is not None
         estimates.append(estimate_view(window, int(number), view.keyframe_id, config.points))
-    changed = _keyframes(estimates, fresh, keyframes, base, submap, config)
+    metric = window.reconstruction.metric
+    changed = _keyframes(estimates, fresh, keyframes, base, submap, config, metric)
     identities = {(view.camera, view.stamp_ns): view.keyframe_id for view in fresh}
     measured = {}
     for number, scale in sorted(tracked.scales.items()):
@@ -76,6 +77,7 @@ def _keyframes(
     base: Float64,
     submap: int,
     config: MapperConfig,
+    metric: bool,
 ) -> list[Keyframe]:
     """The keyframes of the estimates: new ones of the fresh views, known ones with one more."""
     views = {view.keyframe_id: view for view in fresh}
@@ -84,7 +86,7 @@ def _keyframes(
     changed = {}
     for each, kept in zip(new, points, strict=True):
         view = views[each.keyframe_id]
-        scale = _metric_scale(each, view, config)
+        scale = _metric_scale(each, view, config, metric)
         changed[each.keyframe_id] = new_keyframe(each, kept, view.encoded.descriptor, submap, base, scale)
     for each in estimates:
         if each.keyframe_id not in views:
@@ -93,7 +95,7 @@ def _keyframes(
     return [changed[each.keyframe_id] for each in estimates]
 
 
-def _metric_scale(estimate: ViewEstimate, view: WindowView, config: MapperConfig) -> float:
+def _metric_scale(estimate: ViewEstimate, view: WindowView, config: MapperConfig, metric: bool) -> float:
     """Metres per map unit as this view alone tells, NaN if the configured source is another or sees
     nothing.
     """
@@ -101,4 +103,6 @@ def _metric_scale(estimate: ViewEstimate, view: WindowView, config: MapperConfig
         return metric_scale_from_depth(estimate, view.depth)
     if config.scale.source == "camera_height":
         return metric_scale_from_height(estimate, config.scale.camera_height)
+    if config.scale.source == "network" and metric:
+        return 1.0 / estimate.maps.scale
     return float("nan")

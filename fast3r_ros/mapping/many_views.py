@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -73,9 +73,13 @@ class _Whole:
 
 def some_views(maps: Reconstruction, chosen: Sequence[int]) -> Reconstruction:
     """The maps of some views."""
-    return Reconstruction(*([each[i] for i in chosen] if len(each) else () for each in map_lists(maps)))
+    lists = ([each[i] for i in chosen] if len(each) else () for each in map_lists(maps))
+    poses, cameras = (
+        None if each is None else each[list(chosen)] for each in (maps.window_from_camera, maps.intrinsics)
+    )
+    return Reconstruction(*lists, window_from_camera=poses, intrinsics=cameras, metric=maps.metric)
 
 
 def map_lists(maps: Reconstruction) -> list[Sequence[torch.Tensor]]:
     """The four lists of maps."""
-    return [getattr(maps, item.name) for item in fields(Reconstruction)]
+    return [maps.points_global, maps.confidence_global, maps.points_local, maps.confidence_local]

@@ -18,7 +18,7 @@ from fast3r_ros.geometry.focal import first_view_focal
 from fast3r_ros.geometry.rigid import inverse, transform_points
 from fast3r_ros.mapping.capture import Captured, CudaGraphs, Record
 from fast3r_ros.mapping.config import WindowConfig
-from fast3r_ros.mapping.data import EncodedView, Float64, Frame, Reconstruction, UInt8
+from fast3r_ros.mapping.data import EncodedView, Float64, Frame, Reconstruction, UInt8, WindowNetwork
 from fast3r_ros.mapping.streaming import SeenViews, continuation, maps_by_view
 from fast3r_ros.mapping.transfer import to_host, urgent_stream
 from fast3r_ros.model import Fast3R, FusedFeatures, Pointmap, ViewTokens
@@ -66,7 +66,7 @@ def computes(
     return run
 
 
-class Fast3RNetwork:
+class Fast3RNetwork(WindowNetwork):
     """A `WindowNetwork` over `Fast3R`: a frame is encoded once, its tokens are fused in every window it is
     in.
 

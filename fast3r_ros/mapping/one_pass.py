@@ -328,11 +328,12 @@ def _without(reasons: Sequence[str], views: Sequence[WindowView], maps: Reconstr
             for i, (view, reason) in enumerate(zip(views, reasons, strict=True))
         ]
 
-    return Reconstruction(
-        sound(maps.points_global, 3),
-        sound(maps.confidence_global),
-        sound(maps.points_local, 3),
-        sound(maps.confidence_local),
+    return replace(
+        maps,
+        points_global=sound(maps.points_global, 3),
+        confidence_global=sound(maps.confidence_global),
+        points_local=sound(maps.points_local, 3),
+        confidence_local=sound(maps.confidence_local),
     )
 
 

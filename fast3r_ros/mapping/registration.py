@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from fast3r_ros.geometry.camera_pose import CameraPoses, pointmap_weights, poses_from_pointmaps
+from fast3r_ros.geometry.camera_pose import CameraPoses, known_poses, pointmap_weights, poses_from_pointmaps
 from fast3r_ros.geometry.rigid import rigid_matrix
 from fast3r_ros.geometry.robust_similarity import RobustOptions, SimilarityFit, fit_similarity_robust
 from fast3r_ros.geometry.rotation import vector_from_matrix
@@ -133,10 +133,22 @@ class Registration:
 def place_views(
     reconstruction: Reconstruction, cameras: WindowCameras, config: RegistrationConfig
 ) -> CameraPoses:
-    """Camera poses in the window: each view's local points fitted to its global points.
+    """Camera poses in the window: those of the network, or each view's local points fitted to its global
+    ones.
 
     Both lie on the network's own rays.  Views below `min_view_share` are not ok.
     """
+    if reconstruction.window_from_camera is not None:
+        return known_poses(
+            reconstruction.window_from_camera,
+            reconstruction.points_local,
+            reconstruction.points_global,
+            RobustOptions(
+                max_points=config.pixels,
+                inlier_distance=config.inlier_distance,
+                min_inlier_share=config.min_view_share,
+            ),
+        )
     confidences = reconstruction.confidence_local, reconstruction.confidence_global
     pixels = max(view.numel() for view in confidences[0])
     options = RobustOptions(

@@ -7,11 +7,13 @@ docs/networks.md shows a whole package.
 """
 
 from fast3r_ros.errors import UserError
-from fast3r_ros.mapping.data import EncodedView, Frame, Reconstruction, WindowNetwork
+from fast3r_ros.mapping.data import DescriptorLimits, EncodedView, Frame, Reconstruction, WindowNetwork
 from fast3r_ros.model.preprocess import PreparedImage, prepare_image
+from fast3r_ros.networks.depth import from_depth
 from fast3r_ros.networks.loading import LoadNetwork, NetworkOptions, known_networks, load_network, split_model
 
 __all__ = [
+    "DescriptorLimits",
     "EncodedView",
     "Frame",
     "LoadNetwork",
@@ -20,6 +22,7 @@ __all__ = [
     "Reconstruction",
     "UserError",
     "WindowNetwork",
+    "from_depth",
     "known_networks",
     "load_network",
     "prepare_image",

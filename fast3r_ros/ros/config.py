@@ -206,7 +206,7 @@ class NodeConfig:
         if self.tf_mode == "map_to_odom" and self.mapper.scale.source == "none":
             raise UserError(
                 "tf_mode map_to_odom needs a map in metres, but scale.source is none; set scale.source to "
-                "odometry, rig, depth, camera_height or fixed"
+                "odometry, rig, depth, camera_height, network or fixed"
             )
         if self.grid.min_height >= self.grid.max_height:
             raise UserError(

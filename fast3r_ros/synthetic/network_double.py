@@ -26,7 +26,7 @@ from fast3r_ros.geometry.intrinsics import pixel_rays
 from fast3r_ros.geometry.rigid import inverse
 from fast3r_ros.geometry.rotation import angle_between, matrix_from_vector
 from fast3r_ros.geometry.sim3 import Sim3
-from fast3r_ros.mapping.data import EncodedView, Float32, Float64, Frame, Reconstruction
+from fast3r_ros.mapping.data import EncodedView, Float32, Float64, Frame, Reconstruction, WindowNetwork
 
 _DESCRIPTOR_SIZE = 512
 _PLACE_LENGTH = 1.5  # metres over which descriptors become different
@@ -129,7 +129,7 @@ class _Truth:
     intrinsics: Float64
 
 
-class TrueNetwork:
+class TrueNetwork(WindowNetwork):
     """A `WindowNetwork` that knows the truth of its sequences and looks it up by camera name and stamp."""
 
     def __init__(

@@ -11,7 +11,7 @@ import torch
 from torch.nn import Module
 
 from fast3r_ros.mapping.config import MapperConfig
-from fast3r_ros.mapping.data import EncodedView, Frame, Reconstruction
+from fast3r_ros.mapping.data import EncodedView, Frame, Reconstruction, WindowNetwork
 from fast3r_ros.mapping.mapper import Mapper
 from fast3r_ros.mapping.network import Fast3RNetwork
 from fast3r_ros.model import Fast3R
@@ -19,7 +19,7 @@ from fast3r_ros.synthetic.network_double import TrueNetwork
 from fast3r_ros.synthetic.sequence import loop_sequence
 
 
-class Noting:
+class Noting(WindowNetwork):
     """The stand-in network; decoded: stamps of the views of every window whose pointmaps were asked for."""
 
     def __init__(self, network: TrueNetwork) -> None:

@@ -8,7 +8,7 @@ import torch
 from second_device import DEVICE, SecondDevice
 
 from fast3r_ros.mapping.config import MapperConfig
-from fast3r_ros.mapping.data import EncodedView, Frame, Reconstruction
+from fast3r_ros.mapping.data import EncodedView, Frame, Reconstruction, WindowNetwork
 from fast3r_ros.mapping.mapper import Mapper
 from fast3r_ros.synthetic.network_double import Disturbance, TrueNetwork
 from fast3r_ros.synthetic.sequence import loop_sequence
@@ -18,7 +18,7 @@ LARGEST_FIT = 8 * 16 * 6 * 6  # bytes: the covariances of a window's camera pose
 POINT = 16  # bytes: coordinates and confidence, float32
 
 
-class OnDevice:
+class OnDevice(WindowNetwork):
     """A network whose pointmaps are on a device."""
 
     def __init__(self, network: TrueNetwork, device: torch.device) -> None:

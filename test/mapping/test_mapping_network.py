@@ -9,7 +9,7 @@ import torch
 
 from fast3r_ros.errors import UserError
 from fast3r_ros.io.sources import open_source
-from fast3r_ros.mapping.config import KeyframeConfig, MapperConfig
+from fast3r_ros.mapping.config import MapperConfig
 from fast3r_ros.mapping.data import Frame
 from fast3r_ros.mapping.mapper import Mapper
 from fast3r_ros.mapping.network import Fast3RNetwork
@@ -125,7 +125,7 @@ CLIP = Path(__file__).resolve().parents[3] / "shared" / "data" / "kitchen.mp4"
 
 def test_a_still_camera_is_redundant_and_a_slow_way_through_a_real_kitchen_is_not():
     network = Fast3RNetwork(Fast3R.from_pretrained("demo"))
-    bound = KeyframeConfig().max_similarity
+    bound = network.descriptors.redundant
     rng = np.random.default_rng(0)
     still = demo_sequence()[0]
     noisy = np.clip(still.image + rng.normal(0, 3, still.image.shape), 0, 255).astype(np.uint8)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fast3r_ros.benchmark.synthetic_run import start, the_loop
 from fast3r_ros.mapping.config import MapperConfig, WindowConfig
-from fast3r_ros.mapping.data import EncodedView
+from fast3r_ros.mapping.data import EncodedView, WindowNetwork
 from fast3r_ros.mapping.mapper import Mapper
 from fast3r_ros.mapping.window import SlidingWindow, WindowView, reference_order
 from fast3r_ros.synthetic.network_double import Disturbance, TrueNetwork
@@ -64,7 +64,7 @@ def test_few_new_views_have_as_much_of_a_say_in_view_0_as_many_known_ones():
     assert reference_order([at(70, 0), at(72, 1), at(80, 2)])[0] == 1
 
 
-class Watched:
+class Watched(WindowNetwork):
     """A network that remembers which tokens live, how often a frame was encoded, and the views 0.
 
     fail: so many windows are nonsense.  dim: of one window the last so many views have no confidence.

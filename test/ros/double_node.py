@@ -33,7 +33,7 @@ def true_network() -> TrueNetwork:
     return TrueNetwork([replace(demo_sequence(), camera=name) for name in CAMERAS])
 
 
-class Slow:
+class Slow(WindowNetwork):
     """A network whose passes take a given time and are limited to a number of views."""
 
     def __init__(self, network: WindowNetwork, seconds: float = 0.0, views: int = 1000) -> None:
@@ -49,7 +49,7 @@ class Slow:
         return self._network.reconstruct(views)
 
 
-class Noise:
+class Noise(WindowNetwork):
     """Takes any image and returns nonsense.  folder: where the pictures are saved, None for nowhere."""
 
     def __init__(self, folder: Path | None = None) -> None:

@@ -22,7 +22,7 @@ sys.path.append(str(Path(__file__).parents[1] / "mapping"))
 from bad_results import DISTURBED
 
 from fast3r_ros.mapping import mapper as mapper_module
-from fast3r_ros.mapping.data import EncodedView, Frame, Reconstruction
+from fast3r_ros.mapping.data import EncodedView, Frame, Reconstruction, WindowNetwork
 from fast3r_ros.mapping.mapper import Mapper
 from fast3r_ros.ros.inputs import Inputs
 from fast3r_ros.ros.intake import Intake
@@ -62,7 +62,7 @@ def switch(path: Path, fault: str) -> None:
     part.rename(path)
 
 
-class Wall:
+class Wall(WindowNetwork):
     """A network that sees the wall.  Its tokens are the camera's pose (4, 4) in the world."""
 
     def __init__(self, fault: Fault) -> None:

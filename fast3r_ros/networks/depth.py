@@ -1,0 +1,46 @@
+"""Pointmaps of networks that give depth and cameras instead."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fast3r_ros.geometry.intrinsics import pixel_rays
+from fast3r_ros.geometry.rigid import inverse
+from fast3r_ros.mapping.data import Float64, Reconstruction
+
+
+def from_depth(
+    depth: Sequence[Tensor],
+    confidence: Sequence[Tensor],
+    intrinsics: Float64,
+    world_from_camera: Float64,
+    metric: bool = False,
+) -> Reconstruction:
+    """A window of V views whose depth lies on the rays of the network's own cameras.
+
+    depth: (h, w) each, along the optical axis.  confidence: (h, w), at least 1.  intrinsics: (V, 3, 3) with
+    pixel centres at integer + 0.5.  world_from_camera: (V, 4, 4) in any frame; view 0 becomes the `window`.
+    metric: whether depth and poses are in metres.
+    """
+    poses = inverse(world_from_camera[0]) @ world_from_camera
+    points_local, points_global = [], []
+    for view, pose, matrix in zip(depth, poses, intrinsics, strict=True):
+        rays = torch.from_numpy(pixel_rays(matrix, *view.shape).astype(np.float32)).to(view.device)
+        local = view.float()[..., None] * rays
+        move = torch.from_numpy(pose[:3].astype(np.float32)).to(view.device)
+        points_local.append(local)
+        points_global.append(local @ move[:, :3].T + move[:, 3])
+    trust = [view.float() for view in confidence]
+    return Reconstruction(
+        points_global,
+        trust,
+        points_local,
+        trust,
+        window_from_camera=poses,
+        intrinsics=np.asarray(intrinsics, np.float64),
+        metric=metric,
+    )
