@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from fast3r_ros.cli import interrupt
 from fast3r_ros.cli.summary import print_summary
+from fast3r_ros.demo_model import reconstruct_caveat
 from fast3r_ros.errors import UserError
 from fast3r_ros.io.cameras import name_of
 
@@ -147,6 +148,9 @@ def _reconstruct(arguments: argparse.Namespace, first: bool = True) -> int:
         stamps_ns=source.stamps_ns,
     )
     config = mapper_config(arguments, len(indices))
+    caveat = reconstruct_caveat(arguments.model, source.synthetic, source.name, arguments.output)
+    if caveat and first:
+        print(caveat, flush=True)
     odometry = _odometry(source) if config.scale.source == "odometry" else None
     # only now, so that wrong use is told without waiting for PyTorch
     from fast3r_ros.io.offline import Progress, begin_results, noted, with_odometry, write_results

@@ -54,3 +54,5 @@ def print_summary(output: Path, report: dict[str, Any]) -> None:
     if report["stopped"]:
         print(f"partial result: {report['stopped']}")
     print(f"results in {output}: start with {output / 'preview.png'}")
+    if report["caveat"]:
+        print(report["caveat"])

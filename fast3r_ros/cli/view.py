@@ -37,6 +37,8 @@ def run(arguments: argparse.Namespace) -> int:
     from fast3r_ros.viewer.web import WebViewer
 
     results = read_results(arguments.map)
+    if results.caveat:
+        print(results.caveat, flush=True)
     viewer = WebViewer(arguments.host, arguments.port, arguments.token, arguments.allow_host)
     try:
         viewer.show(results.cloud, results.cameras, results.read_images())
@@ -48,6 +50,8 @@ def run(arguments: argparse.Namespace) -> int:
             time.sleep(3600)
     except KeyboardInterrupt:
         interrupt.expected()
+        if results.caveat:
+            print(f"\n{results.caveat}", flush=True)
         return 0
     finally:
         viewer.stop()

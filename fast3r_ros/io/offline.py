@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from fast3r_ros.demo_model import reconstruct_caveat
 from fast3r_ros.errors import UserError
 from fast3r_ros.io.cameras import CameraRecord, write_cameras
 from fast3r_ros.io.colmap import write_colmap
@@ -217,6 +218,7 @@ def write_results(
         "m" if mapper.map.known_scale(mapper.map.main) else "map units",
         list(parts.values()),
         Path(source.name).name or source.name,
+        reconstruct_caveat(settings.get("model", ""), source.synthetic, source.name, directory),
     )
     numbers = _numbers(progress, len(trajectory), status.windows, len(outcome.cloud.points), outcome.error)
     writers = _writers(directory, outcome, numbers, source.truth)
@@ -243,6 +245,7 @@ def write_results(
         "stopped": progress.stopped,
         "source": source.name,
         "model": settings.get("model", ""),
+        "caveat": outcome.caveat,
         "unit": outcome.unit,
         "frames": progress.frames,
         "frames_skipped": [asdict(skipped) for skipped in source.skipped],
@@ -280,7 +283,7 @@ class _Outcome:
     """What a run has made of the main submap, in the map frame.
 
     error: see `trajectory_error`.  unit: of length.  parts: keyframes of each submap, the main one's first.
-    title: what was mapped, in a word.
+    title: what was mapped, in a word.  caveat: see `write_preview`.
     """
 
     cloud: Cloud
@@ -291,6 +294,7 @@ class _Outcome:
     unit: str
     parts: list[int]
     title: str
+    caveat: str
 
 
 def _writers(
@@ -309,6 +313,7 @@ def _writers(
             truth=truth,
             unit=outcome.unit,
             parts=outcome.parts,
+            caveat=outcome.caveat,
         )
 
     cloud, cameras, unit = outcome.cloud, outcome.cameras, outcome.unit

@@ -39,6 +39,7 @@ def write_preview(
     truth: Mapping[int, Float64] | None = None,
     unit: str = "map units",
     parts: Sequence[int] = (),
+    caveat: str = "",
 ) -> None:
     """Draw the picture (1600 pixels wide) and write it as PNG.
 
@@ -47,7 +48,8 @@ def write_preview(
     was mapped.
     truth: stamp in ns -> (4, 4) `world_from_camera` in any frame; it is fitted to the trajectory by one
     similarity before it is drawn.  unit: the map's unit of length.  parts: keyframes of each
-    submap, see `Map.parts`.  Anything may be empty.
+    submap, see `Map.parts`.  caveat: why the map is not to be trusted, whatever it looks like.
+    Anything may be empty.
     Raises UserError when the file cannot be written.
     """
     figure = Figure(figsize=(16, 13), dpi=100, facecolor="white")
@@ -58,7 +60,8 @@ def write_preview(
     )
     text: dict[str, Any] = {"color": INK, "va": "center"}
     figure.text(left, 0.979, _shortened(title), fontsize=17, fontweight="bold", **text)
-    figure.text(left, 0.956, verdict(cloud, trajectory, truth, parts), fontsize=13, **text)
+    text["va"] = "top"  # of one line or two
+    figure.text(left, 0.963, verdict(cloud, trajectory, truth, parts, caveat), fontsize=12.5, **text)
     _draw_numbers(figure.add_subplot(grid[0]), numbers)
     drawing = prepare(cloud, trajectory, views, truth)
     maps = GridSpecFromSubplotSpec(1, 2, grid[1], width_ratios=(1.1, 1), wspace=0.09)
@@ -77,8 +80,11 @@ def verdict(
     trajectory: Sequence[PoseEstimate],
     truth: Mapping[int, Float64] | None,
     parts: Sequence[int] = (),
+    caveat: str = "",
 ) -> str:
-    """A sentence on whether it worked; without a truth, how to see it."""
+    """A sentence on whether it worked; without a truth, how to see it; where there is a caveat, only that."""
+    if caveat:
+        return caveat[0].upper() + caveat[1:]
     if not len(cloud.points):
         return "There is no map: the model could not reconstruct these images."
     if len(parts) > 1:  # an error over all of them would mix their scales

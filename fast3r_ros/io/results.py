@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fast3r_ros.errors import UserError
+from fast3r_ros.files import read_json
 from fast3r_ros.io.cameras import CameraRecord, name_of, read_cameras
 from fast3r_ros.io.colmap import find_colmap, read_colmap
 from fast3r_ros.io.pcd import read_pcd
 from fast3r_ros.io.ply import read_ply
+from fast3r_ros.io.report import MAX_REPORT_BYTES, REPORT
 from fast3r_ros.io.view_images import read_image
 from fast3r_ros.mapping.config import MapConfig
 from fast3r_ros.mapping.data import Cloud, UInt8
@@ -36,7 +38,7 @@ class Results:
 
     images: folder of the views' `NAME.png`, None where there is none.  distorted: whether the lenses of a
     COLMAP model are, which the cameras do not tell.  parts: of the map that are not connected; this is the
-    main one.
+    main one.  caveat: why the map is not to be trusted, as its report.json says; empty without a reason.
     """
 
     cloud: Cloud
@@ -45,6 +47,7 @@ class Results:
     images: Path | None = None
     distorted: bool = False
     parts: int = 1
+    caveat: str = ""
 
     @property
     def left_out(self) -> str:
@@ -88,7 +91,16 @@ def read_results(path: str | Path) -> Results:
     if not (path / "cameras.json").is_file():
         return Results(cloud, [], "unknown")
     cameras, unit = read_cameras(path / "cameras.json")
-    return Results(cloud, cameras, unit, path / "images")
+    return Results(cloud, cameras, unit, path / "images", caveat=_caveat(path / REPORT))
+
+
+def _caveat(report: Path) -> str:
+    """What a run's report warns of; reports of others and of older versions say nothing."""
+    try:
+        content = read_json(report, MAX_REPORT_BYTES)
+    except UserError:
+        return ""
+    return str(content.get("caveat", "")) if isinstance(content, dict) else ""
 
 
 def _read_saved_map(path: Path) -> Results:

@@ -21,13 +21,13 @@ from urllib.parse import unquote
 import torch
 from torch import Tensor, nn
 
+from fast3r_ros.demo_model import DEMO, DEMO_DIRECTORY, REAL_MODEL
 from fast3r_ros.errors import UserError, optional
 from fast3r_ros.files import one_line, open_regular, read_json, whole_file
 from fast3r_ros.model.config import Fast3RConfig
 from fast3r_ros.model.safetensors import read_safetensors, write_safetensors
 
-DEMO_DIRECTORY = Path(__file__).resolve().parent.parent / "weights" / "demo"
-OFFICIAL_NAME = "jedyang97/Fast3R_ViT_Large_512"
+OFFICIAL_NAME = REAL_MODEL
 LICENCE_NOTICE = (
     "The official Fast3R weights are under the FAIR Noncommercial Research License: "
     "research and other noncommercial use only (https://github.com/facebookresearch/fast3r)."
@@ -73,7 +73,7 @@ def locate(name: str | Path) -> CheckpointFiles:
 
 
 def _locate(name: str | Path) -> CheckpointFiles:
-    if name == "demo":
+    if name == DEMO:
         if not (DEMO_DIRECTORY / "config.json").is_file():
             raise UserError(
                 f"the demo model is not installed ({DEMO_DIRECTORY} has no config.json); name a checkpoint"

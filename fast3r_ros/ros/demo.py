@@ -23,6 +23,7 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.signals import SignalHandlerOptions
 from tqdm import tqdm
 
+from fast3r_ros.demo_model import REAL_MODEL, caveat
 from fast3r_ros.errors import UserError
 from fast3r_ros.io.offline import RESULTS
 from fast3r_ros.io.preview import write_preview
@@ -185,6 +186,9 @@ def run(model: str, source_name: str, output: Path, stop: StopSignal) -> None:
     locate(model)  # downloads a hub's model, or says why not
     claim_folder(output, source.paths, RESULTS)
     use_private_domain()
+    warning = caveat(model, source.synthetic, "make", "demo", f"SOURCE={source_name}", f"MODEL={REAL_MODEL}")
+    if warning:
+        print(warning)
     print(f"Playing {source.name}: {len(source)} frames at {source.rate_hz:.1f} Hz, model {model}")
     print(f"ROS_DOMAIN_ID={os.environ['ROS_DOMAIN_ID']} on this machine only, for rviz2 in another terminal")
     with Demo(model, source, source_name, output, stop) as demo:
@@ -203,14 +207,18 @@ def run(model: str, source_name: str, output: Path, stop: StopSignal) -> None:
         truth=listener.truth or None,
         unit=unit(status),
         parts=parts(listener, status),
+        caveat=warning,
     )
     print()
     for label, line in {**summary(listener, status, sent), "model": describe(model)}.items():
         print(f"{label:<12}{line}")
     content = {"program": PROGRAM, "complete": True, "stopped": "", "frames": sent, "source": source.name}
+    content["caveat"] = warning
     files = list_files(output, RESULTS)
     write_report(output / REPORT, {**content, "model": model, "versions": versions(), "files": files})
     print(f"{'written':<12}{output}/map.ply, trajectory.txt, preview.png")
+    if warning:
+        print(warning)
 
 
 def describe(model: str) -> str:

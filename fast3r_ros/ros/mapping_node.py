@@ -28,6 +28,7 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 from rclpy.parameter import Parameter
 from rclpy.timer import Timer
 
+from fast3r_ros.demo_model import REAL_MODEL, caveat
 from fast3r_ros.errors import UserError
 from fast3r_ros.files import one_line
 from fast3r_ros.mapping.data import Frame, WindowNetwork, WindowResult
@@ -177,6 +178,7 @@ class MappingNode(LifecycleNode):
         self.get_logger().info(
             f"model {config.model} ({config.accelerate}) on {self._device}, loaded in {took:.1f} s"
         )
+        self._say_what_the_model_is_for()
         if config.map_path:
             path = path_at_start(config.map_directory, config.map_path)
             mapper.load_map(path)
@@ -220,6 +222,13 @@ class MappingNode(LifecycleNode):
             )
             self._session = Session(inputs, mapping, outputs, broadcaster)
             begun.pop_all()
+
+    def _say_what_the_model_is_for(self) -> None:
+        """First and last: what images come from, nobody tells a node."""
+        launch = ("ros2", "launch", "fast3r_ros", "mapping.launch.py", f"model:={REAL_MODEL}")
+        text = caveat(self.config.model, False, *launch)
+        if text:
+            self.get_logger().warning(text)
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Subscribe and map; an error that nobody foresaw ends in `on_error`."""
@@ -273,6 +282,7 @@ class MappingNode(LifecycleNode):
         session, self._session = self._session, None
         ended = True
         if session is not None:
+            self._say_what_the_model_is_for()
             limit = None if timeout is None else time.monotonic() + timeout
             session.outputs.active = False
             for part in (session.mapping, session.inputs, session.outputs):

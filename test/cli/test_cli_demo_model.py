@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fast3r_ros.cli import main
-from fast3r_ros.model.checkpoint import DEMO_DIRECTORY
+from fast3r_ros.demo_model import DEMO_DIRECTORY
 
 CARD = Path(__file__).resolve().parents[2] / "docs" / "demo_model.md"
 needs_weights = pytest.mark.skipif(

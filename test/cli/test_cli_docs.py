@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from shown_commands import ROOT
 
-from fast3r_ros.model.checkpoint import DEMO_DIRECTORY
+from fast3r_ros.demo_model import DEMO_DIRECTORY
 
 
 @pytest.fixture(scope="module")

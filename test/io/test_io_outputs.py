@@ -264,6 +264,7 @@ def test_verdict_of_a_way_with_noise(walk, noise, word):
     assert verdict(walk.cloud, moved, None).startswith("It worked if")
     assert verdict(walk.cloud, moved, walk.truth, [60]).startswith(word)
     for truth in (None, walk.truth):
+        assert verdict(walk.cloud, moved, truth, caveat="the demo model …") == "The demo model …"
         lost = verdict(walk.cloud, moved, truth, [41, 12, 7])
         assert lost.startswith("The camera lost track: 3 parts")
         assert "41 of 60 keyframes" in lost

@@ -259,6 +259,10 @@ def test_the_mapping_node_starts_with_what_is_declared(environ: dict[str, str]) 
         output, _ = process.communicate(timeout=60)
         rclpy.shutdown(context=context)
     assert MappingStatus.WAITING in states, output
+    limits = re.findall(
+        r"only knows synthetic rooms.*\n.*ros2 launch fast3r_ros mapping.launch.py model:=", output
+    )
+    assert len(limits) == 2, output  # first and last
 
 
 def test_the_replay_node_plays_with_what_is_declared(
@@ -278,3 +282,5 @@ def test_the_demo_starts_with_what_is_declared(environ: dict[str, str], images: 
     done = run(environ, "fast3r_ros.ros.demo", "--source", str(images), "--output", str(tmp_path / "output"))
     assert (tmp_path / "output" / "preview.png").is_file(), done.stdout + done.stderr  # all of its steps
     assert "2 played, 2 received" in done.stdout
+    lines = re.findall(r"only knows synthetic rooms.*\n  make demo SOURCE=(\S+) MODEL=\S+/\S+\n", done.stdout)
+    assert lines == [str(images)] * 2, done.stdout  # first and last

@@ -61,6 +61,7 @@ class ImageFiles:
         self.paths: tuple[Path, ...] = tuple(files if paths is None else paths)
         self.skipped: list[SkippedFrame] = []
         self.truth: Mapping[int, Float64] | None = None
+        self.synthetic = False
         self._files = list(files)
         self.stamps_ns: Sequence[int] | None = None
         self._places: dict[int, int] | None = None  # of the stamps, once somebody asks

@@ -70,6 +70,7 @@ class RosBag:
         self.paths: tuple[Path, ...] = (path,)
         self.skipped: list[SkippedFrame] = []
         self.truth: Mapping[int, Float64] | None = None
+        self.synthetic = False
         self._storage = open_storage(path)
         self._note_damage()
         if topic and any(name == f"/{topic}" for name, _ in self._storage.topics):

@@ -26,7 +26,7 @@ class Source(Protocol):
     name: what was opened, for people.  paths: the files and folders that are read.  stamps_ns: of all frames,
     where they are known before these are read.  rate_hz: mean frames per second.  skipped: the frames that
     the iterations so far could not read.  truth: stamp in ns -> (4, 4) `world_from_camera`, None where there
-    is no ground truth.
+    is no ground truth.  synthetic: whether the images are rendered, as those that the demo model knows.
     """
 
     name: str
@@ -35,6 +35,7 @@ class Source(Protocol):
     rate_hz: float
     skipped: list[SkippedFrame]
     truth: Mapping[int, Float64] | None
+    synthetic: bool
 
     def __len__(self) -> int:
         """Number of frames."""

@@ -17,6 +17,7 @@ class SyntheticSource:
     def __init__(self, sequence: SyntheticSequence):
         self._sequence = sequence
         self.name = "synthetic"
+        self.synthetic = True
         self.paths: tuple[Path, ...] = ()
         self.rate_hz = sequence.rate
         self.stamps_ns: Sequence[int] | None = [sequence.stamp_ns(index) for index in range(len(sequence))]

@@ -38,6 +38,7 @@ class VideoFile:
         self.stamps_ns: Sequence[int] | None
         self.skipped: list[SkippedFrame] = []
         self.truth: Mapping[int, Float64] | None = None
+        self.synthetic = False
         if path.suffix.lower() in AUDIO_SUFFIXES:
             raise UserError(f"{path} is an audio file; a cover picture in it is no video")
         with path.open("rb"):  # tells a missing permission from a file that is no video
