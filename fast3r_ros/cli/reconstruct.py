@@ -7,7 +7,6 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     from fast3r_ros.viewer.web import WebViewer
 
 SHOW_SECONDS = 1.0  # between two updates of the viewer
-DENSE_POINTS = 40000  # per keyframe: all pixels of a small network's view
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -233,10 +231,9 @@ def mapper_config(arguments: argparse.Namespace, views: int) -> MapperConfig:
 
     Raises UserError for a parameter that does not exist or a value out of range.
     """
-    from fast3r_ros.mapping.config import KeyframeConfig, MapperConfig
+    from fast3r_ros.io.run_config import run_config
 
-    # in the background a loop closure would come at another frame in every run
-    values: dict[str, Any] = {"map.points_per_keyframe": DENSE_POINTS, "loop.background": False}
+    values: dict[str, Any] = {}
     values.update(_scale(arguments.scale))
     if arguments.min_confidence is not None:
         values["points.min_confidence"] = arguments.min_confidence
@@ -247,14 +244,7 @@ def mapper_config(arguments: argparse.Namespace, views: int) -> MapperConfig:
         if not equals:
             raise UserError(f"--set {assignment} is no assignment; give --set window.size=8")
         values[name] = _value(text)
-    config = MapperConfig.from_flat(values)
-    if arguments.mode == "window":
-        return config
-    # one window over all frames, and every frame a view
-    everything = KeyframeConfig(motion=0.0, max_interval=0.0, sharpness=0.0, contrast=0.0, max_similarity=1.0)
-    size = max(views, 2) + config.window.overlap
-    window = replace(config.window, size=size, stride=size - config.window.overlap)
-    return replace(config, keyframes=everything, window=window)
+    return run_config(values, arguments.mode, views)
 
 
 def _scale(text: str) -> dict[str, Any]:

@@ -16,8 +16,9 @@ from fast3r_ros.errors import UserError
 from fast3r_ros.files import whole_file, writable
 from fast3r_ros.io.cameras import CameraRecord
 from fast3r_ros.io.sources import Source
-from fast3r_ros.io.sources.images import ImageFiles, read_image
+from fast3r_ros.io.sources.images import ImageFiles
 from fast3r_ros.mapping.data import UInt8
+from fast3r_ros.pictures import read_picture
 
 FOLDER = "images"
 LISTED = re.compile(rf"{FOLDER}/[^/]+")  # a run's photos, by its report
@@ -82,7 +83,7 @@ def write_photos(
         if Path(name).suffix == Path(original).suffix and _is_plain(Path(original)):
             _link(Path(original), folder / name)
         else:
-            _write(folder / name, read_image(Path(original)))
+            _write(folder / name, read_picture(Path(original)))
 
 
 def _is_plain(path: Path) -> bool:

@@ -12,11 +12,11 @@ from typing import Any
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
 from fast3r_ros.errors import UserError
 from fast3r_ros.mapping.data import UInt8
+from fast3r_ros.pictures import eight_bits
 
 MAX_PIXELS = 100_000_000  # more is taken for garbage: a JPEG header can claim 4 gigapixels in 20 bytes
 # A blank PNG has 1000 pixels a byte and a blank JPEG 50; a camera's noise leaves few: more is no picture, and
@@ -68,7 +68,6 @@ DEPTH_ENCODINGS = ("16uc1", "32fc1")
 # OpenCV's types for anything: as many channels as grey, BGR and BGRA have, of these numbers
 _ANYTHING = re.compile(r"(8|16|32|64)([usf])c([134])")
 _SENSOR_BITS = (10, 12, 14)  # of cameras that fill 16-bit values from below
-NARROW = 0.25  # share of 65535 below which 16-bit greys are stretched by their own range
 
 
 def decode_image(
@@ -116,19 +115,6 @@ def decode_image(
     if channels > 1:
         pixels = pixels.reshape(height, width, channels)
     return pixels.copy() if conversion is None else cv2.cvtColor(pixels, conversion)
-
-
-def eight_bits(gray: NDArray[np.float64]) -> UInt8:
-    """Greys of more than 8 bits as uint8: 16 bits divided by 257, less than that stretched by their range.
-
-    Cameras of 10, 12 and 14 bits and thermal ones use a part of the 65536 values only.
-    """
-    known = gray[np.isfinite(gray)]
-    low, high = np.percentile(known, (0.1, 99.9)) if known.size else (0.0, 1.0)
-    if high - low > NARROW * 65535 and low >= 0 and high <= 65535:
-        low, high = 0.0, 65535.0
-    scaled = 255.0 * (np.nan_to_num(gray, nan=low) - low) / max(high - low, 1e-9)
-    return np.clip(scaled, 0, 255).round().astype(np.uint8)
 
 
 def _stretched(data: Any, size: tuple[int, int], step: int, kind: re.Match[str], is_bigendian: bool) -> UInt8:

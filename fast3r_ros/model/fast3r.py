@@ -33,9 +33,11 @@ from fast3r_ros.model.image_index import (
 )
 from fast3r_ros.model.layers import Attention, AttentionFunction
 from fast3r_ros.model.outputs import FusedFeatures, Pointmap, ViewPrediction, ViewTokens
+from fast3r_ros.model.preprocess import normalize, prepare_image
 
 if TYPE_CHECKING:
     from fast3r_ros.model.parallel import Split
+    from fast3r_ros.pictures import Picture
 
 __all__ = ["Fast3R", "FusedFeatures", "Pointmap", "ViewPrediction", "ViewTokens"]
 
@@ -214,23 +216,41 @@ class Fast3R(nn.Module):
         return self._predict(self.downstream_head_local, features, views)
 
     def forward(
-        self, images: Sequence[Tensor], image_indices: Tensor | None = None, seed: int | None = None
+        self,
+        images: Sequence[Tensor | Picture],
+        image_indices: Tensor | None = None,
+        seed: int | None = None,
     ) -> list[ViewPrediction]:
         """All steps for V views, each (B, 3, H, W) in [-1, 1]; sizes may differ between views.
 
-        image_indices, seed: see `fuse` and `default_indices`.  Raises UserError naming the view that is
-        unusable.
+        A view may also be a path, a PIL image or an (H, W, 3) RGB array, which are brought to the network's
+        size with B = 1.  image_indices, seed: see `fuse` and `default_indices`.  Raises UserError naming the
+        view that is unusable.
         """
-        for number, image in enumerate(images):
+        tensors = [
+            image if isinstance(image, Tensor) else self._prepared(image, f"view {number}")
+            for number, image in enumerate(images)
+        ]
+        for number, image in enumerate(tensors):
             self._check_images(image, f"view {number}")
-        result = self._pass(images, image_indices, seed)
+        result = self._pass(tensors, image_indices, seed)
         if self.training or self.dtype != torch.float16:
             return result
         maps = [part for view in result for part in (view.global_points, view.local_points) if part]
         if precision.all_finite([tensor for part in maps for tensor in (part.points, part.confidence)]):
             return result
         safer = self.safer()
-        return result if safer is None else safer._pass(images, image_indices, seed)
+        return result if safer is None else safer._pass(tensors, image_indices, seed)
+
+    def _prepared(self, picture: Picture, name: str) -> Tensor:
+        """(1, 3, h, w): a picture as the network takes it."""
+        from fast3r_ros.pictures import as_rgb
+
+        try:
+            pixels = prepare_image(as_rgb(picture), self.config.image_size).pixels
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from error
+        return normalize(pixels, next(self.parameters()).device)[None]
 
     def _pass(
         self, images: Sequence[Tensor], image_indices: Tensor | None, seed: int | None

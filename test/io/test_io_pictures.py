@@ -12,8 +12,9 @@ from PIL import Image
 from fast3r_ros.cli import main
 from fast3r_ros.errors import UserError
 from fast3r_ros.io.sources import choose_indices, open_source
-from fast3r_ros.io.sources.images import ImageFiles, read_image
+from fast3r_ros.io.sources.images import ImageFiles
 from fast3r_ros.io.sources.video import VideoFile, _lost
+from fast3r_ros.pictures import read_picture
 
 
 def picture(index: int, width: int = 64, height: int = 48) -> np.ndarray:
@@ -79,7 +80,7 @@ def test_deep_greys_use_the_whole_range(tmp_path, highest):
     low = 25_000 if highest == 30_000 else 0
     ramp = np.linspace(low, highest, 64 * 48).reshape(48, 64).astype(np.uint16)
     Image.fromarray(ramp).save(tmp_path / "1.png")
-    values = read_image(tmp_path / "1.png")
+    values = read_picture(tmp_path / "1.png")
     assert values.min() <= 2
     assert values.max() >= 253
 

@@ -7,23 +7,16 @@ import glob
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from fast3r_ros.errors import UserError
-from fast3r_ros.io.pixels import eight_bits
 from fast3r_ros.io.sources.source import SkippedFrame
-from fast3r_ros.mapping.data import Float64, Frame, UInt8
-
-with suppress(ImportError):  # an extra: photos of telephones
-    from pillow_heif import register_heif_opener
-
-    register_heif_opener()
+from fast3r_ros.mapping.data import Float64, Frame
+from fast3r_ros.pictures import read_pages
 
 # What Pillow reads of still pictures; the others that it knows are documents and video.
 _PICTURES = (
@@ -166,33 +159,6 @@ class ImageFiles:
             yield Frame(self._stamps_ns[index], "camera", image)
         if failed and not read:
             raise UserError(f"none of the {len(failed)} images can be read: {failed[0].reason}")
-
-
-def read_image(path: Path) -> UInt8:
-    """One image file as (H, W, 3) uint8 RGB, turned upright as its EXIF orientation says.
-
-    Raises UserError when the file is missing, no image, or cut short.
-    """
-    return read_pages(path)[0]
-
-
-def read_pages(path: Path) -> tuple[UInt8, int]:
-    """As `read_image`, and how many pages or animated frames the file has, of which this is the first."""
-    try:
-        with Image.open(path) as image:
-            pages = (
-                int(getattr(image, "n_frames", 1)) if image.format != "MPO" else 1
-            )  # thumbnails of cameras
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode.startswith("I") or upright.mode == "F":  # more than 8 bits: PIL would clip at 255
-                return np.repeat(eight_bits(np.asarray(upright, np.float64))[:, :, None], 3, axis=2), pages
-            return np.array(upright.convert("RGB")), pages
-    except FileNotFoundError as error:
-        raise UserError(f"no such image: {path}") from error
-    except UnidentifiedImageError as error:
-        raise UserError(f"{path} is not an image that can be read") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
 
 
 def _order(files: Sequence[Path]) -> Callable[[Path], Any]:
