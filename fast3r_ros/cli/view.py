@@ -50,8 +50,8 @@ def run(arguments: argparse.Namespace) -> int:
             time.sleep(3600)
     except KeyboardInterrupt:
         interrupt.expected()
-        if results.caveat:
-            print(f"\n{results.caveat}", flush=True)
         return 0
     finally:
         viewer.stop()
+        if results.caveat:
+            print(f"\n{results.caveat}", flush=True)
