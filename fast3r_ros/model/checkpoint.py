@@ -28,6 +28,8 @@ from fast3r_ros.model.config import Fast3RConfig
 from fast3r_ros.model.safetensors import read_safetensors, write_safetensors
 
 OFFICIAL_NAME = REAL_MODEL
+# what the name means where no revision is given, so that a later upload changes no results
+OFFICIAL_REVISION = "a2c770b768ceb3a53c36c4f7a3619db0413dc3a1"
 LICENCE_NOTICE = (
     "The official Fast3R weights are under the FAIR Noncommercial Research License: "
     "research and other noncommercial use only (https://github.com/facebookresearch/fast3r)."
@@ -283,11 +285,27 @@ def _downloaded(name: str, revision: str | None) -> CheckpointFiles:
 
 
 def _download(name: str, revision: str | None) -> Path:
-    asked = f"{name}@{revision}" if revision else name
-    with optional("huggingface_hub", f"the hub name {asked!r}"):
-        from huggingface_hub import snapshot_download
-    if name.lower() == OFFICIAL_NAME.lower():
+    """The folder of a model of the hub; of the official one the revision that is known, if no other is named
+    and the hub or the cache has it.
+    """
+    with optional("huggingface_hub", f"the hub name {name!r}"):
+        import huggingface_hub  # noqa: F401
+    official = name.lower() == OFFICIAL_NAME.lower()
+    if official:
         _log.warning(LICENCE_NOTICE)
+    if official and revision is None:
+        try:
+            return _snapshot(name, OFFICIAL_REVISION)
+        except UserError as error:
+            _log.warning("%s; trying the newest revision", error)
+    return _snapshot(name, revision)
+
+
+def _snapshot(name: str, revision: str | None) -> Path:
+    """One revision of a model, None for the newest.  Raises UserError where it cannot be had."""
+    from huggingface_hub import snapshot_download
+
+    asked = f"{name}@{revision}" if revision else name
     try:
         for weights in (
             "model*.safetensors*",

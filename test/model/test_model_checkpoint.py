@@ -247,6 +247,25 @@ def test_a_cache_that_is_half_downloaded_says_so(monkeypatch: pytest.MonkeyPatch
         checkpoint.locate("owner/name@v2")
 
 
+@pytest.mark.parametrize("pinned", [True, False])
+def test_the_official_name_means_one_revision_where_that_can_be_had(
+    pinned: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    folder = tmp_path / f"models--{checkpoint.OFFICIAL_NAME.replace('/', '--')}"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("0" * 40)
+    for revision in ["0" * 40, checkpoint.OFFICIAL_REVISION][: 1 + pinned]:
+        (folder / "snapshots" / revision).mkdir(parents=True)
+        (folder / "snapshots" / revision / "model.safetensors").touch()
+    (found,) = checkpoint.locate(checkpoint.OFFICIAL_NAME).weights
+    assert found.parent.name == (checkpoint.OFFICIAL_REVISION if pinned else "0" * 40)
+    assert ("trying the newest revision" in caplog.text) == (not pinned)
+    (other,) = checkpoint.locate(f"{checkpoint.OFFICIAL_NAME}@main").weights
+    assert other.parent.name == "0" * 40
+
+
 def dust3r_file(path: Path, source: Fast3R, head: bool) -> None:
     state = {}
     for key, tensor in source.state_dict().items():
