@@ -31,18 +31,35 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from fast3r_ros.benchmark.kept import keep
+from fast3r_ros.model.precision import name_of, resolve_dtype
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKER = ROOT / "benchmark" / "against_release_worker.py"
-# What is aimed at on a GPU with full-size networks, 32 views of 512x384 and slides of 4, each against the
-# release in the same run.  A window that slides is held to the release's full pass, as all else is: of the
-# arithmetic of our own 86 % remain where results are exact, so 0.4 of that is out of any exact reach.
+# What is aimed at with 32 views of 512x384 and slides of 4, each against the release in one run, at most.
+# By arithmetic: attention is more than half of that work in the released shape, and the release runs
+# FlashAttention 2.  Where ours is FlashAttention 3 its time halves; where both run the same kernel only the
+# rest is saved, and of 1500 views, which are nearly all attention, nothing.  A window that slides has 86 % of
+# the arithmetic of a full pass.
 TARGETS = {
-    "full_to_release": 0.6,
-    "peak_to_release": 0.5,
-    "slide_to_release_full": 0.4,
-    "many_to_release": 0.7,
+    "H100": {
+        "kernel": "flash_attn_3",
+        "full_to_release": 0.6,
+        "slide_to_release_full": 0.52,
+        "peak_to_release": 0.5,
+        "many_to_release": 0.7,
+    },
+    "A100": {
+        "kernel": "flash_attn",
+        "full_to_release": 0.8,
+        "slide_to_release_full": 0.69,
+        "peak_to_release": 0.5,
+        "many_to_release": 1.0,
+    },
 }
+MEASURED = ("full_to_release", "slide_to_release_full", "peak_to_release", "many_to_release")
+# Of the released shape the release needs 118 GB for 1500 views, as it keeps 25 float32 outputs: more than the
+# cards have, so that many views are compared with the paper's.
+MANY_NETWORK = "paper"
 # the pass of the acceleration `stream`, which changes results: reported, and no part of TARGETS
 NOT_EXACT = ("ours_stream", "stream_to_release_full", "stream_to_our_full", "difference_stream_to_full")
 FIELDS: dict[str, tuple[Callable[..., float], str]] = {
@@ -140,8 +157,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
-        help="of our weights; the release computes in it under autocast, as it does itself (default: "
-        "bfloat16 on cuda, where the release's attention always computes in it, float32 on cpu)",
+        help="of our weights; the release computes in it under autocast (default: that of `auto`, float16 on "
+        "cuda, which the release's own demo takes there, too, and float32 on cpu)",
     )
     parser.add_argument("--slide", type=int, default=2, help="new views of the sliding window (default: 2)")
     parser.add_argument("--many", type=int, default=0, help="also one pass over this many views")
@@ -151,7 +168,7 @@ def parsed() -> argparse.Namespace:
         parser.error(f"--slide {arguments.slide} is not less than --views {arguments.views}")
     if not arguments.rounds and not arguments.many:
         parser.error("--rounds 0 without --many leaves nothing to measure")
-    arguments.dtype = arguments.dtype or ("bfloat16" if arguments.device == "cuda" else "float32")
+    arguments.dtype = arguments.dtype or name_of(resolve_dtype("auto", arguments.device))
     return arguments
 
 
@@ -178,7 +195,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     ):
         document |= found
         document["targets"] = targets(document)
-        tell(found)
+        tell(found, document["targets"])
         keep({**document, "unfinished": True}, arguments.keep)
     for worker in workers.values():
         worker.stop()
@@ -197,7 +214,11 @@ def window_passes(
         return
     first = _round(workers)
     peaks = {name: first[f"{name}_full"]["peak_bytes"] for name in workers}
-    part = {"peak_bytes_above_weights": peaks, "peak_to_release": peaks["ours"] / peaks["release"]}
+    part = {
+        "peak_bytes_above_weights": peaks,
+        "peak_to_release": peaks["ours"] / peaks["release"],
+        "kernel": first["ours_full"]["kernel"],
+    }
     yield part
     for worker in workers.values():
         worker.run("save")
@@ -247,15 +268,16 @@ def summarised(rounds: list[Passes]) -> dict[str, Any]:
     }
 
 
-def tell(found: dict[str, Any]) -> None:
-    """What was just measured, in one line on stderr, with the targets that it is for."""
+def tell(found: dict[str, Any], aims: dict[str, dict[str, Any]]) -> None:
+    """What was just measured, in one line on stderr, with this card's targets."""
     many = {name: each for name, each in found.get("many", {}).items() if name != "views"}
     numbers = {name: value for name, value in found.items() if isinstance(value, float)}
     numbers |= found.get("ratios_of_medians", {})
     if (ratio := _many_ratio(many)) is not None:
         numbers["many_to_release"] = ratio
+    limits = {name: each["at_most"] for name, each in aims.items() if each["at_most"] is not None}
     cells = [
-        f"{name} {value:.3g}" + (f" (at most {TARGETS[name]})" if name in TARGETS else "")
+        f"{name} {value:.3g}" + (f" (at most {limits[name]})" if name in limits else "")
         for name, value in numbers.items()
     ]
     cells += [
@@ -266,20 +288,34 @@ def tell(found: dict[str, Any]) -> None:
 
 
 def targets(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Each of TARGETS with what was measured so far, and whether it holds; None for what was not measured."""
+    """What was measured so far beside the target of this card, and whether that holds.
+
+    A target is for one card and one attention kernel, those over many views also for one network; what was
+    measured otherwise, or not at all, neither holds nor fails: None.
+    """
     measured = {
         **document.get("ratios_of_medians", {}),
         "peak_to_release": document.get("peak_to_release"),
         "many_to_release": _many_ratio(document.get("many", {})),
     }
-    return {
-        name: {
-            "measured": measured.get(name),
-            "at_most": limit,
-            "holds": None if measured.get(name) is None else measured[name] <= limit,
-        }
-        for name, limit in TARGETS.items()
+    gpu, many = document["machine"].get("gpu", ""), document.get("many", {}).get("ours", {})
+    limits: dict[str, Any] = next((TARGETS[card] for card in TARGETS if card in gpu), {})
+    kernel = limits.get("kernel")
+    meant = {
+        "peak_to_release": True,
+        "many_to_release": many.get("kernel") == kernel and document["setting"]["network"] == MANY_NETWORK,
     }
+    found: dict[str, dict[str, Any]] = {}
+    for name in MEASURED:
+        value, limit = measured.get(name), limits.get(name)
+        judged = value is not None and limit is not None and meant.get(name, document.get("kernel") == kernel)
+        found[name] = {
+            "measured": value,
+            "at_most": limit,
+            "kernel": kernel,
+            "holds": value <= limit if judged else None,
+        }
+    return found
 
 
 def _many_ratio(many: dict[str, Any]) -> float | None:

@@ -29,6 +29,7 @@ from fast3r_ros.model import Fast3R, Fast3RConfig, FusedFeatures, ViewTokens
 from fast3r_ros.model.attention_choice import choose_attention
 from fast3r_ros.model.checkpoint import aliases
 from fast3r_ros.model.image_index import index_embedding
+from fast3r_ros.model.precision import DTYPES, in_dtype
 from fast3r_ros.model.streaming import Remembering
 
 CHUNK = 16  # of many views, those in work at a time
@@ -142,7 +143,7 @@ class OurPasses:
     def __init__(self, options: dict[str, Any], images: list[Tensor]) -> None:
         model = Fast3R(Fast3RConfig.from_dict(config(options["network"], "pytorch_naive")))
         load(model)
-        self._model = model.to(options["device"], getattr(torch, options["dtype"])).lay_out_heads()
+        self._model = in_dtype(model.to(options["device"]), DTYPES[options["dtype"]]).lay_out_heads()
         self._kernel_for = 0  # views
         self._options, self._images = options, images
         self._new = images[-options["slide"] :]
@@ -221,8 +222,8 @@ class OurPasses:
         if self._options["device"] == "cuda" and self._kernel_for != views:
             height, width = self._options["size"]
             self._model.set_attention("auto")
-            choose_attention(self._model, views * (height // 16) * (width // 16))
-            self._kernel_for = views
+            kernel = choose_attention(self._model, views * (height // 16) * (width // 16))
+            self._kernel_for, self._options["kernel"] = views, kernel
 
     def _known_tokens(self) -> list[ViewTokens]:
         if not self._tokens:
@@ -338,7 +339,8 @@ def release_memory() -> None:
 
 
 def answer(task: Callable[[], Results], options: dict[str, Any], loaded: int) -> tuple[dict[str, Any], Saved]:
-    """Run a task: what it took, or why it failed, and its results on the host.
+    """Run a task: what it took and with which attention kernel of ours, or why it failed, and its results on
+    the host.
 
     loaded: bytes in use before any task.  What the task itself needed is free when this returns.
     """
@@ -349,7 +351,7 @@ def answer(task: Callable[[], Results], options: dict[str, Any], loaded: int) ->
     except torch.OutOfMemoryError:
         return {"failed": "out of memory"}, {}
     times = {key: float(result.pop(key)) for key in ("seconds", "processor_seconds")}
-    told = {**times, "peak_bytes": peak(options) - loaded}
+    told = {**times, "peak_bytes": peak(options) - loaded, "kernel": options.get("kernel", "")}
     return told, {key: value.float().cpu().numpy() for key, value in result.items()}
 
 

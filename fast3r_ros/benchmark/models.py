@@ -11,7 +11,7 @@ from fast3r_ros.model import Fast3R, Fast3RConfig
 from fast3r_ros.model.attention import ATTENTION_NAMES
 from fast3r_ros.model.attention_choice import choose_attention
 from fast3r_ros.model.config import DecoderConfig, EncoderConfig, HeadConfig
-from fast3r_ros.model.precision import DTYPES, name_of, resolve_dtype, set_inner_dtype, stream_names
+from fast3r_ros.model.precision import DTYPES, in_dtype, name_of, resolve_dtype
 from fast3r_ros.model.preprocess import plan_resize
 
 # (width, depth, heads) of encoder and fusion: as released, as in the paper, and small
@@ -95,11 +95,7 @@ def load(name: str, device: torch.device, dtype: torch.dtype, attention: str) ->
     torch.manual_seed(0)
     with device:
         model = Fast3R(config).eval()
-    wide = stream_names(model) if dtype == torch.float16 else set()
-    for key, parameter in model.named_parameters():
-        parameter.data = parameter.data.to(torch.float32 if key in wide else dtype)
-    set_inner_dtype(model, dtype)
-    model.set_attention(attention)
+    in_dtype(model, dtype).set_attention(attention)
     return model.lay_out_heads()
 
 

@@ -22,7 +22,7 @@ from fast3r_ros.errors import UserError
 from fast3r_ros.evaluation import golden_geometry as geometry
 from fast3r_ros.evaluation import golden_recipes as recipes
 from fast3r_ros.model import Fast3R, Fast3RConfig, normalize, prepare_image
-from fast3r_ros.model.precision import exact_float32, set_inner_dtype, stream_names
+from fast3r_ros.model.precision import exact_float32, in_dtype
 
 NETWORK_BAR = 1e-4
 PREPROCESS_BAR = 2 / 255
@@ -116,13 +116,8 @@ def golden_network(case: dict[str, Any], device: str = "cpu", dtype: torch.dtype
     state = recipes.weights(
         {key: tensor.shape for key, tensor in model.state_dict().items()}, case["aliases"]
     )
-    wide = stream_names(model) if dtype == torch.float16 else set()
-    model.load_state_dict(
-        {key: tensor.to(device, torch.float32 if key in wide else dtype) for key, tensor in state.items()},
-        assign=True,
-    )
-    set_inner_dtype(model, dtype)
-    return model.eval()
+    model.load_state_dict({key: tensor.to(device) for key, tensor in state.items()}, assign=True)
+    return in_dtype(model, dtype).eval()
 
 
 @torch.no_grad()

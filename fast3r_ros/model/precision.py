@@ -88,6 +88,15 @@ def stream_names(model: nn.Module) -> set[str]:
     }
 
 
+def in_dtype(model: Fast3R, dtype: torch.dtype) -> Fast3R:
+    """Change a network's weights to a dtype of `resolve_dtype`, as `Fast3R.from_pretrained` loads them."""
+    wide = stream_names(model) if dtype == torch.float16 else set()
+    for name, parameter in model.named_parameters():
+        parameter.data = parameter.data.to(torch.float32 if name in wide else dtype)
+    set_inner_dtype(model, dtype)
+    return model
+
+
 def set_inner_dtype(model: nn.Module, dtype: torch.dtype) -> None:
     """Tell the blocks what their layers compute in where that is not the dtype of what they add to."""
     for module in model.modules():
