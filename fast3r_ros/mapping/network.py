@@ -176,7 +176,7 @@ class Fast3RNetwork(WindowNetwork):
         pixels = torch.stack([frame.pixels for frame in frames])
         replay = self._captured.find("encode", pixels)
         if replay is None:
-            tokens = self._model.encode(normalize(pixels)).tokens
+            tokens = self._model.encode_pixels(pixels).tokens
             descriptors = _pooled(tokens)
         else:
             tokens, descriptors = replay(pixels)

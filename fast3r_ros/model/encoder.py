@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from fast3r_ros.model.config import EncoderConfig
-from fast3r_ros.model.layers import Block, narrowed, rope_tables, run_block, widened
+from fast3r_ros.model.layers import Block, narrowed, run_block, widened
+from fast3r_ros.model.rotation import rope_tables
 
 
 class PatchEmbed(nn.Module):

@@ -172,9 +172,17 @@ class Fast3R(nn.Module):
     def encode(self, images: Tensor) -> ViewTokens:
         """(B, 3, H, W) in [-1, 1], H and W multiples of 16, to tokens.
 
-        Raises UserError for another shape and for an image with NaN or Inf, naming its place in the batch.
+        Raises UserError for another shape and for an image with NaN or Inf, naming its place in the batch;
+        to know that it waits for the device, which `encode_pixels` does not.
         """
-        self._check_images(images, "image {}")
+        self._check_size(images, "image 0")
+        _refuse(images.isfinite().flatten(1).all(dim=1), "image")
+        return self._encode(images)
+
+    def encode_pixels(self, pixels: Tensor) -> ViewTokens:
+        """As `encode`, of (B, H, W, 3) uint8 RGB pixels, which are finite whatever they are."""
+        images = normalize(pixels)
+        self._check_size(images, "image 0")
         return self._encode(images)
 
     def fuse(
@@ -232,7 +240,9 @@ class Fast3R(nn.Module):
             for number, image in enumerate(images)
         ]
         for number, image in enumerate(tensors):
-            self._check_images(image, f"view {number}")
+            self._check_size(image, f"view {number}")
+        if tensors:
+            _refuse(torch.stack([image.isfinite().all() for image in tensors]), "view")
         result = self._pass(tensors, image_indices, seed)
         if self.training or self.dtype != torch.float16:
             return result
@@ -322,15 +332,16 @@ class Fast3R(nn.Module):
             return self.memory_budget
         return CPU_MEMORY_BUDGET if device.type == "cpu" else GPU_MEMORY_BUDGET
 
-    def _check_images(self, images: Tensor, name: str) -> None:
+    def _check_size(self, images: Tensor, name: str) -> None:
         patch = self.config.encoder.patch_size
-        first = name.format(0)
         if images.ndim != 4 or images.shape[1] != 3:
-            raise UserError(f"{first} has shape {tuple(images.shape)}, expected (batch, 3, height, width)")
+            raise UserError(f"{name} has shape {tuple(images.shape)}, expected (batch, 3, height, width)")
         if images.shape[2] % patch or images.shape[3] % patch or not images.numel():
             size = f"{images.shape[3]}x{images.shape[2]}"
-            raise UserError(f"{first} is {size}, expected multiples of {patch}; see prepare_image")
-        finite = images.isfinite().flatten(1).all(dim=1)
-        if not finite.all():
-            bad = int(finite.int().argmin())
-            raise UserError(f"{name.format(bad)} holds NaN or Inf; drop this image or repair it")
+            raise UserError(f"{name} is {size}, expected multiples of {patch}; see prepare_image")
+
+
+def _refuse(finite: Tensor, what: str) -> None:
+    """Raises UserError naming the first that is not finite, of (N,) bool; waits for the device once."""
+    if not finite.all():
+        raise UserError(f"{what} {int(finite.int().argmin())} holds NaN or Inf; drop this image or repair it")

@@ -1,4 +1,4 @@
-"""The transformer block that the encoder and the fusion transformer share, and the encoder's 2D RoPE."""
+"""The transformer block that the encoder and the fusion transformer share."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fast3r_ros.model.attention import attend
+from fast3r_ros.model.rotation import rotate
 
 TOKENS_AT_ONCE = 32768
 
@@ -159,29 +160,3 @@ def run_block(
         return result
     result = block(x, rotation, scale, function)
     return result
-
-
-def rope_tables(grid: tuple[int, int], head_dim: int, base: float, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of the 2D rotary embedding for a row-major grid, each (h*w, 1, 1, 2, head_dim / 4).
-
-    The first half of a head turns with the token's row, the second with its column; within a half of size m
-    pair (i, i + m/2) turns by position * base^(-2i/m).  Angles are float32; the tables are at least float32.
-    """
-    quarter = head_dim // 4
-    steps = torch.arange(0, 2 * quarter, 2, device=like.device).float()
-    frequencies = 1.0 / base ** (steps / (2 * quarter))
-    rows, columns = torch.meshgrid(
-        torch.arange(grid[0], device=like.device), torch.arange(grid[1], device=like.device), indexing="ij"
-    )
-    positions = torch.stack([rows, columns], dim=-1).reshape(-1, 1, 1, 2, 1).float()
-    angles = (positions * frequencies).to(torch.promote_types(like.dtype, torch.float32))
-    return angles.cos(), angles.sin()
-
-
-def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-    """Apply `rope_tables` to (B, N, ..., heads, D); computed in the tables' dtype, returned in x's."""
-    quarter = cosines.shape[-1]
-    halves = x.unflatten(-1, (2, 2, quarter)).to(cosines.dtype)
-    first, second = halves.unbind(-2)
-    turned = torch.stack([first * cosines - second * sines, second * cosines + first * sines], dim=-2)
-    return turned.flatten(-3).to(x.dtype)

@@ -14,7 +14,7 @@ from fast3r_ros.errors import UserError
 from fast3r_ros.model import image_index
 from fast3r_ros.model.attention import ATTENTION_NAMES, attend, check_attention
 from fast3r_ros.model.convolution import SMALLEST_SIDE, Conv3x3
-from fast3r_ros.model.layers import rope_tables, rotate
+from fast3r_ros.model.rotation import rope_tables, rotate
 
 few = settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 
