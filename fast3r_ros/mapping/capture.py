@@ -7,7 +7,8 @@ waiting.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -65,6 +66,9 @@ class CudaGraphs:
     thread that asks the network) and none reads what another left there: inputs are copied into buffers
     outside of the pool, and results, which no later recording overwrites while they live, are copied out of
     it at once.
+
+    What an attempt that fails has taken stays in the pool, where the next one uses it; PyTorch never gives it
+    back, and running out of memory within a recording can end older ones.  So none is begun that may not fit.
     """
 
     def __init__(self) -> None:
@@ -74,19 +78,21 @@ class CudaGraphs:
         """A graph of `function`, for inputs of these shapes.
 
         Raises RuntimeError when the function does what a graph cannot hold, such as waiting for the device,
-        and when memory does not suffice.
+        and when memory does not suffice twice: for the graph, and for what runs beside it kernel by kernel.
         """
+        device = inputs[0].device
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
         buffers = [value.clone() for value in inputs]
         graph = torch.cuda.CUDAGraph()
-        side = torch.cuda.Stream(buffers[0].device)
-        side.wait_stream(torch.cuda.current_stream(buffers[0].device))
-        with torch.cuda.stream(side):  # which also restores the stream when recording fails
-            for _ in range(_WARM_UP_RUNS):
-                function(*buffers)
+        side = torch.cuda.Stream(device)
+        side.wait_stream(torch.cuda.current_stream(device))
+        # which also restores the stream when recording fails
+        with torch.cuda.stream(side), _measured_convolutions():
+            _require_room(_peak_of(lambda: function(*buffers), device), device)
             with torch.cuda.graph(graph, self._pool, side, capture_error_mode="thread_local"):
                 results = function(*buffers)
-        torch.cuda.current_stream(buffers[0].device).wait_stream(side)
-        self._pool = graph.pool()
+        torch.cuda.current_stream(device).wait_stream(side)
 
         def replay(*values: Tensor) -> list[Tensor]:
             for buffer, value in zip(buffers, values, strict=True):
@@ -95,6 +101,38 @@ class CudaGraphs:
             return [result.clone() for result in results]
 
         return replay
+
+
+def _peak_of(run: Callable[[], object], device: torch.device) -> int:
+    """The bytes that the warm-up's runs take at most, above what is taken before them."""
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    for _ in range(_WARM_UP_RUNS):
+        run()
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def _require_room(peak: int, device: torch.device) -> None:
+    """Raises RuntimeError where a device has no room for twice `peak` bytes, with its cache given back."""
+    torch.cuda.empty_cache()
+    free, _ = torch.cuda.mem_get_info(device)
+    if free < 2 * peak:
+        raise RuntimeError(
+            f"it takes {peak / 1e9:.2f} GB, which do not fit twice into the {free / 1e9:.2f} GB left"
+        )
+
+
+@contextmanager
+def _measured_convolutions() -> Iterator[None]:
+    """Inside, cuDNN takes for every convolution the fastest of its kernels, found by running them in the
+    warm-up; shapes that are recorded stay as they are, so that this is done once for each.
+    """
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def _key(name: Hashable, inputs: Sequence[Tensor]) -> Hashable:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -74,7 +75,7 @@ _refusals: list[str] = []  # why this process cannot compile
 def _kernel() -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     from torch._inductor import config  # only now: this takes seconds
 
-    options: dict[str, bool | int] = {"compile_threads": 1}  # one kernel is not worth a pool of processes
+    options: dict[str, Any] = {"compile_threads": 1}  # one kernel is not worth a pool of processes
     if hasattr(config, "force_pointwise_cat"):  # else two kernels, one for each half of the pairs
         options["force_pointwise_cat"] = True
     return torch.compile(stepwise, dynamic=True, fullgraph=True, options=options)

@@ -7,7 +7,9 @@ results that the next replay overwrites.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -100,6 +102,77 @@ def test_a_shape_is_captured_once() -> None:
     assert captured.capture("counted", counted, torch.zeros(2))
     assert captured.capture("counted", counted, torch.ones(2))
     assert len(calls) == len(captured) == 1
+
+
+class CudaStandIn:
+    """What `CudaGraphs` asks of `torch.cuda`, on a device of `free` bytes where a run takes `peak`.
+
+    pools: those of every recording that was begun; the numbers in `failing` end with an error.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, free: int, peak: int, failing: Sequence[int]) -> None:
+        self.pools: list[object] = []
+        self.handles = 0
+        self.fastest: list[bool] = []  # whether cuDNN measured, at each recording
+        self._free, self._failing = free, failing
+        for name, value in {
+            "CUDAGraph": lambda: SimpleNamespace(replay=lambda: None),
+            "Stream": lambda device: SimpleNamespace(wait_stream=lambda other: None),
+            "current_stream": lambda device: SimpleNamespace(wait_stream=lambda other: None),
+            "stream": lambda side: nullcontext(),
+            "graph": self._graph,
+            "graph_pool_handle": self._handle,
+            "empty_cache": lambda: None,
+            "memory_allocated": lambda device: 100,
+            "max_memory_allocated": lambda device: 100 + peak,
+            "reset_peak_memory_stats": lambda device: None,
+            "mem_get_info": lambda device: (free, 10 * free),
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, value)
+
+    def _handle(self) -> str:
+        self.handles += 1
+        return f"pool {self.handles}"
+
+    @contextmanager
+    def _graph(self, graph: object, pool: object, stream: object, capture_error_mode: str) -> Iterator[None]:
+        self.pools.append(pool)
+        self.fastest.append(torch.backends.cudnn.benchmark)
+        yield
+        if len(self.pools) - 1 in self._failing:
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+
+def test_recordings_share_one_pool_also_with_those_that_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = CudaStandIn(monkeypatch, free=1000, peak=10, failing=(0, 2))
+    before = torch.backends.cudnn.benchmark
+    captured = Captured(CudaGraphs())
+    assert [captured.capture("doubled", doubled, torch.zeros(count)) for count in (1, 2, 3, 4)] == [
+        False,
+        True,
+        False,
+        True,
+    ]
+    assert cuda.pools == ["pool 1"] * 4
+    assert cuda.fastest == [True] * 4
+    assert torch.backends.cudnn.benchmark == before
+
+
+@pytest.mark.parametrize(("free", "begun"), [(199, 0), (200, 1)])
+def test_what_does_not_fit_twice_is_not_recorded(
+    free: int, begun: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    cuda = CudaStandIn(monkeypatch, free, peak=100, failing=())
+    runs: list[int] = []
+
+    def counted(x: Tensor) -> list[Tensor]:
+        runs.append(1)
+        return [x]
+
+    assert Captured(CudaGraphs()).capture("counted", counted, torch.zeros(2)) == bool(begun)
+    assert len(cuda.pools) == begun
+    assert len(runs) == 3 + begun
+    assert ("do not fit twice" in caplog.text) == (not begun)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
