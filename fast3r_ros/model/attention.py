@@ -14,8 +14,9 @@ from __future__ import annotations
 import functools
 import importlib
 import logging
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -48,6 +49,7 @@ ROUNDING_MARGIN = 8.0
 MOST_VERDICTS = 4096  # sizes; a stream of windows has some tens
 
 _log = logging.getLogger(__name__)
+_Result = TypeVar("_Result")
 
 
 def check_attention(name: str) -> str:
@@ -67,25 +69,48 @@ def attend(query: Tensor, key: Tensor, value: Tensor, scale: float, name: str) -
         return F.scaled_dot_product_attention(query, key, value, scale=scale)
     if torch.compiler.is_compiling():  # a graph for all sizes holds no comparison of one
         return run_kernel(query, key, value, scale, name)
-    for kernel in (name, *(other for other in NEXT_KERNELS if other != name)):
-        size = (kernel, query.dtype, query.device, tuple(query.shape), tuple(key.shape), query.stride())
+    found = first_right(
+        (name, *NEXT_KERNELS),
+        query,
+        key,
+        lambda kernel: run_kernel(query, key, value, scale, kernel),
+        lambda mixed: agrees(mixed, query, key, value, scale),
+    )
+    return F.scaled_dot_product_attention(query, key, value, scale=scale) if found is None else found
+
+
+def first_right(
+    names: Sequence[str],
+    query: Tensor,
+    key: Tensor,
+    run: Callable[[str], _Result],
+    right: Callable[[_Result], bool],
+    kind: str = "attention",
+) -> _Result | None:
+    """What the first of some kernels gives that runs and is right; None without any.
+
+    run: raises KernelError where a kernel cannot run.  right: compares a result with plain attention; it is
+    asked once for each new size, and not while a graph is recorded.  Each that is left out is told once.
+    """
+    for kernel in dict.fromkeys(names):
+        size = (kind, kernel, query.dtype, query.device, tuple(query.shape), tuple(key.shape), query.stride())
         if not _verdicts.get(size, True):
             continue
         try:
-            mixed = run_kernel(query, key, value, scale, kernel)
+            result = run(kernel)
         except KernelError as error:
             problem = f"cannot run {query.dtype} on {query.device.type} ({error})"
         else:
             unknown = size not in _verdicts and _is_checked(query, kernel)
-            if not unknown or agrees(mixed, query, key, value, scale):
+            if not unknown or right(result):
                 if unknown:
                     _judge(size, True)
-                return mixed
+                return result
             problem = f"gives other values than plain attention for {query.shape[2]} tokens"
         if not _is_recorded(query):
             _judge(size, False)
-        _warn_once(f"attention {kernel} {problem}; using the next one, from PyTorch")
-    return F.scaled_dot_product_attention(query, key, value, scale=scale)
+        _warn_once(f"{kind} {kernel} {problem}; using the next one, from PyTorch")
+    return None
 
 
 class KernelError(RuntimeError):
@@ -101,7 +126,7 @@ def run_kernel(query: Tensor, key: Tensor, value: Tensor, scale: float, name: st
     refusal = kernel_refusal(query, name)
     if refusal:
         raise KernelError(refusal)
-    try:
+    with kernel_errors():
         if name in PACKAGES:
             mixed = _by_package(query, key, value, scale, name)
         elif name in PYTORCH_KERNELS:
@@ -109,17 +134,24 @@ def run_kernel(query: Tensor, key: Tensor, value: Tensor, scale: float, name: st
                 mixed = F.scaled_dot_product_attention(query, key, value, scale=scale)
         else:
             mixed = F.scaled_dot_product_attention(query, key, value, scale=scale)
+    if not isinstance(mixed, Tensor) or mixed.shape != (*query.shape[:3], value.shape[3]):
+        raise KernelError(f"it returns {getattr(mixed, 'shape', type(mixed).__name__)}")
+    if (mixed.dtype, mixed.device) != (query.dtype, query.device):
+        raise KernelError(f"it returns {mixed.dtype} on {mixed.device}")
+    return mixed
+
+
+@contextmanager
+def kernel_errors() -> Iterator[None]:
+    """Around a kernel: whatever it raises is a KernelError with one line, or a torch.OutOfMemoryError."""
+    try:
+        yield
     except (torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:  # kernels of others raise anything: AttributeError, compilers' own kinds
         if "out of memory" in str(error).lower():  # as drivers and other packages say it
             raise torch.OutOfMemoryError(one_line(error)) from error
         raise KernelError(one_line(error) or type(error).__name__) from error
-    if not isinstance(mixed, Tensor) or mixed.shape != (*query.shape[:3], value.shape[3]):
-        raise KernelError(f"it returns {getattr(mixed, 'shape', type(mixed).__name__)}")
-    if (mixed.dtype, mixed.device) != (query.dtype, query.device):
-        raise KernelError(f"it returns {mixed.dtype} on {mixed.device}")
-    return mixed
 
 
 def kernel_refusal(query: Tensor, name: str) -> str:
@@ -151,9 +183,7 @@ def agrees(mixed: Tensor, query: Tensor, key: Tensor, value: Tensor, scale: floa
     Rows and heads are taken from the first to the last, as what goes wrong for many tokens are addresses.
     Waits for the device.  True where plain attention itself is not finite and nothing can be said.
     """
-    rows = torch.linspace(
-        0, query.shape[2] - 1, min(CHECKED_ROWS, query.shape[2]), device=query.device
-    ).long()
+    rows = checked_rows(query)
     rounding = max(torch.finfo(query.dtype).eps, 2**-10)  # float32 may be TF32
     for batch in {0, query.shape[0] - 1}:
         for head in {0, query.shape[1] - 1}:
@@ -167,6 +197,12 @@ def agrees(mixed: Tensor, query: Tensor, key: Tensor, value: Tensor, scale: floa
             if not bool((right | ~exact.isfinite()).all()):
                 return False
     return True
+
+
+def checked_rows(query: Tensor) -> Tensor:
+    """Numbers of the queries of (B, heads, N, D) that are compared, from the first to the last."""
+    count = query.shape[2]
+    return torch.linspace(0, count - 1, min(CHECKED_ROWS, count), device=query.device).long()
 
 
 def _by_package(query: Tensor, key: Tensor, value: Tensor, scale: float, name: str) -> Any:

@@ -5,21 +5,45 @@ and to those of view 0, whose camera is the frame of the global points, one by o
 all other views are merged: the mean of a cell of merge x merge patches stands for its tokens, with the
 logarithm of their number added to its logit (Bolya et al., Token Merging, ICLR 2023, "proportional
 attention").  Nothing is trained.  For many views the work falls to 1 / merge^2 of the exact one.
+
+A group's attention is joined from plain ones, of the width of a head: to the tokens that are near, to the
+cells of all views before the group, and to those after it.  Cells are merged once and lie view after view, so
+that either is a slice.  Where merge does not divide a grid, the smaller cells at its right and its bottom
+make further slices: the logarithm of their number is the same for all cells of a slice, and is added to its
+sum instead of to each logit.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from itertools import accumulate
+from dataclasses import dataclass
+from itertools import accumulate, groupby
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fast3r_ros.model.attention import attend
+from fast3r_ros.model.attention_sums import MixedAndSums, attend_with_sums, joined
 
 GROUP = 8  # consecutive views whose tokens are not merged for each other
-EXTRA = 8  # columns added to a head: one for the logarithm, and fast kernels want multiples of 8
+
+_Size = tuple[int, int]  # tokens of a cell, one above the other and side by side
+
+
+@dataclass(frozen=True)
+class _Cells:
+    """The merged cells of one size, view after view.
+
+    keys, values: (B, heads, cells, D).  starts: where each view's begin, and their end.  log_size: of the
+    number of tokens in a cell.
+    """
+
+    keys: Tensor
+    values: Tensor
+    starts: tuple[int, ...]
+    log_size: float
 
 
 class MergedAttention:
@@ -32,50 +56,77 @@ class MergedAttention:
         self._groups = [numbers[start : start + group] for start in numbers[::group]]
         self._counts = [rows * columns for rows, columns in grids]
         self._starts = list(accumulate(self._counts, initial=0))
-        self._log_sizes = {grid: _log_sizes(grid, merge) for grid in set(grids)}
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, scale: float, kernel: str) -> Tensor:
         """Queries, keys and values (B, heads, T, D) to mixed values of the same shape."""
-        keys, values = key.split(self._counts, dim=2), value.split(self._counts, dim=2)
-        columns = {grid: log_sizes.to(key) / scale for grid, log_sizes in self._log_sizes.items()}
-        far_keys = [
-            _widened(self._merged(view, grid), columns[grid])
-            for view, grid in zip(keys, self._grids, strict=True)
-        ]
-        far_values = [
-            _widened(self._merged(view, grid)) for view, grid in zip(values, self._grids, strict=True)
-        ]
+        if len(self._groups) == 1:
+            return attend(query, key, value, scale, kernel)
+        cells = self._merged(key, value)
         # tokens before heads in memory: the projection after it reads this without a copy
         mixed = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
         for group in self._groups:
-            near = {0, *group}
-            seen_keys, seen_values = (
-                torch.cat([_widened(views[v]) if v in near else far[v] for v in range(len(views))], dim=2)
-                for views, far in ((keys, far_keys), (values, far_values))
-            )
             tokens = slice(self._starts[group.start], self._starts[group.stop])
-            wide = _widened(query[:, :, tokens], query.new_ones(1))
-            mixed[:, :, tokens] = attend(wide, seen_keys, seen_values, scale, kernel)[..., : query.shape[-1]]
+            near = [tokens] if group.start == 0 else [slice(0, self._counts[0]), tokens]
+            near_keys, near_values = (
+                torch.cat([tensor[:, :, part] for part in near], dim=2) for tensor in (key, value)
+            )
+            own = query[:, :, tokens]
+            parts = [attend_with_sums(own, near_keys, near_values, scale, kernel)]
+            for views in (range(1, group.start), range(group.stop, len(self._grids))):
+                parts += [_attended(own, each, views, scale, kernel) for each in cells if _any(each, views)]
+            mixed[:, :, tokens] = joined(parts)
         return mixed
 
-    def _merged(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-        """(B, heads, h*w, D) of one view to the means of its cells, (B, heads, cells, D)."""
-        maps = tokens.transpose(2, 3).flatten(1, 2).unflatten(2, grid)
+    def _merged(self, key: Tensor, value: Tensor) -> list[_Cells]:
+        """The cells of all views, those of one size together."""
+        found: dict[_Size, list[tuple[Tensor, Tensor]]] = {}  # size -> of views that follow one another
+        counts: dict[_Size, list[int]] = {}  # size -> of each view
+        done = 0
+        for grid, run in groupby(self._grids):
+            views = len(list(run))
+            part = slice(self._starts[done], self._starts[done + views])
+            means = [self._means(tensor[:, :, part], views, grid) for tensor in (key, value)]
+            for size, rows, columns in _regions(grid, self._merge):
+                keys, values = (mean[:, :, :, rows, columns].flatten(3, 4) for mean in means)
+                found.setdefault(size, []).append((keys.flatten(2, 3), values.flatten(2, 3)))
+                lengths = counts.setdefault(size, [])
+                lengths += [0] * (done - len(lengths)) + [keys.shape[3]] * views
+            done += views
+        result = []
+        for size, parts in found.items():
+            keys, values = (torch.cat(tensors, dim=2) for tensors in zip(*parts, strict=True))
+            lengths = counts[size] + [0] * (len(self._grids) - len(counts[size]))
+            starts = tuple(accumulate(lengths, initial=0))
+            result.append(_Cells(keys, values, starts, math.log(math.prod(size))))
+        return result
+
+    def _means(self, tokens: Tensor, views: int, grid: tuple[int, int]) -> Tensor:
+        """(B, heads, V * h * w, D) of V views to the means of cells, (B, heads, V, rows, columns, D)."""
+        batch, heads, _, width = tokens.shape
+        maps = tokens.unflatten(2, (views, *grid)).permute(0, 2, 1, 5, 3, 4).flatten(0, 1).flatten(1, 2)
         means = F.avg_pool2d(maps, self._merge, ceil_mode=True, count_include_pad=False)
-        return means.flatten(2).unflatten(1, (tokens.shape[1], -1)).transpose(2, 3)
+        return means.unflatten(1, (heads, width)).unflatten(0, (batch, views)).permute(0, 2, 1, 4, 5, 3)
 
 
-def _log_sizes(grid: tuple[int, int], merge: int) -> Tensor:
-    """(cells, 1): the logarithm of the number of tokens in each cell, fewer at the right and the bottom."""
-    rows, columns = (
-        torch.tensor([min(merge, side - start) for start in range(0, side, merge)]) for side in grid
-    )
-    return (rows[:, None] * columns).flatten()[:, None].log()
+def _regions(grid: tuple[int, int], merge: int) -> list[tuple[_Size, slice, slice]]:
+    """The rectangles of cells of equal size: that size, the cells' rows and columns.
+
+    Whole cells, those at the right, at the bottom, and the one in the corner; without those that are empty.
+    """
+    sides = []
+    for length in grid:
+        whole, rest = divmod(length, merge)
+        spans = [(merge, slice(0, whole)), (rest, slice(whole, None))]
+        sides.append([(side, span) for side, span in spans if side and (side < merge or whole)])
+    return [((high, wide), rows, columns) for high, rows in sides[0] for wide, columns in sides[1]]
 
 
-def _widened(x: Tensor, column: Tensor | None = None) -> Tensor:
-    """(..., D) with EXTRA columns of zeros, the first of them `column` where it is given."""
-    wide = F.pad(x, (0, EXTRA))
-    if column is not None:
-        wide[..., x.shape[-1] : x.shape[-1] + 1] = column
-    return wide
+def _any(cells: _Cells, views: range) -> bool:
+    return len(views) > 0 and cells.starts[views.stop] > cells.starts[views.start]
+
+
+def _attended(query: Tensor, cells: _Cells, views: range, scale: float, kernel: str) -> MixedAndSums:
+    """Attention to the cells of some views that follow one another."""
+    part = slice(cells.starts[views.start], cells.starts[views.stop])
+    mixed, sums = attend_with_sums(query, cells.keys[:, :, part], cells.values[:, :, part], scale, kernel)
+    return mixed, sums + cells.log_size

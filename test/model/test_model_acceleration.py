@@ -59,6 +59,37 @@ def test_merging_equal_tokens_is_exact_whatever_the_grid(
     torch.testing.assert_close(found, attend(query, key, value, 0.4, "auto"), atol=1e-5, rtol=1e-5)
 
 
+@few
+@given(grids=grids, merge=st.integers(2, 4), group=st.integers(1, 3))
+def test_a_cell_counts_as_often_as_it_has_tokens(
+    grids: list[tuple[int, int]], merge: int, group: int
+) -> None:
+    """Query by query, with every logit spelt out."""
+    query, key, value = attention_inputs(sum(h * w for h, w in grids), 1, merge)
+    found = MergedAttention(grids, merge, group)(query, key, value, 0.4, "auto")
+    starts = [0]
+    for height, width in grids:
+        starts.append(starts[-1] + height * width)
+    for view in range(len(grids)):
+        near = {0, *range(view // group * group, view // group * group + group)}
+        keys, values, sizes = [], [], []
+        for other, (height, width) in enumerate(grids):
+            side = 1 if other in near else merge
+            tokens = torch.arange(starts[other], starts[other + 1]).view(height, width)
+            for row in range(0, height, side):
+                for column in range(0, width, side):
+                    cell = tokens[row : row + side, column : column + side].flatten()
+                    keys.append(key[:, :, cell].mean(2))
+                    values.append(value[:, :, cell].mean(2))
+                    sizes.append(float(len(cell)))
+        mine = query[:, :, starts[view] : starts[view + 1]]
+        weights = (0.4 * mine @ torch.stack(keys, 3)).exp() * torch.tensor(sizes)
+        expected = weights @ torch.stack(values, 2) / weights.sum(-1, keepdim=True)
+        torch.testing.assert_close(
+            found[:, :, starts[view] : starts[view + 1]], expected, atol=1e-5, rtol=1e-5
+        )
+
+
 def choosy_model() -> Fast3R:
     """A network whose fusion attends to some tokens more than to others."""
     model = small_model()
