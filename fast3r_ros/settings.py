@@ -9,10 +9,11 @@ section's settings then carry no prefix in flat names.
 
 from __future__ import annotations
 
+import difflib
 import functools
 import itertools
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import Field, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,16 @@ def shown(value: Any) -> str:
     if isinstance(value, (list, tuple)) and len(value) <= 8 and not any(_nested(item) for item in value):
         return f"[{', '.join(shown(item) for item in value)}]"
     return f"a {type(value).__name__}" + (f" of {len(value)}" if hasattr(value, "__len__") else "")
+
+
+def unknown_parameter(name: Any, known: Collection[str]) -> str:
+    """A sentence on a name that does not exist: those it may have been meant for, or all."""
+    whole = {each.rpartition(".")[2]: each for each in known} | {each: each for each in known}
+    near = difflib.get_close_matches(str(name)[:60], whole, n=3, cutoff=0.7)
+    if near:
+        meant = " or ".join(dict.fromkeys(whole[each] for each in near))
+        return f"unknown parameter {shown(name)}; did you mean {meant}?"
+    return f"unknown parameter {shown(name)}; known are {', '.join(sorted(known))}"
 
 
 def _nested(value: Any) -> bool:

@@ -35,7 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source", help="video, folder or glob of images, .txt list of images, rosbag2, or the word synthetic"
     )
-    parser.add_argument("--output", type=Path, required=True, help="folder for the results")
+    parser.epilog = "example: fast3r reconstruct walk.mp4 && fast3r view walk_map"
+    parser.add_argument(
+        "--output", type=Path, help="folder for the results (default: the source's name with _map, here)"
+    )
     parser.add_argument(
         "--model",
         default="demo",
@@ -114,6 +117,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Reconstruct; the exit status is 0, 1 for an empty map, or 130 when Ctrl-C left a partial result."""
+    if arguments.output is None:
+        arguments.output = default_output(arguments.source)
     if arguments.parallel == "none":
         return _reconstruct(arguments)
     if arguments.mode != "all":
@@ -121,6 +126,16 @@ def run(arguments: argparse.Namespace) -> int:
     from fast3r_ros.cli.ranks import run_on_ranks
 
     return run_on_ranks(arguments, _reconstruct)
+
+
+def default_output(source: str) -> Path:
+    """Where the results of a source go when nobody says: `walk.mp4` to `walk_map`, a glob by its folder."""
+    path = Path(source.partition(":")[0] if source.startswith("synthetic:") else source).expanduser()
+    while path.name and (set(path.name) & set("*?[") or path.name == ".."):
+        path = path.parent
+    named = path if path.name else path.resolve()
+    stem = named.name if named.is_dir() else named.stem
+    return Path(f"{stem or 'images'}_map")
 
 
 def _reconstruct(arguments: argparse.Namespace, first: bool = True) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 
 from fast3r_ros.errors import UserError
 from fast3r_ros.mapping.data import DescriptorLimits
-from fast3r_ros.settings import from_flat, parameter, parameter_fields, shown
+from fast3r_ros.settings import from_flat, parameter, parameter_fields, unknown_parameter
 
 
 @dataclass(frozen=True)
@@ -278,7 +278,7 @@ class MapperConfig:
         known = dict(flat_parameters())
         for name in values:
             if name not in known:
-                raise UserError(f"unknown parameter {shown(name)}; known are {', '.join(sorted(known))}")
+                raise UserError(unknown_parameter(name, known))
         config = from_flat(MapperConfig, values)
         assert isinstance(config, MapperConfig)
         return config

@@ -23,6 +23,7 @@ from rosbags.rosbag2 import Writer
 from rosbags.typesys import Stores, get_typestore
 
 from fast3r_ros.cli import main
+from fast3r_ros.cli.reconstruct import default_output
 from fast3r_ros.io.results import read_results
 
 # random weights never pass the gates; what is tested here is the command, not the map
@@ -306,3 +307,52 @@ def test_viewer_shows_the_growing_map(tmp_path, small_model, video, capsys):
     common = (video, "--model", small_model, "--output", tmp_path / "out", *NO_GATES)
     assert reconstruct(*common, "--viewer") == 0
     assert "viewer: http://127.0.0.1:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("source", "folder"),
+    [
+        ("walk.mp4", "walk_map"),
+        ("/elsewhere/my walk.v2.mp4", "my walk.v2_map"),
+        ("photos/*.jpg", "photos_map"),
+        ("photos/**/img_?.png", "photos_map"),
+        ("*.jpg", "{here}_map"),
+        (".", "{here}_map"),
+        ("synthetic", "synthetic_map"),
+        ("synthetic:2", "synthetic_map"),
+        ("a.folder", "a.folder_map"),
+    ],
+)
+def test_results_have_a_place_when_nobody_names_one(source, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.folder").mkdir()
+    assert str(default_output(source)) == folder.format(here=tmp_path.name)
+
+
+def test_without_output_the_results_are_here(video, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["reconstruct", str(video), "--max-views", "4", "--device", "cpu"]
+    assert main(arguments) in (0, 1)
+    assert (tmp_path / f"{video.stem}_map" / "preview.png").is_file()
+    assert main(arguments) in (0, 1)  # its own results are replaced
+
+
+@pytest.mark.parametrize(
+    ("assignment", "advice"),
+    [
+        ("window.sise=12", "did you mean window.size"),
+        ("voxel_size=0.1", "did you mean map.voxel_size"),
+        ("min_confidence=2", "did you mean points.min_confidence"),
+        ("zebra=2", "known are "),
+    ],
+)
+def test_a_wrong_name_gets_the_right_one(assignment, advice, video, tmp_path, capsys):
+    arguments = ["reconstruct", str(video), "--output", str(tmp_path / "map"), "--set", assignment]
+    assert main(arguments) == 2
+    assert advice in capsys.readouterr().err
+
+
+def test_help_shows_an_example(capsys):
+    with pytest.raises(SystemExit):
+        main(["reconstruct", "--help"])
+    assert "example: fast3r reconstruct walk.mp4 && fast3r view walk_map" in capsys.readouterr().out
