@@ -1,6 +1,6 @@
-"""Write one executable per ROS program listed in setup.cfg.
+"""Write one executable per ROS program listed in pyproject.toml.
 
-Usage: write_programs.py SETUP_CFG FOLDER
+Usage: write_programs.py PYPROJECT FOLDER
 
 The list is the entry-point group `fast3r_ros.programs`.  Each program gets the interpreter that runs this
 script, as setuptools does it, so that a build made in a virtual environment also runs there.
@@ -8,8 +8,8 @@ script, as setuptools does it, so that a build made in a virtual environment als
 
 from __future__ import annotations
 
-import configparser
 import sys
+import tomllib
 from pathlib import Path
 
 PROGRAM = """#!{python}
@@ -24,23 +24,20 @@ except KeyboardInterrupt:  # Ctrl-C while the modules are still loading
 """
 
 
-def programs(setup_cfg: Path) -> dict[str, tuple[str, str]]:
+def programs(pyproject: Path) -> dict[str, tuple[str, str]]:
     """Read name -> (module, function) from the group `fast3r_ros.programs`."""
-    config = configparser.ConfigParser()
-    config.read(setup_cfg)
-    lines = config["options.entry_points"]["fast3r_ros.programs"].strip().splitlines()
+    targets = tomllib.loads(pyproject.read_text())["project"]["entry-points"]["fast3r_ros.programs"]
     found = {}
-    for line in lines:
-        name, target = (part.strip() for part in line.split("="))
+    for name, target in targets.items():
         module, function = target.split(":")
         found[name] = (module, function)
     return found
 
 
-def main(setup_cfg: str, folder: str) -> None:
+def main(pyproject: str, folder: str) -> None:
     """Write the executables into folder."""
     Path(folder).mkdir(parents=True, exist_ok=True)
-    for name, (module, function) in programs(Path(setup_cfg)).items():
+    for name, (module, function) in programs(Path(pyproject)).items():
         path = Path(folder, name)
         path.write_text(PROGRAM.format(python=sys.executable, module=module, function=function))
         path.chmod(0o755)

@@ -270,7 +270,7 @@ def test_view_shows_a_page_until_ctrl_c(folder, command, child_environment):
 def sources(tmp_path_factory):
     """A copy of what these commands read of the repository: pip writes beside the sources."""
     copy = tmp_path_factory.mktemp("sources")
-    for name in ("setup.py", "setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy / name)
     shutil.copytree(
         ROOT / "fast3r_ros", copy / "fast3r_ros", ignore=shutil.ignore_patterns("weights", "__pycache__")

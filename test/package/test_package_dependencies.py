@@ -1,11 +1,11 @@
-"""The lists of dependencies (package.xml, setup.cfg) against what the code imports, and licences."""
+"""The lists of dependencies (package.xml, pyproject.toml) against what the code imports, and licences."""
 
 from __future__ import annotations
 
 import ast
-import configparser
 import re
 import sys
+import tomllib
 import xml.etree.ElementTree as ElementTree
 from importlib import metadata
 from pathlib import Path
@@ -92,19 +92,15 @@ def distributions() -> set[str]:
     return {canonicalize_name(name) for name in names | THROUGH_TORCH}
 
 
-def required(section: str, option: str) -> set[str]:
-    config = configparser.ConfigParser()
-    config.read(ROOT / "setup.cfg")
-    lines = config[section][option].strip().splitlines()
-    return {canonicalize_name(Requirement(line).name) for line in lines if line and line[0] != "#"}
+def names_of(lines: list[str]) -> set[str]:
+    return {canonicalize_name(Requirement(line).name) for line in lines}
 
 
-def test_setup_cfg_names_what_is_imported() -> None:
-    config = configparser.ConfigParser()
-    config.read(ROOT / "setup.cfg")
-    extras = set(config["options.extras_require"]) - {"ros"}
-    core = required("options", "install_requires")
-    more = set().union(*(required("options.extras_require", extra) for extra in extras))
+def test_pyproject_names_what_is_imported() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    core = names_of(project["dependencies"])
+    extras = project["optional-dependencies"]
+    more = set().union(*(names_of(lines) for extra, lines in extras.items() if extra != "ros"))
     assert core | more | {"pycolmap"} == distributions()  # pycolmap: a program to compare with
 
 

@@ -1,10 +1,10 @@
 """What the package says about itself in several places must agree."""
 
 import ast
-import configparser
 import re
 import subprocess
 import sys
+import tomllib
 import xml.etree.ElementTree as ElementTree
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -18,15 +18,11 @@ ROOT = Path(__file__).resolve().parents[2]
 UNPINNED = {"numpy": "build.txt"}  # pinned in core.txt
 
 
-def setup_cfg():
-    config = configparser.ConfigParser()
-    config.read(ROOT / "setup.cfg")
-    return config
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
 def entry_points(group):
-    lines = setup_cfg()["options.entry_points"][group].strip().splitlines()
-    return dict(tuple(part.strip() for part in line.split("=")) for line in lines)
+    return PROJECT["scripts"] if group == "console_scripts" else PROJECT["entry-points"][group]
 
 
 def requirements(name):
@@ -56,7 +52,7 @@ def test_every_program_exists(group):
 
 def test_programs_are_written_from_the_one_list(tmp_path):
     script = ROOT / "scripts" / "write_programs.py"
-    subprocess.run([sys.executable, script, ROOT / "setup.cfg", tmp_path], check=True)
+    subprocess.run([sys.executable, script, ROOT / "pyproject.toml", tmp_path], check=True)
     assert {path.name for path in tmp_path.iterdir()} == set(entry_points("fast3r_ros.programs"))
     for path in tmp_path.iterdir():
         assert path.stat().st_mode & 0o111 == 0o111
@@ -74,9 +70,7 @@ def test_every_requirement_is_pinned():
     ("extra", "file"), [(None, "core"), ("train", "train"), ("viewer", "viewer"), ("ros", "ros-jazzy")]
 )
 def test_pins_lie_in_the_ranges_that_pip_install_allows(extra, file):
-    config = setup_cfg()
-    section = config["options.extras_require"][extra] if extra else config["options"]["install_requires"]
-    lines = [line for line in section.strip().splitlines() if line and not line.startswith("#")]
+    lines = PROJECT["optional-dependencies"][extra] if extra else PROJECT["dependencies"]
     ranges = {Requirement(line).name.lower(): Requirement(line).specifier for line in lines}
     pins = {}
     for requirement in requirements(file):

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from email import message_from_string
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
 WITHOUT_ROS = ROOT / "test" / "without_ros"
-SOURCES = ["fast3r_ros", "setup.py", "setup.cfg", "pyproject.toml", "README.md", "LICENSE"]
+SOURCES = ["fast3r_ros", "setup.py", "pyproject.toml", "README.md", "LICENSE"]
 
 
 @pytest.fixture(scope="module")
@@ -80,3 +81,23 @@ for module in pkgutil.walk_packages(fast3r_ros.__path__, "fast3r_ros."):
 def test_package_data_is_installed(run):
     assert (run.target / "fast3r_ros" / "py.typed").is_file()
     assert (run.target / "fast3r_ros" / "weights" / "demo" / "config.json").is_file()
+
+
+def test_the_package_says_who_made_it_and_what_it_is(run):
+    (text,) = run.target.glob("fast3r_ros-*.dist-info/METADATA")
+    about = message_from_string(text.read_text(encoding="utf-8"))
+    for field in ("Author", "Summary", "License-Expression", "Keywords", "Project-URL", "Classifier"):
+        assert about[field], field
+    assert "example.com" not in str(about.get_all("Project-URL"))
+    assert about["Description-Content-Type"] == "text/markdown"
+
+
+def test_the_long_description_renders(run):
+    markdown = pytest.importorskip(
+        "readme_renderer.markdown", reason="readme_renderer is not installed: requirements/test.txt"
+    )
+    (text,) = run.target.glob("fast3r_ros-*.dist-info/METADATA")
+    page = markdown.render(message_from_string(text.read_text(encoding="utf-8")).get_payload())
+    assert page, "PyPI would show the plain text"
+    assert "<h1" in page
+    assert "<table" in page
