@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from shown_commands import ROOT
 
+import fast3r_ros
 from fast3r_ros.demo_model import DEMO_DIRECTORY
 
 
@@ -38,6 +39,14 @@ def site(tmp_path_factory) -> Path:
 def test_documentation_builds_without_a_warning(site):
     assert (site / "index.html").is_file()
     assert len(list(site.glob("*/index.html"))) == len(list((ROOT / "docs").glob("*.md"))) - 1
+
+
+def test_every_public_name_is_in_the_reference(site):
+    page = (site / "reference" / "index.html").read_text(encoding="utf-8")
+    for name in set(fast3r_ros.__all__) - {"__version__"}:
+        assert re.search(rf'id="fast3r_ros(\.\w+)*\.{name}"', page), name
+    for text in ("world_from_camera", "from_pretrained", "max_views", "not_placed"):
+        assert text in page, text
 
 
 def test_no_page_and_no_table_is_cut_on_a_laptop(site):

@@ -329,6 +329,9 @@ def test_code_of_the_documentation_runs(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     sequence = demo_sequence(2.0, width=112, height=80)
     frames = list(sequence)
+    (tmp_path / "photos").mkdir()
+    for index, frame in enumerate(demo_sequence(6.0, rate=1.0)):  # of the size that the demo model knows
+        Image.fromarray(frame.image).save(tmp_path / "photos" / f"{index}.jpg")
     names = {
         "photographs": [frame.image for frame in frames[:8]],
         "my_camera": lambda: [(frame.stamp_ns, frame.image) for frame in frames],
