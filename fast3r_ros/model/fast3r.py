@@ -107,8 +107,9 @@ class Fast3R(nn.Module):
         """
         layout = layout_on(next(self.parameters()).device)
         for head in (self.downstream_head, self.downstream_head_local):
-            if head is not None:
-                head.to(memory_format=layout)  # type: ignore[call-overload]  # PyTorch has not typed it
+            for parameter in () if head is None else head.parameters():
+                if parameter.dim() == 4:
+                    parameter.data = parameter.data.contiguous(memory_format=layout)
         return self
 
     @property
