@@ -1,5 +1,8 @@
-"""The settings of RViz and Nav2 in config/: names that those programs know, topics that the node has."""
+"""The settings of RViz, Foxglove and Nav2 in config/: names that these know, topics that the node has."""
 
+import json
+import re
+import typing
 from pathlib import Path
 
 import pytest
@@ -91,3 +94,81 @@ def test_what_a_robot_would_hit_is_marked_and_the_floor_clears():
     assert any(source["min_obstacle_height"] < -0.1 for source in clearing)  # the floor, with its noise
     top = voxels["origin_z"] + voxels["z_voxels"] * voxels["z_resolution"]
     assert top >= 2.0  # a camera above cannot clear
+
+
+def foxglove_panels():
+    """The panels of the layout: (kind, settings)."""
+    layout = json.loads((ROOT / "config" / "foxglove.json").read_text(encoding="utf-8"))
+    return layout, [(name.partition("!")[0], panel) for name, panel in layout["configById"].items()]
+
+
+def test_foxglove_shows_the_nodes_topics():
+    layout, panels = foxglove_panels()
+    shown = json.dumps(panels)
+    for topic in ("map_cloud", "cloud", "confidence_color", "path", "grid", "depth/image_rect", "markers"):
+        assert f'"/fast3r_mapping/{topic}"' in shown
+    for topic in re.findall(r'"/fast3r_mapping/([^"]+)"', shown):
+        assert topic in {*TOPICS, "status"}, topic
+    leaves, nodes = [], [layout["layout"]]
+    while nodes:  # every panel has one place
+        node = nodes.pop()
+        if isinstance(node, str):
+            leaves.append(node)
+            continue
+        assert node["direction"] in ("row", "column")
+        assert 0 < node["splitPercentage"] < 100
+        nodes += [node["first"], node["second"]]
+    assert sorted(leaves) == sorted(layout["configById"])
+
+
+def test_foxglove_knows_every_setting():
+    """By Foxglove's own types of its panels' settings; files keep them as the app writes them."""
+    layouts = pytest.importorskip(
+        "foxglove.layouts", reason="foxglove-sdk is not installed: requirements/test.txt"
+    )
+    kinds = {
+        "3D": layouts.ThreeDeeConfig,
+        "Image": layouts.ImageConfig,
+        "DiagnosticSummary": layouts.DiagnosticsSummaryConfig,
+        "RawMessages": layouts.RawMessagesConfig,
+    }
+    topics = {
+        "map_cloud": layouts.BaseRendererPointCloudTopicSettings,
+        "cloud": layouts.BaseRendererPointCloudTopicSettings,
+        "path": layouts.BaseRendererPosesTopicSettings,
+        "odometry": layouts.BaseRendererPoseTopicSettings,
+        "grid": layouts.BaseRendererRosOccupancyGridTopicSettings,
+        "markers": layouts.BaseRendererRosMarkerTopicSettings,
+    }
+    inner = {
+        "cameraState": layouts.ThreeDeeCameraState,
+        "publish": layouts.ThreeDeePublishSettings,
+        "scene": layouts.BaseRendererSceneSettings,
+        "imageMode": layouts.ImageModeConfig,
+    }
+
+    def choices(hint):
+        return typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ()
+
+    def check(kind, settings):
+        given = {re.sub(r"([A-Z])", r"_\1", key).lower(): value for key, value in settings.items()}
+        if given.pop("layer_id", None):
+            assert settings["layerId"] == "foxglove.Grid"
+        made = kind(**given)._to_dict()  # a TypeError names a setting that does not exist
+        assert {key: made[key] for key in settings} == settings
+        hints = typing.get_type_hints(kind, vars(layouts))
+        for name, value in given.items():
+            allowed = [
+                each for part in (hints[name], *typing.get_args(hints[name])) for each in choices(part)
+            ]
+            assert not allowed or value in allowed, (kind.__name__, name, value)
+        for key, each in settings.items():
+            if key in inner:
+                check(inner[key], each)
+        for topic, each in settings.get("topics", {}).items():
+            check(topics[topic.removeprefix("/fast3r_mapping/")], each)
+        for each in settings.get("layers", {}).values():
+            check(layouts.BaseRendererGridLayerSettings, each)
+
+    for kind, settings in foxglove_panels()[1]:
+        check(kinds[kind], settings)
