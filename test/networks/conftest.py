@@ -1,0 +1,20 @@
+"""The package that docs/networks.md shows, built and installed by pip into a folder of its own."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # tests of this folder import shown_package
+
+from shown_package import install_shown_package
+
+
+@pytest.fixture(scope="session")
+def toy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that the package was installed into."""
+    target = tmp_path_factory.mktemp("toy_installed")
+    install_shown_package(target)
+    return target

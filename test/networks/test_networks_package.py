@@ -1,0 +1,53 @@
+"""A network of somebody else's package, as docs/networks.md shows it, on the command line."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from shown_package import ROOT, shown_files
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def fast3r(toy_folder: Path) -> Run:
+    """`python -m fast3r_ros …` where the toy package is installed."""
+    path = os.pathsep.join([str(ROOT), str(toy_folder), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+
+    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "fast3r_ros", *map(str, arguments)]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+
+    return run
+
+
+def test_the_page_shows_it_in_fifty_lines() -> None:
+    code = shown_files()["toy_networks.py"]
+    ast.parse(code)
+    assert sum(bool(line.strip()) for line in code.splitlines()) <= 50
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["window", "all"])
+def test_it_maps_the_walk_in_metres(mode: str, fast3r: Run, tmp_path: Path) -> None:
+    output = tmp_path / "map"
+    views = ["--max-views", 30] if mode == "all" else []
+    done = fast3r(
+        *("reconstruct", "synthetic:6", "--model=toy:small", "--scale=network", f"--mode={mode}", *views),
+        *(f"--output={output}", "--device=cpu"),
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads((output / "report.json").read_text())
+    assert report["complete"]
+    assert report["unit"] == "m"
+    assert report["settings"]["model"] == "toy:small"
+    assert report["map_points"] > 1000
+    assert report["trajectory_error"]["rmse"] < 0.02
