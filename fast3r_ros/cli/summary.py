@@ -35,6 +35,8 @@ def print_summary(output: Path, report: dict[str, Any]) -> None:
     ):
         if counts:
             print(f"{what}: {', '.join(f'{reason} ({count})' for reason, count in counts.items())}")
+    if repeated := report["mapper"]["repeated_passes"]:
+        print(f"passes computed again in a safer precision, as results were not finite: {repeated}")
     error = report["trajectory_error"]
     if error:
         share = f"{error['share_of_path']:.1%} of the path of {error['path']} m"

@@ -237,7 +237,8 @@ class MapperStatus:
     names of `ScaleConfig.source`; metres: whether the submap in work is in metres.  scale_sigma: relative
     standard deviation of its scale.  focal_differences: by camera with a calibration, how much longer the
     focal length is with which the network sees it, as a share.  calibration: calibrations that cannot be
-    true, as a sentence; empty without any.
+    true, as a sentence; empty without any.  repeated_passes: of the network since it was loaded, whose
+    results were not finite and which were computed again in a safer precision.
     """
 
     received: int
@@ -256,3 +257,4 @@ class MapperStatus:
     last_error: str
     focal_differences: Mapping[str, float] = field(default_factory=dict)
     calibration: str = ""
+    repeated_passes: int = 0

@@ -37,6 +37,19 @@ class ManyViewNetwork(Protocol):
         ...
 
 
+@runtime_checkable
+class HasSafer(Protocol):
+    """A `ManyViewNetwork` that may compute a pass again in a precision of more range."""
+
+    def overflows(self, result: Reconstruction) -> bool:
+        """Whether some maps are not finite and `safer` has another precision for them."""
+        ...
+
+    def safer(self, views: Sequence[EncodedView]) -> tuple[ManyViewNetwork, list[EncodedView]]:
+        """The network in that precision, and the views as it encodes them."""
+        ...
+
+
 def in_parts(network: WindowNetwork | ManyViewNetwork) -> ManyViewNetwork:
     """The network itself, or one whose pass gives the pointmaps of all views at once, which are kept."""
     return network if isinstance(network, ManyViewNetwork) else _Whole(network)

@@ -582,6 +582,7 @@ class Mapper:
             last_error=self._last_error,
             focal_differences=self._known.focals.differences(),
             calibration=self._known.focals.doubts(),
+            repeated_passes=getattr(self._network, "repeated_passes", 0),
         )
 
     def restart_window(self) -> None:

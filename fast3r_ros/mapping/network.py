@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
 from typing import Concatenate, ParamSpec, TypeVar
 
@@ -13,15 +13,13 @@ from torch import Tensor
 from torch.nn.functional import normalize as to_unit
 
 from fast3r_ros.errors import UserError
-from fast3r_ros.geometry.camera_pose import poses_by_pnp
-from fast3r_ros.geometry.focal import first_view_focal
-from fast3r_ros.geometry.rigid import inverse, transform_points
 from fast3r_ros.mapping.capture import Captured, CudaGraphs, Record
 from fast3r_ros.mapping.config import WindowConfig
 from fast3r_ros.mapping.data import EncodedView, Float64, Frame, Reconstruction, UInt8, WindowNetwork
+from fast3r_ros.mapping.pointmaps import local_from_global, numbers_of, per_view
 from fast3r_ros.mapping.streaming import SeenViews, continuation, maps_by_view
 from fast3r_ros.mapping.transfer import to_host, urgent_stream
-from fast3r_ros.model import Fast3R, FusedFeatures, Pointmap, ViewTokens
+from fast3r_ros.model import Fast3R, FusedFeatures, ViewTokens
 from fast3r_ros.model.attention_choice import choose_attention
 from fast3r_ros.model.image_index import index_embedding
 from fast3r_ros.model.precision import all_finite
@@ -172,7 +170,7 @@ class Fast3RNetwork(WindowNetwork):
 
     @computes
     def encode_prepared(self, frames: Sequence[PreparedFrame], lap: Lap = no_lap) -> list[EncodedView]:
-        """Encode frames of one size together."""
+        """Encode frames of one size together; once more, in a safer precision, if tokens are not finite."""
         pixels = torch.stack([frame.pixels for frame in frames])
         replay = self._captured.find("encode", pixels)
         if replay is None:
@@ -182,6 +180,10 @@ class Fast3RNetwork(WindowNetwork):
             tokens, descriptors = replay(pixels)
         lap("encode")
         images, described = to_host(pixels, descriptors)
+        if not np.isfinite(described).all() and (safer := self._model.safer()) is not None:
+            tokens = safer.encode_pixels(pixels).tokens
+            described = _pooled(tokens).cpu().numpy()
+            tokens = tokens.to(self._model.dtype)
         lap("describe")
         patch = self._model.config.encoder.patch_size
         grid = (pixels.shape[1] // patch, pixels.shape[2] // patch)
@@ -200,19 +202,35 @@ class Fast3RNetwork(WindowNetwork):
     def reconstruct(self, views: Sequence[EncodedView], lap: Lap = no_lap) -> Reconstruction:
         """One forward pass; the pointmaps stay on the model's device.  lap: see `encode`; fuse and heads."""
         result = self._pass(views, lap)
-        if self._model.dtype != torch.float16 or all_finite(_numbers(result)):
-            return result
-        safer = self._model.safer()
-        if safer is None:
+        if not self.overflows(result):
             return result
         self._seen = None  # of a pass that fails nothing is remembered
-        again = Fast3RNetwork(safer, self._image_size)
-        again._attention_chosen = True
+        network, encoded = self.safer(views)
+        return network._pass(encoded, no_lap)
+
+    @computes
+    def overflows(self, result: Reconstruction) -> bool:
+        """Whether some maps are not finite and `safer` has another precision for them.  Waits for the device
+        where that is so.
+        """
+        return self._model.dtype == torch.float16 and not all_finite(numbers_of(result))
+
+    @computes
+    def safer(self, views: Sequence[EncodedView]) -> tuple[Fast3RNetwork, list[EncodedView]]:
+        """For a pass that overflows: the network in a safer precision, and the views as it encodes them.
+
+        Counts the pass.
+        """
+        network = Fast3RNetwork(self._model.safer() or self._model, self._image_size)
+        network._attention_chosen = True
         frames = [
             PreparedFrame(torch.from_numpy(view.image).to(self._device), np.eye(3), None) for view in views
         ]
-        encoded = [again.encode_prepared([frame])[0] for frame in frames]
-        return again._pass(encoded, no_lap)
+        again = (network.encode_prepared([frame])[0] for frame in frames)
+        return network, [
+            replace(view, descriptor=found.descriptor, tokens=found.tokens)
+            for view, found in zip(views, again, strict=True)
+        ]
 
     def _pass(self, views: Sequence[EncodedView], lap: Lap) -> Reconstruction:
         every = self._model.acceleration.stream
@@ -226,7 +244,7 @@ class Fast3RNetwork(WindowNetwork):
 
     @property
     def repeated_passes(self) -> int:
-        """How many windows were computed again, as their results were not finite."""
+        """How many passes were computed again, as their results were not finite."""
         return self._model.repeated_passes
 
     @torch.inference_mode()
@@ -285,12 +303,12 @@ class Fast3RNetwork(WindowNetwork):
             replay = self._captured.find(_heads_name(features.grids[0]), *features.hooks)
             if replay is not None:
                 return Reconstruction(*(maps.unbind(0) for maps in replay(*features.hooks)))
-        points_global, confidence_global = _per_view(self._model.global_head(features, views))
+        points_global, confidence_global = per_view(self._model.global_head(features, views))
         if self._model.downstream_head_local is None:
             first = self._model.global_head(features, [0])
-            points_local = _local_from_global(points_global, confidence_global, first[0])
+            points_local = local_from_global(points_global, confidence_global, first[0])
             return Reconstruction(points_global, confidence_global, points_local, confidence_global)
-        points_local, confidence_local = _per_view(self._model.local_head(features, views))
+        points_local, confidence_local = per_view(self._model.local_head(features, views))
         return Reconstruction(points_global, confidence_global, points_local, confidence_local)
 
     @computes
@@ -301,7 +319,7 @@ class Fast3RNetwork(WindowNetwork):
         """
         if self._model.downstream_head_local is None:
             return self.pointmaps(features, views)
-        return Reconstruction((), (), *_per_view(self._model.local_head(features, views)))
+        return Reconstruction((), (), *per_view(self._model.local_head(features, views)))
 
     def _take_fastest_attention(self, tokens: int) -> None:
         """On a GPU, before the first pass: the fastest kernel for so many tokens, if none was chosen."""
@@ -364,7 +382,7 @@ class Fast3RNetwork(WindowNetwork):
 
         def heads(*hooks: Tensor) -> Sequence[Tensor]:
             features = FusedFeatures(hooks, (grid,) * views)
-            both = _per_view(self._model.global_head(features)), _per_view(self._model.local_head(features))
+            both = per_view(self._model.global_head(features)), per_view(self._model.local_head(features))
             return [torch.stack(maps) for pair in both for maps in pair]
 
         return heads
@@ -375,33 +393,6 @@ def _pooled(tokens: Tensor) -> Tensor:
     return to_unit(tokens.float().mean(dim=1), dim=-1)
 
 
-def _numbers(result: Reconstruction) -> list[Tensor]:
-    maps = (result.points_global, result.confidence_global, result.points_local, result.confidence_local)
-    return [tensor for each in maps for tensor in each]
-
-
 def _heads_name(grid: tuple[int, int]) -> str:
     """Views of different shape can have equally many tokens."""
     return f"heads of {grid[0]}x{grid[1]} patches"
-
-
-def _per_view(maps: Sequence[Pointmap]) -> tuple[list[Tensor], list[Tensor]]:
-    """Pointmaps of V views -> points (h, w, 3) and confidence (h, w) of each, float32."""
-    return [view.points[0].float() for view in maps], [view.confidence[0].float() for view in maps]
-
-
-def _local_from_global(
-    points_global: Sequence[Tensor], confidence: Sequence[Tensor], first: Pointmap
-) -> list[Tensor]:
-    """For a network without a local head: the global points seen from each camera, whose pose PnP gives.
-
-    first: view 0's global points, which tell the focal length.
-    """
-    focal = first_view_focal(*(maps.float().cpu().numpy() for maps in (first.points, first.confidence)))
-    points = [view.cpu().numpy() for view in points_global]
-    poses = poses_by_pnp(points, [view.cpu().numpy() for view in confidence], focal)
-    local = [
-        transform_points(inverse(pose), view) if ok else np.full_like(view, np.nan)
-        for pose, view, ok in zip(poses.window_from_camera, points, poses.ok, strict=True)
-    ]
-    return [torch.from_numpy(view).to(points_global[0].device) for view in local]

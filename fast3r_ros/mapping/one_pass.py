@@ -34,7 +34,7 @@ from fast3r_ros.mapping.data import (
 from fast3r_ros.mapping.fusion import Fusion, fuse_window
 from fast3r_ros.mapping.gravity import extrinsics, level_origin
 from fast3r_ros.mapping.intake import FrameIntake
-from fast3r_ros.mapping.many_views import ManyViewNetwork, in_parts, map_lists, some_views
+from fast3r_ros.mapping.many_views import HasSafer, ManyViewNetwork, in_parts, map_lists, some_views
 from fast3r_ros.mapping.map import Map
 from fast3r_ros.mapping.metric import MetricScale
 from fast3r_ros.mapping.network import PreparedFrame
@@ -82,7 +82,7 @@ class OnePass:
     ) -> None:
         self.config = config
         self.map = Map(config.map, config.map.voxel_size or _UNIT_VOXEL)
-        self._network, self._chunk = in_parts(network), chunk
+        self._given, self._network, self._chunk = network, in_parts(network), chunk
         self._intake = FrameIntake(config.keyframes, 1)
         self._odometry = OdometryBuffer()
         self._metric = MetricScale(self._odometry, {})
@@ -145,15 +145,30 @@ class OnePass:
         """Views in the network's order, what was fused, and where they are, by the best view 0 that works."""
         for reference in reference_order(self._views)[: 1 + self.config.registration.retries]:
             features = None  # those of another attempt make room
-            ordered = [self._views[reference]] + [v for i, v in enumerate(self._views) if i != reference]
             clock = Clock()
-            features = self._network.fuse([view.encoded for view in ordered])
-            clock.lap("network")
-            placement = self._place(ordered, features, clock)
+            ordered, features, placement = self._attempt(reference, clock)
+            if placement is None:
+                features = None
+                self._take_safer_network()
+                ordered, features, placement = self._attempt(reference, clock)
             self._note(clock)
-            if not placement.registration.reason:
+            if placement is not None and not placement.registration.reason:
                 break
+        assert placement is not None  # what is safer does not overflow
         return ordered, features, placement
+
+    def _attempt(self, reference: int, clock: Clock) -> tuple[list[WindowView], Any, Placement | None]:
+        """One pass with the view of this number as view 0; no placement where it overflows."""
+        ordered = [self._views[reference]] + [v for i, v in enumerate(self._views) if i != reference]
+        features = self._network.fuse([view.encoded for view in ordered])
+        clock.lap("network")
+        return ordered, features, self._place(ordered, features, clock)
+
+    def _take_safer_network(self) -> None:
+        """Go on in a precision of more range, with the views as that one encodes them."""
+        assert isinstance(self._network, HasSafer)
+        self._network, encoded = self._network.safer([view.encoded for view in self._views])
+        self._views = [replace(view, encoded=new) for view, new in zip(self._views, encoded, strict=True)]
 
     def _map_views(
         self, views: Sequence[WindowView], features: Any, placement: Placement
@@ -198,12 +213,17 @@ class OnePass:
             return
         self._metric.find(self.map, 0, self.config.scale)
 
-    def _place(self, views: Sequence[WindowView], features: Any, clock: Clock) -> Placement:
-        """The first run over the heads: poses, focal lengths, how confident and how deep each view is."""
+    def _place(self, views: Sequence[WindowView], features: Any, clock: Clock) -> Placement | None:
+        """The first run over the heads: poses, focal lengths, how confident and how deep each view is.
+
+        None where maps are not finite and the network has a safer precision.
+        """
         focals = FocalLengths()
         poses, confidence, depth, focal = [], [], [], []
         reasons: list[str] = []
         for numbers, decoded in streamed(self._network.pointmaps, features, range(len(views)), self._chunk):
+            if isinstance(self._network, HasSafer) and self._network.overflows(decoded):
+                return None
             clock.lap("network")
             some = [views[i] for i in numbers]
             reasons += _reasons(some, decoded)
@@ -300,6 +320,7 @@ class OnePass:
             scale_sigma=self._metric.latest.sigma,
             timings=self._timings,
             last_error=self._last_error,
+            repeated_passes=getattr(self._given, "repeated_passes", 0),
         )
 
 

@@ -232,6 +232,7 @@ def _mapping_status(report: Report, name: str) -> DiagnosticStatus:
             {
                 "windows": mapper.windows,
                 "windows rejected": mapper.windows_rejected,
+                "passes repeated in a safer precision": mapper.repeated_passes,
                 "map points": mapper.map_points,
                 "unconnected parts": mapper.submaps,
                 "map MB": f"{mapper.map_bytes / 1e6:.1f}",

@@ -14,10 +14,13 @@ from small_model import random_views
 
 from fast3r_ros.errors import UserError
 from fast3r_ros.evaluation import golden
+from fast3r_ros.mapping.config import MapperConfig
 from fast3r_ros.mapping.data import Frame
-from fast3r_ros.mapping.network import Fast3RNetwork
+from fast3r_ros.mapping.network import Fast3RNetwork, no_lap
+from fast3r_ros.mapping.one_pass import OnePass
 from fast3r_ros.model import Fast3R
 from fast3r_ros.model.acceleration import Acceleration, accelerate, pointmap_error
+from fast3r_ros.model.layers import Block
 from fast3r_ros.model.precision import exact_float32, name_of, resolve_device, resolve_dtype, stream_names
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -91,7 +94,6 @@ def test_float16_weights_keep_norms_and_sums_in_float32(low: Fast3R) -> None:
     assert {name for name, weight in low.named_parameters() if weight.dtype == torch.float32} == wide
     added: list[torch.dtype] = []
     inner: list[torch.dtype] = []
-    inner: list[torch.dtype] = []
     for block in (*low.encoder.enc_blocks, *low.decoder.dec_blocks):
         block.register_forward_hook(lambda module, inputs, result: added.append(result.dtype))
         block.attn.qkv.register_forward_hook(lambda module, inputs, result: inner.append(result.dtype))
@@ -135,21 +137,64 @@ def test_a_result_that_is_not_finite_is_computed_again_once(
     assert caplog.text.count("not finite in float16; such passes are repeated in bfloat16") == 1
 
 
+def overflowing(block: Block) -> None:
+    """A hidden value that float16 does not hold, and a weight that takes it back."""
+    with torch.no_grad():
+        block.mlp.fc1.weight.data *= 1e4
+        block.mlp.fc1.bias.data[:] = 6e4
+        block.mlp.fc2.weight.data *= 1e-4
+
+
+def pictures(count: int) -> list[Frame]:
+    rng = np.random.default_rng(0)
+    shape = (32, 48, 3)
+    return [Frame(number, "camera", rng.integers(0, 255, shape).astype(np.uint8)) for number in range(count)]
+
+
+def one_warning(caplog: pytest.LogCaptureFixture) -> bool:
+    return len([record for record in caplog.records if record.levelno == logging.WARNING]) == 1
+
+
+def test_pictures_whose_tokens_are_not_finite_are_encoded_again(
+    low: Fast3R, caplog: pytest.LogCaptureFixture
+) -> None:
+    overflowing(low.encoder.enc_blocks[0])
+    network = Fast3RNetwork(low, 48)
+    views = [network.encode(frame) for frame in pictures(2)]
+    assert network.repeated_passes == 2
+    for view in views:
+        assert view.tokens.tokens.dtype == torch.float16
+        assert view.tokens.tokens.isfinite().all()
+        np.testing.assert_allclose(np.linalg.norm(view.descriptor), 1, rtol=1e-3)
+    assert all(points.isfinite().all() for points in network.reconstruct(views).points_global)
+    assert network.repeated_passes == 2
+    assert one_warning(caplog)
+
+
 def test_a_window_that_is_not_finite_is_computed_again_from_its_pictures(
     low: Fast3R, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with torch.no_grad():
-        low.encoder.enc_blocks[0].mlp.fc1.weight.data *= 1e4  # infinite tokens
-        low.encoder.enc_blocks[0].mlp.fc2.weight.data *= 1e-4
-    low.encoder.enc_blocks[0].mlp.fc1.bias.data[:] = 6e4
+    overflowing(low.decoder.dec_blocks[0])
     network = Fast3RNetwork(low, 48)
-    image = np.random.default_rng(0).integers(0, 255, (32, 48, 3)).astype(np.uint8)
-    views = [network.encode(Frame(number, "camera", image)) for number in range(2)]
-    assert not views[0].tokens.tokens.isfinite().all()
+    views = [network.encode(frame) for frame in pictures(2)]
+    assert network.overflows(network._pass(views, no_lap))
     result = network.reconstruct(views)
     assert all(points.isfinite().all() for points in result.points_global)
     assert network.repeated_passes == 1
-    assert len([record for record in caplog.records if record.levelno == logging.WARNING]) == 1
+    assert one_warning(caplog)
+
+
+def test_one_pass_over_all_views_is_computed_again_once(
+    low: Fast3R, caplog: pytest.LogCaptureFixture
+) -> None:
+    overflowing(low.decoder.dec_blocks[0])
+    one_pass = OnePass(Fast3RNetwork(low, 48), MapperConfig(), chunk=2)
+    for frame in pictures(3):
+        assert not one_pass.add_frame(frame)
+    list(one_pass.process())
+    assert one_pass.status().repeated_passes == 1
+    assert "not finite" not in one_pass.status().last_error
+    assert one_warning(caplog)
 
 
 def test_float32_has_nothing_safer(small_network: Fast3R) -> None:

@@ -125,6 +125,12 @@ def test_diagnostics_say_what_is_not_exact() -> None:
     assert values["accelerate"] == "stream=4"
 
 
+def test_diagnostics_count_passes_that_were_repeated() -> None:
+    report = Report(2, 1, MappingStatus.MAPPING, mapper=mapper_status(repeated_passes=3))
+    values = {item.key: item.value for item in diagnostics_message(report, "fast3r_mapping").status[1].values}
+    assert values["passes repeated in a safer precision"] == "3"
+
+
 def test_counters_add_up() -> None:
     counters = Counters()
     for _ in range(200):
