@@ -1,5 +1,5 @@
 # The two commands:
-#     make demo [SOURCE=video|folder|bag] [MODEL=demo|folder|hub name] [DISTRO=jazzy|kilted]
+#     make demo [SOURCE=video|folder|bag] [MODEL=demo|folder|hub name|da3:small] [DISTRO=jazzy|kilted]
 #     make test [DISTRO=jazzy|kilted] [PYTEST="-k name"]
 # and `make check`, which leaves out the slow tests.
 # Both make what they need first: .venv, pinned dependencies, the colcon build in install/.  A sourced ROS 2
@@ -28,7 +28,7 @@ IN_ROS := scripts/run_stoppable.sh scripts/run_in_ros.sh
 .PHONY: demo test check setup clean
 
 demo:
-	@$(SETUP) --for demo --distro '$(DISTRO)'
+	@$(SETUP) --for demo --distro '$(DISTRO)' --model '$(MODEL)'
 	@$(IN_ROS) python -m fast3r_ros.ros.demo --source '$(SOURCE)' --model '$(MODEL)' --output '$(OUTPUT)'
 
 # Kilted's messages, for one test, are built only when their definitions have changed.

@@ -1,6 +1,7 @@
 """Make everything that the package needs: virtual environment, pinned dependencies, colcon build.
 
-Usage: setup_environment.py [--distro jazzy|kilted] [--for demo|test|messages] [--print-suffix]
+Usage: setup_environment.py [--distro jazzy|kilted] [--for demo|test|messages] [--model NAME]
+                            [--print-suffix]
 
 Without a ROS 2 distribution, ROS 2 itself comes from PyPI (Jazzy by default, Kilted on request).  When a
 distribution is sourced (ROS_DISTRO is set), that one is used and no ROS wheels are installed.  Every step is
@@ -35,6 +36,9 @@ REQUIREMENTS = {
     "test": ("build", "core", "train", "viewer", "test", "readers"),
     "messages": ("build",),  # only builds the messages and talks over DDS; no PyTorch
 }
+# Networks, by what stands before the colon of their models' names, whose packages are installed without their
+# dependencies, from requirements/NAME.txt; and the newest Python that these are for.
+NETWORKS = {"da3": (3, 12)}
 # Where else than on PyPI to look for PyTorch.  Its build without CUDA saves several gigabytes, and is taken
 # by itself where no NVIDIA driver is loaded.
 TORCH_INDEX = "TORCH_INDEX"
@@ -228,6 +232,22 @@ def install_requirements(environment: Environment, purpose: str, log: Log) -> No
         stamp.touch()
 
 
+def install_networks(environment: Environment, purpose: str, model: str, log: Log) -> None:
+    """Install the packages of the network that a model's name asks for; for tests those of all networks."""
+    name, colon, _ = model.partition(":")
+    names = [name] if colon and name in NETWORKS else []
+    if purpose == "test":  # a Python that is too new is no reason not to test the rest
+        names = [name for name, newest in NETWORKS.items() if sys.version_info[:2] <= newest]
+    stamps = environment.folder(".venv") / "installed-requirements"
+    for name in names:
+        path = ROOT / "requirements" / f"{name}.txt"
+        stamp = stamps / f"{name}-{hashlib.sha256(path.read_bytes()).hexdigest()[:16]}"
+        if not stamp.exists():
+            pip = [environment.python, "-m", "pip", "--disable-pip-version-check", "install", "--no-deps"]
+            log.run(f"Installing what {name} needs", [*pip, "-r", path])
+            stamp.touch()
+
+
 def torch_index() -> str:
     """Where to look for PyTorch beside PyPI: $TORCH_INDEX, the builds without CUDA, or "" for PyPI alone."""
     if os.environ.get(TORCH_INDEX):
@@ -333,6 +353,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Make the environment of fast3r_ros.")
     parser.add_argument("--distro", default=None, help="ROS 2 from PyPI: jazzy (default), kilted")
     parser.add_argument("--for", dest="purpose", choices=sorted(REQUIREMENTS), default="demo")
+    parser.add_argument("--model", default="", help="what MODEL= of the demo names")
     parser.add_argument("--print-suffix", action="store_true", help="only print what ends the folders' names")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -345,6 +366,7 @@ def main() -> int:
         log = Log(environment.folder("log") / "setup.txt")
         create_venv(environment, log)
         install_requirements(environment, arguments.purpose, log)
+        install_networks(environment, arguments.purpose, arguments.model, log)
         if arguments.purpose != "messages":
             write_command(environment)
         build(environment, log, arguments.purpose)

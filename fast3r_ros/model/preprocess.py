@@ -53,34 +53,37 @@ class Resize:
         return max(self.scaled) < max(self.source)
 
 
-def plan_resize(width: int, height: int, long_side: int) -> Resize:
-    """How an image of this size is scaled and cropped.  Raises UserError when nothing of 16x16 pixels would
-    remain.
+def plan_resize(width: int, height: int, long_side: int, patch: int = PATCH, squares: bool = False) -> Resize:
+    """How an image of this size is scaled and cropped.  Raises UserError when no patch would remain.
+
+    patch: both sides become multiples of it; it is even.  squares: they stay as they are.
     """
     longest = max(width, height)
     scaled = (round(width * long_side / longest), round(height * long_side / longest)) if longest else (0, 0)
     centre_x, centre_y = scaled[0] // 2, scaled[1] // 2
-    half_width, half_height = (2 * centre_x // PATCH) * (PATCH // 2), (2 * centre_y // PATCH) * (PATCH // 2)
-    if scaled[0] == scaled[1]:
-        half_height = 3 * half_width // 4 // (PATCH // 2) * (PATCH // 2)
-    if half_width < PATCH // 2 or half_height < PATCH // 2:
+    half_width, half_height = (2 * centre_x // patch) * (patch // 2), (2 * centre_y // patch) * (patch // 2)
+    if scaled[0] == scaled[1] and not squares:
+        half_height = 3 * half_width // 4 // (patch // 2) * (patch // 2)
+    if half_width < patch // 2 or half_height < patch // 2:
         raise UserError(
             f"an image of {width}x{height} pixels cannot become {long_side} pixels long: "
-            f"both sides would have to keep {PATCH} pixels or more"
+            f"both sides would have to keep {patch} pixels or more"
         )
     size = (2 * half_width, 2 * half_height)
     return Resize((width, height), scaled, centre_x - half_width, centre_y - half_height, size)
 
 
-def prepare_image(image: NDArray[np.uint8], long_side: int) -> PreparedImage:
-    """Resize and crop one uint8 RGB image (H, W, 3) with Pillow.  Raises UserError for another type or
-    shape.
+def prepare_image(
+    image: NDArray[np.uint8], long_side: int, patch: int = PATCH, squares: bool = False
+) -> PreparedImage:
+    """Resize and crop one uint8 RGB image (H, W, 3) with Pillow, see `plan_resize`.  Raises UserError for
+    another type or shape.
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise UserError(
             f"the image is {image.dtype} of shape {image.shape}, expected uint8 (height, width, 3)"
         )
-    plan = plan_resize(image.shape[1], image.shape[0], long_side)
+    plan = plan_resize(image.shape[1], image.shape[0], long_side, patch, squares)
     kind = Image.Resampling.LANCZOS if plan.shrinks else Image.Resampling.BICUBIC
     scaled = Image.fromarray(image).resize(plan.scaled, kind)
     width, height = plan.size

@@ -17,7 +17,10 @@ from fast3r_ros.model.precision import resolve_device
 GROUP = "fast3r_ros.networks"
 DEFAULT = "fast3r"
 # Known without an installation's metadata, which sources that are run as they are do not have.
-_BUILT_IN = {DEFAULT: "fast3r_ros.networks.fast3r:load"}
+_BUILT_IN = {
+    DEFAULT: "fast3r_ros.networks.fast3r:load",
+    "da3": "fast3r_ros.networks.depth_anything:load",
+}
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
 

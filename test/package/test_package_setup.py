@@ -110,6 +110,34 @@ def test_the_wheels_of_two_distributions_are_not_mixed(tmp_path, monkeypatch):
     assert setup["holds_other_ros"](tmp_path / ".venv", jazzy)
 
 
+class NotedLog:
+    """Notes what would be run."""
+
+    def __init__(self):
+        self.commands = []
+
+    def run(self, title, command, environ=None):
+        self.commands.append(list(map(str, command)))
+
+
+@pytest.mark.parametrize(
+    ("purpose", "model", "installed"),
+    [("demo", "da3:small", True), ("demo", "demo", False), ("demo", "da3", False), ("demo", "toy:x", False)],
+)
+def test_the_package_of_a_network_is_installed_once_and_alone(purpose, model, installed, tmp_path):
+    setup = runpy.run_path(str(SCRIPT))
+    environment = setup["Environment"]("jazzy", False, "")
+    (tmp_path / ".venv" / "installed-requirements").mkdir(parents=True)
+    setup["install_networks"].__globals__["ROOT"] = tmp_path
+    shutil.copytree(ROOT / "requirements", tmp_path / "requirements")
+    log = NotedLog()
+    for _ in range(2):
+        setup["install_networks"](environment, purpose, model, log)
+    ends = [command[-4:] for command in log.commands]
+    wanted = ["install", "--no-deps", "-r", str(tmp_path / "requirements" / "da3.txt")]
+    assert ends == ([wanted] if installed else [])
+
+
 def test_the_index_of_pytorch_can_be_named(monkeypatch):
     monkeypatch.setenv("TORCH_INDEX", "https://example.com/simple")
     assert runpy.run_path(str(SCRIPT))["torch_index"]() == "https://example.com/simple"
