@@ -46,7 +46,13 @@ from fast3r_ros.ros.inputs import Inputs
 from fast3r_ros.ros.live_viewer import LiveViewer
 from fast3r_ros.ros.map_files import path_at_start
 from fast3r_ros.ros.mapping_thread import MappingThread
-from fast3r_ros.ros.network import free_gpu_memory, gpu_memory, load_network, resolve_device
+from fast3r_ros.ros.network import (
+    free_gpu_memory,
+    gpu_memory,
+    load_network,
+    prepare_network,
+    resolve_device,
+)
 from fast3r_ros.ros.outputs import Outputs
 from fast3r_ros.ros.process import begin, leave, leave_within, spin_until
 from fast3r_ros.ros.report import CameraReport, Report, diagnostics_message, status_message
@@ -172,7 +178,8 @@ class MappingNode(LifecycleNode):
         self._counted = FrameCounts()
         config = self.config
         start = time.monotonic()
-        mapper = Mapper(self._load_network(config), config.mapper)
+        network = self._load_network(config)
+        mapper = Mapper(network, config.mapper)
         self._device = resolve_device(config.device)
         took = time.monotonic() - start
         self.get_logger().info(
@@ -197,6 +204,7 @@ class MappingNode(LifecycleNode):
                 self._on_initial_pose,
             )
             begun.callback(mapping.stop)
+            mapping.request(lambda _: prepare_network(network, config)).result()
             inputs = Inputs(
                 self,
                 config,

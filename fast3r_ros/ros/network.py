@@ -17,25 +17,34 @@ _log = logging.getLogger(__name__)
 
 
 def load_network(config: NodeConfig) -> WindowNetwork:
-    """The network of `model` on `device` in `dtype`, warmed up where that is a GPU.
+    """The network of `model` on `device` in `dtype`.
 
     Raises UserError when there is no such network, checkpoint, device or acceleration.
     """
     import torch
 
     from fast3r_ros import networks
-    from fast3r_ros.mapping.network import Fast3RNetwork
-    from fast3r_ros.model.preprocess import plan_resize
 
     if config.torch_threads:
         torch.set_num_threads(config.torch_threads)
-    expected = expected_size(config.expected_image)
+    expected_size(config.expected_image)  # what is wrong with it is told before anything is loaded
     options = networks.NetworkOptions(config.device, config.dtype, accelerate=config.accelerate)
-    network = networks.load_network(config.model, options)
-    on_gpu = resolve_device(config.device).startswith("cuda")
-    if on_gpu and expected is not None and isinstance(network, Fast3RNetwork):
+    return networks.load_network(config.model, options)
+
+
+def prepare_network(network: WindowNetwork, config: NodeConfig) -> None:
+    """On a GPU, for the size of `expected_image`: have the first window take no longer than the others.
+
+    To be called on the thread that runs the windows: cuDNN's plans are kept for each thread and shape.
+    """
+    expected = expected_size(config.expected_image)
+    if expected is None or not resolve_device(config.device).startswith("cuda"):
+        return
+    from fast3r_ros.mapping.network import Fast3RNetwork
+    from fast3r_ros.model.preprocess import plan_resize
+
+    if isinstance(network, Fast3RNetwork):
         warm_up(network, config.mapper, plan_resize(*expected, network.model.config.image_size).size)
-    return network
 
 
 def warm_up(network: Fast3RNetwork, config: MapperConfig, size: tuple[int, int]) -> None:

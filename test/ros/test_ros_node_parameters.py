@@ -30,6 +30,7 @@ from tf2_msgs.msg import TFMessage
 
 from fast3r_ros.mapping.config import MapperConfig
 from fast3r_ros.mapping.occupancy import OCCUPIED
+from fast3r_ros.ros import mapping_node
 from fast3r_ros.ros.clouds import message_to_cloud
 from fast3r_ros.ros.config import NodeConfig
 from fast3r_ros.ros.mapping_node import MappingNode
@@ -237,6 +238,32 @@ def test_what_a_cleanup_destroyed_is_forgotten() -> None:
             node.trigger_cleanup()
             known.append(len(node.default_callback_group.entities) + len(node._input_group.entities))
         assert known[2] == known[0] > 0
+    finally:
+        node.destroy_node()
+        rclpy.shutdown()
+
+
+def test_the_network_is_warmed_up_on_the_thread_that_runs_its_windows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """cuDNN keeps its plans for each thread."""
+    warmed: list[tuple[object, int | None]] = []
+
+    def prepare(network: object, config: NodeConfig) -> None:
+        warmed.append((network, threading.current_thread().ident))
+
+    monkeypatch.setattr(mapping_node, "prepare_network", prepare)
+    rclpy.init(domain_id=domain(22))
+    network = TrueNetwork(demo_sequence())
+    node = MappingNode(lambda config: network)
+    try:
+        node.trigger_configure()
+        assert node._session is not None
+        mapping = node._session.mapping
+        windows = mapping.request(lambda mapper: threading.current_thread().ident).result(10)
+        assert warmed == [(network, windows)]
+        assert windows != threading.current_thread().ident
+        node.trigger_cleanup()
     finally:
         node.destroy_node()
         rclpy.shutdown()
