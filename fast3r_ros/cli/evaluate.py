@@ -11,6 +11,7 @@ from fast3r_ros.errors import UserError
 
 if TYPE_CHECKING:
     from fast3r_ros.datasets import PosedSequence
+    from fast3r_ros.evaluation.runner import Row
     from fast3r_ros.mapping.data import WindowNetwork
 
 TABLES = ("pose", "reconstruction", "depth", "trajectory", "mapper")
@@ -30,9 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scenes", type=int, help="at most so many scenes (default: 50 synthetic, else all)")
     parser.add_argument(
         "--model",
-        default="demo",
-        help="demo, a checkpoint folder or a hub name of Fast3R, or name:checkpoint of another network "
-        "(default: %(default)s)",
+        action="append",
+        help="demo, a checkpoint folder or a hub name of Fast3R, or name:checkpoint of another network; "
+        "several are compared: --model a --model b (default: demo)",
     )
     parser.add_argument("--output", type=Path, help="folder for results.json, results.md and pictures")
     parser.add_argument(
@@ -92,35 +93,41 @@ def run(arguments: argparse.Namespace) -> int:
     # spinning take three times as long as all the work.  Counts when PyTorch is loaded for the first time.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from fast3r_ros.evaluation import tables
-    from fast3r_ros.mapping.network import Fast3RNetwork
+    from fast3r_ros.evaluation.runner import side_by_side
     from fast3r_ros.model.acceleration import Acceleration
     from fast3r_ros.model.precision import resolve_device
-    from fast3r_ros.networks import NetworkOptions, load_network
 
     acceleration = Acceleration.parse(arguments.accelerate)
     if arguments.output:
         tables.check_folder(arguments.output)
     sequences, walks = _sequences(arguments)
-    options = NetworkOptions(arguments.device, arguments.dtype, arguments.size, arguments.accelerate)
-    network = load_network(arguments.model, options)
-    own = network.model.config.image_size if isinstance(network, Fast3RNetwork) else IMAGE_SIZE
-    size = arguments.size or own
+    models = list(dict.fromkeys(arguments.model or ["demo"]))
+    problems: list[str] = []
+    sizes, results = [], {}
+    for model in models:
+        network, size = _load(arguments, model)
+        found: list[str] = []
+        # what needs no network, and other programs, are run once
+        first = model == models[0]
+        rows = _offline(arguments, sequences, network, size, found, first)
+        results[model] = rows | _mapped(arguments, walks, network, found, first)
+        problems += [f"{model}: {problem}" for problem in found] if len(models) > 1 else found
+        sizes.append(size)
+        del network  # its memory is the next one's
     report: dict[str, Any] = {
         "dataset": arguments.dataset,
-        "model": str(arguments.model),
+        "model": ", ".join(models),
         "settings": {
             "split": arguments.split if arguments.dataset == SYNTHETIC else "",
-            "size": size,
+            "size": sizes[0] if len(set(sizes)) == 1 else ", ".join(map(str, sizes)),
             "device": resolve_device(arguments.device),
             "seed": arguments.seed,
             "accelerate": str(acceleration),
             "cloud_points": arguments.cloud_points,
         },
-        "problems": [],
+        "problems": problems,
+        "tables": side_by_side(results),
     }
-    problems: list[str] = report["problems"]
-    report["tables"] = _offline(arguments, sequences, network, size, problems)
-    report["tables"] |= _mapped(arguments, walks, network, problems)
     if problems and not any(table["mean"] for table in report["tables"].values()):
         raise UserError(problems[0])
     print(tables.markdown(report))
@@ -128,6 +135,17 @@ def run(arguments: argparse.Namespace) -> int:
         for path in tables.write(report, arguments.output):
             print(path)
     return 1 if problems else 0
+
+
+def _load(arguments: argparse.Namespace, model: str) -> tuple[WindowNetwork, int]:
+    """A network, and the pixels of the longer side that it is shown."""
+    from fast3r_ros.mapping.network import Fast3RNetwork
+    from fast3r_ros.networks import NetworkOptions, load_network
+
+    options = NetworkOptions(arguments.device, arguments.dtype, arguments.size, arguments.accelerate)
+    network = load_network(model, options)
+    own = network.model.config.image_size if isinstance(network, Fast3RNetwork) else IMAGE_SIZE
+    return network, arguments.size or own
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -167,7 +185,8 @@ def _offline(
     network: WindowNetwork,
     size: int,
     problems: list[str],
-) -> dict[str, Any]:
+    first: bool,
+) -> dict[str, list[Row]]:
     from tqdm import tqdm
 
     from fast3r_ros.evaluation import offline, runner
@@ -181,9 +200,10 @@ def _offline(
     chosen = [table for table in arguments.tables if table in runner.OFFLINE_TABLES]
     if not chosen:
         return {}
-    grid = runner.settings(arguments.views, arguments.heads, arguments.indices)
+    indices = arguments.indices if isinstance(network, Fast3RNetwork) else [runner.NO_INDICES]
+    grid = runner.settings(arguments.views, arguments.heads, indices)
     with tqdm(total=len(sequences), unit="scene", desc="one pass", disable=None) as bar:
-        rows = runner.run_offline(
+        return runner.run_offline(
             sequences,
             predict_with,
             grid,
@@ -194,12 +214,9 @@ def _offline(
             same_frames=arguments.same_frames,
             on_scene=bar.update,
             problems=problems,
-            peer=arguments.peer,
+            peer=arguments.peer if first else None,
+            baselines=first,
         )
-    return {
-        table: {"mean": runner.average(scenes, runner.SETTING), "scenes": scenes}
-        for table, scenes in rows.items()
-    }
 
 
 def _mapped(
@@ -207,13 +224,14 @@ def _mapped(
     walks: list[PosedSequence],
     network: WindowNetwork,
     problems: list[str],
-) -> dict[str, Any]:
+    first: bool,
+) -> dict[str, list[Row]]:
     if "mapper" not in arguments.tables:
         return {}
     from tqdm import tqdm
 
     from fast3r_ros.evaluation.mapped import score_mapper, score_peer
-    from fast3r_ros.evaluation.runner import average, noted
+    from fast3r_ros.evaluation.runner import noted
 
     total = sum(len(walk.frames) for walk in walks)
     with tqdm(total=total, unit="frame", desc="mapper", disable=None) as bar:
@@ -222,7 +240,7 @@ def _mapped(
             with noted(problems, f"{walk.name}, table mapper"):
                 scores = score_mapper(walk, network, on_frame=bar.update)
                 rows.append({"scene": walk.name, "method": "mapper", **scores})
-            if arguments.peer:
+            if arguments.peer and first:
                 with noted(problems, f"{walk.name}, {arguments.peer}"):
                     rows.append({"scene": walk.name, **score_peer(arguments.peer, walk)})
-    return {"mapper": {"mean": average(rows, ("method",)), "scenes": rows}}
+    return {"mapper": rows}

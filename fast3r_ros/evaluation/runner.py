@@ -21,6 +21,7 @@ Row = dict[str, Any]
 OFFLINE_TABLES = ("pose", "reconstruction", "depth", "trajectory")
 COMPARED = ("pose", "reconstruction", "depth")  # tables that a pair of views is enough for
 SAME_FRAMES = ", same frames"  # ends the name of a table that scores the same frames in every row
+NO_INDICES = "none"  # of a network that numbers no views
 SETTING = ("views", "head", "indices")  # columns that tell rows of the offline tables apart
 # table -> what stands in the place of a head, and a score that needs no network, to compare with
 BASELINES = {
@@ -56,8 +57,9 @@ def run_offline(
     on_scene: Callable[[], None] = lambda: None,
     problems: list[str] | None = None,
     peer: str | None = None,
+    baselines: bool = True,
 ) -> dict[str, list[Row]]:
-    """Rows of every table, one per scene and setting, and those of `BASELINES`.
+    """Rows of every table, one per scene and setting, and those of `BASELINES` if asked for.
 
     predict_with: the network for an index strategy.  grid: as `settings` orders it.  long_side: pixels at
     the network.  max_gap: largest distance between chosen frames.  max_points: see `offline.score_points`.
@@ -87,7 +89,7 @@ def run_offline(
                     some = [(setting, placed.part(part)) for setting, placed in answers]
                     for table in (table for table in tables if table + suffix in rows):
                         with noted(problems, f"{sequence.name}, table {table}{suffix}"):
-                            for row in _score_all(some, truth.part(part), table, max_points):
+                            for row in _score_all(some, truth.part(part), table, max_points, baselines):
                                 rows[table + suffix].append({"scene": sequence.name, "views": views, **row})
         on_scene()
     return rows
@@ -135,9 +137,10 @@ def _score_all(
     truth: Views,
     table: str,
     max_points: int,
+    baselines: bool,
 ) -> Iterator[Row]:
     """Rows of the baseline and of every answer."""
-    if table in BASELINES:
+    if baselines and table in BASELINES:
         name, baseline = BASELINES[table]
         scores = baseline(truth)
         if scores is not None:
@@ -155,6 +158,31 @@ def _common_frames(name: str, chosen: Mapping[int, Sequence[int]]) -> set[int]:
         counts = ", ".join(map(str, chosen))
         raise UserError(f"{name}: passes of {counts} views have only {len(common)} frame in common")
     return common
+
+
+def side_by_side(results: Mapping[str, Mapping[str, list[Row]]]) -> dict[str, dict[str, list[Row]]]:
+    """Tables with the means and the scenes of one model or several: model -> table -> rows of the scenes.
+
+    Several models' rows have a column `model`; it is empty in those of baselines and of other programs.
+    """
+    several = len(results) > 1
+    found: dict[str, list[Row]] = {}
+    for model, rows_of in results.items():
+        for table, rows in rows_of.items():
+            named = [{"model": model if _of_network(row) else "", **row} for row in rows] if several else rows
+            found.setdefault(table, []).extend(named)
+    columns = ("model",) if several else ()
+    return {
+        table: {
+            "mean": average(rows, (*columns, *(("method",) if table == "mapper" else SETTING))),
+            "scenes": rows,
+        }
+        for table, rows in found.items()
+    }
+
+
+def _of_network(row: Row) -> bool:
+    return row.get("method") == "mapper" or bool(row.get("indices"))
 
 
 def average(rows: Sequence[Row], by: Sequence[str]) -> list[Row]:

@@ -22,7 +22,7 @@ PERCENT = (
 )
 MAX_RESULTS_BYTES = 1 << 28
 WHOLE = ("views", "scenes", "failed", "poses", "keyframes", "windows")
-LABELS = (*SETTING, "source", "method")
+LABELS = (*SETTING, "source", "method", "model")
 DEGREES = ("rotation", "rotation_error", "direction_error", "rpe_rotation")
 # picture -> its panels: table, column, title
 PICTURES = {
@@ -142,13 +142,13 @@ def _draw(axes: Axes, mean: Sequence[Row], scenes: Sequence[Row], name: str) -> 
     the scenes.
     """
     factor = 100 if name.startswith(PERCENT) else 1
-    kinds = list(dict.fromkeys((row["head"], row["indices"]) for row in mean))
-    networks = [kind for kind in kinds if kind[1]]
+    kinds = list(dict.fromkeys(_kind(row) for row in mean))
+    networks = [kind for kind in kinds if kind[2]]
     for kind in kinds:
         lines = [
             ([row["views"] for row in chosen], [factor * row.get(name, math.nan) for row in chosen])
             for rows in (mean, scenes)
-            for chosen in [[row for row in rows if (row["head"], row["indices"]) == kind]]
+            for chosen in [[row for row in rows if _kind(row) == kind]]
         ]
         color = f"C{networks.index(kind)}" if kind in networks else "0.6"
         axes.plot(*lines[0], "o-", color=color, label=_label(*kind))
@@ -156,8 +156,12 @@ def _draw(axes: Axes, mean: Sequence[Row], scenes: Sequence[Row], name: str) -> 
     axes.set_xticks(sorted({row["views"] for row in mean}))
 
 
-def _label(head: str, indices: str) -> str:
-    return f"{head} head, {indices}" if indices else head
+def _kind(row: Row) -> tuple[str, str, str]:
+    return row.get("model", ""), row["head"], row["indices"]
+
+
+def _label(model: str, head: str, indices: str) -> str:
+    return f"{model} {head} head, {indices}".strip() if indices else head
 
 
 def _json_ready(value: Any) -> Any:

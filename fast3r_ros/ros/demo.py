@@ -32,6 +32,7 @@ from fast3r_ros.io.sources import Source, open_source
 from fast3r_ros.io.trajectory import write_trajectory
 from fast3r_ros.model.checkpoint import locate
 from fast3r_ros.msg import MappingStatus
+from fast3r_ros.networks.loading import DEFAULT, NetworkOptions, load_network, split_model
 from fast3r_ros.ros.children import Child
 from fast3r_ros.ros.demo_listener import NODE, DemoListener
 from fast3r_ros.ros.demo_summary import numbers, parts, summary, unit
@@ -183,7 +184,7 @@ def run(model: str, source_name: str, output: Path, stop: StopSignal) -> None:
     """Run the demo.  Raises UserError, for what cannot be used, and KeyboardInterrupt when stopped."""
     source = open_source(source_name)
     next(iter(source.frames([0])), None)  # an unreadable one says so now
-    locate(model)  # downloads a hub's model, or says why not
+    fetch(model)
     claim_folder(output, source.paths, RESULTS)
     use_private_domain()
     warning = caveat(model, source.synthetic, "make", "demo", f"SOURCE={source_name}", f"MODEL={REAL_MODEL}")
@@ -221,9 +222,19 @@ def run(model: str, source_name: str, output: Path, stop: StopSignal) -> None:
         print(warning)
 
 
+def fetch(model: str) -> None:
+    """Download a hub's model, which may take longer than a node may, or raise UserError saying why not."""
+    network, checkpoint = split_model(model)
+    if network == DEFAULT:
+        locate(checkpoint)
+    else:
+        load_network(model, NetworkOptions(device="cpu"))
+
+
 def describe(model: str) -> str:
     """The model's name and, where its folder tells, its measured quality."""
-    config = locate(model).config
+    network, checkpoint = split_model(model)
+    config = locate(checkpoint).config if network == DEFAULT else None
     quality = config.with_name("quality.json") if config else None
     if quality is None or not quality.is_file():
         return f"{model}; its quality has not been measured"

@@ -60,7 +60,7 @@ SHELL = {
     "pip install -r requirements/train.txt": f"pip install {DRY} -r requirements/train.txt",
 }
 NEEDS = {"viewer": "viser", "rerun": "rerun", ".rrd": "rerun"}  # part of a command -> package that it needs
-OTHER_NETWORKS = r"--model (toy|da3):"  # of packages that are not installed where these commands run
+OTHER_NETWORKS = r"--model toy:"  # of packages that are not installed where these commands run
 # Pattern of a command -> (file, what runs it: the name of a test, or a text of a script that is part of
 # continuous integration).
 ELSEWHERE = {
@@ -84,6 +84,10 @@ ELSEWHERE = {
     r"make demo": (
         "test/ros/test_demo_run.py",
         "test_the_demo_ends_by_itself_and_leaves_map_trajectory_and_picture",
+    ),
+    r"make demo MODEL=da3:small": (
+        "test/package/test_package_setup.py",
+        "test_the_package_of_a_network_is_installed_once_and_alone",
     ),
     r"make demo SOURCE=walk\.mp4": ("test/ros/test_ros_docs.py", "test_the_demo_maps_a_video"),
     r"pip install \.": (

@@ -51,3 +51,28 @@ def test_it_maps_the_walk_in_metres(mode: str, fast3r: Run, tmp_path: Path) -> N
     assert report["settings"]["model"] == "toy:small"
     assert report["map_points"] > 1000
     assert report["trajectory_error"]["rmse"] < 0.02
+
+
+@pytest.mark.slow
+def test_it_is_evaluated_beside_fast3r(fast3r: Run, tmp_path: Path) -> None:
+    few = ["--scenes=1", "--views=2", "--walks=1", "--walk-frames=20", "--size=112", "--device=cpu"]
+    tables = ["--tables", "pose", "depth", "mapper"]
+    models = ["--model=demo", "--model=toy:small"]
+    done = fast3r("evaluate", *models, *few, *tables, f"--output={tmp_path / 'out'}")
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert report["model"] == "demo, toy:small"
+    rows = {table: content["mean"] for table, content in report["tables"].items()}
+    networks = [(row["model"], row["head"], row["indices"]) for row in rows["pose"]]
+    assert networks == [
+        ("", "none: no motion", ""),
+        ("demo", "local", "spread"),
+        ("toy:small", "local", "none"),
+    ]
+    assert [row["model"] for row in rows["depth"]] == ["", "demo", "toy:small"]
+    assert [(row["model"], row["method"]) for row in rows["mapper"]] == [
+        ("demo", "mapper"),
+        ("toy:small", "mapper"),
+    ]
+    assert "| toy:small |" in done.stdout
+    assert (tmp_path / "out" / "pose.png").is_file()

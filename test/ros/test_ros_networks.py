@@ -53,6 +53,17 @@ def test_it_maps_the_walk_in_metres(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert scores.scale == pytest.approx(1.0, abs=0.02)
 
 
+def test_the_demo_plays_into_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install_shown_package(tmp_path / "packages")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "packages"), prepend=":")
+    arguments = ["--source", "synthetic:6", "--model", "toy:small", "--output", str(tmp_path / "output")]
+    demo = Program([sys.executable, "-m", "fast3r_ros.ros.demo", *arguments], domain(73))
+    with running(demo):
+        assert demo.wait(300) == 0, demo.output()
+    assert "toy:small; its quality has not been measured" in demo.output()
+    assert (tmp_path / "output" / "map.ply").is_file()
+
+
 def test_an_unknown_network_is_told_with_those_that_are_there() -> None:
     node = Program([*MAPPING, *arguments({"model": "none:small"})], domain(72))
     with running(node):
