@@ -41,7 +41,7 @@ def print_summary(output: Path, report: dict[str, Any]) -> None:
     if error:
         share = f"{error['share_of_path']:.1%} of the path of {error['path']} m"
         print(f"trajectory error: {error['rmse']:.3f} m RMSE, {share}", end="")
-        print(f" (knowing nothing would give {error['standing_still']:.3f} m)")
+        print(f" (static baseline {error['standing_still']:.3f} m)")
     sizes = list(report["submaps"].values())
     if len(sizes) > 1:
         print(

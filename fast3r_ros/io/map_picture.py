@@ -1,4 +1,4 @@
-"""A map drawn from above and from the side: its points, the camera's way and its frusta."""
+"""A map drawn from above and from the side: its points, the trajectory and the camera's frusta."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def draw_from_above(axes: Axes, drawing: MapDrawing) -> None:
 
 
 def draw_from_the_side(axes: Axes, drawing: MapDrawing) -> None:
-    """The map as an elevation, seen against +y; the half before the camera's way is cut away."""
+    """The map as an elevation, seen against +y; the half before the trajectory is cut away."""
     visible = np.ones(len(drawing.points), bool)
     if len(drawing.way):
         margin = 0.05 * (drawing.high[1] - drawing.low[1])
@@ -102,9 +102,9 @@ def _draw(
         LineCollection(list(drawing.frusta[:, :, plane]), colors=WAY, linewidths=0.7, alpha=0.6, zorder=3)
     )
     if len(drawing.true_way):  # in front: the other way is seen between its dashes
-        axes.plot(*drawing.true_way[:, plane].T, color=TRUTH, lw=2, ls="--", label="true way", zorder=5)
+        axes.plot(*drawing.true_way[:, plane].T, color=TRUTH, lw=2, ls="--", label="ground truth", zorder=5)
     if len(drawing.way):
-        axes.plot(*drawing.way[:, plane].T, color=WAY, lw=2, label="camera's way and views", zorder=4)
+        axes.plot(*drawing.way[:, plane].T, color=WAY, lw=2, label="estimated trajectory and views", zorder=4)
         start: dict[str, Any] = {"marker": "o", "ms": 9, "mfc": "white", "mec": WAY, "mew": 2, "ls": ""}
         axes.plot(*drawing.way[:1, plane].T, label="start", zorder=6, **start)
         axes.legend(loc="upper right", fontsize=9, framealpha=0.9)

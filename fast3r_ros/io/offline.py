@@ -377,7 +377,7 @@ def _numbers(
     if windows:
         numbers["network per window"] = f"{network / windows:.2f} s"
     if error:
-        label = f"error of the way (RMSE);\n{error['standing_still']:.2f} m if it stood still"
+        label = f"trajectory RMSE\n(static baseline {error['standing_still']:.2f} m)"
         numbers[label] = f"{error['rmse']:.3f} m"
     if progress.stopped:
         numbers["not all was mapped"] = "partial"

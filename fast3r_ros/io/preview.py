@@ -1,11 +1,12 @@
 """preview.png: one picture that shows at a glance whether a reconstruction worked.
 
-A verdict in words, the main numbers, the map from above and from the side with the camera's way and its
+A verdict in words, the main numbers, the map from above and from the side with the trajectory and its
 frusta, and some input frames with their depth and confidence.  Drawn without a display.
 """
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,12 @@ from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpecFromSubplotSpec, SubplotSpec
 
 from fast3r_ros.files import whole_file
-from fast3r_ros.io.map_picture import FAINT, INK, draw_from_above, draw_from_the_side, prepare, some
+from fast3r_ros.io.map_picture import FAINT, INK, WAY, draw_from_above, draw_from_the_side, prepare, some
 from fast3r_ros.io.trajectory import trajectory_error
 from fast3r_ros.mapping.data import Cloud, Float64, PoseEstimate, ViewEstimate
 
 _COLUMNS = 6  # views that are shown
-_TITLE = 100  # letters
+_TITLE, _LINE = 100, 165  # letters
 # limits of an error relative to that of an estimate without any motion
 GOOD, FAIR = 0.2, 0.6
 
@@ -56,13 +57,15 @@ def write_preview(
     FigureCanvasAgg(figure)
     left = 0.04
     grid = figure.add_gridspec(
-        3, 1, height_ratios=(0.8, 6.2, 6.1), hspace=0.16, left=left, right=0.985, top=0.935, bottom=0.02
+        3, 1, height_ratios=(0.8, 6.2, 6.1), hspace=0.16, left=left, right=0.985, top=0.927, bottom=0.02
     )
     text: dict[str, Any] = {"color": INK, "va": "center"}
-    figure.text(left, 0.979, _shortened(title), fontsize=17, fontweight="bold", **text)
-    text["va"] = "top"  # of one line or two
-    figure.text(left, 0.963, verdict(cloud, trajectory, truth, parts, caveat), fontsize=12.5, **text)
-    _draw_numbers(figure.add_subplot(grid[0]), numbers)
+    figure.text(left, 0.982, _shortened(title), fontsize=17, fontweight="bold", **text)
+    text |= {"va": "top", "color": WAY if caveat else INK}
+    sentence = verdict(cloud, trajectory, truth, parts, caveat)
+    figure.text(left, 0.968, _wrapped(sentence), fontsize=12, **text)
+    lengths = "metres" if unit == "m" else "up to scale"
+    _draw_numbers(figure.add_subplot(grid[0]), {**numbers, "lengths": lengths})
     drawing = prepare(cloud, trajectory, views, truth)
     maps = GridSpecFromSubplotSpec(1, 2, grid[1], width_ratios=(1.1, 1), wspace=0.09)
     for column, draw in enumerate((draw_from_above, draw_from_the_side)):
@@ -95,18 +98,24 @@ def verdict(
     error = trajectory_error(trajectory, truth)
     if error is None:
         return (
-            "It worked if walls are single and straight, the way is smooth and depths look like their images."
+            "It worked if walls are single and straight, the trajectory is smooth and depths look like their "
+            "images."
         )
     if error["rmse"] < GOOD * error["standing_still"]:
-        return "Good: the camera's way follows the truth."
+        return "Good: the trajectory follows the ground truth."
     if error["rmse"] < FAIR * error["standing_still"]:
-        return "Fair: the camera's way follows the truth roughly."
-    return "Poor: the camera's way has little to do with the truth. Do not trust this map."
+        return "Fair: the trajectory follows the ground truth roughly."
+    return "Poor: the trajectory has little to do with the ground truth. Do not trust this map."
 
 
 def _shortened(text: str) -> str:
     """One line that fits into the picture."""
     return text if len(text) <= _TITLE else f"{text[: _TITLE - 1]}…"
+
+
+def _wrapped(text: str) -> str:
+    """Lines that fit into the picture, also where a command holds long paths."""
+    return "\n".join(textwrap.fill(line, _LINE, subsequent_indent="    ") for line in text.splitlines())
 
 
 def _draw_numbers(axes: Axes, numbers: Mapping[str, object]) -> None:

@@ -28,7 +28,8 @@ def numbers(listener: DemoListener, status: MappingStatus, sent: int) -> dict[st
         "image to result": f"{status.image_age:.1f} s",
     }
     if error is not None:
-        shown["trajectory error"] = f"{error['rmse']:.2f} m ({error['share_of_path']:.1%})"
+        label = f"trajectory RMSE\n(static baseline {error['standing_still']:.2f} m)"
+        shown[label] = f"{error['rmse']:.2f} m ({error['share_of_path']:.1%})"
     return shown
 
 
