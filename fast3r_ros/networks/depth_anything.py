@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from importlib.resources import files
 from pathlib import Path
@@ -99,6 +99,7 @@ class DepthAnything(WindowNetwork):
 
 def load(checkpoint_name: str, options: NetworkOptions) -> DepthAnything:
     """See `LoadNetwork`."""
+    _upstream()  # what is missing is told before anything is downloaded
     size = options.image_size or IMAGE_SIZE
     if size < PATCH:
         raise UserError(f"an image of {size} pixels is too small for da3; give {PATCH} or more")
@@ -121,6 +122,15 @@ def network(preset: str) -> nn.Module:
 
     Raises UserError where a package is missing.
     """
+    create_object, load_config = _upstream()
+    configuration = files("depth_anything_3") / "configs" / f"{preset}.yaml"
+    made = create_object(load_config(str(configuration)))
+    assert isinstance(made, nn.Module)
+    return made
+
+
+def _upstream() -> tuple[Callable[[Any], Any], Callable[[str], Any]]:
+    """What makes an object of a configuration, and what reads one."""
     os.environ.setdefault("DA3_LOG_LEVEL", "WARN")  # a line for every window otherwise
     try:
         with warnings.catch_warnings():
@@ -128,10 +138,7 @@ def network(preset: str) -> nn.Module:
             from depth_anything_3.cfg import create_object, load_config
     except ModuleNotFoundError as error:
         raise UserError(f"da3 needs {error.name}, which is not installed: {INSTALL}") from error
-    configuration = files("depth_anything_3") / "configs" / f"{preset}.yaml"
-    made = create_object(load_config(str(configuration)))
-    assert isinstance(made, nn.Module)
-    return made
+    return create_object, load_config
 
 
 def _locate(name: str) -> tuple[checkpoint.CheckpointFiles, str]:

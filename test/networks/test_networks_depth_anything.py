@@ -235,4 +235,4 @@ def test_without_its_package_the_way_to_it_is_told(monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "depth_anything_3", None)
     monkeypatch.delitem(sys.modules, "depth_anything_3.cfg", raising=False)
     with pytest.raises(UserError, match="pip install --no-deps depth-anything-3"):
-        network("da3-small")
+        load_network("da3:small", NetworkOptions(device="cpu"))
