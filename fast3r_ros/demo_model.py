@@ -30,7 +30,7 @@ def caveat(model: str | Path, synthetic: bool, *command: str | Path) -> str:
         return ""
     return (
         "the demo model only knows synthetic rooms: do not trust this map. For real images "
-        f"({ABOUT_REAL_MODEL}):\n  {shlex.join(map(str, command))}"
+        f"({ABOUT_REAL_MODEL}; others: docs/models.md):\n  {shlex.join(map(str, command))}"
     )
 
 
