@@ -27,7 +27,7 @@ FARTHEST = 3.0  # median depths; beyond, one view sees too little to tell a surf
 def require_open3d() -> None:
     """Raises UserError when Open3D is not installed: before a long run, not after it."""
     if importlib.util.find_spec("open3d") is None:
-        raise UserError("--mesh needs Open3D, an optional package: pip install 'fast3r_ros[mesh]'")
+        raise UserError("--mesh needs Open3D, an optional package: pip install open3d")
 
 
 def write_mesh(directory: Path, records: Sequence[CameraRecord]) -> None:

@@ -23,9 +23,7 @@ _JPEG_QUALITY = 85  # the recording is made in memory: PNG would be several time
 def require_rerun() -> None:
     """Raises UserError when rerun is not installed: before a long run, not after it."""
     if importlib.util.find_spec("rerun") is None:
-        raise UserError(
-            "an .rrd needs rerun, an optional package of several 100 MB: pip install 'fast3r_ros[rerun]'"
-        )
+        raise UserError("an .rrd needs rerun, an optional package of several 100 MB: pip install rerun-sdk")
 
 
 def write_rerun(

@@ -72,5 +72,5 @@ def test_without_rerun_one_line_says_so_before_anything_runs(tmp_path, capsys, m
     arguments = ["reconstruct", "synthetic:2", "--output", str(tmp_path / "out"), "--rerun", str(recording)]
     assert main(arguments) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "pip install 'fast3r_ros[rerun]'" in line
+    assert "pip install rerun-sdk" in line
     assert list(tmp_path.iterdir()) == []
