@@ -383,7 +383,8 @@ class _Show:
             self._shown_s = time.monotonic()
             keyframes = self._mapper.map.part()
             images = {name_of(i): k.image for i, k in keyframes.items() if k.image is not None}
-            self._viewer.show(self._mapper.map.cloud(), self._recorder.cameras(keyframes), images)
+            unit = "m" if self._mapper.map.metres else "map units"
+            self._viewer.show(self._mapper.map.cloud(), self._recorder.cameras(keyframes), images, unit)
 
     def close(self) -> None:
         """End the bar and the viewer."""

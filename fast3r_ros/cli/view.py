@@ -39,9 +39,10 @@ def run(arguments: argparse.Namespace) -> int:
     results = read_results(arguments.map)
     if results.caveat:
         print(results.caveat, flush=True)
-    viewer = WebViewer(arguments.host, arguments.port, arguments.token, arguments.allow_host)
+    title = arguments.map.resolve().name
+    viewer = WebViewer(arguments.host, arguments.port, arguments.token, arguments.allow_host, title)
     try:
-        viewer.show(results.cloud, results.cameras, results.read_images())
+        viewer.show(results.cloud, results.cameras, results.read_images(), results.unit)
         counts = f"{len(results.cloud.points):,} points, {len(results.cameras)} cameras"
         print(f"{counts}{results.left_out}: {viewer.address}", flush=True)
         if viewer.open_to_others:

@@ -39,13 +39,13 @@ class LiveViewer:
         """Whether somebody may be looking."""
         return self._viewer is not None
 
-    def show(self, cloud: Cloud, keyframes: Mapping[int, Keyframe]) -> None:
+    def show(self, cloud: Cloud, keyframes: Mapping[int, Keyframe], metres: bool) -> None:
         """Replace what is shown: the map's cloud and its keyframes, those without an image left out."""
         if self._viewer is not None:
             images = {name_of(each.id): each.image for each in keyframes.values() if each.image is not None}
             in_order = sorted(keyframes.values(), key=lambda keyframe: keyframe.stamp_ns)
             records = [_record(each, each.image) for each in in_order if each.image is not None]
-            self._viewer.show(cloud, records, images)
+            self._viewer.show(cloud, records, images, "m" if metres else "map units")
 
     def stop(self) -> None:
         """Close the port."""

@@ -339,4 +339,4 @@ class Outputs:
                 self._send("grid", grid_message(empty, stamp, frame))
             if self._measured(snapshot.metres) and snapshot.keyframes:
                 self._publish_grid(snapshot, stamp)
-        self._viewer.show(snapshot.cloud, snapshot.keyframes)
+        self._viewer.show(snapshot.cloud, snapshot.keyframes, snapshot.metres)

@@ -3,7 +3,7 @@
 Any page that is open in a browser of this machine can reach a port of this machine.  So a request is served
 only when it names the viewer's own address in Host (a name that an attacker points at this machine is not
 one: DNS rebinding), and a web socket only when its Origin is that same address.  What browsers send is
-reduced to the widgets' values within their ranges and to camera poses.
+reduced to the widgets' values within their ranges, clicks on cameras, and camera poses.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ COOKIE = "fast3r_viewer"
 
 # Turns a value that a browser sends for a widget into one that the widget may have; None refuses it.
 WidgetCheck = Callable[[str, Any], Any]
+NameCheck = Callable[[str], bool]
 
 
 class Guard:
@@ -42,14 +43,17 @@ class Guard:
 
     allowed_hosts: names, beside this machine's own, by which browsers reach the viewer.  token: what the
     address has to carry as `?token=…`; "" asks for none.  widget_value: (uuid, value) -> the value within the
-    widget's range, or None for an unknown widget or a value that is none.
+    widget's range, or None for an unknown widget or a value that is none.  clickable: whether something in
+    the scene with that name takes clicks.
     """
 
-    def __init__(self, allowed_hosts: tuple[str, ...], token: str, widget_value: WidgetCheck) -> None:
+    def __init__(
+        self, allowed_hosts: tuple[str, ...], token: str, widget_value: WidgetCheck, clickable: NameCheck
+    ) -> None:
         names = {"localhost", socket.gethostname(), socket.getfqdn(), *allowed_hosts}
         self._names = {name.lower() for name in names} | {f"{socket.gethostname().lower()}.local"}
         self._token = token
-        self._widget_value = widget_value
+        self._widget_value, self._clickable = widget_value, clickable
 
     def refusal(self, request: Request) -> Response | None:
         """The answer to a request that is not served; None for one that is."""
@@ -73,6 +77,8 @@ class Guard:
         kind = content.get("type")
         if kind == "ViewerCameraMessage" and set(content) == _CAMERA_FIELDS and _is_pose(content):
             return msgspec.msgpack.encode(content)
+        if kind == "SceneNodeClickMessage":
+            return self._click(content)
         uuid, updates = content.get("uuid"), content.get("updates")
         if kind != "GuiUpdateMessage" or not isinstance(uuid, str) or not isinstance(updates, dict):
             return None
@@ -82,6 +88,16 @@ class Guard:
         if value is None:
             return None
         return msgspec.msgpack.encode({"type": kind, "uuid": uuid, "updates": {"value": value}})
+
+    def _click(self, content: Mapping[str, Any]) -> bytes | None:
+        """A click on something that takes clicks, without what nobody asks for: keys, instances, scopes."""
+        name, lengths = content.get("name"), {"ray_origin": 3, "ray_direction": 3, "screen_pos": 2}
+        if not isinstance(name, str) or not self._clickable(name):
+            return None
+        if not all(_are_numbers(content.get(field), length) for field, length in lengths.items()):
+            return None
+        plain = {"type": content["type"], "name": name, **{field: content[field] for field in lengths}}
+        return msgspec.msgpack.encode({**plain, "instance_index": None, "modifier": None, "owner": ""})
 
     def _own_host(self, host: str) -> bool:
         """Whether a Host header is an address, which no foreign name can be, or a name of this machine."""
@@ -129,12 +145,16 @@ def _is_pose(content: Mapping[str, Any]) -> bool:
     lengths = {"wxyz": 4, "position": 3, "look_at": 3, "up_direction": 3}
     for field in _CAMERA_FIELDS - {"type"}:
         value = content[field]
-        numbers = value if field in lengths else [value]
-        if not isinstance(numbers, list) or len(numbers) != lengths.get(field, 1):
-            return False
-        if not all(type(number) in (int, float) and math.isfinite(number) for number in numbers):
+        if not _are_numbers(value if field in lengths else [value], lengths.get(field, 1)):
             return False
     return any(content["wxyz"])
+
+
+def _are_numbers(value: Any, count: int) -> bool:
+    """Whether a value is a list of so many finite numbers."""
+    if not isinstance(value, list) or len(value) != count:
+        return False
+    return all(type(number) in (int, float) and math.isfinite(number) for number in value)
 
 
 def _answer(status: HTTPStatus, text: str, headers: Mapping[str, str] | None = None) -> Response:

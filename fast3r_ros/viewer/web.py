@@ -1,35 +1,39 @@
-"""A map in the browser: the cloud, the cameras with their images, and sliders; through viser.
+"""A map in the browser: points, cameras with their pictures, a timeline; through viser.
 
-Bound to 127.0.0.1 by default; `viewer/guard.py` decides who is served and what a browser may send.
+Bound to 127.0.0.1 by default; `viewer/guard.py` decides who is served and what a browser may send.  The
+points go to the browser once; what filters and colours them there is in `viewer/page.js`.
 """
 
 from __future__ import annotations
 
-import math
 import re
 import socket
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial.transform import Rotation
 
 from fast3r_ros.errors import UserError, optional
 from fast3r_ros.io.cameras import CameraRecord
-from fast3r_ros.mapping.data import Cloud, Float64, UInt8
-from fast3r_ros.viewer.visibility import first_seen
+from fast3r_ros.mapping.data import Cloud, Float32, UInt8
+from fast3r_ros.viewer.points import STEPS, cell_size, chunk_numbers, confidence_levels, marked, thinned
+from fast3r_ros.viewer.timeline import Dating
 
 with optional("viser", "the web viewer"):
     import viser
     from viser import ViserServer
 
+    from fast3r_ros.viewer.controls import Controls
     from fast3r_ros.viewer.guard import Guard, guarded
+    from fast3r_ros.viewer.page import Style, send_script, send_style
+    from fast3r_ros.viewer.scene import Cameras, Rulers
+    from fast3r_ros.viewer.views import Views
 
 MAX_POINTS = 1_000_000  # that a browser gets; a larger cloud is thinned evenly
-MAX_CAMERAS = 150
-_WAY = (228, 87, 46)
+_PLAY_S, _PLAY_TICK_S = 30.0, 0.1  # a longer map is played faster than it was recorded
+_PLACES = 16  # along a chunk, for dating points
 
 
 class WebViewer:
@@ -37,8 +41,8 @@ class WebViewer:
 
     host, port: where it listens; a port that is taken is replaced by the next free one, 0 by any.  token:
     what a browser's first address has to carry as `?token=…`; "": nothing.  allowed_hosts: names, besides
-    this machine's own, by which browsers may reach it.  Raises UserError for an address that is not this
-    machine's, a port that does not exist, or a token that does not fit into an address.
+    this machine's own, by which browsers may reach it.  title: of the page.  Raises UserError for an address
+    that is not this machine's, a port that does not exist, or a token that does not fit into an address.
     """
 
     def __init__(
@@ -47,6 +51,7 @@ class WebViewer:
         port: int = 8080,
         token: str = "",
         allowed_hosts: Sequence[str] = (),
+        title: str = "fast3r",
     ) -> None:
         if token and not re.fullmatch(r"[A-Za-z0-9_-]{8,128}", token):
             raise UserError("the viewer's token has to be 8 to 128 letters, digits, '-' and '_'")
@@ -57,19 +62,25 @@ class WebViewer:
         except OSError as error:
             raise UserError(f"cannot listen on {host}: {error.strerror or error}") from error
         self._lock = threading.Lock()
-        self._cloud = Cloud(np.zeros((0, 3), np.float32), np.zeros((0, 3), np.uint8), np.zeros(0, np.float32))
-        self._ranks = np.zeros(0)  # share of points that are less confident, per point
-        self._cameras: dict[str, tuple[Float64, viser.CameraFrustumHandle]] = {}
-        self._records: list[CameraRecord] = []  # of all cameras, in time order
-        self._seen_ns: NDArray[np.int64] | None = None  # when points were first seen, once the time is set
+        self._points = np.zeros((0, 3), np.float32)  # as the browser has them
+        self._levels = self._slots = np.zeros(0, np.uint16)
+        self._below = np.zeros(STEPS)  # share of points below each confidence level
+        self._chunks: dict[int, tuple[Float32, UInt8, viser.PointCloudHandle]] = {}
+        self._dating = Dating()
+        self._images: dict[str, UInt8] = {}
+        self._playing: threading.Event | None = None  # set to end it
         self._token = token
-        self._widgets: dict[str, tuple[float, float] | None] = {}  # by uuid: a slider's range, None: a button
-        with guarded(Guard(tuple(allowed_hosts), token, self._widget_value)):
-            self._server = ViserServer(host=host, port=port, label="fast3r", verbose=False)
+        with guarded(Guard(tuple(allowed_hosts), token, self._widget_value, self._is_clickable)):
+            self._server = ViserServer(host=host, port=port, label=title, verbose=False)
+        send_script(self._server, title)
         self._server.gui.configure_theme(show_logo=False, show_share_button=False)
+        self._server.gui.main_panel.dock_right()  # beside the map, not over it
         self._server.scene.set_up_direction("+z")
-        self._add_controls()
-        self._server.on_client_connect(self._look_from_above_the_start)
+        self._views = Views(self._server)
+        self._cameras = Cameras(self._server, self._look_through)
+        self._rulers = Rulers(self._server)
+        self._controls = Controls(self._server.gui)
+        self._connect_controls()
 
     @property
     def address(self) -> str:
@@ -87,172 +98,151 @@ class WebViewer:
     def points_shown(self) -> int:
         """Number of points that pass the sliders."""
         with self._lock:
-            return int(self._shown().sum())
+            return self._count(self._style())
 
     def show(
-        self, cloud: Cloud, cameras: Sequence[CameraRecord], images: Mapping[str, UInt8] | None = None
+        self,
+        cloud: Cloud,
+        cameras: Sequence[CameraRecord],
+        images: Mapping[str, UInt8] | None = None,
+        unit: str = "map units",
     ) -> None:
-        """Replace what is shown.  cameras: in time order; images: name -> (h, w, 3) RGB for their frusta."""
+        """Replace what is shown; browsers get what has changed.
+
+        cameras: in time order; images: name -> (h, w, 3) RGB for their frusta.  unit: of the map's lengths.
+        """
         with self._lock:
-            step = max(1, -(-len(cloud.points) // MAX_POINTS))
-            self._cloud = Cloud(cloud.points[::step], cloud.colors[::step], cloud.confidence[::step])
-            order = np.argsort(self._cloud.confidence, kind="stable")
-            self._ranks = np.empty(len(order))
-            self._ranks[order] = np.arange(len(order)) / max(len(order), 1)
-            self._records, self._seen_ns = list(cameras), None
-            self._show_points()
-            self._show_cameras(images or {})
-            self._show_way()
+            cloud = thinned(cloud, MAX_POINTS)
+            cell = cell_size(cloud.points)
+            self._levels = confidence_levels(cloud.confidence)
+            self._slots = self._dating.slots(cloud.points, cameras, cell / _PLACES)
+            self._points = marked(cloud.points, self._levels, self._slots)
+            counts = np.bincount(self._levels, minlength=STEPS)
+            self._below = (np.cumsum(counts) - counts) / max(len(self._levels), 1)
+            self._images = dict(images or {})
+            low, high = self._views.fit(cloud.points)
+            with self._server.atomic():
+                self._send_chunks(cloud.colors, chunk_numbers(cloud.points, cell), point_size=cell / 75)
+                self._cameras.update(cameras, self._images, size=cell / 2)
+                self._rulers.update(low, high, "units" if unit == "unknown" else unit)
+        self._controls.last_until(self._dating.timeline.duration_s)
+        self._apply_filters()
 
     def stop(self) -> None:
         """Close the port and all connections."""
+        self._pause()
         self._server.stop()
 
-    def _add_controls(self) -> None:
-        gui = self._server.gui
-        self._hidden = gui.add_slider(
-            "hide least confident (%)", min=0, max=95, step=1, initial_value=0, hint="share of points hidden"
-        )
-        self._height = gui.add_slider(
-            "cut above (%)", min=5, max=100, step=1, initial_value=100, hint="share of the height shown"
-        )
-        self._size = gui.add_slider("point size", min=0.1, max=5.0, step=0.1, initial_value=1.0)
-        self._time = gui.add_slider(
-            "time (%)", min=0, max=100, step=1, initial_value=100, hint="the map at this share of the time"
-        )
-        self._count = gui.add_text("points shown", "0", disabled=True)
-        above = gui.add_button("view from above")
-        self._hidden.on_update(lambda _: self._locked(self._show_points))
-        self._height.on_update(lambda _: self._locked(self._show_points))
-        self._size.on_update(lambda _: self._locked(self._show_points))
-        self._time.on_update(lambda _: self._show_time())
-        above.on_click(lambda event: self._look_down(event.client))
-        for slider in (self._hidden, self._height, self._size, self._time):
-            self._widgets[slider._impl.uuid] = (slider.min, slider.max)
-        self._widgets[above._impl.uuid] = None
+    def _connect_controls(self) -> None:
+        controls = self._controls
+        for widget in controls.filters:
+            widget.on_update(lambda _: self._apply_filters())
+        for widget in controls.parts:
+            widget.on_update(lambda _: self._apply_parts())
+        controls.play.on_click(lambda _: self._play_or_pause())
+        controls.above.on_click(lambda event: self._views.from_above(event.client))
+        controls.whole.on_click(lambda event: self._views.whole_map(event.client))
+        controls.back.on_click(lambda event: self._views.back(event.client))
 
     def _widget_value(self, uuid: str, value: Any) -> Any:
-        """A value that a browser sends for a widget, within the widget's range; None if it is not one."""
-        if uuid not in self._widgets:
-            return None
-        limits = self._widgets[uuid]
-        if limits is None:
-            return True if value is True else None
-        if type(value) not in (int, float) or not math.isfinite(value):
-            return None
-        return min(max(value, limits[0]), limits[1])
+        return self._controls.value(uuid, value)
 
-    def _locked(self, action: Callable[[], None]) -> None:
-        with self._lock:
-            action()
+    def _is_clickable(self, node: str) -> bool:
+        return self._cameras.is_clickable(node)
 
-    def _shown(self) -> np.ndarray:
-        """(N,) bool, the points that pass the sliders."""
-        shown = self._ranks >= self._hidden.value / 100
-        if self._time.value < 100 and self._seen_ns is not None:
-            shown &= self._seen_ns <= self._until_ns()
-        if self._height.value < 100:  # look below the ceiling
-            low, high = self._bounds()
-            shown &= self._cloud.points[:, 2] <= low[2] + (high[2] - low[2]) * self._height.value / 100
-        return shown
-
-    def _show_points(self) -> None:
-        shown = self._shown()
-        low, high = self._bounds()
-        size = float(np.linalg.norm(high - low)) / 600 * self._size.value
-        self._server.scene.add_point_cloud(
-            "/map",
-            self._cloud.points[shown],
-            self._cloud.colors[shown],
-            point_size=max(size, 1e-4),
-            precision="float32",
-            point_shading="flat",
-        )
-        self._count.value = f"{int(shown.sum()):,}"  # type: ignore[misc]
-
-    def _show_cameras(self, images: Mapping[str, UInt8]) -> None:
-        step = max(1, -(-len(self._records) // MAX_CAMERAS))
-        chosen = {camera.name: camera for camera in self._records[::step]}
-        for name in [name for name in self._cameras if name not in chosen]:
-            self._cameras.pop(name)[1].remove()
-        low, high = self._bounds()
-        depth = float(np.linalg.norm(high - low)) / 40
-        for name, camera in chosen.items():
-            known = self._cameras.get(name)
-            if known is not None and np.array_equal(known[0], camera.map_from_camera):
+    def _send_chunks(self, colors: UInt8, numbers: NDArray[np.int64], point_size: float) -> None:
+        """Send the chunks that are not as they were, and take back those that are no more."""
+        order = np.argsort(numbers, kind="stable")
+        found, starts = np.unique(numbers[order], return_index=True)
+        parts = np.split(order, starts[1:]) if len(found) else []
+        chunks = {int(number): part for number, part in zip(found, parts, strict=True)}
+        for number in self._chunks.keys() - chunks.keys():
+            self._chunks.pop(number)[2].remove()
+        for number, part in chunks.items():
+            points, colours = self._points[part], colors[part]
+            known = self._chunks.get(number)
+            if known is not None and _same(known[0], points) and _same(known[1], colours):
+                known[2].point_size = point_size
                 continue
-            handle = self._add_frustum(camera, images.get(name), depth)
-            self._cameras[name] = (camera.map_from_camera, handle)
+            handle = self._server.scene.add_point_cloud(
+                f"/map/{number}",
+                points,
+                colours,
+                point_size=point_size,
+                precision="float32",
+                point_shading="flat",
+            )
+            self._chunks[number] = (points, colours, handle)
 
-    def _add_frustum(
-        self, camera: CameraRecord, image: UInt8 | None, depth: float
-    ) -> viser.CameraFrustumHandle:
-        x, y, z, w = Rotation.from_matrix(camera.map_from_camera[:3, :3]).as_quat()
-        return self._server.scene.add_camera_frustum(
-            f"/cameras/{camera.name}",
-            fov=float(2 * np.arctan(camera.height / 2 / camera.intrinsics[1, 1])),
-            aspect=camera.width / camera.height,
-            scale=max(depth, 1e-4),
-            thickness=1.5,
-            thickness_units="screen",
-            color=_WAY,
-            image=image,
-            format="jpeg",
-            wxyz=(w, x, y, z),
-            position=tuple(camera.map_from_camera[:3, 3]),
+    def _style(self) -> Style:
+        """What the widgets say."""
+        controls, (low, high) = self._controls, self._views.bounds
+        cut = controls.height.value / 100
+        return Style(
+            # the highest level that hides no more points than asked for
+            min_level=int(np.searchsorted(self._below, controls.hidden.value / 100, side="right")) - 1,
+            max_slot=self._dating.timeline.slot_at(controls.time.value),
+            max_height=None if cut >= 1 else float(low[2] + (high[2] - low[2]) * cut),
+            size=float(controls.size.value),
+            colouring=controls.colouring.value,
+            levels=(float(np.searchsorted(self._below, 0.05)), float(np.searchsorted(self._below, 0.95))),
+            heights=(float(low[2]), float(high[2])),
         )
 
-    def _until_ns(self) -> float:
-        """The stamp that the time slider is at."""
-        if not self._records:
-            return 0.0
-        first, last = self._records[0].stamp_ns, self._records[-1].stamp_ns
-        return first + (last - first) * self._time.value / 100
+    def _count(self, style: Style) -> int:
+        """Number of points that the browser draws."""
+        shown = (self._levels >= style.min_level) & (self._slots <= style.max_slot)
+        if style.max_height is not None:
+            shown &= self._points[:, 2] <= style.max_height
+        return int(shown.sum())
 
-    def _show_time(self) -> None:
-        """Show the map as it was at the slider's share of the time."""
+    def _apply_filters(self) -> None:
+        """Let the browsers draw what the widgets say: numbers go there, no points."""
         with self._lock:
-            points, records, known = self._cloud.points, self._records, self._seen_ns is not None
-        seen_ns = first_seen(points, records) if records and not known else None  # takes its time: no lock
+            style = self._style()
+            send_style(self._server, style)
+            self._cameras.show_until(self._dating.timeline.stamp_at(self._controls.time.value))
+            self._controls.count.value = f"{self._count(style):,}"
+
+    def _apply_parts(self) -> None:
+        """Show and hide what the boxes say."""
+        cameras, pictures, trajectory, grid, axes = (box.value for box in self._controls.parts)
         with self._lock:
-            if seen_ns is not None and points is self._cloud.points:
-                self._seen_ns = seen_ns
-            self._show_points()
-            self._show_way()
+            self._cameras.show_parts(cameras, pictures, trajectory)
+            self._rulers.show_parts(grid, axes)
 
-    def _show_way(self) -> None:
-        """The cameras up to the slider's time, and the line through them."""
-        until_ns = self._until_ns()
-        way = [record.map_from_camera[:3, 3] for record in self._records if record.stamp_ns <= until_ns]
-        places = np.array(way, np.float32).reshape(-1, 3)
-        segments = np.stack([places[:-1], places[1:]], 1)
-        self._server.scene.add_line_segments("/way", segments, _WAY, thickness=2.5, thickness_units="screen")
-        for record in self._records:
-            if record.name in self._cameras:
-                self._cameras[record.name][1].visible = record.stamp_ns <= until_ns
+    def _look_through(self, name: str, client: Any) -> None:
+        with self._lock:
+            record, image = self._cameras.record(name), self._images.get(name)
+        if record is not None:
+            self._views.through(client, record, image)
 
-    def _bounds(self) -> tuple[np.ndarray, np.ndarray]:
-        """Corners that hold nearly all points."""
-        points = self._cloud.points[:: max(1, len(self._cloud.points) // 50000)]
-        if not len(points):
-            return np.full(3, -1.0), np.full(3, 1.0)
-        low, high = np.percentile(points, (2, 98), axis=0)
-        return low, high
-
-    def _look_from_above_the_start(self, client: viser.ClientHandle) -> None:
-        """The first view of a new browser: the whole map, obliquely from above."""
-        low, high = self._bounds()
-        centre, reach = (low + high) / 2, float(np.linalg.norm(high - low))
-        client.camera.up_direction = (0.0, 0.0, 1.0)
-        client.camera.position = tuple(centre + reach * np.array([-0.4, -0.4, 0.6]))
-        client.camera.look_at = tuple(centre)
-
-    def _look_down(self, client: viser.ClientHandle | None) -> None:
-        """The floor plan, x to the right."""
-        if client is None:
+    def _play_or_pause(self) -> None:
+        if self._playing is not None:
+            self._pause()
             return
-        low, high = self._bounds()
-        centre, reach = (low + high) / 2, float(np.linalg.norm(high - low))
-        client.camera.up_direction = (0.0, 1.0, 0.0)
-        client.camera.position = tuple(centre + np.array([0.0, -1e-3 * reach, reach]))
-        client.camera.look_at = tuple(centre)
+        self._playing = threading.Event()
+        self._controls.play.label = "pause"
+        threading.Thread(target=self._play, args=(self._playing,), name="viewer_play", daemon=True).start()
+
+    def _pause(self) -> None:
+        if self._playing is not None:
+            self._playing.set()
+            self._playing = None
+            self._controls.play.label = "play"
+
+    def _play(self, end: threading.Event) -> None:
+        """Move the time slider to its end, from its begin if it is there."""
+        slider = self._controls.time
+        if slider.value >= slider.max:
+            slider.value = 0.0
+        step = _PLAY_TICK_S * max(1.0, slider.max / _PLAY_S)
+        while not end.wait(_PLAY_TICK_S) and slider.value < slider.max:
+            slider.value = min(round(slider.value + step, 1), slider.max)
+        if not end.is_set():
+            self._pause()
+
+
+def _same(one: NDArray[Any], other: NDArray[Any]) -> bool:
+    """Whether two arrays have the same bytes; marks in coordinates make no difference to `==` near zero."""
+    return one.shape == other.shape and one.tobytes() == other.tobytes()

@@ -7,7 +7,8 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +18,10 @@ from PIL import Image
 
 pytest.importorskip("viser", reason="viser is not installed: pip install -r requirements/viewer.txt")
 pytest.importorskip("selenium", reason="selenium is not installed: pip install -r requirements/test.txt")
+import viser
 from selenium import webdriver
+from selenium.common.exceptions import TimeoutException
+from selenium.webdriver.common.actions.action_builder import ActionBuilder
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
@@ -33,9 +37,13 @@ needs_chromium = pytest.mark.skipif(
     not (CHROMIUM and DRIVER), reason="no browser: apt install chromium chromium-driver"
 )
 ARTEFACTS = Path(__file__).resolve().parents[2] / "build" / "artefacts"
-SLIDERS = ("hide least confident (%)", "cut above (%)", "point size", "time (%)")
+SLIDERS = ("hide least confident (%)", "cut above (%)", "point size", "time (s)")
 POINTS = 40_000
 MAGENTA = (220, 0, 220)  # of the cameras' images
+ORANGE = (228, 87, 46)  # of the cameras and the trajectory
+LEAST, MOST = (48, 18, 107), (252, 232, 36)  # colours of confidence
+GRID = (205, 208, 214)
+DESKTOP, PHONE = (1200, 800), (390, 844)
 COLOURS = np.array([[220, 40, 40], [40, 200, 60], [40, 60, 220], [230, 200, 40]], np.uint8)
 
 
@@ -72,8 +80,12 @@ def viewer():
     viewer.stop()
 
 
-def start_browser() -> webdriver.Chrome:
+def start_browser(size: tuple[int, int] = DESKTOP) -> webdriver.Chrome:
+    """Chromium with a window of that size; of a phone's size, it is a phone with a touch screen."""
     options = webdriver.ChromeOptions()
+    if size == PHONE:
+        metrics = {"width": size[0], "height": size[1], "pixelRatio": 1.0, "touch": True}
+        options.add_experimental_option("mobileEmulation", {"deviceMetrics": metrics})
     options.binary_location = CHROMIUM
     for argument in (
         "--headless=new",
@@ -81,7 +93,7 @@ def start_browser() -> webdriver.Chrome:
         "--disable-dev-shm-usage",
         "--use-angle=swiftshader",
         "--enable-unsafe-swiftshader",
-        "--window-size=900,600",
+        f"--window-size={size[0]},{size[1]}",
     ):
         options.add_argument(argument)
     return webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
@@ -100,45 +112,84 @@ class Page(NamedTuple):
         assert order == list(SLIDERS), names
         return sliders[order.index(name)]
 
+    def press(self, text: str) -> None:
+        """Click on a button."""
+        buttons = self.browser.find_elements(By.CSS_SELECTOR, "button")
+        (button,) = [each for each in buttons if each.text == text]
+        button.click()
+
+    def tick(self, name: str) -> None:
+        """Click on a box."""
+        labels = self.browser.find_elements(By.CSS_SELECTOR, "label")
+        (label,) = [each for each in labels if each.text == name]
+        self.browser.find_element(By.ID, label.get_attribute("for")).click()
+
+    def picture(self) -> np.ndarray:
+        """The screenshot (h, w, 3); without a GPU a million points take the browser a while."""
+        for _ in range(20):
+            with suppress(TimeoutException):
+                png = self.browser.get_screenshot_as_png()
+                return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
+        pytest.fail("the browser gives no screenshot")
+
     def pixels(self, colours: Iterable = COLOURS) -> list[np.ndarray]:
         """(N, 2) places (row, column) in the screenshot near each of the colours."""
-        png = self.browser.get_screenshot_as_png()
-        picture = np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
+        picture = self.picture()
         return [np.argwhere(np.abs(picture - colour).max(-1) < 30) for colour in colours]
 
-    def counts(self) -> list[int]:
-        return [len(places) for places in self.pixels()]
+    def counts(self, *colours: tuple[int, int, int]) -> list[int]:
+        return [len(places) for places in self.pixels(colours or COLOURS)]
 
     def says(self, count: int) -> bool:
         fields = self.browser.find_elements(By.CSS_SELECTOR, "input[disabled]")
         return any(field.get_attribute("value") == f"{count:,}" for field in fields)
 
+    def keep(self, name: str) -> None:
+        """Leave the screenshot where the other results of tests are."""
+        ARTEFACTS.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(self.picture().astype(np.uint8)).save(ARTEFACTS / f"{name}.png")
 
-@pytest.fixture(scope="module")
-def page():
-    viewer = WebViewer(port=0)
-    browser = start_browser()
+    @property
+    def client(self) -> viser.ClientHandle:
+        """The browser, as the server sees it."""
+        (client,) = self.viewer._server.get_clients().values()
+        return client
+
+
+@contextmanager
+def opened(cloud: Cloud, size: tuple[int, int] = DESKTOP) -> Iterator[Page]:
+    """A page that shows a floor of four colours."""
+    viewer = WebViewer(port=0, title="walk_map")
+    browser = start_browser(size)
     try:
         cameras = [camera(index) for index in range(5)]
         images = {each.name: np.full((48, 64, 3), MAGENTA, np.uint8) for each in cameras}
-        viewer.show(coloured_floor(), cameras, images)
+        viewer.show(cloud, cameras, images, "m")
         browser.get(viewer.address)
         page = Page(viewer, browser)
-        wait_for(lambda: browser.find_elements(By.CSS_SELECTOR, "[role=slider]"), "the sliders")
-        wait_for(lambda: min(page.counts()) > 300, "points of four colours")
+        wait_for(lambda: bool(browser.find_elements(By.CSS_SELECTOR, "[role=slider]")), "the sliders")
+        wait_for(lambda: min(page.counts()) > 300, "points of four colours", 300.0)
+        for notice in browser.find_elements(By.CSS_SELECTOR, ".mantine-Notification-closeButton"):
+            notice.click()  # about a browser without a GPU
         yield page
     finally:
         browser.quit()
         viewer.stop()
 
 
+@pytest.fixture(scope="module")
+def page():
+    with opened(coloured_floor()) as page:
+        yield page
+
+
 @needs_chromium
 def test_the_page_draws_points_of_four_colours(page):
     assert page.viewer.points_shown == POINTS
     assert page.says(POINTS)
-    wait_for(lambda: len(page.pixels([MAGENTA])[0]) > 100, "the frusta's images")
-    ARTEFACTS.mkdir(parents=True, exist_ok=True)
-    assert page.browser.save_screenshot(str(ARTEFACTS / "viewer.png"))
+    assert page.browser.title == "walk_map"
+    wait_for(lambda: page.counts(MAGENTA)[0] > 100, "the frusta's images")
+    page.keep("viewer")
 
 
 @needs_chromium
@@ -146,7 +197,9 @@ def test_the_confidence_slider_hides_points(page):
     slider = page.slider("hide least confident (%)")
     slider.send_keys(Keys.END)
     expected = round(0.05 * POINTS)
-    wait_for(lambda: abs(page.viewer.points_shown - expected) <= 1, "the server follows the slider")
+    wait_for(
+        lambda: abs(page.viewer.points_shown - expected) <= 0.005 * POINTS, "the server follows the slider"
+    )
     wait_for(lambda: page.says(page.viewer.points_shown), "the page shows the number")
     # confidence rises along x: what is left lies where x is largest, which two of the colours cover
     wait_for(lambda: sorted(page.counts())[1] < 60, "two colours go")
@@ -157,23 +210,128 @@ def test_the_confidence_slider_hides_points(page):
 
 @needs_chromium
 def test_view_from_above_is_a_floor_plan(page):
-    (button,) = [b for b in page.browser.find_elements(By.CSS_SELECTOR, "button") if "above" in b.text]
-    button.click()
+    before = page.client.camera.position, page.client.camera.look_at
+    page.press("view from above")
 
     def is_plan() -> bool:
         if min(page.counts()) < 300:
             return False
         (near_left, far_left, near_right, far_right) = (places.mean(0) for places in page.pixels())
         upright = all(a[0] < b[0] - 50 for a, b in ((far_left, near_left), (far_right, near_right)))
-        return upright and all(a[1] < b[1] - 50 for a, b in ((near_left, near_right), (far_left, far_right)))
+        square = abs(far_left[1] - near_left[1]) < 20 and abs(far_left[0] - far_right[0]) < 20
+        return (
+            square
+            and upright
+            and all(a[1] < b[1] - 50 for a, b in ((near_left, near_right), (far_left, far_right)))
+        )
 
     wait_for(is_plan, "x to the right and y upwards")
+    page.press("back")
+
+    def is_back() -> bool:
+        camera = page.client.camera
+        return np.allclose((camera.position, camera.look_at), before, atol=0.02)
+
+    wait_for(is_back, "the view before")
+    wait_for(lambda: not is_plan(), "the page shows it")
+
+
+@needs_chromium
+def test_a_click_on_a_camera_looks_through_it_and_shows_its_picture(page):
+    before = page.client.camera.position
+    places = page.pixels([MAGENTA])[0]
+    row, column = places[len(places) // 2]
+    click = ActionBuilder(page.browser)
+    click.pointer_action.move_to_location(int(column), int(row)).click()
+    click.perform()
+    poses = [camera(index).map_from_camera for index in range(5)]
+
+    def looks_through() -> bool:
+        return any(np.allclose(page.client.camera.position, pose[:3, 3], atol=0.02) for pose in poses)
+
+    wait_for(looks_through, "the view of a camera")
+    wait_for(lambda: page.counts(MAGENTA)[0] > 0.2 * DESKTOP[0] * DESKTOP[1], "its picture over the map")
+    pictures = page.browser.find_elements(By.CSS_SELECTOR, "img")
+    assert [each for each in pictures if each.is_displayed()], "its picture in the panel"
+    page.keep("viewer_through_camera")
+    page.press("back")
+    wait_for(lambda: np.allclose(page.client.camera.position, before, atol=0.02), "the view before")
+    wait_for(lambda: min(page.counts()) > 300, "the page shows it")
+
+
+@needs_chromium
+@pytest.mark.parametrize(
+    ("box", "colour", "fewer"),
+    [("pictures", MAGENTA, 200), ("cameras", MAGENTA, 200), ("trajectory", ORANGE, 50), ("grid", GRID, 2000)],
+)
+def test_boxes_hide_and_show(page, box, colour, fewer):
+    """fewer: pixels of that colour, about which others have something like it, too."""
+    many = page.counts(colour)[0]
+    page.tick(box)
+    wait_for(lambda: page.counts(colour)[0] <= many - fewer, f"{box} go")
+    page.tick(box)
+    wait_for(lambda: page.counts(colour)[0] > many - fewer / 2, f"{box} come back")
+
+
+@needs_chromium
+def test_points_are_coloured_by_confidence(page):
+    """It rises along x, which goes to the right; yellow is one of the floor's colours, too."""
+    page.browser.find_element(By.CSS_SELECTOR, "input[value=picture]").click()
+
+    def option() -> list[WebElement]:
+        options = page.browser.find_elements(By.CSS_SELECTOR, "[role=option]")
+        return [each for each in options if each.text == "confidence" and each.is_displayed()]
+
+    wait_for(lambda: bool(option()), "the list of colours")
+    option()[0].click()
+    wait_for(lambda: sorted(page.counts())[2] < 100, "the picture's colours go")
+    least, most = page.pixels([LEAST, MOST])
+    assert min(len(least), len(most)) > 50
+    assert least[:, 1].mean() < most[:, 1].mean() - 50
+    page.viewer._controls.colouring.value = "picture"
+    wait_for(lambda: min(page.counts()) > 300, "they come back")
+
+
+@needs_chromium
+def test_play_goes_from_the_start_to_the_end(page):
+    values: list[float] = []
+    counts: list[int] = []
+    page.viewer._controls.time.on_update(lambda event: values.append(event.target.value))
+    page.press("play")
+    wait_for(lambda: bool(values), "it starts")
+    while not (values[-1] == 4.0 and page.viewer._playing is None):
+        counts.append(page.viewer.points_shown)
+        time.sleep(0.2)
+    assert values == sorted(values)
+    assert (values[0], len(values)) == (0.0, 41), "ticks of 0.1 s"
+    assert counts[0] < 0.7 * POINTS
+    wait_for(lambda: page.says(POINTS), "the page shows all")
+    assert [each for each in page.browser.find_elements(By.CSS_SELECTOR, "button") if each.text == "play"]
+
+
+@needs_chromium
+@pytest.mark.parametrize("size", [DESKTOP, PHONE])
+def test_a_million_points_are_drawn_and_the_panel_leaves_them_room(size):
+    with opened(coloured_floor(1_000_000), size) as page:
+        assert page.viewer.points_shown == 1_000_000
+        name = "phone" if size == PHONE else "desktop"
+        page.keep(f"viewer_million_{name}")
+        sliders = page.browser.find_elements(By.CSS_SELECTOR, "[role=slider]")
+        height = page.browser.execute_script("return window.innerHeight")
+        inside = [each for each in sliders if 0 < each.location["y"] < height - 5]
+        if size == DESKTOP:
+            assert len(inside) == 4
+            return
+        assert not inside, "the panel is closed"
+        page.browser.find_element(By.CSS_SELECTOR, '[style*="height: 3.5em"]').click()
+        wait_for(lambda: sliders[0].location["y"] < height - 50, "a tap opens it")
+        page.keep("viewer_phone_panel")
 
 
 @needs_chromium
 def test_the_time_slider_shows_the_map_as_it_was(page):
     """The first camera sees the ground before it, later ones the rest."""
-    slider = page.slider("time (%)")
+    slider = page.slider("time (s)")
     slider.send_keys(Keys.HOME)
     wait_for(lambda: page.viewer.points_shown < 0.7 * POINTS, "what later cameras saw is hidden")
     early = page.viewer.points_shown

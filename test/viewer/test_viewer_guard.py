@@ -20,6 +20,8 @@ import viser
 import websockets
 
 from fast3r_ros.errors import UserError
+from fast3r_ros.geometry.rigid import rigid_matrix
+from fast3r_ros.io.cameras import CameraRecord
 from fast3r_ros.mapping.data import Cloud
 from fast3r_ros.viewer.guard import MAX_CONNECTIONS, MAX_MESSAGE_BYTES
 from fast3r_ros.viewer.web import WebViewer
@@ -141,19 +143,22 @@ CAMERA = {
     "value", [math.nan, math.inf, -math.inf, "95", None, True, [95], {"a": 1}, b"95"], ids=repr
 )
 def test_values_that_are_no_numbers_change_nothing(viewer, value):
-    before = viewer._hidden.value
-    messages = [update(viewer._hidden._impl.uuid, value=value), update(viewer._time._impl.uuid, value=value)]
+    before = viewer._controls.hidden.value
+    messages = [
+        update(viewer._controls.hidden._impl.uuid, value=value),
+        update(viewer._controls.time._impl.uuid, value=value),
+    ]
     asyncio.run(send(viewer, messages))
-    assert viewer._hidden.value == before
-    assert viewer._time.value == 100
+    assert viewer._controls.hidden.value == before
+    assert viewer._controls.time.value == viewer._controls.time.max
 
 
 @pytest.mark.parametrize(("value", "expected"), [(1e308, 95), (-3, 0), (2**63, 95), (12.0, 12)])
 def test_numbers_are_clamped_to_the_widget_s_range(viewer, value, expected):
-    asyncio.run(send(viewer, [update(viewer._hidden._impl.uuid, value=value)]))
-    assert viewer._hidden.value == expected
-    assert viewer.points_shown == pytest.approx(POINTS * (1 - expected / 100), abs=1)
-    viewer._hidden.value = 0
+    asyncio.run(send(viewer, [update(viewer._controls.hidden._impl.uuid, value=value)]))
+    assert viewer._controls.hidden.value == expected
+    assert viewer.points_shown == pytest.approx(POINTS * (1 - expected / 100), abs=0.01 * POINTS)
+    viewer._controls.hidden.value = 0
 
 
 async def send(viewer: WebViewer, messages: list[bytes | str]) -> None:
@@ -161,9 +166,9 @@ async def send(viewer: WebViewer, messages: list[bytes | str]) -> None:
     async with web_socket(viewer) as own:
         for message in messages:
             await own.send(message)
-        mark = 2.0 if viewer._size.value != 2.0 else 3.0
-        await own.send(update(viewer._size._impl.uuid, value=mark))
-        await until(lambda: viewer._size.value == mark, "the viewer handles no messages any more")
+        mark = 2.0 if viewer._controls.size.value != 2.0 else 3.0
+        await own.send(update(viewer._controls.size._impl.uuid, value=mark))
+        await until(lambda: viewer._controls.size.value == mark, "the viewer handles no messages any more")
 
 
 def test_what_is_no_value_of_a_widget_is_not_handled(viewer, monkeypatch):
@@ -171,14 +176,14 @@ def test_what_is_no_value_of_a_widget_is_not_handled(viewer, monkeypatch):
     handled: list[str] = []
     for name in ("request_share_url", "disconnect_share_url"):
         monkeypatch.setattr(viewer._server, name, lambda *_, name=name: handled.append(name))
-    hidden = viewer._hidden._impl.uuid
+    hidden = viewer._controls.hidden._impl.uuid
     deep = b"\x91" * 5000 + b"\xc0"
     messages = [
         *(msgspec.msgpack.encode({"type": kind}) for kind in ("ShareUrlRequest", "ShareUrlDisconnect", "X")),
         msgspec.msgpack.encode({"type": "FileTransferStartUpload", "source_component_uuid": hidden}),
         update(hidden, value=5, max=1e9),
         update(hidden, label="you have been hacked"),
-        update(viewer._count._impl.uuid, value="0"),
+        update(viewer._controls.count._impl.uuid, value="0"),
         update("no such widget", value=5),
         msgspec.msgpack.encode({**CAMERA, "position": [math.nan, 0.0, 0.0]}),
         msgspec.msgpack.encode({**CAMERA, "wxyz": [0.0] * 4}),
@@ -187,12 +192,52 @@ def test_what_is_no_value_of_a_widget_is_not_handled(viewer, monkeypatch):
     ]
     asyncio.run(send(viewer, messages))
     assert not handled
-    assert (viewer._hidden.value, viewer._hidden.max, viewer._hidden.label) == (
+    assert (viewer._controls.hidden.value, viewer._controls.hidden.max, viewer._controls.hidden.label) == (
         0,
         95,
         "hide least confident (%)",
     )
-    assert viewer._count.value == f"{POINTS:,}"
+    assert viewer._controls.count.value == f"{POINTS:,}"
+
+
+CLICK = {
+    **{"type": "SceneNodeClickMessage", "name": "/cameras/000000", "instance_index": None, "owner": ""},
+    **{"ray_origin": [0.0, 0, 0], "ray_direction": [1.0, 0, 0], "screen_pos": [0.5, 0.5], "modifier": None},
+}
+
+
+def test_only_clicks_on_cameras_arrive_and_without_what_nobody_asks_for():
+    pose = rigid_matrix(np.eye(3), [0.0, 0, 0])
+    record = CameraRecord("000000", 0, "camera", 64, 48, np.diag([50.0, 50, 1]), pose)
+    viewer = WebViewer(port=0)
+    handled: list[tuple[str, object]] = []
+    viewer._cameras._on_click = lambda name, client: handled.append((name, client.client_id))
+    try:
+        viewer.show(random_cloud(), [record])
+        messages = [
+            {**CLICK, "name": "/map/0"},
+            {**CLICK, "name": ["/cameras/000000"]},
+            {**CLICK, "name": "/cameras/000001"},
+            {**CLICK, "ray_origin": [math.nan, 0.0, 0.0]},
+            {**CLICK, "screen_pos": [0.5]},
+            {**CLICK, "modifier": "shift", "owner": "somebody", "instance_index": 7},
+        ]
+        asyncio.run(send(viewer, [msgspec.msgpack.encode(each) for each in [CAMERA, *messages]]))
+        asyncio.run(until(lambda: len(handled) == 1, "the click on a camera does not arrive"))
+        assert handled[0][0] == "000000"
+    finally:
+        viewer.stop()
+
+
+def test_boxes_and_colours_take_only_what_they_offer(viewer):
+    box, colour = viewer._controls.grid, viewer._controls.colouring
+    given = [(box, 1), (box, "true"), (box, None), (colour, "rainbow"), (colour, ["height"]), (colour, 3)]
+    asyncio.run(send(viewer, [update(widget._impl.uuid, value=value) for widget, value in given]))
+    assert (box.value, colour.value) == (True, "picture")
+    asyncio.run(
+        send(viewer, [update(box._impl.uuid, value=False), update(colour._impl.uuid, value="height")])
+    )
+    assert (box.value, colour.value) == (False, "height")
 
 
 def test_a_message_that_is_too_large_costs_only_its_sender_the_connection(viewer):
@@ -266,6 +311,8 @@ def test_a_flood_of_half_open_connections_is_bounded(viewer):
 
 def test_fifty_browsers_that_do_not_read_hold_no_copies_of_the_map(viewer):
     """Each `show` replaces what waits for a slow browser; otherwise 600 clouds of 1.5 MB would wait."""
+    clouds = [random_cloud(100_000), random_cloud(100_000)]
+    clouds[1].colors[:] = 255  # all of it has changed
 
     def resident_mb() -> float:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
@@ -273,12 +320,11 @@ def test_fifty_browsers_that_do_not_read_hold_no_copies_of_the_map(viewer):
 
     async def watch() -> float:
         slow = [await web_socket(viewer, ping_interval=None, max_queue=1) for _ in range(50)]
-        cloud = random_cloud(100_000)
-        for _ in range(4):  # each connection fills what the system buffers for it
-            await asyncio.to_thread(viewer.show, cloud, [])
+        for turn in range(4):  # each connection fills what the system buffers for it
+            await asyncio.to_thread(viewer.show, clouds[turn % 2], [])
         before = resident_mb()
-        for _ in range(12):
-            await asyncio.to_thread(viewer.show, cloud, [])
+        for turn in range(12):
+            await asyncio.to_thread(viewer.show, clouds[turn % 2], [])
         grown = resident_mb() - before
         for each in slow[:-1]:
             each.transport.abort()

@@ -1,0 +1,70 @@
+"""A cloud as the browser gets it: in chunks of space, each point with its confidence level and time slot.
+
+The browser hides and colours points by itself (`page.js`).  What it compares travels in the lowest 8 bits of
+each coordinate, 24 bits a point, so that nothing else has to be sent.  That moves a point by at most 2^-15 of
+its distance from the origin.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fast3r_ros.mapping.data import Cloud, Float32
+
+STEPS = 4096  # confidence levels, and time slots
+_LOGIT = 9.0  # levels are even steps of ln(confidence - 1) from minus this to this
+_SIDE = 8  # chunks along an axis before their numbers repeat: the browser never has more than 8^3
+_SMALLEST = np.float32(1e-30)  # a coordinate nearer to 0 could lose its bits: graphics cards flush denormals
+
+
+def confidence_levels(confidence: Float32) -> NDArray[np.uint16]:
+    """Levels (N,) of confidences from 1 on, in even steps of what the network put out before exp(x) + 1."""
+    raw = np.log(np.maximum(confidence.astype(np.float64) - 1, np.exp(-_LOGIT)))
+    share = np.clip((raw + _LOGIT) / (2 * _LOGIT), 0, 1)
+    return np.round(share * (STEPS - 1)).astype(np.uint16)
+
+
+def marked(points: Float32, levels: NDArray[np.uint16], slots: NDArray[np.uint16]) -> Float32:
+    """The points (N, 3) with their levels and slots in the lowest bits."""
+    sign = np.where(points < 0, np.float32(-1), np.float32(1))
+    away = np.where(np.abs(points) < _SMALLEST, sign * _SMALLEST, points).astype(np.float32)
+    bits = away.view(np.uint32) & np.uint32(0xFFFFFF00)
+    level, slot = levels.astype(np.uint32), slots.astype(np.uint32)
+    bits[:, 0] |= level & 255
+    bits[:, 1] |= (level >> 8) | ((slot & 15) << 4)
+    bits[:, 2] |= slot >> 4
+    return bits.view(np.float32)
+
+
+def cell_size(points: Float32) -> float:
+    """Side of a chunk: a power of two between a sixteenth and an eighth of the map's longest side."""
+    if not len(points):
+        return 1.0
+    low, high = np.percentile(points[:: max(1, len(points) // 50_000)], (2, 98), axis=0)
+    return float(2.0 ** np.floor(np.log2(max(float((high - low).max()), 1e-6) / _SIDE)))
+
+
+def chunk_numbers(points: Float32, cell: float) -> NDArray[np.int64]:
+    """The chunk (N,) that each point belongs to.  It depends on the point alone, so chunks stay as they are
+    where the map does not change."""
+    place = np.mod(np.floor(points / np.float32(cell)), _SIDE).astype(np.int64)
+    return place @ np.array([1, _SIDE, _SIDE**2])
+
+
+def places(points: Float32, cell: float) -> NDArray[np.int64]:
+    """A number (N,) for the cube of side `cell` that a point lies in, the same for all points in it."""
+    steps = np.floor(points / np.float32(cell)).astype(np.int64)
+    return (steps * np.array([1, 1 << 21, 1 << 42])).sum(1)
+
+
+def thinned(cloud: Cloud, most: int) -> Cloud:
+    """At most about so many points of a cloud, those in the same places each time that it is called."""
+    step = -(-len(cloud.points) // most)
+    if step <= 1:
+        return cloud
+    mixed = places(cloud.points, cell_size(cloud.points) / 256).astype(np.uint64)
+    with np.errstate(over="ignore"):
+        mixed = (mixed ^ (mixed >> np.uint64(31))) * np.uint64(0x9E3779B97F4A7C15)
+    kept = (mixed >> np.uint64(40)) % np.uint64(step) == 0
+    return Cloud(cloud.points[kept], cloud.colors[kept], cloud.confidence[kept])
