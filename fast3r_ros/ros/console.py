@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 from fast3r_ros.msg import MappingStatus
-from fast3r_ros.ros.report import CameraReport, Report, camera_finding
+from fast3r_ros.ros.report import CameraReport, Report, camera_finding, clock
 
 _NUMBER = re.compile(r"\d+(\.\d+)?")
 _MAPPING = (MappingStatus.MAPPING, MappingStatus.LOCALIZING)
@@ -29,6 +29,8 @@ class Console:
             self._camera(camera, report.timeout, now)
         self._since = {each.topic: self._since.get(each.topic, now) for each in report.cameras}
         self._say("transforms", report.waiting_for, "transforms are broadcast")
+        if report.clock_difference:
+            self._say("clock", f"transforms follow the images' clock, {clock(report)}", warn=False)
         for child, parent in report.parents.items():
             self._say(f"parent of {child}", f"{child} already has the parent {parent}: ours is not broadcast")
         for child in [key.removeprefix("parent of ") for key in self._said if key.startswith("parent of ")]:

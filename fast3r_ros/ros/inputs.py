@@ -33,7 +33,7 @@ from fast3r_ros.ros.counters import LOST, Counters, Guard
 from fast3r_ros.ros.intake import CameraFacts, Intake, Refused, TimeWentBack
 from fast3r_ros.ros.mailbox import Mailbox
 from fast3r_ros.ros.poses import BadPose, initial_pose, matrix_from_pose
-from fast3r_ros.ros.times import ns_from_stamp
+from fast3r_ros.ros.times import NS, ns_from_stamp
 from fast3r_ros.ros.transforms import OwnFrames, TransformLookup
 from fast3r_ros.ros.waiting import Mounts, Ready, WaitingImages
 
@@ -94,6 +94,7 @@ class Inputs:
         self.paused = False
         self.last_image_time: dict[str, float] = {}  # camera -> time.monotonic()
         self.arrivals: OrderedDict[int, float] = OrderedDict()  # stamp of a frame -> time.monotonic()
+        self._newest: tuple[int, float] | None = None  # stamp of the newest frame, and when it arrived
         self._waiting = WaitingImages(lookup, time.monotonic, self._mask_to_come)
         self.mounts = Mounts(node.get_logger(), config.frames.base)
         self.facts: dict[str, CameraFacts] = {}  # image frame id -> what is known of its camera
@@ -277,9 +278,15 @@ class Inputs:
             self._counters.problem("no odometry on TF")
             self._report(f"an image waited in vain for {ready.missing[-1]}")
         self.arrivals[frame.stamp_ns] = ready.arrived
+        self._newest = frame.stamp_ns, ready.arrived
         if len(self.arrivals) > ARRIVALS:
             self.arrivals.popitem(last=False)
         self._sink.add_frame(self._with_companions(frame))
+
+    def image_time_ns(self) -> int | None:
+        """The present by the clock that stamps the images; None before the first.  From any thread."""
+        newest = self._newest
+        return None if newest is None else newest[0] + round((time.monotonic() - newest[1]) * NS)
 
     def _drop_waiting(self, reason: str) -> None:
         for _ in range(self._waiting.clear()):

@@ -57,12 +57,14 @@ from fast3r_ros.ros.outputs import Outputs
 from fast3r_ros.ros.process import begin, leave, leave_within, spin_until
 from fast3r_ros.ros.report import CameraReport, Report, diagnostics_message, status_message
 from fast3r_ros.ros.services import Services
+from fast3r_ros.ros.times import NS
 from fast3r_ros.ros.transforms import OwnFrames, transform_lookup
 
 NODE_NAME = "fast3r_mapping"
 STOP_SECONDS = 1.3  # how long a pass may go on after Ctrl-C
 LEAVE_SECONDS = 2.5  # after Ctrl-C the process ends, whatever still waits
 ADAPT_SECONDS = 0.5
+CLOCKS_APART_SECONDS = 5.0  # between the images' stamps and the node's clock; less may be a delay
 EXECUTOR_THREADS = 4
 
 NetworkLoader = Callable[[NodeConfig], WindowNetwork]
@@ -431,7 +433,8 @@ class MappingNode(LifecycleNode):
     def _tick_transforms(self) -> None:
         session = self._session
         if session is not None and session.outputs.active:
-            session.broadcaster.tick(self.get_clock().now().nanoseconds)
+            now_ns = self.get_clock().now().nanoseconds
+            session.broadcaster.tick(now_ns + round(clock_difference(session.inputs, now_ns) * NS))
 
     def _publish_status(self) -> None:
         self._status.publish(status_message(self._report(), self.config.frames.map))
@@ -490,6 +493,7 @@ class MappingNode(LifecycleNode):
             wrong_frames=dict(inputs.mounts.wrong),
             broadcast=session.broadcaster.broadcast,
             held_back=outputs.held_back,
+            clock_difference=clock_difference(inputs, now_ns),
         )
 
     def _frame_counts(self, mapping: MappingThread) -> tuple[FrameCounts, set[str]]:
@@ -526,6 +530,16 @@ def _camera_report(camera: CameraSubscriptions, inputs: Inputs) -> CameraReport:
         others=camera.others,
         note=camera.note,
     )
+
+
+def clock_difference(inputs: Inputs, now_ns: int) -> float:
+    """Seconds by which the clock that stamps the images is ahead of the node's (`now_ns`).
+
+    0 when both may be the same: they are a recording's and this machine's, or of two machines, otherwise.
+    """
+    image_time_ns = inputs.image_time_ns()
+    apart = 0.0 if image_time_ns is None else (image_time_ns - now_ns) / NS
+    return apart if abs(apart) > CLOCKS_APART_SECONDS else 0.0
 
 
 def main(arguments: Sequence[str] | None = None, load_network: NetworkLoader = load_network) -> NoReturn:

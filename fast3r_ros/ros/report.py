@@ -56,7 +56,8 @@ class Report:
 
     waiting_for: why no transform is broadcast where it belongs, "" when one is; broadcast: what is.
     held_back: why what others take for metres is not published, "" when it is; no_grid: why there is no
-    grid.  assumed, wrong_frames: see `waiting.Mounts`.  seconds everywhere; callback times as in
+    grid.  assumed, wrong_frames: see `waiting.Mounts`.  clock_difference: by how much the images' stamps are
+    ahead of the node's clock, 0 if they may be by it.  seconds everywhere; callback times as in
     Counters.callback_times.  now_ns: the node's clock; stamp_ns: of the newest image used, or now.
     """
 
@@ -87,6 +88,7 @@ class Report:
     wrong_frames: Mapping[str, str] = field(default_factory=dict)
     broadcast: str = ""
     held_back: str = ""
+    clock_difference: float = 0.0
 
 
 def status_message(report: Report, map_frame: str) -> MappingStatus:
@@ -244,6 +246,14 @@ def _mapping_status(report: Report, name: str) -> DiagnosticStatus:
     return _status(f"{name}: mapping", level, text, values)
 
 
+def clock(report: Report) -> str:
+    """Which clock transforms follow."""
+    apart = report.clock_difference
+    if not apart:
+        return "this node's"
+    return f"{abs(apart):.0f} s {'ahead of' if apart > 0 else 'behind'} this node's, as of a recording"
+
+
 def _transform_status(report: Report, name: str) -> DiagnosticStatus:
     found = [
         (
@@ -258,7 +268,12 @@ def _transform_status(report: Report, name: str) -> DiagnosticStatus:
     if report.mapper is not None and report.mapper.scale_source == "odometry":
         found += [(DiagnosticStatus.WARN, text) for text in report.assumed.values()]
     level, text = _worst(found, report.broadcast or "nothing broadcast yet")
-    values = {"broadcast": report.broadcast, **report.assumed, **report.wrong_frames}
+    values = {
+        "broadcast": report.broadcast,
+        "images' clock": clock(report),
+        **report.assumed,
+        **report.wrong_frames,
+    }
     return _status(f"{name}: transforms", level, text, values)
 
 

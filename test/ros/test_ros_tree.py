@@ -236,13 +236,15 @@ def test_odom_gets_the_map_in_metres_and_until_then_nothing_goes_out_that_others
     assert "Traceback" not in node.output()
 
 
-def test_odom_base_and_camera_agree_with_the_truth_once_the_map_is_in_metres() -> None:
+@pytest.mark.parametrize("clock", [True, False], ids=["with a clock", "a recording without its clock"])
+def test_odom_base_and_camera_agree_with_the_truth_once_the_map_is_in_metres(clock: bool) -> None:
+    """Without the recording's clock the node's is decades ahead, and so would map -> odom be."""
     domain_id = domain(43)
-    node, listener = started(domain_id, {"scale.source": "odometry", "use_sim_time": True})
+    node, listener = started(domain_id, {"scale.source": "odometry", "use_sim_time": clock})
     with running(node):
         robot = Robot(listener)
         ready(listener)
-        robot.drive(rate_hz=8, tf=True, odometry=True, clock=True)
+        robot.drive(rate_hz=8, tf=True, odometry=True, clock=clock)
         listener.wait_for(f"{NODE}/status", lambda message: message.metres, 20)
         settle(listener, f"{NODE}/window")
     tree = tree_of(listener)
@@ -263,6 +265,7 @@ def test_odom_base_and_camera_agree_with_the_truth_once_the_map_is_in_metres() -
     assert np.linalg.norm(spread - np.median(spread, axis=0), axis=1).max() < 0.15
     listener.close()
     assert "broadcasting map -> odom, in metres" in node.output()
+    assert ("transforms follow the images' clock" in node.output()) != clock
     assert "Traceback" not in node.output()
 
 
