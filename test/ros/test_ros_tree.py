@@ -14,13 +14,15 @@ pytest.importorskip("rclpy", reason="ROS is not installed here")
 
 from fast3r_ros.msg import MappingStatus, WindowEstimate
 from fast3r_ros.srv import SaveMap
+from geometry_msgs.msg import PoseWithCovarianceStamped
 from nav_msgs.msg import OccupancyGrid, Odometry
 from nav_msgs.msg import Path as PathMessage
 from robot import CAMERA, Robot, frames, listener_for, transforms_to
 from ros_harness import DOUBLE, NODE, REPLAY, Listener, Program, arguments, domain, running, wait_until
+from scipy.spatial.transform import Rotation
 from sensor_msgs.msg import Image, PointCloud2
 from tf2_msgs.msg import TFMessage
-from tf_tree import Tree
+from tf_tree import Tree, matrix_of
 
 from fast3r_ros.benchmark.synthetic_run import start
 from fast3r_ros.io.results import read_results
@@ -28,7 +30,7 @@ from fast3r_ros.ros.clouds import message_to_cloud
 from fast3r_ros.ros.counters import Counters
 from fast3r_ros.ros.images import rgb_to_image
 from fast3r_ros.ros.mapping_thread import MappingThread
-from fast3r_ros.ros.poses import matrix_from_pose
+from fast3r_ros.ros.poses import matrix_from_pose, pose_from_matrix
 from fast3r_ros.ros.times import ns_from_stamp
 from fast3r_ros.synthetic.sequence import demo_sequence
 
@@ -247,7 +249,8 @@ def test_odom_base_and_camera_agree_with_the_truth_once_the_map_is_in_metres(clo
         robot.drive(rate_hz=8, tf=True, odometry=True, clock=clock)
         listener.wait_for(f"{NODE}/status", lambda message: message.metres, 20)
         settle(listener, f"{NODE}/window")
-    tree = tree_of(listener)
+        tree = tree_of(listener)
+        says_where_the_robot_is(listener, robot)
     poses = first_poses(listener.heard[f"{NODE}/window"], metres=True)
     first = first_poses(listener.heard[f"{NODE}/window"], metres=False)
     assert len(poses) > 3
@@ -267,6 +270,33 @@ def test_odom_base_and_camera_agree_with_the_truth_once_the_map_is_in_metres(clo
     assert "broadcasting map -> odom, in metres" in node.output()
     assert ("transforms follow the images' clock" in node.output()) != clock
     assert "Traceback" not in node.output()
+
+
+def says_where_the_robot_is(listener: Listener, robot: Robot) -> None:
+    """As RViz's 2D Pose Estimate: the robot is there at once; a pose in another frame changes nothing."""
+    publisher = listener.node.create_publisher(PoseWithCovarianceStamped, "/initialpose", 10)
+    wait_until(lambda: publisher.get_subscription_count() > 0, 10, "the node's subscription")
+    odom_from_base = robot.odom_from_base(len(frames()) - 1)
+
+    def map_from_base() -> np.ndarray:
+        return matrix_of(transforms_to(listener, "odom")[-1]) @ odom_from_base
+
+    given = np.eye(4)
+    given[:3, :3] = Rotation.from_euler("z", 2.0).as_matrix()
+    given[:2, 3] = 5.0, -3.0
+    before = map_from_base()
+    assert np.abs(before - given).max() > 1.0
+    message = PoseWithCovarianceStamped()
+    message.header.frame_id = "somewhere"
+    message.pose.pose = pose_from_matrix(given)
+    message.pose.covariance = np.diag([0.25, 0.25, 0, 0, 0, 0.07]).ravel()
+    publisher.publish(message)
+    problem = listener.wait_for(f"{NODE}/status", lambda m: "initialpose" in m.last_error, 10)
+    assert "somewhere" in problem.last_error
+    assert np.abs(map_from_base() - before).max() < 1e-6
+    message.header.frame_id = "map"
+    publisher.publish(message)
+    wait_until(lambda: np.abs(map_from_base() - given).max() < 1e-6, 10, "the given pose on TF")
 
 
 def test_two_nodes_in_two_namespaces_keep_apart() -> None:
