@@ -20,6 +20,7 @@ DEFAULT = "fast3r"
 _BUILT_IN = {
     DEFAULT: "fast3r_ros.networks.fast3r:load",
     "da3": "fast3r_ros.networks.depth_anything:load",
+    "mapanything": "fast3r_ros.networks.map_anything:load",
 }
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 

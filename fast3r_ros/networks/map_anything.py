@@ -1,0 +1,133 @@
+"""MapAnything: `mapanything:apache`, `mapanything:noncommercial`, or `mapanything:FOLDER` of one of them.
+
+Its points are in metres, and it takes the intrinsics and the metric depth of frames that have them.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from fast3r_ros.errors import UserError
+from fast3r_ros.files import one_line
+from fast3r_ros.geometry.intrinsics import shift_pixel_centres
+from fast3r_ros.geometry.rigid import inverse
+from fast3r_ros.mapping.data import (
+    DescriptorLimits,
+    EncodedView,
+    Float32,
+    Frame,
+    Reconstruction,
+    WindowNetwork,
+)
+from fast3r_ros.model.precision import name_of, resolve_dtype
+from fast3r_ros.model.preprocess import prepare_image
+from fast3r_ros.networks.loading import NetworkOptions
+
+HUB = {
+    "apache": ("facebook/map-anything-apache", "the Apache License 2.0"),
+    "noncommercial": ("facebook/map-anything", "CC BY-NC 4.0: noncommercial use only"),
+}
+LICENCE_NOTICE = "The weights {0} of MapAnything are under {1} (https://huggingface.co/{0})."
+WHERE = "it is not on PyPI: https://github.com/facebookresearch/map-anything says how to install it"
+IMAGE_SIZE, PATCH = 518, 14  # pixels of the longer side as upstream runs it; its multiples
+_AMP = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}  # upstream's names
+_MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's RGB, upstream's "dinov2"
+
+_log = logging.getLogger(__name__)
+
+
+class MapAnythingNetwork(WindowNetwork):
+    """Upstream's `MapAnything`.  The tokens of a view are what its `infer` takes of one."""
+
+    # what its descriptors have in common was not measured with trained weights: nothing is redundant
+    descriptors = DescriptorLimits(redundant=1.0, similar=0.5)
+
+    def __init__(self, model: Any, image_size: int = IMAGE_SIZE, dtype: torch.dtype = torch.float32):
+        """image_size: of the longer side.  dtype: of the transformers; the heads are float32."""
+        self._model = model.eval()
+        self._size = image_size // PATCH * PATCH
+        self._precision = {"use_amp": dtype != torch.float32, "amp_dtype": _AMP[name_of(dtype)]}
+
+    @torch.inference_mode()
+    def encode(self, frame: Frame) -> EncodedView:
+        """See `WindowNetwork`; the descriptor is the mean of the image encoder's tokens."""
+        prepared = prepare_image(frame.image, self._size, PATCH, squares=True)
+        transform = prepared.pixel_transform
+        intrinsics = None if frame.intrinsics is None else transform @ frame.intrinsics
+        pixels = torch.from_numpy(prepared.pixels).movedim(-1, 0).float() / 255
+        mean, deviation = torch.tensor(_MEAN), torch.tensor(_DEVIATION)
+        image = ((pixels - mean[:, None, None]) / deviation[:, None, None])[None].to(self._model.device)
+        view = {"img": image, "data_norm_type": [self._model.encoder.data_norm_type]}
+        if intrinsics is not None:  # its pixel centres are at integers
+            view["intrinsics"] = torch.from_numpy(shift_pixel_centres(intrinsics, -0.5)).float()[None]
+            if frame.depth is not None:
+                depth = _resized(frame.depth, transform, prepared.pixels.shape[:2])
+                view["depth_z"] = torch.from_numpy(depth)[None]
+        return EncodedView(prepared.pixels, transform, intrinsics, self._describe(image), view)
+
+    @torch.inference_mode()
+    def reconstruct(self, views: Sequence[EncodedView]) -> Reconstruction:
+        """See `WindowNetwork`; where the network says that there is no surface the confidence is 1."""
+        if len({view.image.shape for view in views}) > 1:
+            raise UserError("mapanything takes views of one size; give images of one size")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            results = self._model.infer(
+                [dict(view.tokens) for view in views], apply_mask=False, mask_edges=False, **self._precision
+            )
+        world_from_camera = np.concatenate([each["camera_poses"].double().cpu().numpy() for each in results])
+        poses = inverse(world_from_camera[0]) @ world_from_camera
+        local, trust, world = [], [], []
+        for result, pose in zip(results, poses, strict=True):
+            points, surface = result["pts3d_cam"][0].float(), result["non_ambiguous_mask"][0].bool()
+            move = torch.from_numpy(pose[:3]).float().to(points.device)
+            local.append(points)
+            world.append(points @ move[:, :3].T + move[:, 3])
+            trust.append(torch.where(surface, result["conf"][0].float().clamp_min(1.0), 1.0))
+        return Reconstruction(world, trust, local, trust, window_from_camera=poses, metric=True)
+
+    def _describe(self, image: Tensor) -> Float32:
+        features = self._model.encoder.model.forward_features(image)["x_norm_patchtokens"]
+        return np.asarray(normalize(features[0].float().mean(dim=0), dim=0).cpu().numpy())
+
+
+def load(checkpoint: str, options: NetworkOptions) -> MapAnythingNetwork:
+    """See `LoadNetwork`."""
+    try:
+        from mapanything.models import MapAnything
+    except ModuleNotFoundError as error:
+        raise UserError(f"mapanything needs {error.name}, which is not installed; {WHERE}") from error
+    size = options.image_size or IMAGE_SIZE
+    if size < PATCH:
+        raise UserError(f"an image of {size} pixels is too small for mapanything; give {PATCH} or more")
+    source = checkpoint or "apache"
+    if source in HUB:
+        _log.warning(LICENCE_NOTICE.format(*HUB[source]))
+        source = HUB[source][0]
+    elif not Path(source).is_dir():
+        raise UserError(f"mapanything:{source} is unknown; give {', '.join(HUB)} or a folder")
+    try:
+        model = MapAnything.from_pretrained(source)
+    except Exception as error:  # the hub and the code that it names raise many kinds
+        raise UserError(f"mapanything:{source} cannot be loaded: {one_line(error)}") from error
+    return MapAnythingNetwork(model.to(options.device), size, resolve_dtype(options.dtype, options.device))
+
+
+def _resized(depth: Float32, network_from_image: np.ndarray, size: tuple[int, ...]) -> Float32:
+    """A depth image at network size, the nearest pixel's value each; 0 where it is not known."""
+    image_from_network = np.linalg.inv(network_from_image)
+    rows = ((np.arange(size[0]) + 0.5) * image_from_network[1, 1] + image_from_network[1, 2]).astype(np.int64)
+    columns = ((np.arange(size[1]) + 0.5) * image_from_network[0, 0] + image_from_network[0, 2]).astype(
+        np.int64
+    )
+    values = depth[rows.clip(0, depth.shape[0] - 1)[:, None], columns.clip(0, depth.shape[1] - 1)]
+    return np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0).astype(np.float32)
