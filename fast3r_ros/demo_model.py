@@ -20,22 +20,21 @@ def is_demo(model: str | Path) -> bool:
     return name == DEMO or Path(name).expanduser().resolve() == DEMO_DIRECTORY
 
 
-def caveat(model: str | Path, synthetic: bool, *command: str | Path) -> str:
+def caveat(model: str | Path, synthetic: bool, command: str) -> str:
     """What has to be known before and after a run: one sentence and the command for real images.
 
-    synthetic: whether the images are rendered rooms.  command: words of the command that does the same with a
-    model for real images.  Empty where nothing has to be said.
+    synthetic: whether the images are rendered rooms.  command: what does the same with a model for real
+    images.  Empty where nothing has to be said.
     """
     if synthetic or not is_demo(model):
         return ""
     return (
         "the demo model only knows synthetic rooms: do not trust this map. For real images "
-        f"({ABOUT_REAL_MODEL}; others: docs/models.md):\n  {shlex.join(map(str, command))}"
+        f"({ABOUT_REAL_MODEL}; others: docs/models.md):\n  {command}"
     )
 
 
 def reconstruct_caveat(model: str | Path, synthetic: bool, source: str, output: str | Path) -> str:
     """`caveat` with the line for `fast3r reconstruct`."""
-    return caveat(
-        model, synthetic, "fast3r", "reconstruct", source, "--model", REAL_MODEL, "--output", output
-    )
+    words = ("fast3r", "reconstruct", source, "--model", REAL_MODEL, "--output", str(output))
+    return caveat(model, synthetic, shlex.join(words))

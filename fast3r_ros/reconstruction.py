@@ -137,7 +137,7 @@ def reconstruct(
     indices = choose_indices(len(source), source.rate_hz, max_views=max_views)
     config = run_config(parameters or {}, mode, len(indices))
     if isinstance(model, str):
-        text = caveat(model, source.synthetic, "reconstruct(…, model='" + REAL_MODEL + "')")
+        text = caveat(model, source.synthetic, f'reconstruct(…, model="{REAL_MODEL}")')
         if text:
             _log.warning(text)
         model = load_network(model, NetworkOptions(device=device))

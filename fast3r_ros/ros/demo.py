@@ -10,6 +10,7 @@ import argparse
 import json
 import math
 import os
+import shlex
 import signal
 import sys
 import time
@@ -187,7 +188,8 @@ def run(model: str, source_name: str, output: Path, stop: StopSignal) -> None:
     fetch(model)
     claim_folder(output, source.paths, RESULTS)
     use_private_domain()
-    warning = caveat(model, source.synthetic, "make", "demo", f"SOURCE={source_name}", f"MODEL={REAL_MODEL}")
+    command = shlex.join(["make", "demo", f"SOURCE={source_name}", f"MODEL={REAL_MODEL}"])
+    warning = caveat(model, source.synthetic, command)
     if warning:
         print(warning)
     print(f"Playing {source.name}: {len(source)} frames at {source.rate_hz:.1f} Hz, model {model}")

@@ -235,8 +235,8 @@ class MappingNode(LifecycleNode):
 
     def _say_what_the_model_is_for(self) -> None:
         """First and last: what images come from, nobody tells a node."""
-        launch = ("ros2", "launch", "fast3r_ros", "mapping.launch.py", f"model:={REAL_MODEL}")
-        text = caveat(self.config.model, False, *launch)
+        launch = f"ros2 launch fast3r_ros mapping.launch.py model:={REAL_MODEL}"
+        text = caveat(self.config.model, False, launch)
         if text:
             self.get_logger().warning(text)
 
