@@ -7,10 +7,12 @@ import sys
 import tomllib
 import xml.etree.ElementTree as ElementTree
 from graphlib import TopologicalSorter
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 import fast3r_ros
 
@@ -122,3 +124,16 @@ def test_folders_import_each_other_in_one_direction():
                 if other != folder and (ROOT / "fast3r_ros" / other).is_dir():
                     graph.setdefault(folder, set()).add(other)
     TopologicalSorter(graph).prepare()  # raises CycleError, which names the cycle
+
+
+def test_pins_install_on_the_python_of_debian_12():
+    """3.11.2, older than some packages want; of what is installed here in the version of the pin."""
+    for path in (ROOT / "requirements").glob("*.txt"):
+        for requirement in requirements(path.stem):
+            try:
+                about = metadata.metadata(requirement.name)
+            except metadata.PackageNotFoundError:
+                continue
+            if about["Version"] in requirement.specifier and about["Requires-Python"]:
+                wanted = SpecifierSet(about["Requires-Python"])
+                assert wanted.contains("3.11.2"), f"{path.name}: {requirement} needs Python {wanted}"
