@@ -111,7 +111,7 @@ class WindowNetwork(Protocol):
     `fast3r_ros.synthetic.network_double.TrueNetwork` returns disturbed ground truth for tests.
     """
 
-    descriptors: DescriptorLimits = DescriptorLimits()
+    descriptors: DescriptorLimits = DescriptorLimits()  # a class that does not derive may leave it out
 
     def encode(self, frame: Frame) -> EncodedView:
         """Resize and encode one frame; an image that `encode` has resized stays as it is.
@@ -128,6 +128,11 @@ class WindowNetwork(Protocol):
         The network maps its own measure of trust to confidences of at least 1.
         """
         ...
+
+
+def descriptor_limits(network: WindowNetwork) -> DescriptorLimits:
+    """What the descriptors of a network tell; the defaults for one with no more than the two methods."""
+    return getattr(network, "descriptors", None) or DescriptorLimits()
 
 
 @dataclass(frozen=True)

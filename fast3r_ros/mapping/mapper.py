@@ -21,6 +21,7 @@ from fast3r_ros.mapping.data import (
     PoseEstimate,
     WindowNetwork,
     WindowResult,
+    descriptor_limits,
 )
 from fast3r_ros.mapping.edges import EdgeStore, window_edges
 from fast3r_ros.mapping.encoding import encode_all
@@ -72,7 +73,7 @@ class Mapper:
     """
 
     def __init__(self, network: WindowNetwork, config: MapperConfig | None = None) -> None:
-        self.config = (config or MapperConfig()).for_network(network.descriptors)
+        self.config = (config or MapperConfig()).for_network(descriptor_limits(network))
         self._network = network
         self._base_from_camera: dict[str, Float64] = {}
         self._map_from_first_base: Float64 | None = None
@@ -147,7 +148,7 @@ class Mapper:
 
     def set_config(self, config: MapperConfig) -> None:
         """Change parameters that are marked dynamic, from the next frame and window on."""
-        config = self.config = config.for_network(self._network.descriptors)
+        config = self.config = config.for_network(descriptor_limits(self._network))
         self._intake.set_config(config.keyframes, self._capacity)
         self._loops.config = config.loop
         self._window.config = config.window  # a smaller window, when memory runs out

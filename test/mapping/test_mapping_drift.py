@@ -3,6 +3,7 @@
 Synthetic everywhere; on recorded frames where they are.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -12,8 +13,9 @@ import pytest
 from fast3r_ros.benchmark.mapping import recorded_scenarios
 from fast3r_ros.benchmark.synthetic_run import recorded_frames, start, the_loop
 from fast3r_ros.errors import UserError
+from fast3r_ros.geometry.rotation import angle_between
 from fast3r_ros.mapping.calibration import FocalLengths
-from fast3r_ros.synthetic.network_double import Disturbance
+from fast3r_ros.synthetic.network_double import REALISTIC, Disturbance
 from fast3r_ros.synthetic.sequence import RecordedSequence
 
 pytestmark = pytest.mark.slow
@@ -109,3 +111,26 @@ def test_recorded_frames_with_the_errors_of_trained_networks():
     assert scores["keyframes"] > 40
     assert scores["rejected"] == 0
     assert scores["rmse"] < 0.026
+
+
+def test_a_corridor_whose_places_look_alike_is_recognised_on_the_way_back():
+    """Descriptors that say nothing of the place: loops are proposed by where the camera is."""
+    sequence, _ = the_loop()
+    order = [*range(0, 140), *range(139, -1, -1)]
+    out_and_back = replace(sequence, world_from_camera=sequence.world_from_camera[order])
+    run, rng = start(out_and_back, REALISTIC), np.random.default_rng(0)
+
+    def anything(world_from_camera):
+        descriptor = rng.normal(size=512).astype(np.float32)
+        return descriptor / np.linalg.norm(descriptor)
+
+    run.network._descriptor = anything
+    scores = run.feed(out_and_back).scores()
+    assert scores["loops"] >= 1
+    assert scores["rmse_percent"] < 0.5
+    places = {i: round((k.stamp_ns - 10**9) / 1e8) for i, k in run.mapper.map.keyframes.items()}
+    loops = [edge for edge in run.mapper._loops.edges if edge.robust]
+    assert loops
+    for edge in loops:
+        one, other = (out_and_back.world_from_camera[places[i]] for i in (edge.i, edge.j))
+        assert angle_between(edge.i_from_j.rotation, one[:3, :3].T @ other[:3, :3]) < np.deg2rad(6)

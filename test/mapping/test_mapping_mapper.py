@@ -279,6 +279,23 @@ def test_a_camera_that_stands_fills_neither_map_nor_memory_and_keeps_its_track()
     assert run.scores()["rmse_percent"] < 1.0
 
 
+def test_a_network_needs_no_more_than_two_methods():
+    """As in the protocol's first version; what its descriptors tell is taken as usual."""
+    sequence, frames = the_loop()
+    known = TrueNetwork(sequence)
+
+    class Two:
+        encode, reconstruct = known.encode, known.reconstruct
+
+    mapper = Mapper(Two())
+    for frame in frames[:60]:
+        mapper.add_frame(frame)
+        if mapper.window_ready():
+            assert mapper.process_window().accepted
+    mapper.set_config(mapper.config)
+    assert len(mapper.trajectory()) > 5
+
+
 def test_nothing_and_little():
     sequence, frames = the_loop()
     mapper = Mapper(TrueNetwork(sequence))
