@@ -19,12 +19,13 @@ from PIL import Image
 PICTURES = Path(__file__).resolve().parent
 ROOT = PICTURES.parents[1]
 sys.path.insert(0, str(ROOT))  # this tree, wherever the script is started from
+MAPS = (0.137, 0.584)  # rows of the preview with the map from above and from the side
 WIDTH, COLOURS = 1200, 256  # of a picture; a palette keeps the file small
 SECONDS_TO_DRAW = 15  # without a GPU the browser is slow
 
 
 def main() -> None:
-    """Reconstruct and evaluate into a temporary folder; keep demo.png, viewer.png and more_views.png."""
+    """Reconstruct and evaluate into a temporary folder; keep the pictures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="demo", help="model that maps the walk (default: %(default)s)")
     parser.add_argument("--source", default="synthetic", help="what is mapped (default: %(default)s)")
@@ -33,7 +34,9 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         run("reconstruct", arguments.source, "--model", arguments.model, "--output", folder)
-        save((Path(folder) / "preview.png").read_bytes(), arguments.output / "demo.png")
+        preview = (Path(folder) / "preview.png").read_bytes()
+        save(preview, arguments.output / "demo.png")
+        save(preview, arguments.output / "map.png", MAPS)
         if shutil.which("chromium") and shutil.which("chromedriver"):
             save(screenshot(folder), arguments.output / "viewer.png")
         else:
@@ -49,11 +52,12 @@ def run(*command: str) -> None:
     subprocess.run([sys.executable, "-m", "fast3r_ros", *command], cwd=ROOT, check=True)
 
 
-def save(png: bytes, path: Path) -> None:
-    """Keep a picture, smaller."""
+def save(png: bytes, path: Path, rows: tuple[float, float] = (0.0, 1.0)) -> None:
+    """Keep a picture, smaller; rows: from where to where, in shares of its height."""
     with Image.open(io.BytesIO(png)) as picture:
-        size = (WIDTH, round(picture.height * WIDTH / picture.width))
-        picture.convert("RGB").resize(size).quantize(COLOURS).save(path, optimize=True)
+        part = (0, round(rows[0] * picture.height), picture.width, round(rows[1] * picture.height))
+        size = (WIDTH, round((part[3] - part[1]) * WIDTH / picture.width))
+        picture.convert("RGB").crop(part).resize(size).quantize(COLOURS).save(path, optimize=True)
 
 
 def screenshot(results: str) -> bytes:

@@ -90,7 +90,7 @@ def test_script_makes_the_pictures(tmp_path, child_environment):
         timeout=120,
     )
     assert "viewer.png is left as it is" in done.stdout, done.stderr
-    for name in ("demo.png", "more_views.png"):
+    for name in ("demo.png", "map.png", "more_views.png"):
         with Image.open(tmp_path / name) as picture, Image.open(ROOT / "docs" / "pictures" / name) as shown:
             assert picture.width == shown.width
 
