@@ -36,7 +36,9 @@ LICENCE_NOTICE = (
     "The weights da3:{} of Depth Anything 3 are under the Apache License 2.0 (https://huggingface.co/{})."
 )
 INSTALL = "pip install --no-deps depth-anything-3 && pip install addict einops omegaconf"
-IMAGE_SIZE, PATCH = 504, 14  # pixels of the longer side as upstream runs it; its multiples
+# Pixels of the longer side as upstream runs it, and for a CPU, where they are a third of the tokens.
+IMAGE_SIZE, CPU_IMAGE_SIZE = 504, 280
+PATCH = 14
 _CONFIG_BYTES = 1 << 20
 _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's RGB
 
@@ -100,7 +102,7 @@ class DepthAnything(WindowNetwork):
 def load(checkpoint_name: str, options: NetworkOptions) -> DepthAnything:
     """See `LoadNetwork`."""
     _upstream()  # what is missing is told before anything is downloaded
-    size = options.image_size or IMAGE_SIZE
+    size = options.image_size or (CPU_IMAGE_SIZE if options.device == "cpu" else IMAGE_SIZE)
     if size < PATCH:
         raise UserError(f"an image of {size} pixels is too small for da3; give {PATCH} or more")
     found, preset = _locate(checkpoint_name or "small")

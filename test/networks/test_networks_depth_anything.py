@@ -183,6 +183,12 @@ def test_a_checkpoint_is_loaded(folder: Path, upstream: nn.Module, views: list[W
     torch.testing.assert_close(list(found.points_global), list(wanted.points_global))
 
 
+def test_a_cpu_gets_smaller_images(folder: Path) -> None:
+    network = load_network(f"da3:{folder}", NetworkOptions(device="cpu"))
+    view = network.encode(Frame(0, "a", np.zeros((480, 640, 3), np.uint8)))
+    assert view.image.shape == (210, 280, 3)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["window", "all"])
 def test_the_command_line_runs_it(
