@@ -51,7 +51,7 @@ def prepare(
     turn = _turn_longer_side_to_x(points if len(points) >= 3 else way)
     points, way, true_way = points @ turn.T, way @ turn.T, true_way @ turn.T
     low, high = _extent(points, np.vstack([way, true_way]))
-    size = 0.045 * float(np.hypot(*(high - low)[:2]))
+    size = _frustum_size(way, float(np.hypot(*(high - low)[:2])))
     if views:
         lines = [_view_frustum(view, size) for view in some(views, MAX_FRUSTA)]
     else:
@@ -59,6 +59,15 @@ def prepare(
     frusta = np.concatenate(lines) @ turn.T if lines else np.zeros((0, 2, 3))
     inside = np.all((points >= low) & (points <= high), axis=1)
     return MapDrawing(points[inside], cloud.colors[inside], way, true_way, frusta, low, high)
+
+
+def _frustum_size(way: Float64, across: float) -> float:
+    """Depth of the frusta, so small that the trajectory is seen, and so large that they are, too.
+
+    way: (M, 3) camera positions.  across: the map's diagonal from above.
+    """
+    reach = float(np.linalg.norm(np.ptp(way, axis=0))) if len(way) else across
+    return float(np.clip(0.1 * reach, 0.018 * across, 0.045 * across))
 
 
 def some(items: Sequence[Any], count: int) -> list[Any]:
@@ -76,7 +85,7 @@ def draw_from_above(axes: Axes, drawing: MapDrawing) -> None:
         visible = drawing.points[:, 2] <= drawing.way[:, 2].max() + margin
     nearer = drawing.points[visible, 2]
     _draw(axes, drawing, 1, drawing.points[visible], drawing.colors[visible], nearer)
-    axes.set_title("from above, without what lies above the camera", loc="left", fontsize=12, color=INK)
+    axes.set_title("from above, up to the camera", loc="left", fontsize=12, color=INK)
 
 
 def draw_from_the_side(axes: Axes, drawing: MapDrawing) -> None:
@@ -99,15 +108,19 @@ def _draw(
     picture = _splat(points[order][:, plane], colors[order], low[plane], high[plane])
     axes.imshow(picture, extent=(low[0], high[0], low[vertical], high[vertical]), zorder=1)
     axes.add_collection(
-        LineCollection(list(drawing.frusta[:, :, plane]), colors=WAY, linewidths=0.7, alpha=0.6, zorder=3)
+        LineCollection(list(drawing.frusta[:, :, plane]), colors=WAY, linewidths=0.7, alpha=0.45, zorder=3)
     )
-    if len(drawing.true_way):  # in front: the other way is seen between its dashes
-        axes.plot(*drawing.true_way[:, plane].T, color=TRUTH, lw=2, ls="--", label="ground truth", zorder=5)
     if len(drawing.way):
-        axes.plot(*drawing.way[:, plane].T, color=WAY, lw=2, label="estimated trajectory and views", zorder=4)
+        axes.plot(
+            *drawing.way[:, plane].T, color=WAY, lw=4.5, label="estimated trajectory and views", zorder=4
+        )
+    if len(drawing.true_way):  # in front and thin: the estimate is seen around it
+        axes.plot(*drawing.true_way[:, plane].T, color=TRUTH, lw=2.2, ls="--", label="ground truth", zorder=5)
+    if len(drawing.way):
         start: dict[str, Any] = {"marker": "o", "ms": 9, "mfc": "white", "mec": WAY, "mew": 2, "ls": ""}
         axes.plot(*drawing.way[:1, plane].T, label="start", zorder=6, **start)
-        axes.legend(loc="upper right", fontsize=9, framealpha=0.9)
+        beside: dict[str, Any] = {"bbox_to_anchor": (1.0, 1.0), "loc": "lower right", "frameon": False}
+        axes.legend(ncols=3, fontsize=9, columnspacing=1.2, handlelength=1.6, **beside)  # over no point
     axes.set_facecolor("#f4f5f7")
     axes.set_aspect("equal", adjustable="datalim")
     axes.set_axisbelow(True)

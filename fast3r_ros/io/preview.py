@@ -64,8 +64,12 @@ def write_preview(
     text |= {"va": "top", "color": WAY if caveat else INK}
     sentence = verdict(cloud, trajectory, truth, parts, caveat)
     figure.text(left, 0.968, _wrapped(sentence), fontsize=12, **text)
-    lengths = "metres" if unit == "m" else "up to scale"
-    _draw_numbers(figure.add_subplot(grid[0]), {**numbers, "lengths": lengths})
+    lengths = (
+        {"lengths": "metres"}
+        if unit == "m"
+        else {"lengths: their ratios\nare known, no metres": "up to scale"}
+    )
+    _draw_numbers(figure.add_subplot(grid[0]), {**numbers, **lengths})
     drawing = prepare(cloud, trajectory, views, truth)
     maps = GridSpecFromSubplotSpec(1, 2, grid[1], width_ratios=(1.1, 1), wspace=0.09)
     for column, draw in enumerate((draw_from_above, draw_from_the_side)):
@@ -101,11 +105,12 @@ def verdict(
             "It worked if walls are single and straight, the trajectory is smooth and depths look like their "
             "images."
         )
+    off = f"it is {error['share_of_path']:.1%} of its length off"
     if error["rmse"] < GOOD * error["standing_still"]:
-        return "Good: the trajectory follows the ground truth."
+        return f"Good: the trajectory follows the ground truth; {off}."
     if error["rmse"] < FAIR * error["standing_still"]:
-        return "Fair: the trajectory follows the ground truth roughly."
-    return "Poor: the trajectory has little to do with the ground truth. Do not trust this map."
+        return f"Fair: the trajectory follows the ground truth roughly; {off}."
+    return f"Poor: the trajectory has little to do with the ground truth; {off}. Do not trust this map."
 
 
 def _shortened(text: str) -> str:

@@ -176,13 +176,15 @@ class Rulers:
             position=(*(corner[:2] + sides / 2), low[2] - length / 100),  # under the points
             fade_distance=1e6,
         )
-        begin = np.array([corner[0], corner[1] + length / 2, low[2]])
+        middle = corner[0] + sides[0] / 2  # of the edge that is nearest in the first view
+        begin = np.array([middle - length / 2, corner[1] + length / 2, low[2]])
         end, tick = begin + np.array([length, 0, 0]), np.array([0, length / 12, 0])
         lines = np.array([[begin, end], [begin - tick, begin + tick], [end - tick, end + tick]], np.float32)
         text = f"{length:g} {unit.removesuffix('s') if length == 1 else unit}"
+        above = (begin + end) / 2 + np.array([0, 0, length / 4])
         self._bar = [
             scene.add_line_segments("/scale", lines, _INK, thickness=4, thickness_units="screen"),
-            scene.add_label("/scale/label", text, position=tuple((begin + end) / 2), anchor="bottom-center"),
+            scene.add_label("/scale/label", text, position=tuple(above), anchor="bottom-center"),
         ]
         self.show_parts(*self._visible)
 
@@ -201,6 +203,19 @@ def scale_length(extent: float) -> float:
     most = max(extent, 1e-6) / 4
     power = 10.0 ** np.floor(np.log10(most))
     return float(next(step * power for step in (5, 2, 1) if step * power <= most * (1 + 1e-9)))
+
+
+def frustum_size(records: Sequence[CameraRecord], cell: float) -> float:
+    """Depth of the frusta: smaller where cameras stand close to each other, so that they can be told apart.
+
+    cell: about a tenth of the map's extent.  The size changes by steps of 2, so seldom while a map grows.
+    """
+    if len(records) < 2:
+        return cell / 2
+    places = np.array([record.map_from_camera[:3, 3] for record in records])
+    path = float(np.linalg.norm(np.diff(places, axis=0), axis=1).sum())
+    spacing = path / min(len(records) - 1, MAX_CAMERAS)
+    return float(2.0 ** np.floor(np.log2(np.clip(1.5 * spacing, cell / 8, cell / 2))))
 
 
 def whole_picture_fov(record: CameraRecord, aspect: float) -> float:

@@ -28,7 +28,7 @@ with optional("viser", "the web viewer"):
     from fast3r_ros.viewer.controls import Controls
     from fast3r_ros.viewer.guard import Guard, guarded
     from fast3r_ros.viewer.page import Style, send_script, send_style
-    from fast3r_ros.viewer.scene import Cameras, Rulers
+    from fast3r_ros.viewer.scene import Cameras, Rulers, frustum_size
     from fast3r_ros.viewer.views import Views
 
 MAX_POINTS = 1_000_000  # that a browser gets; a larger cloud is thinned evenly
@@ -123,7 +123,7 @@ class WebViewer:
             low, high = self._views.fit(cloud.points)
             with self._server.atomic():
                 self._send_chunks(cloud.colors, chunk_numbers(cloud.points, cell), point_size=cell / 75)
-                self._cameras.update(cameras, self._images, size=cell / 2)
+                self._cameras.update(cameras, self._images, frustum_size(cameras, cell))
                 self._rulers.update(low, high, "units" if unit == "unknown" else unit)
         self._controls.last_until(self._dating.timeline.duration_s)
         self._apply_filters()

@@ -29,6 +29,7 @@ from fast3r_ros.geometry.rotation import matrix_from_vector
 from fast3r_ros.io.cameras import CameraRecord, read_cameras, write_cameras
 from fast3r_ros.io.colmap import write_colmap
 from fast3r_ros.io.glb import GLTF_FROM_MAP, write_glb
+from fast3r_ros.io.map_picture import _frustum_size
 from fast3r_ros.io.pcd import write_pcd
 from fast3r_ros.io.ply import read_ply, write_ply
 from fast3r_ros.io.preview import verdict, write_preview
@@ -245,8 +246,16 @@ def test_preview_shows_map_way_truth_and_views(tmp_path, walk):
     picture = cv2.imread(str(tmp_path / "preview.png"))[:, :, ::-1].astype(int)
     assert picture.shape[1] == 1600
     assert len(np.unique(picture @ [1, 256, 65536])) > 5000, "a map and six colourful views are shown"
-    way = np.abs(picture - (0xE4, 0x57, 0x2E)).max(-1) < 12
-    assert way[:800].sum() > 500, "the camera's way is drawn"
+    maps = picture[230:750]  # without the legend
+    assert (np.abs(maps - (0xE4, 0x57, 0x2E)).max(-1) < 12).sum() > 500, "the trajectory is drawn"
+    # where the estimate is right, both lie in one place
+    assert (np.abs(maps - (0x2A, 0x9D, 0x8F)).max(-1) < 12).sum() > 100, "the ground truth is drawn"
+
+
+@pytest.mark.parametrize(("reach", "expected"), [(0.01, 0.18), (3.0, 0.3), (100.0, 0.45)])
+def test_frusta_do_not_hide_a_short_trajectory(reach, expected):
+    way = np.array([[0.0, 0, 0], [reach, 0, 0]])
+    assert _frustum_size(way, 10.0) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(("noise", "word"), [(0.0, "Good"), (0.4, "Fair"), (3.0, "Poor")])
@@ -260,7 +269,9 @@ def test_verdict_of_a_way_with_noise(walk, noise, word):
         map_from_camera = pose.map_from_camera.copy()
         map_from_camera[:3, 3] += shift
         moved.append(replace(pose, map_from_camera=map_from_camera))
-    assert verdict(walk.cloud, moved, walk.truth).startswith(word)
+    known = verdict(walk.cloud, moved, walk.truth)
+    assert known.startswith(word)
+    assert f"{trajectory_error(moved, walk.truth)['share_of_path']:.1%} of its length off" in known
     assert verdict(walk.cloud, moved, None).startswith("It worked if")
     assert verdict(walk.cloud, moved, walk.truth, [60]).startswith(word)
     for truth in (None, walk.truth):

@@ -80,6 +80,7 @@ for module in pkgutil.walk_packages(fast3r_ros.__path__, "fast3r_ros."):
 
 def test_package_data_is_installed(run):
     assert (run.target / "fast3r_ros" / "py.typed").is_file()
+    assert (run.target / "fast3r_ros" / "viewer" / "page.js").is_file()
     assert (run.target / "fast3r_ros" / "weights" / "demo" / "config.json").is_file()
 
 
