@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import struct
+import subprocess
 from pathlib import Path
 
 import cv2
@@ -60,6 +62,31 @@ def test_rotation_tag_of_a_video_is_honoured(tmp_path, quarter_turns, matrix):
     path.write_bytes(content)
     for frame, image in zip(open_source(path), lying, strict=True):
         np.testing.assert_array_equal(frame.image, np.rot90(image, -quarter_turns))
+
+
+def test_the_largest_of_several_video_streams_is_taken(tmp_path):
+    """A dash camera writes its preview first; the frames are the large stream's own."""
+    if shutil.which("ffmpeg") is None or shutil.which("ffprobe") is None:
+        pytest.skip("the ffmpeg program is not installed here")
+    write_video(tmp_path / "small.mp4", 4, 10.0)
+    pictures = [cv2.resize(each, None, fx=2, fy=2) for each in write_video(tmp_path / "other.mp4", 6, 10.0)]
+    size = pictures[0].shape[1::-1]
+    writer = cv2.VideoWriter(str(tmp_path / "large.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 10.0, size)
+    for picture in pictures:
+        writer.write(picture[..., ::-1])
+    writer.release()
+    inputs = [word for name in ("small", "large") for word in ("-i", str(tmp_path / f"{name}.mp4"))]
+    both = tmp_path / "walk (both).mkv"
+    command = ["ffmpeg", "-v", "error", *inputs, "-map", "0:v", "-map", "1:v", "-c", "copy", str(both)]
+    subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
+    source = open_source(str(both))
+    frames = list(source)
+    assert len(source) == len(frames) == 6
+    for frame, picture in zip(frames, pictures, strict=True):
+        assert frame.image.shape == picture.shape
+        assert np.abs(frame.image.astype(int) - picture).mean() < 8
+    assert [frame.stamp_ns for frame in frames] == [100_000_000 * i for i in range(6)]
+    assert source.frame_name(frames[3].stamp_ns) == "frame 3"
 
 
 def test_chosen_video_frames_equal_the_same_of_all(tmp_path):

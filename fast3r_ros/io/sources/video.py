@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
+import subprocess
+import tempfile
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
@@ -28,6 +32,8 @@ DEFAULT_RATE_HZ = 30.0
 class VideoFile:
     """The frames of a video, upright as its rotation tag says, stamped with their presentation times.
 
+    Of several video streams the one with the most pixels, where the ffmpeg program is installed, which can
+    tell and copy it; otherwise the first.
     Frames are counted by decoding: containers estimate their number, or know it before they are cut.  Decoded
     one by one, so memory does not grow with the length.  See `Source`.
     """
@@ -43,7 +49,11 @@ class VideoFile:
             raise UserError(f"{path} is an audio file; a cover picture in it is no video")
         with path.open("rb"):  # tells a missing permission from a file that is no video
             pass
-        capture = open_capture(path)
+        self._file, stream = path, _largest_stream(path)
+        if stream is not None:
+            self._folder = tempfile.TemporaryDirectory(prefix="fast3r_video_")  # goes with this source
+            self._file = _copied_stream(path, stream, Path(self._folder.name))
+        capture = open_capture(self._file)
         claimed_rate = capture.get(cv2.CAP_PROP_FPS)
         claimed_rate = claimed_rate if 0 < claimed_rate < 1e4 else DEFAULT_RATE_HZ
         claimed_s = max(capture.get(cv2.CAP_PROP_FRAME_COUNT), 0.0) / claimed_rate
@@ -81,7 +91,7 @@ class VideoFile:
 
     def frames(self, indices: Sequence[int]) -> Iterator[Frame]:
         """The chosen frames; see `Source`.  The others are stepped over without being converted."""
-        capture = open_capture(Path(self.name))
+        capture = open_capture(self._file)
         stretch = _pixel_aspect(capture)
         position = -1
         try:
@@ -111,6 +121,37 @@ def open_capture(path: Path) -> cv2.VideoCapture:
     if not capture.isOpened():
         raise UserError(f"{path} is not a video that can be read")
     return capture
+
+
+def _largest_stream(path: Path) -> int | None:
+    """The stream of a video with the most pixels, where it is not the first, which is all that OpenCV reads;
+    None also where there is no ffmpeg program to tell.
+    """
+    if not (shutil.which("ffprobe") and shutil.which("ffmpeg")):
+        return None
+    what = "stream=index,width,height:stream_disposition=attached_pic"
+    command = ["ffprobe", "-v", "quiet", "-select_streams", "v", "-show_entries", what, "-of", "json"]
+    found = subprocess.run(
+        [*command, f"file:{path.absolute()}"], capture_output=True, stdin=subprocess.DEVNULL, check=False
+    )
+    try:
+        sizes = {
+            int(stream["index"]): int(stream["width"]) * int(stream["height"])
+            for stream in json.loads(found.stdout)["streams"]
+            if not stream["disposition"]["attached_pic"]
+        }
+    except (ValueError, KeyError, TypeError):  # a file that it cannot read; OpenCV says so
+        return None
+    largest = max(sizes, key=lambda index: sizes[index], default=None)
+    return None if largest is None or largest == min(sizes) else largest
+
+
+def _copied_stream(path: Path, stream: int, folder: Path) -> Path:
+    """A file in `folder` of one stream, not coded anew; the video itself where it cannot be copied."""
+    copy = folder / "stream.mkv"
+    command = ["ffmpeg", "-v", "quiet", "-i", f"file:{path.absolute()}", "-map", f"0:{stream}", "-c", "copy"]
+    done = subprocess.run([*command, str(copy)], stdin=subprocess.DEVNULL, check=False)
+    return copy if done.returncode == 0 and copy.is_file() else path
 
 
 def _stamps(times_ms: Sequence[float], claimed_rate: float) -> tuple[list[int], float]:
