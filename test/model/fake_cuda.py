@@ -1,7 +1,7 @@
 """A CUDA device without a GPU: tensors that have shapes, dtypes and devices, but no numbers.
 
-PyTorch's FakeTensorMode runs all operations on them, and refuses to mix devices and to read a number.  What a
-PyTorch without CUDA lacks for that is the object that makes a GPU the current one; here it does nothing.
+PyTorch's FakeTensorMode runs all operations on them, and refuses to mix devices and to read a number.  What
+is missing for that without a GPU is the object that makes one the current device; here it does nothing.
 """
 
 from __future__ import annotations
@@ -36,15 +36,18 @@ C10_REGISTER_GUARD_IMPL(CUDA, c10::impl::NoOpDeviceGuardImpl<c10::DeviceType::CU
 
 @pytest.fixture(scope="session")
 def device_guard(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """The guard, which stays for the process; with CUDA in PyTorch it brings its own."""
-    if torch.version.cuda is not None:
+    """The guard, which stays for the process; where there is a GPU, its own is used."""
+    if torch.cuda.is_available():
         return
+    if torch.version.cuda is not None:
+        pytest.skip(f"PyTorch {torch.__version__} asks the driver of a GPU, and there is none")
     if shutil.which("g++") is None:
         pytest.skip("the stand-in for a GPU is built with g++, which is not installed")
     folder = tmp_path_factory.mktemp("guard")
     source, library = folder / "guard.cpp", folder / "guard.so"
     source.write_text(GUARD)
-    command = ["g++", "-shared", "-fPIC", "-std=c++20", f"-I{TORCH / 'include'}", str(source)]
+    strings = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"
+    command = ["g++", "-shared", "-fPIC", "-std=c++20", strings, f"-I{TORCH / 'include'}", str(source)]
     subprocess.run([*command, "-o", str(library)], check=True)
     ctypes.CDLL(str(TORCH / "lib" / "libc10.so"), ctypes.RTLD_GLOBAL)  # it uses that one's symbols
     ctypes.CDLL(str(library))
