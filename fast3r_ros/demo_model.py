@@ -11,7 +11,7 @@ from pathlib import Path
 DEMO = "demo"
 DEMO_DIRECTORY = Path(__file__).resolve().parent / "weights" / "demo"
 REAL_MODEL = "jedyang97/Fast3R_ViT_Large_512"
-ABOUT_REAL_MODEL = "2.6 GB, downloaded once; FAIR Noncommercial Research License"
+ABOUT_REAL_MODEL = "2.6 GB, FAIR Noncommercial Research License"
 
 
 def is_demo(model: str | Path) -> bool:

@@ -19,7 +19,7 @@ from PIL import Image
 PICTURES = Path(__file__).resolve().parent
 ROOT = PICTURES.parents[1]
 sys.path.insert(0, str(ROOT))  # this tree, wherever the script is started from
-MAPS = (0.137, 0.584)  # rows of the preview with the map from above and from the side
+MAPS = (0.141, 0.586)  # rows of the preview with the map from above and from the side
 WIDTH, COLOURS = 1200, 256  # of a picture; a palette keeps the file small
 SECONDS_TO_DRAW = 15  # without a GPU the browser is slow
 

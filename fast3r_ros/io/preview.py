@@ -24,7 +24,9 @@ from fast3r_ros.io.trajectory import trajectory_error
 from fast3r_ros.mapping.data import Cloud, Float64, PoseEstimate, ViewEstimate
 
 _COLUMNS = 6  # views that are shown
-_TITLE, _LINE = 100, 165  # letters
+_TITLE = 100  # letters
+_SIZES = ((12, 165), (9, 220), (7, 285))  # of the verdict: points, letters that fit into a line
+_HIGH = 28  # points that its lines may take together
 # limits of an error relative to that of an estimate without any motion
 GOOD, FAIR = 0.2, 0.6
 
@@ -63,7 +65,7 @@ def write_preview(
     figure.text(left, 0.982, _shortened(title), fontsize=17, fontweight="bold", **text)
     text |= {"va": "top", "color": WAY if caveat else INK}
     sentence = verdict(cloud, trajectory, truth, parts, caveat)
-    figure.text(left, 0.968, _wrapped(sentence), fontsize=12, **text)
+    figure.text(left, 0.968, **_fitted(sentence), **text)
     lengths = (
         {"lengths": "metres"}
         if unit == "m"
@@ -118,9 +120,14 @@ def _shortened(text: str) -> str:
     return text if len(text) <= _TITLE else f"{text[: _TITLE - 1]}…"
 
 
-def _wrapped(text: str) -> str:
-    """Lines that fit into the picture, also where a command holds long paths."""
-    return "\n".join(textwrap.fill(line, _LINE, subsequent_indent="    ") for line in text.splitlines())
+def _fitted(text: str) -> dict[str, Any]:
+    """Text and size of lines that fit between title and numbers, also where a command holds long paths."""
+    for size, letters in _SIZES:
+        lines = [textwrap.fill(line, letters, subsequent_indent="    ") for line in text.splitlines()]
+        shown = "\n".join(lines).splitlines()
+        if len(shown) * size <= _HIGH:
+            break
+    return {"s": "\n".join(shown[: int(_HIGH / size)]), "fontsize": size}
 
 
 def _draw_numbers(axes: Axes, numbers: Mapping[str, object]) -> None:

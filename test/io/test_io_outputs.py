@@ -19,6 +19,8 @@ from evo.tools import file_interface
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from pypcd4 import PointCloud
 from scipy.spatial.transform import Rotation
 
@@ -32,7 +34,7 @@ from fast3r_ros.io.glb import GLTF_FROM_MAP, write_glb
 from fast3r_ros.io.map_picture import _frustum_size
 from fast3r_ros.io.pcd import write_pcd
 from fast3r_ros.io.ply import read_ply, write_ply
-from fast3r_ros.io.preview import verdict, write_preview
+from fast3r_ros.io.preview import _fitted, verdict, write_preview
 from fast3r_ros.io.trajectory import trajectory_error, write_trajectory
 from fast3r_ros.io.view_images import CONFIDENCE_STEPS, DEPTH_STEPS, write_view_images
 from fast3r_ros.mapping.data import Cloud, PoseEstimate, ViewEstimate
@@ -350,3 +352,14 @@ def test_straight_lines_and_turns_have_an_error_or_none(motion):
         assert error is not None
         assert error["rmse"] < 1e-6
         assert error["path"] == pytest.approx(4)
+
+
+@pytest.mark.parametrize("length", [20, 120, 400, 2000])
+def test_a_caveat_with_a_long_command_stays_above_the_numbers(length):
+    """As text of Matplotlib in the picture's size, which is measured."""
+    text = f"The demo model only knows synthetic rooms:\n  fast3r reconstruct {'a folder/' * (length // 9)}"
+    figure = Figure(figsize=(16, 13), dpi=100)
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    box = figure.text(0.04, 0.968, **_fitted(text), va="top").get_window_extent(renderer)
+    assert box.y0 > 0.927 * 1300
+    assert box.x1 < 1600
