@@ -1,6 +1,7 @@
 """`pip install .` gives the ROS-free core and the `fast3r` command, where there is no ROS."""
 
 import os
+import shutil
 import subprocess
 import sys
 from email import message_from_string
@@ -22,16 +23,12 @@ def run(tmp_path_factory):
     environ = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "LANG")}
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
     sources = tmp_path_factory.mktemp("sources") / "fast3r_ros"
-    files = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard", *SOURCES],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.split()
-    for name in files:  # a build writes beside the sources; the repository stays clean
-        (sources / name).parent.mkdir(parents=True, exist_ok=True)
-        (sources / name).write_bytes((ROOT / name).read_bytes())
+    sources.mkdir()  # a build writes beside the sources; the repository stays clean
+    for name in SOURCES:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, sources / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / name, sources / name)
     subprocess.run([*command, "--target", target, sources], env=environ, check=True, cwd=sources)
     environ["PYTHONPATH"] = f"{target}{os.pathsep}{WITHOUT_ROS}"
 
