@@ -56,7 +56,9 @@ class EncodedView:
     image: (h, w, 3) uint8 RGB at network size.  network_from_image: (3, 3) pixel transform from the frame's
     pixels.  intrinsics: (3, 3) at network size, or None.  descriptor: (D,) float32 of unit norm, the pooled
     tokens, used for retrieval.  tokens: whatever the network needs to fuse the view (opaque to mapping).
-    ignored: (h, w) bool, the frame's at network size; `encode_all` puts it in.
+    ignored: (h, w) bool, the frame's at network size; `encode_all` puts it in.  odom_from_camera: (4, 4) in
+    metres, where odometry says that a new view's camera was, None where it says nothing; the mapper puts it
+    in.
     """
 
     image: UInt8
@@ -65,6 +67,7 @@ class EncodedView:
     descriptor: Float32
     tokens: Any
     ignored: NDArray[np.bool_] | None = None
+    odom_from_camera: Float64 | None = None
 
 
 @dataclass(frozen=True)

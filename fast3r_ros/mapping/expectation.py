@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import hypot
 
 import numpy as np
@@ -12,11 +12,12 @@ from fast3r_ros.geometry.rigid import inverse
 from fast3r_ros.geometry.rotation import angle_between
 from fast3r_ros.geometry.sim3 import Sim3
 from fast3r_ros.mapping.data import Float64
-from fast3r_ros.mapping.gravity import Mounted, extrinsics, rotation_to_vertical
+from fast3r_ros.mapping.gravity import Mounted, extrinsics, known_extrinsics, rotation_to_vertical
 from fast3r_ros.mapping.map import Keyframe
 from fast3r_ros.mapping.odometry import OdometryBuffer
 from fast3r_ros.mapping.pose_graph import Edge
 from fast3r_ros.mapping.registration import ViewErrors
+from fast3r_ros.mapping.window import WindowView
 
 _NEAREST = 16  # keyframes that are looked at where none is within the radius
 _COMPARED = 40  # newest keyframes by which odometry is judged
@@ -55,6 +56,16 @@ class InitialPose:
         if not len(found):
             found = np.argsort(distance)[:_NEAREST]
         return {held[n].id for n in found}
+
+
+def placed_by_odometry(
+    view: WindowView, odometry: OdometryBuffer, base_from_camera: Mapping[str, Float64]
+) -> WindowView:
+    """The view with the pose of its camera in odometry, for networks that take known poses."""
+    odom_from_base, mount = odometry.at(view.stamp_ns), known_extrinsics(base_from_camera, view)
+    if odom_from_base is None or mount is None:
+        return view
+    return replace(view, encoded=replace(view.encoded, odom_from_camera=odom_from_base @ mount))
 
 
 def odometry_error(

@@ -30,6 +30,7 @@ from fast3r_ros.mapping.expectation import (
     expected_poses,
     odometry_edges,
     odometry_step,
+    placed_by_odometry,
     to_the_plane,
 )
 from fast3r_ros.mapping.fusion import Fusion, fuse_window
@@ -261,7 +262,7 @@ class Mapper:
                 self._last_error = str(encoded) if known else "the encoder's tokens are not finite"
                 self._intake.drop("unusable")
                 continue
-            view = WindowView.of(frame, encoded)
+            view = placed_by_odometry(WindowView.of(frame, encoded), self._odometry, self._base_from_camera)
             if self._redundant(view, [*self._window.views, *self._pending, *fresh]):
                 self._intake.drop("redundant")
             else:

@@ -1,6 +1,7 @@
 """MapAnything: `mapanything:apache`, `mapanything:noncommercial`, or `mapanything:FOLDER` of one of them.
 
-Its points are in metres, and it takes the intrinsics and the metric depth of frames that have them.
+Its points are in metres, and it takes the intrinsics and the metric depth of frames that have them, and the
+poses that odometry knows.
 """
 
 from __future__ import annotations
@@ -79,11 +80,10 @@ class MapAnythingNetwork(WindowNetwork):
         """See `WindowNetwork`; where the network says that there is no surface the confidence is 1."""
         if len({view.image.shape for view in views}) > 1:
             raise UserError("mapanything takes views of one size; give images of one size")
+        inputs = known_inputs(views)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            results = self._model.infer(
-                [dict(view.tokens) for view in views], apply_mask=False, mask_edges=False, **self._precision
-            )
+            results = self._model.infer(inputs, apply_mask=False, mask_edges=False, **self._precision)
         world_from_camera = np.concatenate([each["camera_poses"].double().cpu().numpy() for each in results])
         poses = inverse(world_from_camera[0]) @ world_from_camera
         local, trust, world = [], [], []
@@ -98,6 +98,16 @@ class MapAnythingNetwork(WindowNetwork):
     def _describe(self, image: Tensor) -> Float32:
         features = self._model.encoder.model.forward_features(image)["x_norm_patchtokens"]
         return np.asarray(normalize(features[0].float().mean(dim=0), dim=0).cpu().numpy())
+
+
+def known_inputs(views: Sequence[EncodedView]) -> list[dict[str, Any]]:
+    """What upstream's `infer` takes; it takes poses only where view 0 has one."""
+    inputs = [dict(view.tokens) for view in views]
+    if views[0].odom_from_camera is not None:
+        for each, view in zip(inputs, views, strict=True):
+            if view.odom_from_camera is not None:
+                each["camera_poses"] = torch.from_numpy(view.odom_from_camera).float()[None]
+    return inputs
 
 
 def load(checkpoint: str, options: NetworkOptions) -> MapAnythingNetwork:

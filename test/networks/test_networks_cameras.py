@@ -118,6 +118,35 @@ def test_a_network_that_is_not_in_metres_gives_none(walk: SyntheticSequence) -> 
     assert not mapper.status().metres
 
 
+def test_a_network_gets_the_poses_that_odometry_knows(walk: SyntheticSequence) -> None:
+    seen: list[EncodedView] = []
+
+    class Watching(Cameras):
+        def reconstruct(self, views: Sequence[EncodedView]) -> Reconstruction:
+            seen.extend(views)
+            return super().reconstruct(views)
+
+    base_from_camera = np.eye(4)
+    base_from_camera[:3, 3] = [0.1, 0.2, 0.3]
+    for known in (False, True):
+        seen.clear()
+        mapper = Mapper(Watching(walk), MapperConfig.from_flat({"loop.background": False}))
+        if known:
+            mapper.set_extrinsics(walk.camera, base_from_camera)
+        for i in range(0, 60, 3):
+            mapper.add_odometry(walk.stamp_ns(i), walk.world_from_camera[i] @ np.linalg.inv(base_from_camera))
+            mapper.add_frame(walk[i])
+            if mapper.window_ready():
+                mapper.process_window()
+        assert len(seen) >= 8
+        for view in seen:
+            if known:
+                assert view.odom_from_camera is not None
+                np.testing.assert_allclose(view.odom_from_camera, view.tokens.world_from_camera, atol=1e-9)
+            else:
+                assert view.odom_from_camera is None
+
+
 def test_limits_are_the_networks_unless_given(walk: SyntheticSequence) -> None:
     network = Cameras(walk)
     network.descriptors = DescriptorLimits(redundant=0.5, similar=0.25)

@@ -16,7 +16,7 @@ from small_map_anything import small_map_anything
 from fast3r_ros.errors import UserError
 from fast3r_ros.mapping.data import Frame
 from fast3r_ros.networks import NetworkOptions, load_network
-from fast3r_ros.networks.map_anything import WHERE, MapAnythingNetwork
+from fast3r_ros.networks.map_anything import WHERE, MapAnythingNetwork, known_inputs
 from fast3r_ros.synthetic.sequence import demo_sequence
 
 SIZE = 112  # pixels; 8 patches
@@ -71,13 +71,24 @@ def test_what_is_known_is_taken(model: Any) -> None:
     assert not torch.allclose(told.points_local[0], alone.points_local[0])
 
 
+def test_known_poses_are_taken(model: Any) -> None:
+    adapter = MapAnythingNetwork(model, SIZE)
+    views = [adapter.encode(frame) for frame in frames(False)]
+    poses = demo_sequence(2.0).world_from_camera
+    placed = [replace(view, odom_from_camera=poses[6 * i]) for i, view in enumerate(views)]
+    check(model, adapter, placed)
+    assert not torch.allclose(
+        adapter.reconstruct(placed).points_local[1], adapter.reconstruct(views).points_local[1]
+    )
+    check(model, adapter, [placed[0], views[1], placed[2]])  # one is a keyframe that is seen again
+    assert all("camera_poses" not in each for each in known_inputs([views[0], *placed[1:]]))
+
+
 def check(model: Any, adapter: MapAnythingNetwork, views: list[Any]) -> None:
     """Shapes, ranges, and the points against upstream's points in the world."""
     maps = adapter.reconstruct(views)
     with torch.inference_mode():
-        raw = model.infer(
-            [dict(view.tokens) for view in views], use_amp=False, apply_mask=False, mask_edges=False
-        )
+        raw = model.infer(known_inputs(views), use_amp=False, apply_mask=False, mask_edges=False)
     assert maps.metric
     assert maps.window_from_camera is not None
     np.testing.assert_allclose(maps.window_from_camera[0], np.eye(4), atol=1e-6)
