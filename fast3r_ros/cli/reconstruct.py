@@ -129,13 +129,18 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def default_output(source: str) -> Path:
-    """Where the results of a source go when nobody says: `walk.mp4` to `walk_map`, a glob by its folder."""
+    """Where the results of a source go when nobody says: `walk.mp4` to `walk_map`, a glob by its folder.
+
+    Here, or next to a folder that we are in: results do not lie in their source.
+    """
     path = Path(source.partition(":")[0] if source.startswith("synthetic:") else source).expanduser()
     while path.name and (set(path.name) & set("*?[") or path.name == ".."):
         path = path.parent
     named = path if path.name else path.resolve()
     stem = named.name if named.is_dir() else named.stem
-    return Path(f"{stem or 'images'}_map")
+    result = Path(f"{stem or 'images'}_map")
+    inside = Path(source).is_dir() and Path.cwd().is_relative_to(Path(source).resolve())
+    return Path(source).resolve().parent / result if inside else result
 
 
 def _reconstruct(arguments: argparse.Namespace, first: bool = True) -> int:

@@ -317,7 +317,6 @@ def test_viewer_shows_the_growing_map(tmp_path, small_model, video, capsys):
         ("photos/*.jpg", "photos_map"),
         ("photos/**/img_?.png", "photos_map"),
         ("*.jpg", "{here}_map"),
-        (".", "{here}_map"),
         ("synthetic", "synthetic_map"),
         ("synthetic:2", "synthetic_map"),
         ("a.folder", "a.folder_map"),
@@ -327,6 +326,12 @@ def test_results_have_a_place_when_nobody_names_one(source, folder, tmp_path, mo
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.folder").mkdir()
     assert str(default_output(source)) == folder.format(here=tmp_path.name)
+
+
+def test_results_do_not_lie_in_the_folder_that_we_are_in(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert default_output(".") == tmp_path.parent / f"{tmp_path.name}_map"
+    assert default_output(str(tmp_path)) == tmp_path.parent / f"{tmp_path.name}_map"
 
 
 def test_without_output_the_results_are_here(video, tmp_path, monkeypatch):
