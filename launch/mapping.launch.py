@@ -34,7 +34,7 @@ ARGUMENTS = (
     ("odometry", "odometry", "odometry topic (nav_msgs/Odometry)"),
     ("transport", "", "auto, raw or compressed"),
     ("tf_mode", "", "auto, camera, base, map_to_odom or none"),
-    ("scale_source", "", "none, odometry, rig, depth, camera_height or fixed"),
+    ("scale_source", "", "none, odometry, rig, depth, camera_height, network or fixed"),
     ("autostart", "", "false: wait for a lifecycle manager"),
     ("map_directory", "", "where ~/save_map may write"),
     ("use_sim_time", "false", "take the time from /clock"),

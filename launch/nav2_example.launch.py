@@ -22,7 +22,7 @@ SHARE = Path(get_package_share_directory("fast3r_ros"))
 ARGUMENTS = (
     ("image", "image", "image topic"),
     ("odometry", "odom", "odometry topic"),
-    ("scale_source", "odometry", "what gives metres: odometry, rig, depth, camera_height or fixed"),
+    ("scale_source", "odometry", "what gives metres: odometry, rig, depth, camera_height, network or fixed"),
     ("model", "", "demo, a checkpoint folder or a hub name of Fast3R, or name:checkpoint of another network"),
     ("costmap_params_file", str(SHARE / "config" / "nav2_costmap.yaml"), "parameters of the costmap"),
     ("use_sim_time", "false", "take the time from /clock"),
@@ -88,5 +88,6 @@ def check_scale(context: LaunchContext) -> None:
     source = LaunchConfiguration("scale_source").perform(context)
     if source in ("", "none"):
         raise RuntimeError(
-            f"scale_source is {source!r}, but Nav2 needs metres: odometry, rig, depth, camera_height or fixed"
+            f"scale_source is {source!r}, but Nav2 needs metres: odometry, rig, depth, camera_height, "
+            "network or fixed"
         )
