@@ -26,7 +26,7 @@ RUN apt-get update && \
 RUN python3 -m venv --system-site-packages .venv && \
     touch .venv/COLCON_IGNORE && \
     . .venv/bin/activate && \
-    pip install 'torch>=2.4' --index-url "$TORCH_INDEX" && \
+    pip install 'torch>=2.6' --index-url "$TORCH_INDEX" && \
     . "/opt/ros/$ROS_DISTRO/setup.bash" && \
     colcon build --packages-select fast3r_ros --cmake-args -DPython3_EXECUTABLE="$VIRTUAL_ENV/bin/python" -DBUILD_TESTING=OFF
 
