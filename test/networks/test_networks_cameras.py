@@ -83,6 +83,24 @@ def test_the_networks_poses_and_focal_length_are_taken(walk: SyntheticSequence) 
     assert "does not agree" in placed.reasons[2]
 
 
+def test_given_poses_map_as_fitted_ones_do(walk: SyntheticSequence) -> None:
+    class Fitted(Cameras):
+        def reconstruct(self, views: Sequence[EncodedView]) -> Reconstruction:
+            return replace(super().reconstruct(views), window_from_camera=None, intrinsics=None)
+
+    trajectories = []
+    for network in (Cameras(walk), Fitted(walk)):
+        mapper = Mapper(network, MapperConfig.from_flat({"loop.background": False}))
+        for i in range(0, 60, 3):
+            mapper.add_frame(walk[i])
+            if mapper.window_ready():
+                mapper.process_window()
+        mapper.finish()
+        trajectories.append(np.stack([pose.map_from_camera for pose in mapper.trajectory()]))
+    assert len(trajectories[0]) > 8
+    np.testing.assert_allclose(*trajectories, atol=1e-4)
+
+
 @pytest.mark.parametrize("one_pass", [False, True])
 def test_metres_of_the_network(walk: SyntheticSequence, one_pass: bool) -> None:
     config = MapperConfig.from_flat({"scale.source": "network", "loop.background": False})
