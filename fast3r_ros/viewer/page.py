@@ -19,9 +19,9 @@ _EVERYTHING = 1e30  # higher than any point
 class Style:
     """Which points the browser draws, and how.
 
-    min_level, max_slot: of confidence and time, see `points.py`.  max_height: in the map frame, None for no
-    limit.  size: factor of the points' size.  colouring: one of `COLOURINGS`.  levels, heights: the range
-    that the colours of confidence and of height go over.
+    min_level, max_slot: of confidence and time, see `points.py`.  max_height: from the points' origin on,
+    None for no limit.  size: factor of the points' size.  colouring: one of `COLOURINGS`.  levels, heights:
+    the range that the colours of confidence and of height go over.
     """
 
     min_level: int = 0

@@ -2,7 +2,7 @@
 
 The browser hides and colours points by itself (`page.js`).  What it compares travels in the lowest 8 bits of
 each coordinate, 24 bits a point, so that nothing else has to be sent.  That moves a point by at most 2^-15 of
-its distance from the origin.
+its distance from an origin near the map.
 """
 
 from __future__ import annotations
@@ -43,6 +43,18 @@ def cell_size(points: Float32) -> float:
         return 1.0
     low, high = np.percentile(points[:: max(1, len(points) // 50_000)], (2, 98), axis=0)
     return float(2.0 ** np.floor(np.log2(max(float((high - low).max()), 1e-6) / _SIDE)))
+
+
+def origin_near(points: Float32, cell: float) -> Float32:
+    """(3,) where a map's points are counted from: 0, but near the points of a map that is far from there.
+
+    It is a multiple of 64 cells, so that it stays where it is while a map grows.
+    """
+    if not len(points):
+        return np.zeros(3, np.float32)
+    step = 64 * cell
+    middle = np.median(points[:: max(1, len(points) // 50_000)], axis=0)
+    return (np.round(middle.astype(np.float64) / step) * step).astype(np.float32)
 
 
 def chunk_numbers(points: Float32, cell: float) -> NDArray[np.int64]:

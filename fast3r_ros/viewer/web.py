@@ -18,7 +18,15 @@ from numpy.typing import NDArray
 from fast3r_ros.errors import UserError, optional
 from fast3r_ros.io.cameras import CameraRecord
 from fast3r_ros.mapping.data import Cloud, Float32, UInt8
-from fast3r_ros.viewer.points import STEPS, cell_size, chunk_numbers, confidence_levels, marked, thinned
+from fast3r_ros.viewer.points import (
+    STEPS,
+    cell_size,
+    chunk_numbers,
+    confidence_levels,
+    marked,
+    origin_near,
+    thinned,
+)
 from fast3r_ros.viewer.timeline import Dating
 
 with optional("viser", "the web viewer"):
@@ -62,7 +70,8 @@ class WebViewer:
         except OSError as error:
             raise UserError(f"cannot listen on {host}: {error.strerror or error}") from error
         self._lock = threading.Lock()
-        self._points = np.zeros((0, 3), np.float32)  # as the browser has them
+        self._points = np.zeros((0, 3), np.float32)  # as the browser has them, from the origin on
+        self._origin = np.zeros(3, np.float32)
         self._levels = self._slots = np.zeros(0, np.uint16)
         self._below = np.zeros(STEPS)  # share of points below each confidence level
         self._chunks: dict[int, tuple[Float32, UInt8, viser.PointCloudHandle]] = {}
@@ -76,6 +85,7 @@ class WebViewer:
         self._server.gui.configure_theme(show_logo=False, show_share_button=False)
         self._server.gui.main_panel.dock_right()  # beside the map, not over it
         self._server.scene.set_up_direction("+z")
+        self._map = self._server.scene.add_frame("/map", show_axes=False)
         self._views = Views(self._server)
         self._cameras = Cameras(self._server, self._look_through)
         self._rulers = Rulers(self._server)
@@ -116,12 +126,14 @@ class WebViewer:
             cell = cell_size(cloud.points)
             self._levels = confidence_levels(cloud.confidence)
             self._slots = self._dating.slots(cloud.points, cameras, cell / _PLACES)
-            self._points = marked(cloud.points, self._levels, self._slots)
+            self._origin = origin_near(cloud.points, cell)
+            self._points = marked(cloud.points - self._origin, self._levels, self._slots)
             counts = np.bincount(self._levels, minlength=STEPS)
             self._below = (np.cumsum(counts) - counts) / max(len(self._levels), 1)
             self._images = dict(images or {})
             low, high = self._views.fit(cloud.points)
             with self._server.atomic():
+                self._map.position = self._origin
                 self._send_chunks(cloud.colors, chunk_numbers(cloud.points, cell), point_size=cell / 75)
                 self._cameras.update(cameras, self._images, frustum_size(cameras, cell))
                 self._rulers.update(low, high, "units" if unit == "unknown" else unit)
@@ -176,17 +188,17 @@ class WebViewer:
 
     def _style(self) -> Style:
         """What the widgets say."""
-        controls, (low, high) = self._controls, self._views.bounds
-        cut = controls.height.value / 100
+        controls, cut = self._controls, self._controls.height.value / 100
+        low, high = (float(corner[2] - self._origin[2]) for corner in self._views.bounds)
         return Style(
             # the highest level that hides no more points than asked for
             min_level=int(np.searchsorted(self._below, controls.hidden.value / 100, side="right")) - 1,
             max_slot=self._dating.timeline.slot_at(controls.time.value),
-            max_height=None if cut >= 1 else float(low[2] + (high[2] - low[2]) * cut),
+            max_height=None if cut >= 1 else low + (high - low) * cut,
             size=float(controls.size.value),
             colouring=controls.colouring.value,
             levels=(float(np.searchsorted(self._below, 0.05)), float(np.searchsorted(self._below, 0.95))),
-            heights=(float(low[2]), float(high[2])),
+            heights=(low, high),
         )
 
     def _count(self, style: Style) -> int:

@@ -130,6 +130,10 @@ def test_a_slider_s_tick_sends_the_property_and_not_the_cloud(viewer):
             assert widget.value == value
             assert received < TICK_BYTES, name
         assert 0.1 * MAX_POINTS < viewer.points_shown < 0.5 * MAX_POINTS
+        await browser.set(controls.time, 0.0)
+        received = await browser.settled()
+        print(f"{CAMERAS - 2} cameras go: {received} bytes")
+        assert received < TICK_BYTES + 200 * CAMERAS
 
     run(viewer, scenario)
 

@@ -293,6 +293,33 @@ def test_points_are_coloured_by_confidence(page):
 
 
 @needs_chromium
+def test_height_is_cut_and_shown_where_a_map_is_far_from_the_origin():
+    """Metres of a map projection; the left half of the floor lies a metre higher."""
+    floor = coloured_floor()
+    floor.points[floor.points[:, 0] < 0, 2] += 1
+    far = Cloud(floor.points + np.array([4e4, 5e5, 300], np.float32), floor.colors, floor.confidence)
+    with opened(far) as page:
+        page.slider("cut above (%)").send_keys(Keys.ARROW_LEFT * 30)
+        left = int((floor.points[:, 2] < 0.5).sum())
+        wait_for(lambda: page.viewer.points_shown == left, "half of the points are cut")
+        wait_for(lambda: max(page.counts()[:2]) < 100, "red and green go")
+        assert min(page.counts()[2:]) > 300
+
+
+@needs_chromium
+def test_a_viser_that_draws_points_in_another_way_is_told(page):
+    shader = "uniform float point_ball_norm; void main() { gl_PointSize = 1.0; }"
+    page.browser.execute_script(
+        "const gl = document.createElement('canvas').getContext('webgl2');"
+        "gl.shaderSource(gl.createShader(gl.VERTEX_SHADER), arguments[0])",
+        shader,
+    )
+    notice = page.browser.find_element(By.XPATH, "//p[contains(text(), 'this version of viser')]")
+    assert notice.is_displayed()
+    page.browser.execute_script("arguments[0].remove()", notice)
+
+
+@needs_chromium
 def test_play_goes_from_the_start_to_the_end(page):
     values: list[float] = []
     counts: list[int] = []

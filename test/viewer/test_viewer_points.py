@@ -16,6 +16,7 @@ from fast3r_ros.viewer.points import (
     chunk_numbers,
     confidence_levels,
     marked,
+    origin_near,
     thinned,
 )
 from fast3r_ros.viewer.timeline import Dating, Timeline
@@ -36,6 +37,18 @@ def test_marks_are_read_back_and_hardly_move_a_point(points, seed):
     np.testing.assert_array_equal(read_back(sent), (levels, slots))
     np.testing.assert_allclose(sent, points, rtol=2**-15, atol=2e-30)
     assert (np.abs(sent) > np.finfo(np.float32).tiny).all(), "a graphics card makes denormals zero"
+
+
+def test_a_map_far_from_the_origin_is_marked_as_exactly_as_it_is_known():
+    near = np.random.default_rng(0).uniform(-20, 20, (1000, 3)).astype(np.float32)
+    far = near + np.array([400_100, 5e6, 300], np.float32)  # metres of a map projection
+    cell = cell_size(far)
+    origin = origin_near(far, cell)
+    sent = marked(far - origin, *np.full((2, 1000), STEPS - 1, np.uint16))
+    np.testing.assert_allclose(sent + origin.astype(np.float64), far, atol=0.02)
+    np.testing.assert_array_equal(origin_near(near, cell), 0)
+    grown = np.concatenate([far, far[:500] + np.array([10, 10, 0], np.float32)])
+    np.testing.assert_array_equal(origin_near(grown, cell), origin)
 
 
 def test_levels_rise_with_confidence_and_tell_close_ones_apart():
