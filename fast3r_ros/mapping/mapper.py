@@ -93,6 +93,7 @@ class Mapper:
         self._loops = LoopCloser(self.config.loop)
         self.map = Map(self.config.map, self.config.map.voxel_size or _UNIT_VOXEL)
         self._window = SlidingWindow(self.config.window)
+        self._left: list[int] = []  # keyframes of windows that are not continued, until they are final
         self._pending: list[WindowView] = []  # seen but not placed: looked at again with the next window
         self._next_id = self._submap = self._submaps = 0
         self._windows = self._rejected = self._rejected_in_a_row = 0
@@ -239,8 +240,9 @@ class Mapper:
         self._loops.apply(self.map)
         if self._scale.find(self.map, self._submap, self.config.scale, last=True) is not None:
             self._loops.discard()
-        self.map.refine(final=(), provisional=self._window.ids)
-        self.map.fuse(self._window.ids)
+        left = self._take_left()
+        self.map.refine(final=left, provisional=self._window.ids)
+        self.map.fuse([*left, *self._window.ids])
         self.map.fuse_moved()
         self.map.follow()
         return result
@@ -438,7 +440,7 @@ class Mapper:
         for keyframe in before:
             self._loops.bridge(keyframe, self.map.keyframes[fresh[0]])
         moved = self._measure(tracked, fusion, retrieved, fresh)
-        settled = self._window.keep(list(fusion.views))
+        settled = [*self._take_left(), *self._window.keep(list(fusion.views))]
         self.map.refine(final=settled, provisional=fresh)
         self.map.fuse(settled)
         self.map.fuse(fresh, final=False)
@@ -487,12 +489,18 @@ class Mapper:
         self._loops.discard()
 
     def _leave_track(self) -> None:
-        """The views in the window are not continued: their poses and points are final."""
+        """The views in the window are not continued: their poses are final, and their points will be with the
+        next window that is accepted.
+        """
         lost = self._window.clear()
         if lost:
             self._loops.lose(lost)
-            self.map.refine(final=lost, provisional=())
-            self.map.fuse(lost)
+            self._left += lost
+
+    def _take_left(self) -> list[int]:
+        """The keyframes of windows that were left, which are still in the map and not final."""
+        left, self._left = [i for i in self._left if i in self.map.keyframes], []
+        return left
 
     def _accept(
         self, tracked: Track, fusion: Fusion, loop_closed: bool, rescaled: Sim3, clock: Clock
