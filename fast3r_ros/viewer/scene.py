@@ -92,7 +92,7 @@ class Cameras:
                 self._remove(camera)
             camera = self._shown[name] = _Camera(record, self._frustum(record, size), None, lines[:0], None)
         elif not np.array_equal(camera.record.map_from_camera, pose):
-            camera.frustum.wxyz, camera.frustum.position = _quaternion(pose), tuple(pose[:3, 3])
+            camera.frustum.wxyz, camera.frustum.position = quaternion(pose), tuple(pose[:3, 3])
         camera.record = record
         if camera.picture is None and image is not None:
             camera.picture = self._picture(record, image, size)
@@ -116,7 +116,7 @@ class Cameras:
             thickness_units="screen",
             color=_COLOUR,
             cast_shadow=False,
-            wxyz=_quaternion(record.map_from_camera),
+            wxyz=quaternion(record.map_from_camera),
             position=tuple(record.map_from_camera[:3, 3]),
         )
         frustum.on_click(lambda event: self._on_click(record.name, event.client))
@@ -124,18 +124,8 @@ class Cameras:
 
     def _picture(self, record: CameraRecord, image: UInt8, size: float) -> viser.ImageHandle:
         """The picture at the far end of the frustum."""
-        picture = self._server.scene.add_image(
-            f"/cameras/{record.name}/picture",
-            image,
-            record.width / record.intrinsics[0, 0],
-            record.height / record.intrinsics[1, 1],
-            format="jpeg",
-            cast_shadow=False,
-            receive_shadow=False,
-            scale=size,
-            position=(0.0, 0.0, size),
-            visible=self._with_pictures,
-        )
+        picture = add_picture(self._server.scene, f"/cameras/{record.name}/picture", record, image, size)
+        picture.position, picture.visible = (0.0, 0.0, size), self._with_pictures
         picture.on_click(lambda event: self._on_click(record.name, event.client))
         return picture
 
@@ -181,7 +171,7 @@ class Rulers:
         end, tick = begin + np.array([length, 0, 0]), np.array([0, length / 12, 0])
         lines = np.array([[begin, end], [begin - tick, begin + tick], [end - tick, end + tick]], np.float32)
         text = f"{length:g} {unit.removesuffix('s') if length == 1 else unit}"
-        above = (begin + end) / 2 + np.array([0, 0, length / 4])
+        above = (begin + end) / 2 + np.array([0, length / 5, length / 5])  # beside the bar, from above, too
         self._bar = [
             scene.add_line_segments("/scale", lines, _INK, thickness=4, thickness_units="screen"),
             scene.add_label("/scale/label", text, position=tuple(above), anchor="bottom-center"),
@@ -218,6 +208,15 @@ def frustum_size(records: Sequence[CameraRecord], cell: float) -> float:
     return float(2.0 ** np.floor(np.log2(np.clip(1.5 * spacing, cell / 8, cell / 2))))
 
 
+def add_picture(
+    scene: viser.SceneApi, name: str, record: CameraRecord, image: UInt8, depth: float
+) -> viser.ImageHandle:
+    """A camera's picture, as large as it is at that depth before the camera."""
+    width, height = record.width / record.intrinsics[0, 0], record.height / record.intrinsics[1, 1]
+    shadows: dict[str, Any] = {"cast_shadow": False, "receive_shadow": False}
+    return scene.add_image(name, image, width, height, format="jpeg", scale=depth, **shadows)
+
+
 def whole_picture_fov(record: CameraRecord, aspect: float) -> float:
     """Vertical angle in radians at which a window of that aspect shows a camera's picture and a rim."""
     across = record.width / 2 / record.intrinsics[0, 0]
@@ -239,6 +238,7 @@ def _same_lens(one: CameraRecord, other: CameraRecord) -> bool:
     return same_size and bool(np.allclose(one.intrinsics, other.intrinsics, rtol=0.01))
 
 
-def _quaternion(pose: Float64) -> tuple[float, float, float, float]:
+def quaternion(pose: Float64) -> tuple[float, float, float, float]:
+    """(w, x, y, z) of a pose (4, 4)."""
     x, y, z, w = Rotation.from_matrix(pose[:3, :3]).as_quat()
     return (w, x, y, z)

@@ -10,7 +10,7 @@ import viser
 
 from fast3r_ros.io.cameras import CameraRecord
 from fast3r_ros.mapping.data import Float32, Float64, UInt8
-from fast3r_ros.viewer.scene import whole_picture_fov
+from fast3r_ros.viewer.scene import add_picture, quaternion, whole_picture_fov
 
 _FOV = np.deg2rad(60.0)  # vertical
 _MOST_BACK = 50  # views that a browser can go back
@@ -26,14 +26,29 @@ class _View:
     fov: float = _FOV
 
 
+@dataclass
+class _LookedThrough:
+    """A camera that a browser looks through.
+
+    place: (3,) its position.  picture: in the scene.  others: to remove when the browser looks elsewhere.
+    arrived: whether the browser is there; what it says before is from where it was.
+    """
+
+    place: Float64
+    picture: viser.ImageHandle | None
+    others: list[Any]
+    arrived: bool = False
+
+
 class Views:
     """Moves the browsers' views; each browser has its own, and its own way back."""
 
     def __init__(self, server: viser.ViserServer) -> None:
         self.bounds = np.full(3, -1.0), np.full(3, 1.0)
         self._before: dict[int, list[_View]] = {}
-        self._pictures: dict[int, list[Any]] = {}  # in the panels of browsers that look through a camera
-        server.on_client_connect(lambda client: self._move(client, self._start(client)))
+        self._through: dict[int, _LookedThrough] = {}
+        self._with_pictures = True
+        server.on_client_connect(self._welcome)
         server.on_client_disconnect(self._forget)
 
     def fit(self, points: Float32) -> tuple[Float64, Float64]:
@@ -58,21 +73,38 @@ class Views:
         self._go(client, _View(above, centre, np.array([0.0, 1.0, 0.0])))
 
     def through(self, client: viser.ClientHandle | None, record: CameraRecord, image: UInt8 | None) -> None:
-        """As a camera saw the map; its picture comes into the browser's panel."""
+        """As a camera saw the map, without other cameras in the way, until the browser moves elsewhere.
+
+        image: the camera's picture, in front of the map and in the browser's panel.
+        """
         if client is None:
             return
         pose, (_, reach) = record.map_from_camera, self._centre_and_reach()
         place, (_, down, ahead) = pose[:3, 3], pose[:3, :3].T
         fov = whole_picture_fov(record, client.camera.aspect)
         self._go(client, _View(place, place + ahead * reach / 10, -down, fov))
+        # a browser's own node of a name takes the place of everybody's
+        names = ("/cameras", "/trajectory")
+        others: list[Any] = [client.scene.add_frame(name, show_axes=False, visible=False) for name in names]
+        picture = None
         if image is not None:
-            picture = client.gui.add_image(image, label=f"camera {record.name}", format="jpeg")
-            self._pictures[client.client_id] = [picture]
+            others.append(client.gui.add_image(image, label=f"camera {record.name}", format="jpeg"))
+            picture = add_picture(client.scene, "/looked_through", record, image, reach / 20)
+            picture.wxyz, picture.position = quaternion(pose), tuple(place + ahead * reach / 20)
+            picture.visible = self._with_pictures
+        self._through[client.client_id] = _LookedThrough(place, picture, others)
+
+    def show_pictures(self, shown: bool) -> None:
+        """Show or hide the pictures of the cameras that are looked through."""
+        self._with_pictures = shown
+        for through in list(self._through.values()):
+            if through.picture is not None:
+                through.picture.visible = shown
 
     def back(self, client: viser.ClientHandle | None) -> None:
         """To where the browser looked from before it was moved."""
         if client is not None and self._before.get(client.client_id):
-            self._close_picture(client)
+            self._leave(client.client_id)
             self._move(client, self._before[client.client_id].pop())
 
     def _go(self, client: viser.ClientHandle | None, view: _View) -> None:
@@ -82,7 +114,7 @@ class Views:
         now = _View(camera.position, camera.look_at, camera.up_direction, camera.fov)
         self._before.setdefault(client.client_id, []).append(now)
         del self._before[client.client_id][:-_MOST_BACK]
-        self._close_picture(client)
+        self._leave(client.client_id)
         self._move(client, view)
 
     def _start(self, client: viser.ClientHandle) -> _View:
@@ -100,13 +132,30 @@ class Views:
         low, high = self.bounds
         return (low + high) / 2, float(np.linalg.norm(high - low))
 
-    def _close_picture(self, client: viser.ClientHandle) -> None:
-        for picture in self._pictures.pop(client.client_id, []):
-            picture.remove()
+    def _welcome(self, client: viser.ClientHandle) -> None:
+        self._move(client, self._start(client))
+        client.camera.on_update(lambda _: self._moved(client))
+
+    def _moved(self, client: viser.ClientHandle) -> None:
+        """A browser was moved, by hand or by us: it may look through a camera no more."""
+        through = self._through.get(client.client_id)
+        if through is None:
+            return
+        _, reach = self._centre_and_reach()
+        there = bool(np.linalg.norm(client.camera.position - through.place) < reach / 100)
+        if through.arrived and not there:
+            self._leave(client.client_id)
+        through.arrived |= there
+
+    def _leave(self, client_id: int) -> None:
+        through = self._through.pop(client_id, None)
+        if through is not None:
+            for part in [*through.others, *filter(None, [through.picture])]:
+                part.remove()
 
     def _forget(self, client: viser.ClientHandle) -> None:
         self._before.pop(client.client_id, None)
-        self._pictures.pop(client.client_id, None)
+        self._through.pop(client.client_id, None)
 
     def _move(self, client: viser.ClientHandle, view: _View) -> None:
         _, reach = self._centre_and_reach()

@@ -222,6 +222,7 @@ class WebViewer:
         with self._lock:
             self._cameras.show_parts(cameras, pictures, trajectory)
             self._rulers.show_parts(grid, axes)
+            self._views.show_pictures(pictures)
 
     def _look_through(self, name: str, client: Any) -> None:
         with self._lock:
