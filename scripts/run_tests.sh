@@ -16,12 +16,12 @@ check "ruff" ruff check .
 check "ruff format" ruff format --check --quiet .
 check "documentation" zensical build --strict
 
-# The core's tests run as on a machine without ROS, beside those of the nodes, which mostly wait for messages:
-# together they take two thirds of the time.
+# The core's tests run as on a machine without ROS, beside those of the nodes, which mostly wait for messages
+# and leave two cores half idle.
 mkdir -p build && core_log=$PWD/build/test-core.txt # stays there
 scripts/run_stoppable.sh nice -n 19 env -u LD_LIBRARY_PATH -u AMENT_PREFIX_PATH -u CMAKE_PREFIX_PATH \
     PYTHONPATH="$PWD/test/without_ros" \
-    python -m pytest --ignore test/ros --ignore test/package "$@" >"$core_log" 2>&1 &
+    python -m pytest -n 2 --dist loadfile --ignore test/ros --ignore test/package "$@" >"$core_log" 2>&1 &
 core_tests=$!
 trap 'kill -TERM $core_tests 2>/dev/null' EXIT
 trap 'exit 130' INT TERM HUP

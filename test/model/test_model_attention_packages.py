@@ -192,7 +192,8 @@ def test_a_namespace_package_in_a_folder_is_half_there(
     (tmp_path / "flash_attn" / "cute").mkdir(parents=True)
     (tmp_path / "flash_attn" / "cute" / "__init__.py").write_text("raise SyntaxError('half a file')")
     for module in ("flash_attn", "flash_attn.cute"):
-        monkeypatch.delitem(sys.modules, module, raising=False)
+        monkeypatch.setitem(sys.modules, module, ModuleType(module))  # so that it is taken out at the end
+        monkeypatch.delitem(sys.modules, module)
     monkeypatch.syspath_prepend(str(tmp_path))
     on_any_device(monkeypatch)
     with pytest.raises(KernelError, match="flash_attn is not installed: it has no flash_attn_func"):
