@@ -21,7 +21,7 @@ check "documentation" zensical build --strict
 mkdir -p build && core_log=$PWD/build/test-core.txt # stays there
 scripts/run_stoppable.sh nice -n 19 env -u LD_LIBRARY_PATH -u AMENT_PREFIX_PATH -u CMAKE_PREFIX_PATH \
     PYTHONPATH="$PWD/test/without_ros" \
-    python -m pytest -n 2 --dist loadfile --ignore test/ros --ignore test/package "$@" >"$core_log" 2>&1 &
+    python -m pytest --ignore test/ros --ignore test/package -n 2 --dist loadfile "$@" >"$core_log" 2>&1 &
 core_tests=$!
 trap 'kill -TERM $core_tests 2>/dev/null' EXIT
 trap 'exit 130' INT TERM HUP
