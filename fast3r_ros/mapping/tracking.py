@@ -9,7 +9,6 @@ from itertools import islice
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn.utils import get_total_norm
 
 from fast3r_ros.geometry.camera_pose import CameraPoses
 from fast3r_ros.geometry.rigid import inverse
@@ -136,8 +135,9 @@ def unusable_result(views: Sequence[WindowView], result: Reconstruction) -> str:
     for each, channels in zip(maps, ((3,), (), (3,), ()), strict=True):
         if [tuple(tensor.shape) for tensor in each] != [(*size, *channels) for size in sizes]:
             return "the network's pointmaps are not of the views' sizes"
-    largest = [get_total_norm(list(each), torch.inf) for each in maps]
-    least = [torch.cat([tensor.flatten() for tensor in each]).min() for each in maps[1::2]]
+    extremes = [torch.aminmax(torch.cat([tensor.flatten() for tensor in each])) for each in maps]
+    largest = [torch.maximum(-lowest, highest) for lowest, highest in extremes]
+    least = [lowest for lowest, _ in extremes[1::2]]
     depth = torch.cat([points[..., 2].flatten() for points in result.points_local])
     in_front = (depth > 0.0).float().mean()
     values = torch.stack([*largest, *least, in_front]).tolist()  # waits for the device once
