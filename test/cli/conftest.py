@@ -18,7 +18,6 @@ from fast3r_ros.model import Fast3R, Fast3RConfig
 from fast3r_ros.model.config import DecoderConfig, EncoderConfig, HeadConfig
 from fast3r_ros.synthetic.sequence import demo_sequence
 
-sys.path.insert(0, str(Path(__file__).parent))  # tests of this folder import shown_commands
 torch.set_num_threads(1)  # small networks are slower with more, above all beside other work
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -82,7 +82,7 @@ ELSEWHERE = {
         '. "$fast3r_root/install$fast3r_suffix/local_setup.bash"',
     ),
     r"make demo": (
-        "test/ros/test_demo_run.py",
+        "test/ros/test_ros_demo.py",
         "test_the_demo_ends_by_itself_and_leaves_map_trajectory_and_picture",
     ),
     r"make demo MODEL=da3:small": (

@@ -1,7 +1,3 @@
-import sys
-from pathlib import Path
+from second_device import other_device
 
-# importlib mode does not find a module beside the tests
-sys.path.insert(0, str(Path(__file__).parent))
-
-from second_device import other_device  # noqa: F401
+__all__ = ["other_device"]  # a fixture

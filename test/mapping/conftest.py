@@ -1,17 +1,14 @@
-import sys
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 import torch
+from second_device import other_device
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "geometry"))
-sys.path.insert(0, str(Path(__file__).parent))
-
-from second_device import other_device  # noqa: F401
+__all__ = ["other_device"]  # a fixture
 
 
 @pytest.fixture(autouse=True, scope="session")
-def one_thread():
+def one_thread() -> Iterator[None]:
     """The tensors of these tests are small: more threads only get in each other's way."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)

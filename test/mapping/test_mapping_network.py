@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small_model import small_model
 
 from fast3r_ros.errors import UserError
 from fast3r_ros.io.sources import open_source
@@ -13,25 +14,9 @@ from fast3r_ros.mapping.config import MapperConfig
 from fast3r_ros.mapping.data import Frame
 from fast3r_ros.mapping.mapper import Mapper
 from fast3r_ros.mapping.network import Fast3RNetwork
-from fast3r_ros.model import Fast3R, Fast3RConfig
+from fast3r_ros.model import Fast3R
 from fast3r_ros.model.preprocess import normalize
 from fast3r_ros.synthetic.sequence import demo_sequence
-
-
-def tiny_model(**head):
-    torch.manual_seed(0)
-    content = {
-        "encoder_args": {"embed_dim": 48, "depth": 2, "num_heads": 4, "img_size": 64},
-        "decoder_args": {"embed_dim": 32, "enc_embed_dim": 48, "depth": 10, "num_heads": 4},
-        "head_args": {
-            "dpt_reassemble_dims": [8, 12, 16, 24],
-            "dpt_feature_dim": 16,
-            "dpt_last_dim": 8,
-            "with_local_head": True,
-            **head,
-        },
-    }
-    return Fast3R(Fast3RConfig.from_dict(content)).eval()
 
 
 def frames(count, size=(48, 64), seed=0):
@@ -44,7 +29,7 @@ def frames(count, size=(48, 64), seed=0):
 
 
 def test_cached_tokens_give_what_the_network_gives_in_one_go():
-    model = tiny_model()
+    model = small_model()
     network = Fast3RNetwork(model)
     views = [network.encode(frame) for frame in frames(3)]
     result = network.reconstruct(views)
@@ -65,7 +50,7 @@ def test_cached_tokens_give_what_the_network_gives_in_one_go():
 
 
 def test_the_encoded_view_tells_its_size_and_intrinsics():
-    network = Fast3RNetwork(tiny_model())
+    network = Fast3RNetwork(small_model())
     frame = frames(1, size=(120, 160))[0]
     view = network.encode(frame)
     assert view.image.shape == (48, 64, 3)
@@ -77,19 +62,19 @@ def test_the_encoded_view_tells_its_size_and_intrinsics():
 
 
 def test_without_a_local_head_the_local_points_come_from_the_global_ones():
-    network = Fast3RNetwork(tiny_model(with_local_head=False))
+    network = Fast3RNetwork(small_model(head_with_local_head=False))
     result = network.reconstruct([network.encode(frame) for frame in frames(2)])
     assert [view.shape for view in result.points_local] == [(48, 64, 3)] * 2
 
 
 def test_unusable_images_are_named():
     with pytest.raises(UserError):
-        Fast3RNetwork(tiny_model()).encode(Frame(0, "a", np.zeros((48, 64), np.uint8)))
+        Fast3RNetwork(small_model()).encode(Frame(0, "a", np.zeros((48, 64), np.uint8)))
 
 
 @pytest.mark.parametrize("local_head", [True, False])
 def test_views_of_one_window_may_differ_in_size(local_head):
-    network = Fast3RNetwork(tiny_model(with_local_head=local_head))
+    network = Fast3RNetwork(small_model(head_with_local_head=local_head))
     views = [network.encode(frames(1, size=size)[0]) for size in ((48, 64), (64, 48), (32, 64))]
     result = network.reconstruct(views)
     sizes = [view.image.shape[:2] for view in views]
@@ -103,7 +88,7 @@ def test_views_of_one_window_may_differ_in_size(local_head):
 def test_a_network_that_knows_nothing_does_not_break_the_mapper():
     window = {"window.size": 6, "window.stride": 2, "window.overlap": 2}
     config = MapperConfig.from_flat({**window, "keyframes.max_similarity": 1.0})
-    mapper = Mapper(Fast3RNetwork(tiny_model()), config)
+    mapper = Mapper(Fast3RNetwork(small_model()), config)
     results = []
     for frame in frames(24):
         mapper.add_frame(frame)
@@ -140,7 +125,7 @@ def test_a_still_camera_is_redundant_and_a_slow_way_through_a_real_kitchen_is_no
 
 def test_the_new_views_of_a_window_are_encoded_in_one_go(monkeypatch):
     """A frame that cannot be used is counted, and takes no other with it."""
-    network = Fast3RNetwork(tiny_model())
+    network = Fast3RNetwork(small_model())
     batches = []
     together = network.encode_prepared
     monkeypatch.setattr(

@@ -44,10 +44,10 @@ def test_kernels_that_run_here_are_timed_and_others_left_out() -> None:
     ],
 )
 def test_the_fastest_is_taken_if_it_is_worth_it(
-    small_network: Fast3R, monkeypatch: pytest.MonkeyPatch, seconds: dict[str, float], expected: str
+    network: Fast3R, monkeypatch: pytest.MonkeyPatch, seconds: dict[str, float], expected: str
 ) -> None:
     monkeypatch.setattr(choice, "kernel_seconds", lambda query, key, value: seconds)
-    network = copy.deepcopy(small_network)
+    network = copy.deepcopy(network)
     images = [torch.rand(1, 3, 32, 48) * 2 - 1 for _ in range(3)]
     with torch.inference_mode():
         before = network(images)
@@ -58,8 +58,8 @@ def test_the_fastest_is_taken_if_it_is_worth_it(
         torch.testing.assert_close(one.global_points.points, other.global_points.points, rtol=1e-5, atol=1e-5)
 
 
-def test_a_kernel_that_was_asked_for_stays(small_network: Fast3R) -> None:
-    network = copy.deepcopy(small_network)
+def test_a_kernel_that_was_asked_for_stays(network: Fast3R) -> None:
+    network = copy.deepcopy(network)
     network.set_attention("math")
     assert choice.choose_attention(network, 18) == "math"
     assert kernels(network) == {"math"}
@@ -79,7 +79,7 @@ def timed_inputs(network: Fast3R, tokens: int, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_what_is_timed_lies_as_what_the_fusion_passes_on(
-    small_network: Fast3R, monkeypatch: pytest.MonkeyPatch
+    network: Fast3R, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     passed: list[tuple[Tensor, ...]] = []
 
@@ -88,32 +88,30 @@ def test_what_is_timed_lies_as_what_the_fusion_passes_on(
         return attend(query, key, value, scale, kernel)
 
     with torch.inference_mode():
-        views = [small_network.encode(image) for image in random_views(*[(32, 48)] * 3)]
-        small_network.fuse(views, function=record)
-    timed = timed_inputs(small_network, 18, monkeypatch)
+        views = [network.encode(image) for image in random_views(*[(32, 48)] * 3)]
+        network.fuse(views, function=record)
+    timed = timed_inputs(network, 18, monkeypatch)
     for one, other in zip(timed, passed[0], strict=True):
         assert (one.shape, one.dtype, one.stride()) == (other.shape, other.dtype, other.stride())
 
 
-def test_long_scenes_are_timed_with_fewer_tokens(
-    small_network: Fast3R, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    query, _, _ = timed_inputs(small_network, 10**9, monkeypatch)
+def test_long_scenes_are_timed_with_fewer_tokens(network: Fast3R, monkeypatch: pytest.MonkeyPatch) -> None:
+    query, _, _ = timed_inputs(network, 10**9, monkeypatch)
     assert query.shape[2] == choice.MOST_TOKENS
 
 
-def test_a_rank_times_the_heads_it_has(small_network: Fast3R, monkeypatch: pytest.MonkeyPatch) -> None:
-    network = copy.deepcopy(small_network)
+def test_a_rank_times_the_heads_it_has(network: Fast3R, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = copy.deepcopy(network)
     for module in network.decoder.modules():
         if isinstance(module, Attention):
             module.heads //= 2
     query, _, _ = timed_inputs(network, 18, monkeypatch)
-    assert query.shape[1] == small_network.config.decoder.num_heads // 2
+    assert query.shape[1] == network.config.decoder.num_heads // 2
 
 
 @pytest.mark.parametrize("failing", [("auto",), ATTENTION_NAMES], ids=["PyTorch's choice", "all"])
 def test_kernels_that_fail_are_left_out(
-    small_network: Fast3R, monkeypatch: pytest.MonkeyPatch, failing: tuple[str, ...]
+    network: Fast3R, monkeypatch: pytest.MonkeyPatch, failing: tuple[str, ...]
 ) -> None:
     def run(query: Tensor, key: Tensor, value: Tensor, scale: float, name: str) -> Tensor:
         if name in failing:
@@ -121,19 +119,19 @@ def test_kernels_that_fail_are_left_out(
         return torch.nn.functional.scaled_dot_product_attention(query, key, value, scale=scale)
 
     monkeypatch.setattr(choice, "run_kernel", run)
-    network = copy.deepcopy(small_network)
+    network = copy.deepcopy(network)
     chosen = choice.choose_attention(network, 18)
     assert kernels(network) == {chosen}
     assert (chosen == "auto") == (failing == ATTENTION_NAMES)
 
 
-def test_a_device_without_memory_says_so(small_network: Fast3R, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_without_memory_says_so(network: Fast3R, monkeypatch: pytest.MonkeyPatch) -> None:
     def run(*inputs: object) -> Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(choice, "run_kernel", run)
     with pytest.raises(torch.OutOfMemoryError):
-        choice.choose_attention(copy.deepcopy(small_network), 18)
+        choice.choose_attention(copy.deepcopy(network), 18)
 
 
 def test_cudnn_is_timed_only_where_its_results_are_right(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,17 +150,15 @@ def test_cudnn_is_timed_only_where_its_results_are_right(monkeypatch: pytest.Mon
         assert (attention.PYTORCH_KERNELS["cudnn"] in tried) == right
 
 
-def test_merged_tokens_keep_the_choice_of_pytorch(
-    small_network: Fast3R, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_merged_tokens_keep_the_choice_of_pytorch(network: Fast3R, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choice, "kernel_seconds", lambda *inputs: {"auto": math.inf, "flash": 1.0})
-    network = accelerate(copy.deepcopy(small_network), Acceleration(merge=2))
+    network = accelerate(copy.deepcopy(network), Acceleration(merge=2))
     assert choice.choose_attention(network, 18) == "auto"
     assert kernels(network) == {"auto"}
 
 
 def test_a_kernel_that_is_fast_and_wrong_is_left_out(
-    small_network: Fast3R, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    network: Fast3R, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def run(query: Tensor, key: Tensor, value: Tensor, scale: float, name: str) -> Tensor:
         if name.startswith("flash"):
@@ -170,7 +166,7 @@ def test_a_kernel_that_is_fast_and_wrong_is_left_out(
         return torch.nn.functional.scaled_dot_product_attention(query, key, value, scale=scale)
 
     monkeypatch.setattr(choice, "run_kernel", run)
-    chosen = choice.choose_attention(copy.deepcopy(small_network), 18)
+    chosen = choice.choose_attention(copy.deepcopy(network), 18)
     assert not chosen.startswith("flash")
     assert "attention flash gives other values" in caplog.text
 

@@ -334,7 +334,6 @@ def test_a_full_disk_leaves_the_old_model_and_nothing_else(
 EXPORT = """
 import sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[2])
 from small_model import small_model
 model = small_model()
 print("ready", flush=True)
@@ -345,11 +344,10 @@ while True:
 
 def test_a_killed_export_leaves_a_model(folder: Path) -> None:
     reference = Fast3R.from_pretrained(folder).state_dict()
+    command = [sys.executable, "-c", EXPORT, str(folder)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.getcwd(), *sys.path])}
     for number in range(KILLS):
-        command = [sys.executable, "-c", EXPORT, str(folder), str(Path(__file__).parent)]
-        child = subprocess.Popen(
-            command, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": os.getcwd()}
-        )
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment)
         assert child.stdout is not None
         assert child.stdout.readline() == b"ready\n"
         time.sleep(0.003 * (number % 17))  # the moment of the kill; nothing waits for it

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from second_device import DEVICE, SecondDevice
 from small_model import random_views, small_model
 from torch.utils._python_dispatch import TorchDispatchMode
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "geometry"))
-
-from second_device import DEVICE, SecondDevice
 
 from fast3r_ros.model import Fast3R, FusedFeatures, Pointmap, fast3r, heads
 from fast3r_ros.model.heads import PointmapHead
@@ -85,16 +81,16 @@ def test_off_the_cpu_every_map_is_channels_last(sizes: list[tuple[int, int]], bu
 
 @pytest.mark.parametrize("batch", [1, 2])
 def test_both_layouts_agree_and_on_the_cpu_it_is_planes(
-    small_network: Fast3R, batch: int, monkeypatch: pytest.MonkeyPatch
+    network: Fast3R, batch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    features = fused(small_network, [(64, 80), (48, 48), (64, 80)], batch)
+    features = fused(network, [(64, 80), (48, 48), (64, 80)], batch)
     with torch.inference_mode():
         with Layouts() as layouts:
-            planes = small_network.global_head(features)
+            planes = network.global_head(features)
         assert batch > 1 or not any(layouts.maps)
         monkeypatch.setattr(heads, "layout_on", lambda device: torch.channels_last)
         with Layouts() as layouts:
-            pixels = small_network.global_head(features)
+            pixels = network.global_head(features)
         assert layouts.maps[0]
     assert_alike(pixels, planes)
 

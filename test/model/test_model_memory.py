@@ -12,13 +12,17 @@ from fast3r_ros.model.memory import MemoryPlan, predict_memory
 
 SIZE = (96, 64)
 FUSION_TOLERANCE = 0.02
+HEADS = {
+    "head_dpt_reassemble_dims": [8, 12, 16, 24],
+    "head_dpt_last_dim": 8,
+}  # on which the shares below hold
 LEAST, MOST = 0.8, 1.4  # predicted by measured, of encoder and heads, whose chunks follow rougher estimates
 
 
 @torch.no_grad()
 def measured(views: int, at_once: int, budget: int, dtype: torch.dtype) -> MemoryPlan:
     """The peaks of the steps, called as `predict_memory` says."""
-    model = small_model().to(dtype)
+    model = small_model(**HEADS).to(dtype)
     model.memory_budget = budget
     images = torch.cat(random_views(*[SIZE[::-1]] * views))
     tokens: list[ViewTokens] = []
@@ -59,7 +63,7 @@ def test_prediction_and_measurement(
 ) -> None:
     monkeypatch.setattr(layers, "TOKENS_AT_ONCE", tokens_at_once)
     monkeypatch.setattr(memory, "TOKENS_AT_ONCE", tokens_at_once)
-    predicted = predict_memory(small_config(), views, SIZE, dtype, at_once, budget)
+    predicted = predict_memory(small_config(**HEADS), views, SIZE, dtype, at_once, budget)
     found = measured(views, at_once, budget, dtype)
     assert predicted.weights == found.weights
     assert predicted.fuse == pytest.approx(found.fuse, rel=FUSION_TOLERANCE)

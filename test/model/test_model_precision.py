@@ -83,9 +83,9 @@ def test_other_names_are_refused() -> None:
 
 
 @pytest.fixture
-def low(small_network: Fast3R, tmp_path: Path) -> Fast3R:
+def low(network: Fast3R, tmp_path: Path) -> Fast3R:
     """The small network loaded in float16."""
-    small_network.save_pretrained(tmp_path)
+    network.save_pretrained(tmp_path)
     return Fast3R.from_pretrained(tmp_path, dtype=torch.float16)
 
 
@@ -117,9 +117,9 @@ def test_auto_on_a_gpu_is_nearly_float32() -> None:
 
 @pytest.mark.parametrize("linears", ["exact", "int8"])
 def test_a_result_that_is_not_finite_is_computed_again_once(
-    small_network: Fast3R, low: Fast3R, linears: str, caplog: pytest.LogCaptureFixture
+    network: Fast3R, low: Fast3R, linears: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    exact, images = copy.deepcopy(small_network), random_views((32, 48), (32, 48))
+    exact, images = copy.deepcopy(network), random_views((32, 48), (32, 48))
     for network in (exact, low):  # a hidden value of some 1e5, and a weight that takes it back
         mlp = network.decoder.dec_blocks[0].mlp
         with torch.no_grad():
@@ -197,6 +197,6 @@ def test_one_pass_over_all_views_is_computed_again_once(
     assert one_warning(caplog)
 
 
-def test_float32_has_nothing_safer(small_network: Fast3R) -> None:
-    assert small_network.safer() is None
-    assert small_network.repeated_passes == 0
+def test_float32_has_nothing_safer(network: Fast3R) -> None:
+    assert network.safer() is None
+    assert network.repeated_passes == 0

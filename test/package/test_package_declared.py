@@ -22,8 +22,7 @@ from fast3r_ros.msg import MappingStatus
 from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -31,7 +30,7 @@ def environ(tmp_path: Path) -> dict[str, str]:
     """Variables of a process that can import what package.xml declares, and nothing else."""
     blocker = tmp_path / "blocker"
     blocker.mkdir()
-    shutil.copy(HERE / "only_declared.py", blocker / "sitecustomize.py")
+    shutil.copy(ROOT / "test" / "helpers" / "only_declared.py", blocker / "sitecustomize.py")
     names = declared("depend", "exec_depend") - {"tf2_ros_py"} | {"tf2_ros"}
     names = {KEYS.get(name, name) for name in names} | {f"ros-{name.replace('_', '-')}" for name in names}
     names |= {"fast3r_ros"}

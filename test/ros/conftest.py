@@ -1,15 +1,12 @@
-"""Lets the tests of this folder import its helper modules, and share one run of the walk."""
+"""One run of the walk that the tests share, and shared memory that is given back."""
 
 import fcntl
-import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture(scope="session")

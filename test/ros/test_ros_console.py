@@ -10,10 +10,10 @@ import pytest
 pytest.importorskip("rclpy", reason="ROS is not installed here")
 
 from fast3r_ros.msg import MappingStatus
+from reports import camera, mapper_status
 from ros_encoders import known_picture
 from ros_harness import DOUBLE, NODE, Listener, Program, arguments, domain, running, wait_until
 from sensor_msgs.msg import CompressedImage, Image
-from test_ros_report import camera, mapper_status
 
 from fast3r_ros.ros.console import Console
 from fast3r_ros.ros.images import rgb_to_jpeg

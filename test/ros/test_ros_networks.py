@@ -14,13 +14,11 @@ from fast3r_ros.msg import MappingStatus
 from nav_msgs.msg import Path as PathMessage
 from robot import listener_for
 from ros_harness import MAPPING, NODE, REPLAY, Program, arguments, domain, running
+from shown_package import install_shown_package
 
 from fast3r_ros.metrics.trajectory import stamped_trajectory_scores
 from fast3r_ros.ros.times import ns_from_stamp
 from fast3r_ros.synthetic.sequence import demo_sequence
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "networks"))
-from shown_package import install_shown_package
 
 pytestmark = pytest.mark.slow
 

@@ -43,7 +43,7 @@ from fast3r_ros.synthetic.sequence import demo_sequence
 pytestmark = pytest.mark.slow
 
 HERE = Path(__file__).resolve().parent
-# parameter -> where a test fails when it has no effect; those of the mapper are in test_ros_mapper_parameters
+# parameter -> where a test fails when it has no effect; those of the mapper are in test_mapping_parameters
 SHOWN = {
     "test_ros_choices": "model device dtype accelerate torch_threads expected_image",
     "test_ros_lifecycle": "autostart",
@@ -91,7 +91,7 @@ def test_every_parameter_is_shown_by_a_test() -> None:
     shown = [name for names in SHOWN.values() for name in names.split()]
     assert sorted(shown) == sorted(own)
     for module, names in SHOWN.items():
-        text = (HERE / f"{module}.py").read_text() + (HERE / "walk_session.py").read_text()
+        text = (HERE / f"{module}.py").read_text() + (HERE.parent / "helpers" / "walk_session.py").read_text()
         for name in names.split():
             assert re.search(rf"\b{re.escape(name)}\b|\b{name.split('.')[-1]}=", text), (module, name)
 

@@ -10,48 +10,17 @@ pytest.importorskip("rclpy", reason="ROS is not installed here")
 
 from diagnostic_msgs.msg import DiagnosticStatus
 from fast3r_ros.msg import MappingStatus
+from reports import camera, mapper_status
 
-from fast3r_ros.mapping.data import MapperStatus
 from fast3r_ros.mapping.occupancy import FREE, OCCUPIED, UNKNOWN, Occupancy
 from fast3r_ros.mapping.view_maps import ViewMaps
 from fast3r_ros.ros.counters import LOST, Counters
 from fast3r_ros.ros.grid import grid_message
 from fast3r_ros.ros.messages import camera_info, in_words
-from fast3r_ros.ros.report import CameraReport, Report, diagnostics_message, status_message
+from fast3r_ros.ros.report import Report, diagnostics_message, status_message
 from fast3r_ros.ros.view_images import at_input_size, confidence_color
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def mapper_status(**changes) -> MapperStatus:
-    values = {
-        "received": 10,
-        "keyframes": 4,
-        "dropped": {"no_motion": 3},
-        "windows": 2,
-        "windows_rejected": 1,
-        "submaps": 1,
-        "loops_closed": 0,
-        "map_points": 1000,
-        "map_bytes": 2000,
-        "scale_source": "odometry",
-        "metres": True,
-        "scale_sigma": 0.01,
-        "timings": {},
-        "last_error": "",
-    }
-    return MapperStatus(**{**values, **changes})
-
-
-def camera(**changes) -> CameraReport:
-    values = {
-        "topic": "/image",
-        "publishers": ["/driver"],
-        "silence": 0.1,
-        "reliable": True,
-        "calibrated": True,
-    }
-    return CameraReport(**{**values, **changes})
 
 
 def test_status_accounts_for_every_frame() -> None:

@@ -16,9 +16,6 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-
-sys.path.append(str(Path(__file__).parents[1] / "mapping"))
-
 from bad_results import DISTURBED
 
 from fast3r_ros.mapping import mapper as mapper_module

@@ -7,15 +7,10 @@ counts every copy to the host and every number that somebody waits for.
 from __future__ import annotations
 
 import copy
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "geometry"))
-
 from second_device import DEVICE, SecondDevice
 
 from fast3r_ros.geometry.camera_pose import CameraPoses

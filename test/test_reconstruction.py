@@ -19,7 +19,7 @@ from fast3r_ros.pictures import as_rgb
 from fast3r_ros.synthetic.network_double import TrueNetwork
 from fast3r_ros.synthetic.sequence import demo_sequence
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 torch.set_num_threads(1)
 
 

@@ -10,14 +10,6 @@ import torch
 
 from fast3r_ros.benchmark.measure import measure
 from fast3r_ros.cli import main
-from fast3r_ros.model import Fast3R
-
-
-@pytest.fixture
-def model_directory(tmp_path_factory: pytest.TempPathFactory, small_network: Fast3R) -> str:
-    directory = tmp_path_factory.mktemp("model")
-    small_network.save_pretrained(directory)
-    return str(directory)
 
 
 def test_document_has_every_stage_of_every_combination(

@@ -15,8 +15,6 @@ import cv2
 import numpy as np
 import pytest
 
-pytest.importorskip("rclpy", reason="ROS is not installed here")
-
 from fast3r_ros.benchmark.synthetic_run import Run, start, the_loop
 from fast3r_ros.mapping.config import MapperConfig, flat_parameters
 from fast3r_ros.mapping.data import Frame, Reconstruction
