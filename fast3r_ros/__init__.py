@@ -4,8 +4,8 @@
 
     scene = reconstruct("photos/*.jpg")  # scene.points, scene.poses, scene.views[0].confidence, …
 
-Importing this package is cheap: torch comes with the first use of a name below, rclpy never.  Of the code,
-start reading at `fast3r_ros.mapping.mapper.Mapper`, which runs the whole way from a camera frame to the map.
+Importing this package is cheap: torch is imported at the first use of a name below, rclpy never.  To read the
+code, start at `fast3r_ros.mapping.mapper.Mapper`, which runs every step from a camera frame to the map.
 """
 
 import importlib
@@ -35,7 +35,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """The public names, imported when somebody asks for them."""
+    """The public names, imported on first use."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)

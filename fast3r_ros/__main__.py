@@ -4,7 +4,7 @@ import sys
 
 try:
     from fast3r_ros.cli import main
-except KeyboardInterrupt:  # before the command watches for it
+except KeyboardInterrupt:  # before the command has installed its own handler
     sys.exit(130)
 
 if __name__ == "__main__":

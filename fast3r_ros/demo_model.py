@@ -1,6 +1,6 @@
-"""The demo model's limit, for everything that may meet images which that model was not made for.
+"""The demo model's limit, for every command that may get images the model was not trained for.
 
-Imports nothing heavy, so that it can be said before PyTorch is loaded.
+Imports nothing heavy, so that the warning can be printed before PyTorch is loaded.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ def is_demo(model: str | Path) -> bool:
 
 
 def caveat(model: str | Path, synthetic: bool, command: str) -> str:
-    """What has to be known before and after a run: one sentence and the command for real images.
+    """The warning before and after a run: one sentence and the command for real images.
 
-    synthetic: whether the images are rendered rooms.  command: what does the same with a model for real
-    images.  Empty where nothing has to be said.
+    synthetic: whether the images are rendered rooms.  command: the same work with a model for real images.
+    Empty when no warning is needed.
     """
     if synthetic or not is_demo(model):
         return ""

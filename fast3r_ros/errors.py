@@ -1,4 +1,4 @@
-"""The one exception that is shown to people as a single line."""
+"""The one exception that users see as a single line."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 
 class UserError(ValueError):
-    """Something the user gave cannot be used: a file, a parameter, a model name.
+    """Invalid user input: a file, a parameter, a model name.
 
     The message says what was wrong, the value, and what to do.  The command line prints it as one line
     and exits with status 2; the node logs it and stops (start-up) or counts it (run time).
@@ -16,9 +16,9 @@ class UserError(ValueError):
 
 @contextmanager
 def optional(package: str, purpose: str) -> Iterator[None]:
-    """Around imports from a package that an installation may lack: a missing or damaged one is a UserError.
+    """For imports from an optional package: a missing or damaged package becomes a UserError.
 
-    purpose: what needs it, the subject of the sentence.  A robot's system brings what package.xml names.
+    purpose: what needs the package, the subject of the sentence.  On a robot, package.xml names the packages.
     """
     try:
         yield
@@ -26,7 +26,7 @@ def optional(package: str, purpose: str) -> Iterator[None]:
         raise UserError(
             f"{purpose} needs {package}: pip install {package} into the Python that runs this"
         ) from error
-    except Exception as error:  # whatever a package that is half installed raises
+    except Exception as error:  # a partly installed package may raise anything
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(
             f"{purpose} needs {package}, which is damaged ({reason}); install it again: "

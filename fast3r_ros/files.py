@@ -1,6 +1,4 @@
-"""Files that are either whole or not there, bounded reading of what others may have touched, and one clear
-line when either fails.
-"""
+"""Atomic writing, bounded reading of untrusted files, and a one-line error when either fails."""
 
 from __future__ import annotations
 
@@ -19,10 +17,10 @@ from fast3r_ros.errors import UserError
 
 @contextmanager
 def whole_file(path: str | Path, *, durable: bool = False) -> Iterator[Path]:
-    """A temporary path beside `path` to write to; it takes the place of `path` when the block ends well.
+    """A temporary path next to `path` to write to; it replaces `path` when the block succeeds.
 
     A reader sees the old file or the new one, never a part.  durable: also after a power failure.  Raises
-    UserError when the disk is full or the folder may not be written; nothing of the new file stays then.
+    UserError when the disk is full or the folder is not writable; the partial new file is removed.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
@@ -41,7 +39,7 @@ def whole_file(path: str | Path, *, durable: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def writable(path: str | Path) -> Iterator[None]:
-    """Turns what the system says of a full disk or a missing permission into one line about `path`."""
+    """Turns OSError (disk full, no permission) into a one-line UserError about `path`."""
     try:
         yield
     except OSError as error:
@@ -55,7 +53,7 @@ def writable(path: str | Path) -> Iterator[None]:
 def open_regular(path: str | Path) -> BinaryIO:
     """A regular file, opened for reading bytes.
 
-    Raises OSError for what is none: a pipe would be waited for without end, and a device has no end.
+    Raises OSError for any other kind: reading a pipe could block forever, and a device has no end.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -72,7 +70,7 @@ def read_text(path: str | Path, most: int) -> str:
             text = file.read(size).decode("utf-8") if size <= most else ""
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except ValueError as error:  # a zero byte in the name, or bytes that are no UTF-8
+    except ValueError as error:  # a zero byte in the name, or invalid UTF-8
         raise UserError(f"cannot read {path}: {one_line(error)}") from error
     if size > most:
         raise UserError(f"cannot read {path}: it is larger than {most:,} bytes, the limit for its kind")
@@ -80,8 +78,9 @@ def read_text(path: str | Path, most: int) -> str:
 
 
 def read_json(path: str | Path, most: int) -> Any:
-    """The content of a JSON file of at most `most` bytes.  Raises UserError when it cannot be read, or says
-    something twice.
+    """The content of a JSON file of at most `most` bytes.
+
+    Raises UserError when it cannot be read or repeats a key.
     """
     text = read_text(path, most)
     try:
@@ -93,8 +92,9 @@ def read_json(path: str | Path, most: int) -> Any:
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object of a JSON text, for `json.loads`.  Raises ValueError when a key occurs twice: readers differ
-    in which value they take.
+    """The object of a JSON text, for `json.loads`.
+
+    Raises ValueError for a repeated key: JSON readers differ in which value they take.
     """
     found = dict(pairs)
     if len(found) != len(pairs):
@@ -104,11 +104,11 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def one_line(error: object, most: int = 300) -> str:
-    """What an error says, on one line of at most `most` characters; its kind when it says nothing."""
+    """An error's message on one line of at most `most` characters; the error's type if it has no message."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def machine_memory() -> int:
-    """Bytes of this machine's memory, against which the sizes that files claim are held."""
+    """This machine's memory in bytes; sizes that files claim are checked against it."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

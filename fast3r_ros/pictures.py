@@ -1,4 +1,4 @@
-"""Pictures of people as arrays: image files, PIL images and arrays, (H, W, 3) uint8 RGB in the end."""
+"""Images from files, PIL images and arrays, all as (H, W, 3) uint8 RGB."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fast3r_ros.errors import UserError
 
-with suppress(ImportError):  # an extra: photos of telephones
+with suppress(ImportError):  # optional: HEIC photos
     from pillow_heif import register_heif_opener
 
     register_heif_opener()
@@ -25,7 +25,7 @@ _NARROW = 0.25  # share of 65535 below which 16-bit greys are stretched by their
 def as_rgb(picture: Picture) -> NDArray[np.uint8]:
     """One picture as (H, W, 3) uint8 RGB.
 
-    picture: a file, turned upright as its EXIF orientation says; a PIL image, likewise; or an array of shape
+    picture: a file, turned upright by its EXIF orientation; a PIL image, likewise; or an array of shape
     (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), RGB, uint8 or floating-point numbers from 0 to 1.  Raises
     UserError for anything else.
     """
@@ -44,7 +44,7 @@ def as_rgb(picture: Picture) -> NDArray[np.uint8]:
     if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or not array.size:
         raise UserError(f"an image has the shape {array.shape}; give (height, width, 3) in the order RGB")
     if array.dtype != np.uint8:
-        if not (array.min() >= 0 and array.max() <= 1):  # so that NaN fails, too
+        if not (array.min() >= 0 and array.max() <= 1):  # written so that NaN fails
             raise UserError(
                 f"an image of {array.dtype} has values outside 0..1; give uint8, or divide by 255"
             )
@@ -53,20 +53,20 @@ def as_rgb(picture: Picture) -> NDArray[np.uint8]:
 
 
 def read_picture(path: Path) -> NDArray[np.uint8]:
-    """One image file as (H, W, 3) uint8 RGB, turned upright as its EXIF orientation says.
+    """One image file as (H, W, 3) uint8 RGB, turned upright by its EXIF orientation.
 
-    Raises UserError when the file is missing, no image, or cut short.
+    Raises UserError when the file is missing, not an image, or truncated.
     """
     return read_pages(path)[0]
 
 
 def read_pages(path: Path) -> tuple[NDArray[np.uint8], int]:
-    """As `read_picture`, and how many pages or animated frames the file has, of which this is the first."""
+    """Like `read_picture`, with the number of pages or animation frames; only the first one is read."""
     try:
         with Image.open(path) as image:
             pages = (
                 int(getattr(image, "n_frames", 1)) if image.format != "MPO" else 1
-            )  # thumbnails of cameras
+            )  # thumbnails embedded by cameras
             return _rgb(image), pages
     except FileNotFoundError as error:
         raise UserError(f"no such image: {path}") from error
@@ -84,9 +84,9 @@ def _rgb(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def eight_bits(gray: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """Greys of more than 8 bits as uint8: 16 bits divided by 257, less than that stretched by their range.
+    """Grey values of more than 8 bits as uint8: 16 bits are divided by 257, a smaller range is stretched.
 
-    Cameras of 10, 12 and 14 bits and thermal ones use a part of the 65536 values only.
+    Cameras of 10, 12 and 14 bits and thermal cameras use only a part of the 65536 values.
     """
     known = gray[np.isfinite(gray)]
     low, high = np.percentile(known, (0.1, 99.9)) if known.size else (0.0, 1.0)

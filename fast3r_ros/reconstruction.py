@@ -29,14 +29,14 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class View:
-    """One image, placed in the world.
+    """One image with its pose in the world.
 
     Attributes:
         name: its file, or its number in the input.
         image: (h, w, 3) uint8 RGB at the network's size: the colors of the points.
         points: (h, w, 3) float32 in the world, a point for each pixel.
         confidence: (h, w) float32, 1 or more.
-        valid: (h, w) bool, the points that are confident enough and lie on no edge of depth.
+        valid: (h, w) bool, the points that are confident enough and not at a depth edge.
         pose: (4, 4) `world_from_camera`; the camera is x right, y down, z forward.
         intrinsics: (3, 3) for the pixels of the original image, whose centres are at integer + 0.5.
         size: (width, height) of the original image, upright.
@@ -56,14 +56,14 @@ class View:
 
 @dataclass(frozen=True)
 class Scene:
-    """What `reconstruct` found, in one world that is x forward, y left, z up from the first camera.
+    """What `reconstruct` found, in one world frame: x forward, y left, z up at the first camera.
 
     Attributes:
         points: (N, 3) float32, those of all views fused.
         colors: (N, 3) uint8 RGB.
         confidence: (N,) float32, 1 or more.
         views: the placed images in the order of the input.
-        not_placed: the names of the others.
+        not_placed: the names of the images that could not be placed.
         unit: of length, "m" or "map units".
     """
 
@@ -118,7 +118,7 @@ def reconstruct(
     Args:
         images: what `fast3r reconstruct` takes (a glob such as `"photos/*.jpg"`, a folder, a video, a
             rosbag2, `"synthetic:2"`), or a sequence of paths, PIL images and (H, W, 3) RGB arrays.
-        model: `demo`, a checkpoint folder, a hub name, or a network that was loaded before.
+        model: `demo`, a checkpoint folder, a hub name, or a loaded network.
         mode: `all` puts every view into one forward pass; `window` slides over ordered images of any number
             and leaves out those that add nothing.
         max_views: take at most this many images, evenly spread.
@@ -180,19 +180,19 @@ class _Collected:
         self._views: dict[int, tuple[ViewEstimate, float]] = {}
 
     def noted(self, frames: Iterator[Frame]) -> Iterator[Frame]:
-        """The frames, whose sizes are remembered."""
+        """The frames; their sizes are stored on the way through."""
         for frame in frames:
             self._sizes[frame.stamp_ns] = (frame.image.shape[1], frame.image.shape[0])
             yield frame
 
     def add(self, views: Sequence[ViewEstimate], scene: Map) -> None:
-        """Keep the views of a window, apart from the network's memory."""
+        """Store the views of a window as copies, so that the network's memory can be reused."""
         for view in views:
             scale = scene.keyframes[view.keyframe_id].map_from_local.scale
             self._views[view.keyframe_id] = (replace(view, maps=view.maps.own_copy()), scale)
 
     def scene(self, scene: Map) -> Scene:
-        """Everything with the poses and scales that the keyframes of the main part have at the end."""
+        """The scene, with the final poses and scales of the main submap's keyframes."""
         cloud = scene.cloud()
         keyframes = {key: each for key, each in scene.part().items() if key in self._views}
         views = [
@@ -222,7 +222,7 @@ class _Collected:
 
 
 def _record(index: int, view: View) -> CameraRecord:
-    """The view as files of cameras take it."""
+    """The view as the camera files need it."""
     height, width = view.image.shape[:2]
     return CameraRecord(
         name=name_of(index),

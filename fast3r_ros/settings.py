@@ -1,10 +1,10 @@
 """Settings: frozen dataclasses whose fields say what they are, and the one reader that checks values.
 
-Every configuration is a tree of such: the mapper's and the node's parameters, a network's config.json, the
-YAML of a training run.  A value is of its field's type (a whole number where int stands, any number where
-float stands), within its range and among its choices; NaN never is.  What is wrong is one UserError that
-names the key.  A field that holds a section may have `key`, as below, and `inline` in its metadata: the
-section's settings then carry no prefix in flat names.
+Every configuration is such a tree: the mapper's and the node's parameters, a network's config.json, the YAML
+of a training run.  A value must have its field's type (int: a whole number, float: any number), lie in its
+range and be one of its choices; NaN is never valid.  An invalid value is one UserError that names the key.  A
+field that holds a section may have `key`, as below, and `inline` in its metadata: the section's settings then
+have no prefix in flat names.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from fast3r_ros.errors import UserError
 from fast3r_ros.files import one_line, read_text, unique_keys
 
 _YAML_BYTES, _YAML_DEPTH = 1 << 15, 10
-_MOST_ITEMS = 1000  # of a list
-_LARGEST = 1e12  # of a number without a range
+_MOST_ITEMS = 1000  # in a list
+_LARGEST = 1e12  # for a number without a range
 
 
 def parameter(
@@ -35,10 +35,10 @@ def parameter(
     dynamic: bool = False,
     key: str = "",
 ) -> Any:
-    """A dataclass field that carries what a person must know of a setting.
+    """A dataclass field with a setting's description, range and choices.
 
-    range: of a number or of every number of a list, inclusive; without one it is finite.  dynamic: may change
-    at run time.  key: its name in a file, where that is not the field's.
+    range: inclusive, of a number or of every number in a list; without one any finite number is valid.
+    dynamic: may change at run time.  key: the name in a file, if it differs from the field's.
     """
     metadata = {
         "description": description,
@@ -51,9 +51,9 @@ def parameter(
 
 
 def build(kind: type, content: Any, prefix: str) -> Any:
-    """The settings `kind` from nested mappings; what is not named keeps its default.
+    """The settings `kind` from nested mappings; missing keys keep their defaults.
 
-    prefix: what is put before the keys in errors, as `train.yaml: `.  Raises UserError for the first value
+    prefix: put before the keys in errors, such as `train.yaml: `.  Raises UserError for the first value
     that cannot be used.
     """
     if not isinstance(content, Mapping):
@@ -87,7 +87,7 @@ def parameter_fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Field
 
 
 def from_flat(kind: type, values: Mapping[str, Any], prefix: str = "") -> Any:
-    """The settings `kind` from dotted names; what is not named keeps its default.  Raises UserError."""
+    """The settings `kind` from dotted names; missing keys keep their defaults.  Raises UserError."""
     arguments = {}
     for item in fields(kind):
         hint, name = _hints(kind)[item.name], prefix + item.name

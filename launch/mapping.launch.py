@@ -1,5 +1,5 @@
-"""Starts the mapping node, and RViz with `rviz:=true`.  These are the arguments most people change;
-everything else is in the params_file (config/mapping.yaml names every parameter).
+"""Starts the mapping node, and RViz with `rviz:=true`.  The arguments are those most people change;
+everything else is in the params_file (config/mapping.yaml lists every parameter).
 """
 
 import os
@@ -26,9 +26,13 @@ ARGUMENTS = (
     ("namespace", "", "namespace of the node and its topics"),
     ("params_file", str(SHARE / "config" / "mapping.yaml"), "parameters of the node"),
     ("model", "", "demo, a checkpoint folder or a hub name of Fast3R, or name:checkpoint of another network"),
-    ("cameras", "", "names of a rig's cameras with commas; image and the others are then below each name"),
+    (
+        "cameras",
+        "",
+        "names of a rig's cameras, separated by commas; image and the other topics are then below each name",
+    ),
     ("image", "image", "image topic (without /compressed)"),
-    ("camera_info", "", "camera_info topic; empty: beside the image topic"),
+    ("camera_info", "", "camera_info topic; empty: next to the image topic"),
     ("depth", "depth", "metric depth aligned with the image, for scale_source depth"),
     ("mask", "mask", "mask of the image (mono8): pixels that are not zero are not mapped"),
     ("odometry", "odometry", "odometry topic (nav_msgs/Odometry)"),
@@ -52,7 +56,7 @@ OVERRIDES = {
     "map_directory": "map_directory",
     "viewer_port": "viewer.port",
 }
-NO_RVIZ = "RViz (package rviz2) is not installed: going on without; viewer_port:=8080 is for a browser"
+NO_RVIZ = "RViz (package rviz2) is not installed; viewer_port:=8080 shows the map in a browser"
 NODE = "fast3r_mapping"
 
 
@@ -106,12 +110,12 @@ def is_installed(package: str) -> bool:
 
 
 def names(text: str) -> list[str]:
-    """The words of a list with commas."""
+    """The items of a comma-separated list."""
     return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def camera_topics(given: dict[str, str]) -> list[tuple[str, str]]:
-    """Remappings of the one camera, or of each camera of a rig: front/image -> front/image_raw."""
+    """Remappings of the single camera, or of each camera of a rig: front/image -> front/image_raw."""
     topics = {
         "image": given["image"],
         "camera_info": given["camera_info"] or beside(given["image"], "camera_info"),
@@ -125,9 +129,9 @@ def camera_topics(given: dict[str, str]) -> list[tuple[str, str]]:
 
 
 def rviz(given: dict[str, str]) -> Node | LogInfo:
-    """RViz with config/mapping.rviz, its topics and its fixed frame those of this node.
+    """RViz with config/mapping.rviz, its topics and fixed frame adapted to this node.
 
-    Where it is missing, launch would end with an error after the mapping node was started.
+    Without the check for a missing RViz, launch would fail after the mapping node was started.
     """
     if not is_installed("rviz2"):
         return LogInfo(msg=NO_RVIZ)
@@ -144,7 +148,7 @@ def rviz(given: dict[str, str]) -> Node | LogInfo:
 def rviz_settings(given: dict[str, str]) -> dict[str, Any]:
     """config/mapping.rviz for this node: its namespace, map frame, cameras and image transport.
 
-    RViz tells the transport by a topic's last word, so a remapping could not choose it.
+    RViz derives the transport from the topic's last word, so a remapping could not choose it.
     """
     settings: dict[str, Any] = yaml.safe_load((SHARE / "config" / "mapping.rviz").read_text())
     manager = settings["Visualization Manager"]
@@ -192,7 +196,7 @@ def map_frame(given: dict[str, str]) -> str:
 
 
 def parameter(given: dict[str, str], name: str, default: Any) -> Any:
-    """What the params_file says of a parameter, by sections or with dots; the default when nothing."""
+    """A parameter's value in the params_file, nested or with dots; the default if it is not there."""
     found = default
     with open(given["params_file"], encoding="utf-8") as file:
         content = yaml.safe_load(file) or {}

@@ -49,7 +49,7 @@ def generate_launch_description() -> LaunchDescription:
     costmap = Node(
         package="nav2_costmap_2d",
         executable="nav2_costmap_2d",
-        namespace="costmap",  # the node is called costmap, too; its parameters are below costmap/costmap
+        namespace="costmap",  # the node is also called costmap; its parameters are below costmap/costmap
         output="screen",
         parameters=[LaunchConfiguration("costmap_params_file"), {"use_sim_time": use_sim_time}],
     )
@@ -62,7 +62,7 @@ def generate_launch_description() -> LaunchDescription:
             {
                 "autostart": True,
                 "node_names": ["fast3r_mapping", "costmap/costmap"],
-                "bond_timeout": 0.0,  # the mapping node has no bond; the manager would take it for dead
+                "bond_timeout": 0.0,  # the mapping node has no bond; the manager would consider it dead
                 "service_timeout": 60.0,  # loading a model takes a while (Kilted and newer)
                 "use_sim_time": use_sim_time,
             }
@@ -73,7 +73,7 @@ def generate_launch_description() -> LaunchDescription:
 
 
 def check(context: LaunchContext) -> None:
-    """Before anything is started, so that nothing is left behind.  Raises RuntimeError without Nav2."""
+    """Raises RuntimeError without Nav2, before any process is started."""
     for package in ("nav2_costmap_2d", "nav2_lifecycle_manager"):
         try:
             get_package_prefix(package)
@@ -84,7 +84,7 @@ def check(context: LaunchContext) -> None:
 
 
 def check_scale(context: LaunchContext) -> None:
-    """Raises RuntimeError without a source of metres, in which Nav2 reads everything."""
+    """Raises RuntimeError without a metric scale source: Nav2 works in metres."""
     source = LaunchConfiguration("scale_source").perform(context)
     if source in ("", "none"):
         raise RuntimeError(

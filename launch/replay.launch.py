@@ -1,6 +1,6 @@
 """Plays a video, an image folder, a rosbag2 or the built-in walk into the mapping node.
 
-When one of the two nodes cannot do its work, everything ends.
+When one of the two nodes fails, both end.
 """
 
 from pathlib import Path
@@ -64,7 +64,7 @@ def start(context: LaunchContext) -> list[object]:
                 "source": given["source"],
                 "topic": given["topic"],
                 "rate": float(given["rate"]),
-                "wait_for_subscriber": 3600.0,  # a network may take minutes to load; when it cannot, all ends
+                "wait_for_subscriber": 3600.0,  # loading takes minutes; if it fails, both nodes end
                 "loop": given["loop"].lower() == "true",
             }
         ],
@@ -73,7 +73,7 @@ def start(context: LaunchContext) -> list[object]:
 
 
 def ended(event: ProcessExited, context: LaunchContext) -> list[object]:
-    """After a process: tell that the source was played, or end the others."""
+    """After a process ended: report that the source was played, or end the other node."""
     node = event.process_name.split("-")[0]  # launch adds a number
     if node == "replay_node" and event.returncode == 0:
         text = "The source has been played.  The map stays up: save it with ~/save_map, end with Ctrl-C."

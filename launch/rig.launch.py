@@ -14,9 +14,9 @@ from launch import LaunchDescription
 
 SHARE = Path(get_package_share_directory("fast3r_ros"))
 
-# what differs from mapping.launch.py; every other argument of it may be given, too
+# what differs from mapping.launch.py; its other arguments may be given as well
 ARGUMENTS = (
-    ("cameras", "front,rear", "names of the cameras, with commas"),
+    ("cameras", "front,rear", "names of the cameras, separated by commas"),
     ("image", "image_raw", "image topic below each name"),
     ("scale_source", "rig", "what gives metres"),
 )

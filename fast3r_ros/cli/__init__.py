@@ -1,7 +1,7 @@
 """The `fast3r` command.
 
-One module per sub-command, each with `add_arguments(parser)` and `run(arguments) -> exit status`; a module is
-imported only when its sub-command runs, so `fast3r --help` is quick and the core needs no optional package.
+One module per sub-command, each with `add_arguments(parser)` and `run(arguments) -> exit status`.  A module
+is imported only when its sub-command runs, so `fast3r --help` is fast and the core needs no optional package.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from fast3r_ros.errors import UserError
 # name, module, one line of help
 COMMANDS = (
     ("reconstruct", "fast3r_ros.cli.reconstruct", "map a video, an image folder or a rosbag2"),
-    ("view", "fast3r_ros.cli.view", "look at a map in the browser"),
+    ("view", "fast3r_ros.cli.view", "show a map in the browser"),
     ("convert", "fast3r_ros.cli.convert", "write a result in another format"),
-    ("info", "fast3r_ros.cli.info", "say what a checkpoint, a map, a bag or a video holds"),
+    ("info", "fast3r_ros.cli.info", "describe a checkpoint, a map, a bag or a video"),
     ("golden", "fast3r_ros.cli.golden", "check the network against a folder of golden cases"),
     ("benchmark", "fast3r_ros.cli.benchmark", "measure and print one JSON document"),
     ("evaluate", "fast3r_ros.cli.evaluate", "measure a model's accuracy against ground truth"),
@@ -33,7 +33,7 @@ COMMANDS = (
 
 
 class _Parser(argparse.ArgumentParser):
-    """Tells wrong use in one line."""
+    """Reports a usage error in one line."""
 
     def error(self, message: str) -> NoReturn:
         """End the process with status 2."""
@@ -41,9 +41,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, Callable[[argparse.Namespace], int]]:
-    """The parsed arguments of a sub-command and what runs it; ends the process for wrong use, as argparse
-    does.
-    """
+    """The parsed arguments and the `run` of a sub-command; a usage error ends the process."""
     parser = _Parser(prog="fast3r", description="Multi-view 3D mapping with Fast3R.")
     parser.add_argument("--version", action="version", version=f"fast3r_ros {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -60,13 +58,13 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, Callable[[argpa
 
 
 class _Output:
-    """A standard stream that may fail or be closed without ending the work: what it does not take is lost.
+    """A standard stream whose failure does not end the work: output it does not accept is lost.
 
     failure: the number of the first error, 0 for none.
     """
 
     def __init__(self, stream: TextIO | None) -> None:
-        # a stream that is closed gets a number again, so that no file is opened under it
+        # reopen a closed stream's descriptor, so that no other file gets its number
         self._stream: TextIO = open(os.devnull, "w") if stream is None else stream  # noqa: SIM115
         self.failure = 0
 
@@ -74,7 +72,7 @@ class _Output:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """As of any stream."""
+        """As for any stream."""
         try:
             return self._stream.write(text)
         except OSError as error:
@@ -82,24 +80,24 @@ class _Output:
             return len(text)
 
     def flush(self) -> None:
-        """As of any stream."""
+        """As for any stream."""
         try:
             self._stream.flush()
         except OSError as error:
             self._give_up(error)
 
     def _give_up(self, error: OSError) -> None:
-        """Let the rest go nowhere; otherwise Python would try again at its end."""
+        """Discard the remaining output; otherwise Python would try to write it again at exit."""
         self.failure = self.failure or error.errno or errno.EIO
         with suppress(OSError), open(os.devnull, "w") as nowhere:
             os.dup2(nowhere.fileno(), self._stream.fileno())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one sub-command; returns the exit status (0 good, 1 a check failed, 2 wrong use, 130 Ctrl-C).
+    """Run one sub-command; returns the exit status (0 good, 1 a check failed, 2 usage error, 130 Ctrl-C).
 
-    The work goes on when nothing more can be printed; on a full disk the status is 2 then, and when the
-    reader of a pipe has gone that of the work.
+    The work continues when output can no longer be written.  The status is then 2 for a full disk, and the
+    work's own status when the reader of a pipe has closed it.
     """
     output, errors = _Output(sys.stdout), _Output(sys.stderr)
     with redirect_stdout(output), redirect_stderr(errors):
@@ -113,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _interruptible(arguments: list[str]) -> int:
-    """`_run`; the status after Ctrl-C is the same wherever it came."""
+    """`_run`; the status after Ctrl-C is the same wherever it arrives."""
     try:
         with interrupt.watched() as ctrl_c:
             status = _run(arguments)

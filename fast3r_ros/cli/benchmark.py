@@ -18,9 +18,9 @@ BENCHMARKS = (
     ("acceleration", "fast3r_ros.benchmark.acceleration", "what accelerations save, and their error"),
     ("precision", "fast3r_ros.benchmark.precision", "what each dtype costs in accuracy, emulated on a CPU"),
     ("indices", "fast3r_ros.benchmark.indices", "accuracy by the choice of image indices"),
-    ("mapping", "fast3r_ros.benchmark.mapping", "the mapper's promises on synthetic truth"),
+    ("mapping", "fast3r_ros.benchmark.mapping", "the mapper's guarantees against synthetic ground truth"),
     ("node", "fast3r_ros.benchmark.node", "the ROS node: callbacks, drops, latency, CPU over DDS"),
-    ("report", "fast3r_ros.benchmark.report", "tables and pictures of what the others printed"),
+    ("report", "fast3r_ros.benchmark.report", "tables and figures from the other benchmarks' output"),
 )
 
 

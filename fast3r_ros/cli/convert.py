@@ -1,4 +1,4 @@
-"""`fast3r convert`: a result into another format."""
+"""`fast3r convert`: convert a result to another format."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Convert and say what was written."""
+    """Convert and report what was written."""
     from fast3r_ros.io.results import read_results
 
     output, suffix = arguments.output, arguments.output.suffix.lower()
@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"{arguments.input} has no cameras, which {output} needs; give a folder of results")
     if suffix in ("", ".json") and results.distorted:
         raise UserError(
-            f"{arguments.input} has lenses with distortion, which {output} cannot say; undistort the images "
+            f"{arguments.input} has lens distortion, which {output} cannot represent; undistort the images "
             "with COLMAP first (colmap image_undistorter)"
         )
     if suffix == ".glb" and not len(results.cloud.points):
@@ -66,7 +66,7 @@ def _exists(output: Path) -> bool:
 
 
 def _writers() -> dict[str, Callable[[Path, Results], None]]:
-    """What writes a file with a suffix."""
+    """Suffix -> writer."""
     import numpy as np
 
     from fast3r_ros.io.cameras import write_cameras
@@ -81,7 +81,7 @@ def _writers() -> dict[str, Callable[[Path, Results], None]]:
         write_trajectory(path, {camera.stamp_ns: camera.map_from_camera for camera in results.cameras})
 
     def colmap(path: Path, results: Results) -> None:
-        names = {}  # of another model's images; ours at network size are called after their views
+        names = {}  # of a foreign model's images; our images at network size have their views' names
         for camera in results.cameras:
             if camera.source is not None and np.array_equal(camera.source.network_from_image, np.eye(3)):
                 names[camera.name] = camera.source.name

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 TABLES = ("pose", "reconstruction", "depth", "trajectory", "mapper")
 SYNTHETIC = "synthetic"
-IMAGE_SIZE = 512  # pixels of the longer side that a network is shown whose own size is not known
+IMAGE_SIZE = 512  # longer side in pixels, for a network without a size of its own
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--data-root", type=Path, help="folder of the dataset; not needed for synthetic")
     parser.add_argument("--split", default="full", choices=("full", "easy"), help="of the synthetic scenes")
-    parser.add_argument("--scenes", type=int, help="at most so many scenes (default: 50 synthetic, else all)")
+    parser.add_argument(
+        "--scenes", type=int, help="maximum number of scenes (default: 50 synthetic, else all)"
+    )
     parser.add_argument(
         "--model",
         action="append",
@@ -45,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         choices=("local", "global"),
         default=["local"],
-        help="local: local points placed by their fit to the global ones; global: global points and PnP",
+        help="local: local points, fitted to the global points; global: global points and PnP",
     )
     parser.add_argument(
         "--indices",
@@ -57,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--same-frames",
         action="store_true",
-        help="with several --views: more tables, which score only the frames that all of them have in common",
+        help="with several --views: more tables, which score only the frames common to all of them",
     )
     parser.add_argument("--max-gap", type=int, help="largest number of frames between chosen views")
     parser.add_argument("--cloud-points", type=int, default=20_000, help="points per cloud; 0: all, slow")
@@ -89,8 +91,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Measure, print the tables as Markdown, and write them when --output is given."""
     _check(arguments)
-    # Small networks run in many short parallel sections; on a busy CPU threads that wait for the next one by
-    # spinning take three times as long as all the work.  Counts when PyTorch is loaded for the first time.
+    # Small networks run in many short parallel sections.  On a busy CPU, threads that spin while waiting for
+    # the next section take three times as long.  Only effective before PyTorch is first loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from fast3r_ros.evaluation import tables
     from fast3r_ros.evaluation.runner import side_by_side
@@ -107,13 +109,13 @@ def run(arguments: argparse.Namespace) -> int:
     for model in models:
         network, size = _load(arguments, model)
         found: list[str] = []
-        # what needs no network, and other programs, are run once
+        # baselines without a network and other programs run once
         first = model == models[0]
         rows = _offline(arguments, sequences, network, size, found, first)
         results[model] = rows | _mapped(arguments, walks, network, found, first)
         problems += [f"{model}: {problem}" for problem in found] if len(models) > 1 else found
         sizes.append(size)
-        del network  # its memory is the next one's
+        del network  # frees its memory for the next one
     report: dict[str, Any] = {
         "dataset": arguments.dataset,
         "model": ", ".join(models),
@@ -138,7 +140,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _load(arguments: argparse.Namespace, model: str) -> tuple[WindowNetwork, int]:
-    """A network, and the pixels of the longer side that it is shown."""
+    """A network, and the longer side of its input images in pixels."""
     from fast3r_ros.mapping.network import Fast3RNetwork
     from fast3r_ros.networks import NetworkOptions, load_network
 

@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def describe(what: str, topic: str | None = None) -> dict[str, Any]:
-    """The facts of whatever `what` names.  Raises UserError when it is nothing that can be read."""
+    """The facts about the file, folder or model `what`.  Raises UserError when it cannot be read."""
     from fast3r_ros.io.results import is_result
 
     path = Path(what)
@@ -81,7 +81,7 @@ def _describe_results(path: Path) -> dict[str, Any]:
         facts["median confidence"] = round(float(np.median(results.cloud.confidence)), 2)
     facts["cameras"] = len(results.cameras)
     if results.parts > 1:
-        facts["unconnected parts"] = f"{results.parts}; the figures are of the main one"
+        facts["unconnected parts"] = f"{results.parts}; the figures describe the main one"
     report = path / "report.json"
     if report.is_file():
         content = json.loads(report.read_text(encoding="utf-8"))
@@ -100,7 +100,7 @@ def _describe_source(what: str, topic: str | None) -> dict[str, Any]:
     try:
         source = open_source(what, topic=topic)
     except UserError as error:
-        if facts["kind"] == "bag":  # its topics are known all the same
+        if facts["kind"] == "bag":  # its topics are known even without a readable frame
             return {**facts, "images": str(error)}
         raise
     frame = next(iter(source), None)  # the first that can be read

@@ -1,7 +1,8 @@
-"""Ctrl-C, so that it ends a command at any moment, with status 130.
+"""Ctrl-C handling: a command ends at any moment, with status 130.
 
-Libraries catch everything around the imports that they can do without, and Python drops what is raised in its
-callbacks: a KeyboardInterrupt there would be lost.  So the first is waited for, and that it came is noted.
+Libraries catch every exception around optional imports, and Python drops exceptions raised in its callbacks:
+a KeyboardInterrupt there would be lost.  The handler therefore records the signal and waits for a running
+import.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-STATUS = 130  # exit status after Ctrl-C, as shells have it
-_AGAIN_S = 0.05  # between two looks whether the import has ended
+STATUS = 130  # exit status after Ctrl-C, as in shells
+_AGAIN_S = 0.05  # between two checks for the end of the import
 
 
 class _CtrlC:
-    """pressed: whether SIGINT came.  held: whether the first one is only noted.  waiting: for an import."""
+    """pressed: SIGINT came.  held: the first SIGINT is only recorded.  waiting: for an import to end."""
 
     pressed = held = waiting = False
     timer: threading.Timer | None = None
@@ -29,7 +30,7 @@ class _CtrlC:
         known = self.pressed and not self.waiting
         self.pressed, self.waiting = True, False
         if self.held and not known:
-            print("stopping: the results are being written; Ctrl-C again leaves them out", file=sys.stderr)
+            print("stopping: writing the results; press Ctrl-C again to skip them", file=sys.stderr)
             return
         if _importing(frame):
             self.waiting = True
@@ -53,10 +54,10 @@ def _importing(frame: FrameType | None) -> bool:
 
 @contextmanager
 def watched() -> Iterator[_CtrlC]:
-    """Inside, SIGINT raises KeyboardInterrupt in the main thread, after an import that it falls into.
+    """Inside, SIGINT raises KeyboardInterrupt in the main thread, after the running import if there is one.
 
-    Gives the object whose `pressed` says whether it came.  Where SIGINT has another handler, or in another
-    thread, everything stays as it is.
+    Yields the object whose `pressed` reports SIGINT.  Where SIGINT has another handler, or in another thread,
+    nothing changes.
     """
     ours = threading.current_thread() is threading.main_thread()
     _ctrl_c.pressed = _ctrl_c.held = _ctrl_c.waiting = False
@@ -75,7 +76,7 @@ def watched() -> Iterator[_CtrlC]:
 
 @contextmanager
 def held() -> Iterator[None]:
-    """Inside, the first Ctrl-C is noted and does not interrupt; the second one does."""
+    """Inside, the first Ctrl-C is only recorded; the second one interrupts."""
     _ctrl_c.held = True
     try:
         yield
@@ -84,5 +85,5 @@ def held() -> Iterator[None]:
 
 
 def expected() -> None:
-    """Note that Ctrl-C is the good end of a command."""
+    """Record that Ctrl-C is the normal end of this command."""
     _ctrl_c.pressed = False

@@ -27,6 +27,6 @@ def run_on_ranks(arguments: argparse.Namespace, work: Callable[[argparse.Namespa
     except UserError:
         if dist.get_rank() == 0:
             raise
-        return 2  # the first process says it
+        return 2  # the first process reports the error
     finally:
         dist.destroy_process_group()

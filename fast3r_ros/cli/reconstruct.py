@@ -56,14 +56,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--no-camera-info",
         dest="camera_info",
         action="store_false",
-        help="leave a bag's calibration out: images stay as they are, the focal length is estimated",
+        help="ignore a bag's calibration: images are not undistorted, the focal length is estimated",
     )
     parser.add_argument("--rate", type=_rate, help="frames per second to take (default: all)")
     parser.add_argument("--max-views", type=_at_least(1), help="take at most this many frames, evenly spread")
     parser.add_argument(
         "--size", type=_at_least(16), help="longer side of the images at the network, in pixels"
     )
-    parser.add_argument("--min-confidence", type=float, help="least confidence of a point, 1 or more")
+    parser.add_argument("--min-confidence", type=float, help="minimum confidence of a point, 1 or more")
     parser.add_argument("--voxel-size", type=float, help="voxel edge of the map, in its unit")
     parser.add_argument(
         "--scale",
@@ -89,8 +89,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--accelerate",
         default="exact",
         metavar="WHAT",
-        help="faster and not exact: merge=2 (tokens of far views), stream=4 (three windows of four are "
-        "looked at where they are new; --mode window), linears=int8 or fp8, or two with a comma",
+        help="approximate: merge=2 (tokens of far views), stream=4 (in three of four windows "
+        "only new views are processed; --mode window), linears=int8 or fp8, or two with a comma",
     )
     parser.add_argument(
         "--set", metavar="NAME=VALUE", action="append", default=[], help="any parameter of the mapper"
@@ -103,8 +103,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--colmap-images",
         choices=("original", "network"),
         default="original",
-        help="what sparse/0 and transforms.json are for: the original images, which are put into images/ by "
-        "their names, or those at network size (default: %(default)s)",
+        help="images of sparse/0 and transforms.json: the originals, which are put into images/ by "
+        "their names, or the images at network size (default: %(default)s)",
     )
     parser.add_argument("--mesh", action="store_true", help="also write map_mesh.ply and .glb (needs Open3D)")
     parser.add_argument("--viewer", action="store_true", help="show the growing map in the browser")
@@ -129,9 +129,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def default_output(source: str) -> Path:
-    """Where the results of a source go when nobody says: `walk.mp4` to `walk_map`, a glob by its folder.
+    """The default results folder of a source: `walk.mp4` -> `walk_map`, a glob by its folder.
 
-    Here, or next to a folder that we are in: results do not lie in their source.
+    In the working directory, or next to the source when that is the working directory, never inside it.
     """
     path = Path(source.partition(":")[0] if source.startswith("synthetic:") else source).expanduser()
     while path.name and (set(path.name) & set("*?[") or path.name == ".."):
@@ -144,7 +144,7 @@ def default_output(source: str) -> Path:
 
 
 def _reconstruct(arguments: argparse.Namespace, first: bool = True) -> int:
-    """`run` on this process; one that is not the first of several writes nothing."""
+    """`run` on this process; with several processes only the first writes anything."""
     from fast3r_ros.io.sources import choose_indices, open_source
 
     if arguments.rerun is not None:
@@ -170,7 +170,7 @@ def _reconstruct(arguments: argparse.Namespace, first: bool = True) -> int:
     if caveat and first:
         print(caveat, flush=True)
     odometry = _odometry(source) if config.scale.source == "odometry" else None
-    # only now, so that wrong use is told without waiting for PyTorch
+    # imported late, so that a usage error is reported without waiting for PyTorch
     from fast3r_ros.io.offline import Progress, begin_results, noted, with_odometry, write_results
     from fast3r_ros.io.recorder import Recorder
     from fast3r_ros.io.report import require_own_recording
@@ -199,7 +199,7 @@ def _reconstruct(arguments: argparse.Namespace, first: bool = True) -> int:
         raise
     finally:
         show.close()
-        with interrupt.held():  # what took hours is not lost for a moment's impatience
+        with interrupt.held():  # one Ctrl-C must not lose hours of work
             report = write_results(
                 arguments.output,
                 source,
@@ -238,7 +238,7 @@ def _map(
 
 
 def _follow(frames: Iterator[Frame], mapper: Mapper | OnePass) -> int:
-    """Take this process's part in the passes of the first one, which writes the results."""
+    """Take part in the first process's passes; the first process writes the results."""
     for frame in frames:
         mapper.add_frame(frame)
     for _ in cast("OnePass", mapper).process():
@@ -247,7 +247,7 @@ def _follow(frames: Iterator[Frame], mapper: Mapper | OnePass) -> int:
 
 
 def mapper_config(arguments: argparse.Namespace, views: int) -> MapperConfig:
-    """The mapper's parameters for the arguments; `views` is how many frames will come.
+    """The mapper's parameters for the arguments; `views` is the number of frames.
 
     Raises UserError for a parameter that does not exist or a value out of range.
     """
@@ -262,7 +262,7 @@ def mapper_config(arguments: argparse.Namespace, views: int) -> MapperConfig:
     for assignment in arguments.set:
         name, equals, text = assignment.partition("=")
         if not equals:
-            raise UserError(f"--set {assignment} is no assignment; give --set window.size=8")
+            raise UserError(f"--set {assignment} is not an assignment; give --set window.size=8")
         values[name] = _value(text)
     return run_config(values, arguments.mode, views)
 
@@ -287,7 +287,7 @@ def _odometry(source: Source) -> Iterator[tuple[int, Any]]:
     if not isinstance(source, RosBag):
         raise UserError(f"--scale odometry needs a bag with nav_msgs/Odometry, {source.name} is none")
     poses = source.odometry()
-    return chain([next(poses)], poses)  # a topic that is missing is told now
+    return chain([next(poses)], poses)  # reports a missing topic now
 
 
 def _value(text: str) -> Any:
@@ -310,7 +310,7 @@ def _rate(text: str) -> float:
 
 
 def _at_least(least: int) -> Callable[[str], int]:
-    """What reads a whole number that may not be smaller."""
+    """A parser for a whole number of at least `least`."""
 
     def read(text: str) -> int:
         if not text.lstrip("-").isdecimal() or int(text) < least:
@@ -340,7 +340,7 @@ def _load_network(arguments: argparse.Namespace, timings: dict[str, float]) -> W
 
 
 def _is_complete(output: Path) -> bool:
-    """For --resume: says what the folder holds; True when there is nothing left to do."""
+    """For --resume: prints what the folder holds; True when nothing is left to do."""
     try:
         report = json.loads((output / "report.json").read_text(encoding="utf-8"))
         complete, frames = bool(report["complete"]), int(report["frames"])
@@ -351,7 +351,7 @@ def _is_complete(output: Path) -> bool:
         print(f"{output} holds a complete result of {frames} frames: nothing to do", flush=True)
         return True
     print(
-        f"{output} holds a partial result of {frames} frames; the state between windows is not kept, "
+        f"{output} holds a partial result of {frames} frames; the state between windows is not saved, "
         "so the run starts over from the first frame",
         flush=True,
     )
@@ -367,14 +367,14 @@ class _Show:
         self._mapper, self._recorder = mapper, recorder
         self._bar = tqdm(total=total, unit="frame", disable=None)
         self._viewer: WebViewer | None = None
-        self._shown_s = -SHOW_SECONDS  # when the viewer got the map, by the monotonic clock
+        self._shown_s = -SHOW_SECONDS  # time of the last viewer update, monotonic clock
         if arguments.viewer:
             from fast3r_ros.viewer.web import WebViewer
 
             self._viewer = WebViewer(arguments.viewer_host)
             self._bar.write(f"viewer: {self._viewer.address}")
             if self._viewer.open_to_others:
-                self._bar.write("everybody who reaches this machine can see the map")
+                self._bar.write("anyone who can reach this machine can see the map")
 
     def __call__(self, result: WindowResult | None) -> None:
         """After every frame; result is its window's, None when no window was processed."""

@@ -1,4 +1,4 @@
-"""What a reconstruction says at its end."""
+"""The summary printed at the end of a reconstruction."""
 
 from __future__ import annotations
 
@@ -9,19 +9,21 @@ from typing import Any
 
 
 def scale_that_is_missing(status: Mapping[str, Any]) -> str:
-    """A sentence when a scale was asked for and the map is still in map units, otherwise empty.
+    """A sentence when a requested scale was not found and the map is in map units; otherwise empty.
 
     status: the fields of a `MapperStatus`.
     """
     if status["scale_source"] == "none" or status["metres"]:
         return ""
     sigma = status["scale_sigma"]
-    known = f"tells it within {sigma:.0%} only" if math.isfinite(sigma) else "gave too little to measure it"
+    known = (
+        f"gives it only within {sigma:.0%}" if math.isfinite(sigma) else "gave too little data to measure it"
+    )
     return f"no scale, lengths are map units: {status['scale_source']} {known}"
 
 
 def print_summary(output: Path, report: dict[str, Any]) -> None:
-    """A few lines that say what came out."""
+    """Print a few lines about the results."""
     print(
         f"{report['frames']} frames, {report['keyframes']} keyframes, {report['windows']} windows, "
         f"{report['map_points']:,} points ({report['unit']})"
@@ -31,12 +33,12 @@ def print_summary(output: Path, report: dict[str, Any]) -> None:
         print(f"skipped {reason}" if reason.startswith(name) else f"skipped {name}: {reason}")
     for what, counts in (
         ("frames that are no keyframe", report["mapper"]["dropped"]),
-        ("windows kept out of the map", report["windows_rejected"]),
+        ("windows rejected", report["windows_rejected"]),
     ):
         if counts:
             print(f"{what}: {', '.join(f'{reason} ({count})' for reason, count in counts.items())}")
     if repeated := report["mapper"]["repeated_passes"]:
-        print(f"passes computed again in a safer precision, as results were not finite: {repeated}")
+        print(f"passes repeated in a safer precision because results were not finite: {repeated}")
     error = report["trajectory_error"]
     if error:
         share = f"{error['share_of_path']:.1%} of the path of {error['path']} m"
@@ -45,7 +47,7 @@ def print_summary(output: Path, report: dict[str, Any]) -> None:
     sizes = list(report["submaps"].values())
     if len(sizes) > 1:
         print(
-            f"the map has {len(sizes)} parts that are not connected: map.ply and the other files are of the "
+            f"the map has {len(sizes)} unconnected parts: map.ply and the other files describe the "
             f"main one ({sizes[0]} of {sum(sizes)} keyframes), map_submap_*.ply are the others"
         )
     missing = scale_that_is_missing(report["mapper"])

@@ -19,7 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, required=True, help="YAML file, see config/train/")
     parser.add_argument("--output", type=Path, required=True, help="folder for states, logs and weights")
     parser.add_argument("--resume", action="store_true", help="continue from the newest state in --output")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="stop in good order after this long")
+    parser.add_argument(
+        "--minutes", type=float, default=math.inf, help="stop cleanly after this many minutes"
+    )
     parser.add_argument("--steps", type=int, help="number of steps, instead of run.steps of the config")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
 

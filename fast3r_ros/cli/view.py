@@ -1,4 +1,4 @@
-"""`fast3r view`: look at a finished map in the browser."""
+"""`fast3r view`: show a finished map in the browser."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--host",
         default="127.0.0.1",
-        help="address to listen on; 0.0.0.0 lets others on the network look (default: %(default)s)",
+        help="address to listen on; 0.0.0.0 allows access from the network (default: %(default)s)",
     )
     parser.add_argument(
         "--token", default="", help="ask browsers for this token in the address; 8 or more letters and digits"
@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
         counts = f"{len(results.cloud.points):,} points, {len(results.cameras)} cameras"
         print(f"{counts}{results.left_out}: {viewer.address}", flush=True)
         if viewer.open_to_others:
-            print("everybody who reaches this machine can see the map; --token asks for a token", flush=True)
+            print("anyone who can reach this machine can see the map; --token asks for a token", flush=True)
         while True:
             time.sleep(3600)
     except KeyboardInterrupt:

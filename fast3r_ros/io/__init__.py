@@ -1,1 +1,1 @@
-"""Where frames come from and where maps go: videos, folders, bags; clouds, trajectories, pictures."""
+"""Sources of frames and writers of results: videos, folders, bags; clouds, trajectories, pictures."""

@@ -1,4 +1,4 @@
-"""cameras.json: every view's intrinsics and pose; and the record of a view that files are written from."""
+"""cameras.json: every view's intrinsics and pose; and `CameraRecord`, from which camera files are written."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FORMAT = "fast3r_ros cameras 1"
 
 @dataclass(frozen=True)
 class SourceImage:
-    """The image that a view was made of, upright and without lens distortion, as the mapper got it.
+    """The original image of a view, upright and without lens distortion, as the mapper received it.
 
     name: the file, or the number of a video's frame or a bag's message.  width, height: in pixels.
     network_from_image: (3, 3) from its pixels to those at network size, centres at integer + 0.5 in both.
@@ -33,11 +33,11 @@ class SourceImage:
 
 @dataclass(frozen=True)
 class CameraRecord:
-    """One posed view without its pixels.
+    """A view with its pose, without its pixels.
 
     name: file name of its pictures without suffix.  width, height: of the image at network size, in pixels.
     intrinsics: (3, 3) for those pixels, centres at integer + 0.5.  map_from_camera: (4, 4) rigid.  source:
-    the image that it was made of, where that is known.
+    the original image, if known.
     """
 
     name: str
@@ -50,7 +50,7 @@ class CameraRecord:
     source: SourceImage | None = None
 
     def of_source(self) -> CameraRecord:
-        """The view with the size and the intrinsics of its original image, where that is known."""
+        """The view with the size and the intrinsics of its original image, if known."""
         if self.source is None:
             return self
         matrix = np.linalg.inv(self.source.network_from_image) @ self.intrinsics
@@ -90,7 +90,7 @@ def write_cameras(path: str | Path, records: Sequence[CameraRecord], *, unit: st
 
 
 def _source_entry(record: CameraRecord, source: SourceImage) -> dict[str, Any]:
-    """The original image with its own intrinsics, so that results lead back to the photos."""
+    """The original image with its own intrinsics, so that results refer to the photos."""
     return {
         "name": source.name,
         "width": source.width,
@@ -108,7 +108,7 @@ def _read_source(entry: Mapping[str, Any] | None) -> SourceImage | None:
 
 
 def read_cameras(path: str | Path) -> tuple[list[CameraRecord], str]:
-    """Read cameras.json: the views and the unit of length.  Raises UserError when it is none of ours."""
+    """Read cameras.json: the views and the unit of length.  Raises UserError for any other file."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         if content["format"] != FORMAT:

@@ -18,7 +18,7 @@ from fast3r_ros.io.cameras import CameraRecord, SourceImage
 from fast3r_ros.mapping.data import Cloud, Float64
 
 _POINT = struct.Struct("<Q3d3BdQ")  # number, place, colour, error, length of the track
-_NS_PER_VIEW = 100_000_000  # COLMAP keeps no times: ten views per second, as for image files
+_NS_PER_VIEW = 100_000_000  # COLMAP stores no times: ten views per second, as for image files
 
 
 def write_colmap(
@@ -29,9 +29,9 @@ def write_colmap(
 ) -> None:
     """Write the model into `folder` (usually `sparse/0`).
 
-    images: view name -> name of its image, `NAME.png` without.
+    images: view name -> name of its image; default `NAME.png`.
 
-    Every view has a PINHOLE camera of its own; COLMAP's pixel centres are at integer + 0.5, as ours.  World
+    Every view has a PINHOLE camera of its own; COLMAP's pixel centres are at integer + 0.5, like ours.  World
     coordinates are the map frame's.  Points have no tracks: dense points belong to no image feature.
     Raises UserError when the files cannot be written.
     """
@@ -63,16 +63,17 @@ def write_colmap(
 
 
 def find_colmap(folder: Path) -> Path | None:
-    """Where the model of a folder is: in it, or in `sparse/0` and where else tools put it; None without."""
+    """The folder of a model: `folder`, `sparse/0` or another usual place; None if there is none."""
     return next((folder / name for name in MODEL_FOLDERS if has_model(folder / name)), None)
 
 
 def read_colmap(folder: str | Path) -> tuple[Cloud, list[CameraRecord], bool]:
-    """Read a model, binary or text: its points, with confidence 1, its views, and whether lenses distort.
+    """Read a model, binary or text: its points, with confidence 1, its views, and whether the lenses have
+    distortion.
 
     The views are in the order of their numbers; each has the whole name of its image as its source's, and a
-    name made of that without folders and suffix.  Lens distortion is left out: the matrices are not those of
-    the images then.  Raises UserError when it is damaged or a camera's model is not known.
+    name derived from that, without folders and suffix.  Lens distortion is ignored: the matrices then do not
+    describe the images.  Raises UserError when the model is damaged or a camera model is unknown.
     """
     folder = Path(folder)
     views = read_model(folder, least=0)
@@ -91,7 +92,7 @@ def read_colmap(folder: str | Path) -> tuple[Cloud, list[CameraRecord], bool]:
 
 
 def _read_points(folder: Path) -> Cloud:
-    """The points of a model, none where it has no file of them."""
+    """The points of a model; none if it has no file of points."""
     path = folder / "points3D.bin"
     try:
         if path.is_file():

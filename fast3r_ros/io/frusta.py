@@ -22,7 +22,7 @@ def frustum_segments(
 ) -> Float64:
     """The eight edges of a camera's view pyramid, (8, 2, 3) in the map frame.
 
-    intrinsics: (3, 3) for an image of width x height pixels; without them a field of view of 60 degrees is
+    intrinsics: (3, 3) for an image of width x height pixels; without them, a field of view of 60 degrees is
     drawn.  size: the depth of the image plane in map units.
     """
     if intrinsics is None:

@@ -1,4 +1,4 @@
-"""The map as glTF (GLB): what browsers, Blender and 3D viewers open."""
+"""The map as glTF (GLB), for browsers, Blender and 3D viewers."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ _FRUSTUM_COLOR = (228, 87, 46, 255)
 def write_glb(path: str | Path, cloud: Cloud, records: Sequence[CameraRecord]) -> None:
     """Write the cloud and a frustum of lines per view.
 
-    Vertices are in the map frame; the nodes carry the turn to glTF's axes.  The frusta's depth is a fiftieth
-    of the map's extent.  Raises UserError when the file cannot be written.
+    Vertices are in the map frame; the nodes carry the rotation to glTF's axes.  The depth of a frustum is a
+    fiftieth of the map's extent.  Raises UserError when the file cannot be written.
     """
     scene = trimesh.Scene()
     if len(cloud.points):
@@ -46,21 +46,21 @@ def write_glb(path: str | Path, cloud: Cloud, records: Sequence[CameraRecord]) -
 
 
 def read_glb(path: str | Path) -> Cloud:
-    """The points of a GLB in the map frame, z up; the confidence, which it lacks, is 1.
+    """The points of a GLB in the map frame, z up; a GLB stores no confidence, so it is 1.
 
-    Raises UserError when the file is no GLB or has no point cloud.
+    Raises UserError when the file is not a GLB or has no point cloud.
     """
     try:
         scene = trimesh.load_scene(path, file_type="glb")
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except Exception as error:  # garbage raises about anything in the library
+    except Exception as error:  # the library raises many types on garbage
         raise UserError(f"{path} is not a glTF file that can be read ({error})") from error
     points, colors = [], []
     for node in scene.graph.nodes_geometry:
         gltf_from_node, name = scene.graph[node]
         geometry = scene.geometry[name]
-        if isinstance(geometry, trimesh.PointCloud):  # not the lines of frusta
+        if isinstance(geometry, trimesh.PointCloud):  # and not the frusta's lines
             map_from_node = GLTF_FROM_MAP.T @ gltf_from_node
             points.append(transform_points(map_from_node, np.asarray(geometry.vertices)))
             colors.append(np.asarray(geometry.colors)[:, :3])

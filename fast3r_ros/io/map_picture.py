@@ -23,10 +23,10 @@ _COLUMNS = 760  # pixels across a drawn cloud
 
 @dataclass(frozen=True)
 class MapDrawing:
-    """What is drawn, in the map frame turned about z so that its longer side lies along x.
+    """The content of a drawing, in the map frame rotated about z so that the longer side lies along x.
 
-    points: (N, 3).  colors: (N, 3) uint8.  way, true_way: (M, 3) camera positions.  frusta: (F, 2, 3) lines.
-    low, high: (3,) corners of the part that is worth showing.
+    points: (N, 3).  colors: (N, 3) uint8.  way, true_way: (M, 3) camera positions, estimated and ground
+    truth.  frusta: (F, 2, 3) lines.  low, high: (3,) corners of the part that is drawn.
     """
 
     points: Float64
@@ -44,7 +44,7 @@ def prepare(
     views: Sequence[ViewEstimate],
     truth: Mapping[int, Float64] | None,
 ) -> MapDrawing:
-    """Turn a map and everything around it for drawing; see `write_preview` for the arguments."""
+    """Rotate a map, its trajectory and its views for drawing; see `write_preview` for the arguments."""
     way = np.array([pose.map_from_camera[:3, 3] for pose in trajectory], np.float64).reshape(-1, 3)
     true_way = _aligned_truth(trajectory, truth or {})
     points = cloud.points.astype(np.float64)
@@ -62,7 +62,7 @@ def prepare(
 
 
 def _frustum_size(way: Float64, across: float) -> float:
-    """Depth of the frusta, so small that the trajectory is seen, and so large that they are, too.
+    """Depth of the frusta: small enough not to hide the trajectory, large enough to be visible.
 
     way: (M, 3) camera positions.  across: the map's diagonal from above.
     """
@@ -71,14 +71,14 @@ def _frustum_size(way: Float64, across: float) -> float:
 
 
 def some(items: Sequence[Any], count: int) -> list[Any]:
-    """At most `count` of the items, evenly spread, the first and the last included."""
+    """At most `count` of the items, evenly spread, including the first and the last."""
     if len(items) <= count:
         return list(items)
     return [items[round(index)] for index in np.linspace(0, len(items) - 1, count)]
 
 
 def draw_from_above(axes: Axes, drawing: MapDrawing) -> None:
-    """The map as a floor plan; points above the camera, such as a ceiling, are left out."""
+    """The map as a floor plan; points above the camera, such as a ceiling, are omitted."""
     visible = np.ones(len(drawing.points), bool)
     if len(drawing.way):
         margin = 0.1 * (drawing.high[2] - drawing.low[2])
@@ -89,7 +89,7 @@ def draw_from_above(axes: Axes, drawing: MapDrawing) -> None:
 
 
 def draw_from_the_side(axes: Axes, drawing: MapDrawing) -> None:
-    """The map as an elevation, seen against +y; the half before the trajectory is cut away."""
+    """The map as an elevation, seen along +y; the half in front of the trajectory is cut away."""
     visible = np.ones(len(drawing.points), bool)
     if len(drawing.way):
         margin = 0.05 * (drawing.high[1] - drawing.low[1])
@@ -102,7 +102,7 @@ def draw_from_the_side(axes: Axes, drawing: MapDrawing) -> None:
 def _draw(
     axes: Axes, drawing: MapDrawing, vertical: int, points: Float64, colors: UInt8, nearer: Float64
 ) -> None:
-    """x to the right, the axis `vertical` upwards; of points in one place that with most `nearer` shows."""
+    """x to the right, the axis `vertical` upwards; the point with the largest `nearer` covers the others."""
     low, high, plane = drawing.low, drawing.high, [0, vertical]
     order = np.argsort(nearer, kind="stable")
     picture = _splat(points[order][:, plane], colors[order], low[plane], high[plane])
@@ -114,13 +114,15 @@ def _draw(
         axes.plot(
             *drawing.way[:, plane].T, color=WAY, lw=4.5, label="estimated trajectory and views", zorder=4
         )
-    if len(drawing.true_way):  # in front and thin: the estimate is seen around it
+    if len(drawing.true_way):  # thin and in front, so that the estimate stays visible
         axes.plot(*drawing.true_way[:, plane].T, color=TRUTH, lw=2.2, ls="--", label="ground truth", zorder=5)
     if len(drawing.way):
         start: dict[str, Any] = {"marker": "o", "ms": 9, "mfc": "white", "mec": WAY, "mew": 2, "ls": ""}
         axes.plot(*drawing.way[:1, plane].T, label="start", zorder=6, **start)
         beside: dict[str, Any] = {"bbox_to_anchor": (1.0, 1.0), "loc": "lower right", "frameon": False}
-        axes.legend(ncols=3, fontsize=9, columnspacing=1.2, handlelength=1.6, **beside)  # over no point
+        axes.legend(
+            ncols=3, fontsize=9, columnspacing=1.2, handlelength=1.6, **beside
+        )  # outside the plot, so that it hides no point
     axes.set_facecolor("#f4f5f7")
     axes.set_aspect("equal", adjustable="datalim")
     axes.set_axisbelow(True)
@@ -131,11 +133,11 @@ def _draw(
 
 
 def _splat(points: Float64, colors: UInt8, low: Float64, high: Float64) -> UInt8:
-    """Points (N, 2) as a picture (rows, columns, 4); later ones cover earlier ones, gaps are transparent."""
+    """Points (N, 2) as an image (rows, columns, 4); later ones cover earlier ones, gaps are transparent."""
     span = high - low
     rows = min(max(round(_COLUMNS * span[1] / span[0]), 1), 4 * _COLUMNS)
     spacing = np.sqrt(rows * _COLUMNS / max(len(points), 1))
-    size = int(np.clip(round(1.2 * spacing), 2, 6))  # sparse maps need larger dots to look closed
+    size = int(np.clip(round(1.2 * spacing), 2, 6))  # sparse maps need larger dots to look solid
     picture = np.zeros((rows + size, _COLUMNS + size, 4), np.uint8)
     column = ((points[:, 0] - low[0]) / span[0] * (_COLUMNS - 1)).astype(int)
     row = ((high[1] - points[:, 1]) / span[1] * (rows - 1)).astype(int)
@@ -147,10 +149,12 @@ def _splat(points: Float64, colors: UInt8, low: Float64, high: Float64) -> UInt8
 
 
 def _aligned_truth(trajectory: Sequence[PoseEstimate], truth: Mapping[int, Float64]) -> Float64:
-    """True camera positions, moved into the map by one similarity, (N, 3) in time order; none if it fails."""
+    """Ground-truth camera positions aligned to the map by one similarity, (N, 3) in time order; none if it
+    fails.
+    """
     both = [pose for pose in trajectory if pose.stamp_ns in truth]
     try:
-        # fitted this way round, as evaluations do, a camera that seems to stand still shows a large truth
+        # same direction of the fit as in evaluations: a stationary estimate shows a large ground truth
         world_from_map = fit_similarity(
             np.array([pose.map_from_camera[:3, 3] for pose in both]).reshape(-1, 3),
             np.array([truth[pose.stamp_ns][:3, 3] for pose in both]).reshape(-1, 3),
@@ -167,7 +171,7 @@ def _view_frustum(view: ViewEstimate, size: float) -> Float64:
 
 
 def _turn_longer_side_to_x(points: NDArray[np.floating]) -> Float64:
-    """(3, 3) turn about z after which the smallest upright box around the points is widest along x."""
+    """(3, 3) rotation about z after which the smallest upright box around the points is widest along x."""
     ground = points[:: max(1, len(points) // 20000), :2]
     if len(ground) < 3:
         return np.eye(3)
@@ -184,7 +188,7 @@ def _turn_about_z(angle: float) -> Float64:
 
 
 def _extent(points: Float64, ways: Float64) -> tuple[Float64, Float64]:
-    """Lowest and highest corner that hold nearly all points and all camera positions, with a margin."""
+    """Lowest and highest corner around nearly all points and all camera positions, with a margin."""
     corners = [ways]
     if len(points):
         corners.append(np.percentile(points[:: max(1, len(points) // 200000)], (1, 99), axis=0))

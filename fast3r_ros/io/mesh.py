@@ -18,10 +18,10 @@ from fast3r_ros.io.view_images import DEPTH_STEPS, read_image
 
 VOXEL_PIXELS = 1.5  # edge of a voxel, in pixels of a surface at the median depth
 TRUNCATION_VOXELS = 4.0
-TRUNCATION_DEPTH = 0.03  # of the median depth, at least: what the depth of one view is off
-LEAST_WEIGHT = 1.0  # views that have to see a surface
+TRUNCATION_DEPTH = 0.03  # minimum, of the median depth: the depth error of one view
+LEAST_WEIGHT = 1.0  # minimum number of views that see a surface
 BLOCK, FIRST_BLOCKS = 8, 4096  # voxels along a block's edge; blocks before the grid grows
-FARTHEST = 3.0  # median depths; beyond, one view sees too little to tell a surface
+FARTHEST = 3.0  # median depths; farther depths are too uncertain
 
 
 def require_open3d() -> None:
@@ -31,16 +31,16 @@ def require_open3d() -> None:
 
 
 def write_mesh(directory: Path, records: Sequence[CameraRecord]) -> None:
-    """Write `map_mesh.ply` and `map_mesh.glb` of the views' `images` and `depth` below `directory`.
+    """Write `map_mesh.ply` and `map_mesh.glb` from the views' `images` and `depth` below `directory`.
 
-    In the map frame and its unit; the .glb is turned to glTF's axes, as `map.glb` is.  Surfaces that no view
+    In the map frame and its unit; the .glb is rotated to glTF's axes, like `map.glb`.  Surfaces that no view
     has seen stay open; without any surface nothing is written.  Raises UserError when Open3D is missing or a
     file cannot be read or written.
     """
     mesh = fuse_depth(directory, records)
     if mesh is None:
         return
-    from fast3r_ros.io.glb import GLTF_FROM_MAP  # through a package that a robot may lack
+    from fast3r_ros.io.glb import GLTF_FROM_MAP  # needs an optional package
 
     with whole_file(directory / "map_mesh.ply") as temporary:
         temporary.write_bytes(mesh.export(file_type="ply"))
@@ -51,7 +51,7 @@ def write_mesh(directory: Path, records: Sequence[CameraRecord]) -> None:
 def fuse_depth(directory: Path, records: Sequence[CameraRecord]) -> Any | None:
     """The `trimesh.Trimesh` with colours, in the map frame; None without any surface.
 
-    By Curless and Levoy's weighted signed distances, in Open3D's implementation.  Raises UserError.
+    Curless and Levoy's weighted signed distances, implemented by Open3D.  Raises UserError.
     """
     require_open3d()
     with optional("open3d", "--mesh"):

@@ -1,4 +1,4 @@
-"""transforms.json, which nerfstudio and others train on."""
+"""transforms.json, the input of nerfstudio and other trainers."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _CV_FROM_GL = np.diag([1.0, -1.0, -1.0, 1.0])  # OpenGL's cameras look along -z,
 def write_transforms(
     path: str | Path, records: Sequence[CameraRecord], images: Mapping[str, str], cloud: str
 ) -> None:
-    """Write a view's image, pinhole intrinsics and pose a frame, in the map frame, z up.
+    """Write one frame per view: image, pinhole intrinsics and pose, in the map frame, z up.
 
-    images: view name -> its file, cloud: the file with the points; both relative to the folder of `path`.
-    Pixel centres are at integer + 0.5 there as here.  Raises UserError when it cannot be written.
+    images: view name -> its file.  cloud: the file of the points.  Both are relative to the folder of `path`.
+    Pixel centres are at integer + 0.5, as in this package.  Raises UserError when it cannot be written.
     """
     frames = [
         {

@@ -1,4 +1,4 @@
-"""A whole source through the mapper, and everything that comes out as files in one folder."""
+"""Runs a whole source through the mapper and writes every result file into one folder."""
 
 from __future__ import annotations
 
@@ -56,22 +56,22 @@ RESULTS = re.compile(
     r"|sparse/0/(cameras|images|points3D)\.txt|(images|depth|confidence)/\d{6,}\.(jpg|png)"
 )
 
-MAX_SCALE_SIGMA = 0.1  # relative: a map whose scale is less certain at the end stays in map units
+MAX_SCALE_SIGMA = 0.1  # relative; with a larger uncertainty at the end the map stays in map units
 _LOOKAHEAD_NS = 200_000_000
 
 
 def begin_results(directory: Path, sources: Sequence[Path] = ()) -> None:
     """Make the folder, remove an earlier run's results, and leave a report that says `complete: false`.
 
-    So a run that is killed does not look finished.  sources: what is read.  Raises UserError when the folder
-    cannot be written, or files of others would be replaced; see `claim_folder`.
+    A killed run then does not look finished.  sources: the files that are read.  Raises UserError when the
+    folder is not writable, or when files of others would be replaced; see `claim_folder`.
     """
     claim_folder(directory, sources, RESULTS, LISTED)
 
 
 @dataclass
 class Progress:
-    """How far a run has come; it is filled while frames flow, so that a broken run can still be reported.
+    """Progress of a run, updated while frames arrive, so that a failed run can still be reported.
 
     stopped: why the run ended early, empty when it reached the end.  timings: seconds per stage.
     """
@@ -83,7 +83,7 @@ class Progress:
 
 
 class Mapped(Protocol):
-    """What results are written of: a `Mapper`, or a `OnePass`."""
+    """The source of results: a `Mapper` or a `OnePass`."""
 
     map: Map
 
@@ -99,7 +99,7 @@ class Mapped(Protocol):
 def with_odometry(
     frames: Iterable[Frame], odometry: Iterable[tuple[int, Float64]], mapper: Mapper | OnePass
 ) -> Iterator[Frame]:
-    """The frames; before each, the mapper gets the odometry up to a little after it, to interpolate.
+    """The frames; before each frame the mapper gets the odometry up to shortly after it, to interpolate.
 
     odometry: stamp in ns and (4, 4) `odom_from_base` in metres, in time order.
     """
@@ -113,7 +113,7 @@ def with_odometry(
 
 
 def noted(frames: Iterable[Frame], source: Source, recorder: Recorder) -> Iterator[Frame]:
-    """The frames, of which the recorder notes what they are called in their source, for cameras.json."""
+    """The frames; the recorder notes each frame's name in the source, for cameras.json."""
     for frame in frames:
         recorder.note(frame, source.frame_name(frame.stamp_ns))
         yield frame
@@ -126,7 +126,7 @@ def map_source(
     progress: Progress,
     on_frame: Callable[[WindowResult | None], None],
 ) -> None:
-    """Feed the frames to the mapper until they end; nothing is dropped for being too fast.
+    """Feed all frames to the mapper; no frame is dropped for arriving too fast.
 
     on_frame: called after every frame and at the end, with the window's result when one was processed.
     """
@@ -167,7 +167,7 @@ def map_at_once(
 
 
 def _with_scale_as_known(config: MapperConfig) -> MapperConfig:
-    """For the end of a source: nothing better will come, the scale is taken as far as it is known."""
+    """For the end of input: the scale is accepted at its present accuracy."""
     sigma = max(config.scale.accept_sigma, MAX_SCALE_SIGMA)
     return replace(config, scale=replace(config.scale, accept_sigma=sigma))
 
@@ -198,13 +198,12 @@ def write_results(
 ) -> dict[str, Any]:
     """Write every result file and return the report.
 
-    The files are of the map's main submap; of the others, whose place and scale to it nobody knows, there
-    are a cloud and a trajectory each.
-    settings: what the run was asked for; it goes into the report.  rerun_file: where a recording for rerun is
-    wanted.  colmap_images: what COLMAP's model and transforms.json are for, the "original" images, which are
-    written too, or those at "network" size.  mesh: whether one is made.  Raises UserError when a file cannot
-    be written, after all that can be: files that are there by then are whole, and the report says that the
-    result is partial.
+    The files describe the map's main submap.  The other submaps, whose pose and scale relative to it are
+    unknown, get a cloud and a trajectory each.
+    settings: the run's settings, for the report.  rerun_file: path of a recording for rerun, if wanted.
+    colmap_images: the images of COLMAP's model and transforms.json, "original" (these are written, too) or
+    "network" for network size.  mesh: also write a mesh.  Raises UserError when a file cannot be written,
+    after writing the others: files that exist then are whole, and the report marks the result as partial.
     """
     started = time.perf_counter()
     status, trajectory, part = mapper.status(), mapper.trajectory(), mapper.map.part()
@@ -232,7 +231,7 @@ def write_results(
     if rerun_file is not None:
         images = directory / "images"
         writers.append(lambda: write_rerun(rerun_file, outcome.cloud, outcome.cameras, images))
-    if photos:  # large: the report names them before, in case that the run is killed on the way
+    if photos:  # large, so the report lists them first, in case the run is killed while writing
         listed = {**UNFINISHED, "files": [*list_files(directory, RESULTS), *planned]}
         writers.append(lambda: write_report(directory / "report.json", listed))
         writers.append(lambda: write_photos(outcome.cameras, source, directory, photos))
@@ -280,10 +279,10 @@ def write_results(
 
 @dataclass(frozen=True)
 class _Outcome:
-    """What a run has made of the main submap, in the map frame.
+    """The results for the main submap, in the map frame.
 
     error: see `trajectory_error`.  unit: of length.  parts: keyframes of each submap, the main one's first.
-    title: what was mapped, in a word.  caveat: see `write_preview`.
+    title: name of the source.  caveat: see `write_preview`.
     """
 
     cloud: Cloud
@@ -300,7 +299,7 @@ class _Outcome:
 def _writers(
     directory: Path, outcome: _Outcome, numbers: Mapping[str, str], truth: Mapping[int, Float64] | None
 ) -> list[Callable[[], None]]:
-    """What writes the files, the small ones first: they may fit on a disk where a cloud does not."""
+    """The writers of the files, small files first: they may fit on a disk where a cloud does not."""
 
     def draw() -> None:
         write_preview(
@@ -324,7 +323,7 @@ def _writers(
         lambda: write_ply(directory / "map.ply", cloud, comment=f"lengths in {unit}; z up"),
         lambda: write_pcd(directory / "map.pcd", cloud),
     ]
-    if cameras:  # an empty scene is no glTF file
+    if cameras:  # an empty scene is not a valid glTF file
 
         def write_scene() -> None:
             from fast3r_ros.io.glb import write_glb  # through a package that a robot may lack
@@ -336,15 +335,15 @@ def _writers(
 
 
 def _write_submap(directory: Path, mapper: Mapped, submap: int) -> None:
-    """Cloud and trajectory of a part that is not connected to the main one; place and scale are guessed."""
+    """Cloud and trajectory of a part that is not connected to the main one; pose and scale are unknown."""
     trajectory = mapper.trajectory(submap=submap)
     write_trajectory(directory / f"trajectory_submap_{submap}.txt", trajectory)
-    comment = "a part that is not connected to map.ply: its place and scale are guessed; z up"
+    comment = "a part that is not connected to map.ply: its pose and scale relative to it are unknown; z up"
     write_ply(directory / f"map_submap_{submap}.ply", mapper.map.cloud(submap), comment=comment)
 
 
 def _write_training_views(directory: Path, outcome: _Outcome, photos: Mapping[str, str]) -> None:
-    """COLMAP's model and transforms.json for the photos, or for the images at network size without."""
+    """COLMAP's model and transforms.json, for the photos if any, else for images at network size."""
     cameras = [each.of_source() for each in outcome.cameras] if photos else outcome.cameras
     names = {camera.name: photos.get(camera.name, f"{camera.name}.png") for camera in cameras}
     write_colmap(directory / "sparse" / "0", outcome.cloud, cameras, names)
@@ -353,7 +352,7 @@ def _write_training_views(directory: Path, outcome: _Outcome, photos: Mapping[st
 
 
 def _first_failure(writers: Iterable[Callable[[], None]]) -> UserError | None:
-    """Run all of them; the first error of a file that could not be written."""
+    """Run all writers; returns the first error."""
     failure = None
     for write in writers:
         try:
@@ -366,7 +365,7 @@ def _first_failure(writers: Iterable[Callable[[], None]]) -> UserError | None:
 def _numbers(
     progress: Progress, keyframes: int, windows: int, points: int, error: dict[str, float] | None
 ) -> dict[str, str]:
-    """The main numbers for the picture."""
+    """The main numbers for the preview."""
     numbers = {
         "frames": f"{progress.frames:,}",
         "keyframes": f"{keyframes:,}",

@@ -11,7 +11,7 @@ from fast3r_ros.files import whole_file
 from fast3r_ros.mapping.data import Cloud
 
 _POINT = np.dtype([("xyz", "<f4", 3), ("rgb", "<u4"), ("confidence", "<f4")])
-LARGEST_RATIO = 264  # of LZF: the longest copy is 264 bytes in three
+LARGEST_RATIO = 264  # maximum of LZF: the longest copy is 264 bytes, encoded in three
 _HEADER = """\
 # .PCD v0.7 - Point Cloud Data file format
 VERSION 0.7
@@ -30,7 +30,7 @@ DATA binary
 def write_pcd(path: str | Path, cloud: Cloud) -> None:
     """Write `cloud` as a binary PCD 0.7 with x y z (map frame), rgb and confidence.
 
-    rgb is 0x00RRGGBB in the bits of a float, as PCL has it.  Raises UserError when it cannot be written.
+    rgb is 0x00RRGGBB in the bits of a float, as in PCL.  Raises UserError when it cannot be written.
     """
     points = np.empty(len(cloud.points), _POINT)
     points["xyz"] = cloud.points
@@ -43,9 +43,9 @@ def write_pcd(path: str | Path, cloud: Cloud) -> None:
 
 
 def read_pcd(path: str | Path) -> Cloud:
-    """Read a PCD cloud, ours or another's; missing colours are grey, missing confidence is 1.
+    """Read a PCD cloud of any program; missing colours become grey, missing confidence 1.
 
-    Raises UserError when the file is no PCD, is cut short or has no x, y and z.
+    Raises UserError when the file is not a PCD, is truncated or has no x, y and z.
     """
     try:
         with Path(path).open("rb") as file:
@@ -72,7 +72,7 @@ def read_pcd(path: str | Path) -> Cloud:
 
 
 def _read_points(header: dict[str, list[str]], data: bytes) -> np.ndarray:
-    """The points as a structured array; `rgb` keeps its bits."""
+    """The points as a structured array; `rgb` stays bit-exact."""
     kinds = {"F": "f", "U": "u", "I": "i"}
     columns = zip(header["FIELDS"], header["TYPE"], header["SIZE"], strict=True)
     counts = [int(count) for count in header.get("COUNT", ["1"] * len(header["FIELDS"]))]
@@ -93,7 +93,7 @@ def _read_points(header: dict[str, list[str]], data: bytes) -> np.ndarray:
 
 
 def _columns(data: bytes, point: np.dtype, count: int) -> np.ndarray:
-    """Points from fields that follow each other, each for all points, as PCL compresses them."""
+    """Points from PCL's compressed layout: one field for all points after the other."""
     if len(data) != point.itemsize * count:
         raise ValueError(f"it holds {len(data)} bytes for {count} points of {point.itemsize}")
     points, place = np.empty(count, point), 0
@@ -127,7 +127,7 @@ def _decompressed(data: bytes) -> bytes:
         start = len(content) - offset
         if start < 0:
             raise ValueError("its compressed points are damaged")
-        for index in range(start, start + length + 2):  # it may reach into what it writes
+        for index in range(start, start + length + 2):  # the copy may overlap its own output
             content.append(content[index])
     if len(content) != size:
         raise ValueError(f"its compressed points are {len(content)} bytes, it claims {size}")

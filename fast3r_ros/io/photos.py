@@ -1,4 +1,4 @@
-"""The original images of the keyframes as files, so that other tools train on them."""
+"""The original images of the keyframes as files, for training by other tools."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from fast3r_ros.mapping.data import UInt8
 from fast3r_ros.pictures import read_picture
 
 FOLDER = "images"
-LISTED = re.compile(rf"{FOLDER}/[^/]+")  # a run's photos, by its report
+LISTED = re.compile(rf"{FOLDER}/[^/]+")  # photos of a run, as listed in its report
 _AT_NETWORK_SIZE = re.compile(r"\d{6,}\.(jpg|png)")
-_JPEG_QUALITY = 95  # of frames that are no files yet
+_JPEG_QUALITY = 95  # for frames of videos and bags
 _ORIENTATION = 0x0112  # EXIF's tag; 1 is upright
-_PLAIN_FORMATS = ("JPEG", "MPO", "PNG")  # that every tool reads
+_PLAIN_FORMATS = ("JPEG", "MPO", "PNG")  # readable by every tool
 
 
 def plan_photos(records: Sequence[CameraRecord], source: Source, directory: Path) -> dict[str, str]:
-    """View name -> file name in `images` of its original; views whose original is not known have none.
+    """View name -> file name in `images` of its original; only for views whose original is known.
 
-    The name is that of the file where it is free and no picture at network size has such; without white space
-    and folders, as tools split the lines of COLMAP's images.txt and drop folders.
+    A file keeps its name if it is free and no image at network size has it.  White space and folders are
+    removed: tools split the lines of COLMAP's images.txt and drop folders.
     """
-    planned: dict[str, str] = {}  # of the originals
+    planned: dict[str, str] = {}  # original -> planned name
     for record in records:
         if record.source is None or record.source.name in planned:
             continue
@@ -61,11 +61,11 @@ def _choices(name: str, folder: str) -> Iterator[str]:
 def write_photos(
     records: Sequence[CameraRecord], source: Source, directory: Path, names: dict[str, str]
 ) -> None:
-    """Write the originals of the views, upright and without lens distortion, by the names of `plan_photos`.
+    """Write the originals of the views, upright and without lens distortion, with the names of `plan_photos`.
 
-    Image files are linked, or copied where that is not possible; those that tools show otherwise than they
-    were mapped (turned by EXIF, 16 bits, HEIC …) are written as PNG, frames of videos and bags as JPEG.
-    Raises UserError when one cannot be read again or written.
+    Image files are linked, or copied where linking is impossible.  Files that other tools show differently
+    (rotated by EXIF, 16 bits, HEIC …) are written as PNG, frames of videos and bags as JPEG.
+    Raises UserError when an image cannot be read again or written.
     """
     folder = directory / FOLDER
     if not isinstance(source, ImageFiles):
@@ -76,7 +76,7 @@ def write_photos(
         for frame in source.frames(indices):
             if frame.stamp_ns in wanted:
                 _write(folder / wanted[frame.stamp_ns], frame.image)
-        del source.skipped[told:]  # what is damaged was told when it was mapped
+        del source.skipped[told:]  # damaged frames were reported when they were mapped
         return
     originals = {names[record.name]: record.source.name for record in records if record.source is not None}
     for name, original in originals.items():
@@ -87,18 +87,18 @@ def write_photos(
 
 
 def _is_plain(path: Path) -> bool:
-    """Whether every tool shows a file as it was mapped: upright 8-bit colours in a common format."""
+    """Whether every tool shows the file as the mapper saw it: upright 8-bit colours in a common format."""
     try:
         with Image.open(path) as image:
             upright = image.getexif().get(_ORIENTATION, 1) in (0, 1)
             named = path.suffix.lower() in (".jpg", ".jpeg", ".png")
             return upright and named and image.format in _PLAIN_FORMATS and image.mode in ("RGB", "RGBA")
-    except Exception:  # Pillow raises many types; who reads the pixels tells what is wrong
+    except Exception:  # Pillow raises many types; the reader of the pixels reports the problem
         return False
 
 
 def _link(original: Path, path: Path) -> None:
-    """A second name for a file, or a copy on another disk.  Neither replaces anything."""
+    """A hard link to a file, or a copy on another disk.  Neither replaces an existing file."""
     with writable(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with suppress(OSError):

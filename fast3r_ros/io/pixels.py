@@ -1,7 +1,7 @@
-"""Pixels of sensor_msgs/Image and CompressedImage to 8-bit RGB, whatever their encoding.
+"""Pixels of sensor_msgs/Image and CompressedImage to 8-bit RGB, for every encoding.
 
-Works on plain numbers and bytes, so that it serves bags without ROS and the node alike.  The encodings are
-those of sensor_msgs/image_encodings.hpp.
+Takes plain numbers and bytes, so that it serves both bags without ROS and the node.  The encodings are those
+of sensor_msgs/image_encodings.hpp.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from fast3r_ros.errors import UserError
 from fast3r_ros.mapping.data import UInt8
 from fast3r_ros.pictures import eight_bits
 
-MAX_PIXELS = 100_000_000  # more is taken for garbage: a JPEG header can claim 4 gigapixels in 20 bytes
-# A blank PNG has 1000 pixels a byte and a blank JPEG 50; a camera's noise leaves few: more is no picture, and
-# would take a thousand times its size in memory for a moment.
+MAX_PIXELS = 100_000_000  # larger sizes count as garbage: a JPEG header can claim 4 gigapixels in 20 bytes
+# Maximum pixels per byte: a blank PNG has 1000 and a blank JPEG 50, an image with camera noise far fewer.  A
+# larger ratio is not a picture, and decoding it would briefly take a thousand times its size in memory.
 PIXELS_PER_BYTE, FREE_PIXELS = 400, 4_000_000
 
 
 class BadImage(UserError):
-    """A message without a usable picture.  reason: a short phrase that the frame is counted under."""
+    """A message without a usable picture.  reason: the short phrase under which the frame is counted."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
         self.reason = reason
 
 
-# encoding -> (channels, bytes per channel, OpenCV conversion to RGB or None when it is RGB already)
+# encoding -> (channels, bytes per channel, OpenCV conversion to RGB, None if it is RGB)
 _PACKED: dict[str, tuple[int, int, int | None]] = {
     "rgb8": (3, 1, None),
     "bgr8": (3, 1, cv2.COLOR_BGR2RGB),
@@ -63,11 +63,11 @@ _PACKED: dict[str, tuple[int, int, int | None]] = {
 # a full plane of luma followed by a half-height plane of interleaved chroma
 _PLANAR = {"nv12": cv2.COLOR_YUV2RGB_NV12, "nv21": cv2.COLOR_YUV2RGB_NV21}
 
-ENCODINGS = (*_PACKED, *_PLANAR)  # beside nv24, and OpenCV's types for anything
+ENCODINGS = (*_PACKED, *_PLANAR)  # nv24 and OpenCV's generic types are handled separately
 DEPTH_ENCODINGS = ("16uc1", "32fc1")
-# OpenCV's types for anything: as many channels as grey, BGR and BGRA have, of these numbers
+# OpenCV's generic types: with the channels of grey, BGR and BGRA, of these number types
 _ANYTHING = re.compile(r"(8|16|32|64)([usf])c([134])")
-_SENSOR_BITS = (10, 12, 14)  # of cameras that fill 16-bit values from below
+_SENSOR_BITS = (10, 12, 14)  # of cameras that use the low bits of 16-bit values
 
 
 def decode_image(
@@ -76,10 +76,9 @@ def decode_image(
     """The pixels of a raw image message as (height, width, 3) uint8 RGB, a copy.
 
     data: any buffer of bytes (bytes, array.array, numpy array).  step: bytes per row, padding included.
-    16-bit values are divided by 257; those of a 10-, 12- or 14-bit camera, which are all small, by less.
-    What has one of OpenCV's types for any numbers, such as a thermal camera's 16UC1, is stretched by its
-    range.  Raises BadImage for an unknown encoding, a zero size, a step that is
-    too short and data that is too short.
+    16-bit values are divided by 257, those of a 10-, 12- or 14-bit camera by less.  Images of OpenCV's
+    generic types, such as a thermal camera's 16UC1, are stretched by their range.  Raises BadImage for an
+    unknown encoding, a zero size, a step that is too short and data that is too short.
     """
     name = encoding.lower()
     if height <= 0 or width <= 0:
@@ -92,7 +91,7 @@ def decode_image(
         rows = _rows(data, height * 3 // 2, width, step)
         return cv2.cvtColor(np.ascontiguousarray(rows), _PLANAR[name])  # type: ignore[return-value]
     if name == "nv24":
-        # as NV12 of twice the size, whose chroma has the resolution of this one
+        # treated as NV12 of twice the size, whose chroma has this resolution
         luma, step = _rows(data, height, width, step), step or width
         chroma = _rows(np.frombuffer(data, np.uint8)[step * height :], height, 2 * width, 2 * step)
         doubled = np.vstack([luma.repeat(2, 0).repeat(2, 1), chroma])
@@ -118,7 +117,7 @@ def decode_image(
 
 
 def _stretched(data: Any, size: tuple[int, int], step: int, kind: re.Match[str], is_bigendian: bool) -> UInt8:
-    """An image of any numbers, from the least to the largest, all channels alike."""
+    """An image of any number type, stretched from minimum to maximum, the same for all channels."""
     bits, letter, channels = int(kind[1]), kind[2], int(kind[3])
     if letter == "f" and bits < 32:
         raise BadImage("unknown encoding", f"unknown image encoding {kind[0]!r}")
@@ -146,9 +145,9 @@ def _rows(data: Any, rows: int, row_bytes: int, step: int) -> UInt8:
 def decode_compressed(data: Any, form: str = "") -> UInt8:
     """A JPEG, PNG or other compressed image as (H, W, 3) uint8 RGB.
 
-    form: the message's `format`, such as "bayer_rggb8; png compressed": a mosaic is made a colour image.
-    An EXIF orientation is ignored: the pixels stay where the camera info says they are.
-    Raises BadImage when the bytes are no image that OpenCV reads.
+    form: the message's `format`, such as "bayer_rggb8; png compressed": a mosaic is converted to colour.
+    EXIF orientation is ignored, so that the pixels match the camera info.
+    Raises BadImage when OpenCV cannot read the bytes.
     """
     buffer = np.frombuffer(data, np.uint8)
     compressed_size(data)
@@ -166,7 +165,7 @@ def decode_compressed(data: Any, form: str = "") -> UInt8:
 
 
 def _decode_mosaic(buffer: UInt8, encoding: str) -> UInt8:
-    """A compressed Bayer mosaic as RGB; one that was made a colour image before is taken as that."""
+    """A compressed Bayer mosaic as RGB; an image that is already in colour stays as it is."""
     try:
         mosaic = cv2.imdecode(buffer, cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error:
@@ -184,7 +183,7 @@ def _decode_mosaic(buffer: UInt8, encoding: str) -> UInt8:
 def compressed_size(data: Any) -> tuple[int, int]:
     """(width, height) of a compressed image by its header, before anything of that size is allocated.
 
-    Raises BadImage for bytes that are no image, and for a size that no camera's image of so few bytes has.
+    Raises BadImage for bytes that are not an image, and for a size that is implausible for so few bytes.
     """
     buffer = np.frombuffer(data, np.uint8)
     try:

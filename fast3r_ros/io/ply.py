@@ -56,11 +56,11 @@ def write_ply(path: str | Path, cloud: Cloud, *, comment: str = "") -> None:
 
 
 def read_ply(path: str | Path) -> Cloud:
-    """Read a PLY cloud, ours or another's; missing colours are grey, missing confidence is 1.
+    """Read a PLY cloud of any program; missing colours become grey, missing confidence 1.
 
-    Colours may be bytes, 16-bit numbers or floats from 0 to 1 (or to 255, where one is that large), called
-    red, diffuse_red or r, or those of Gaussian splats.  Raises UserError when the file is no PLY, is cut
-    short, or has no vertices with x, y and z.
+    Colours may be bytes, 16-bit numbers or floats (0 to 1, or 0 to 255 if any is that large), named red,
+    diffuse_red or r, or those of Gaussian splats.  Raises UserError when the file is not a PLY, is truncated,
+    or has no vertices with x, y and z.
     """
     try:
         with open_regular(path) as file:
@@ -87,7 +87,7 @@ def read_ply(path: str | Path) -> Cloud:
 
 
 def _as_bytes(channel: NDArray[np.floating] | NDArray[np.integer]) -> NDArray[np.uint8]:
-    """One colour as 0 to 255; floats are taken as 0 to 1 unless one is larger, 16-bit numbers to 65535."""
+    """One colour as 0 to 255; floats range from 0 to 1 unless one is larger, 16-bit numbers to 65535."""
     values = channel
     if channel.dtype.kind == "f" and not (channel > _FLOAT_COLOUR).any():
         values = channel * 255.0
@@ -97,7 +97,7 @@ def _as_bytes(channel: NDArray[np.floating] | NDArray[np.integer]) -> NDArray[np
 
 
 def _read_vertices(file: BinaryIO) -> NDArray[np.void]:
-    """The element `vertex` as a structured array; ValueError when the file does not hold it whole."""
+    """The element `vertex` as a structured array; ValueError when the file is truncated."""
     encoding, elements = _read_header(file)
     order = _BYTE_ORDERS[encoding]
     for name, count, properties in elements:
@@ -113,7 +113,7 @@ def _read_vertices(file: BinaryIO) -> NDArray[np.void]:
             return _read_text(file, count, row)
         else:
             left = os.fstat(file.fileno()).st_size - file.tell()
-            if count * row.itemsize > left:  # before so much memory is asked for
+            if count * row.itemsize > left:  # checked before allocating
                 raise ValueError(f"it ends within its {count} vertices")
             return np.frombuffer(file.read(count * row.itemsize), row) if count else np.empty(0, row)
     raise ValueError("it has no element vertex")
@@ -149,7 +149,7 @@ def _read_header(file: BinaryIO) -> tuple[str, list[tuple[str, int, list[tuple[s
 
 
 def _skip(file: BinaryIO, count: int, row_bytes: int | None) -> None:
-    """Go past `count` rows of `row_bytes` each; None: lines of text."""
+    """Skip `count` rows of `row_bytes` each; None: lines of text."""
     if row_bytes is not None:
         file.seek(min(count * row_bytes, os.fstat(file.fileno()).st_size), os.SEEK_CUR)
         return
@@ -164,7 +164,7 @@ def _read_text(file: BinaryIO, count: int, row: np.dtype[np.void]) -> NDArray[np
         raise ValueError(f"it ends within its {count} vertices")
     if not count:
         return np.empty(0, row)
-    # Through float64, so that a colour written 128.0 is read too.
+    # via float64, so that a colour written as 128.0 can be read
     table = np.loadtxt(lines, np.float64, comments=None, ndmin=2, encoding="ascii")
     if table.shape[1] != len(row.names or ()):
         raise ValueError(f"its vertices have {table.shape[1]} numbers and not {len(row.names or ())}")
@@ -173,5 +173,5 @@ def _read_text(file: BinaryIO, count: int, row: np.dtype[np.void]) -> NDArray[np
         vertices[name] = table[:, column]
         if row[name].kind != "f" and any(name in triple for triple in _COLOUR_NAMES):
             deep = row[name].itemsize == 2 and (vertices[name] > 255).any()
-            vertices[name] /= 65535.0 if deep else 255.0  # as floats have it
+            vertices[name] /= 65535.0 if deep else 255.0  # the range of float colours
     return vertices

@@ -1,7 +1,7 @@
 """preview.png: one picture that shows at a glance whether a reconstruction worked.
 
-A verdict in words, the main numbers, the map from above and from the side with the trajectory and its
-frusta, and some input frames with their depth and confidence.  Drawn without a display.
+It holds a verdict, the main numbers, the map from above and from the side with trajectory and frusta, and
+some input frames with their depth and confidence.  Drawn without a display.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from fast3r_ros.io.map_picture import FAINT, INK, WAY, draw_from_above, draw_fro
 from fast3r_ros.io.trajectory import trajectory_error
 from fast3r_ros.mapping.data import Cloud, Float64, PoseEstimate, ViewEstimate
 
-_COLUMNS = 6  # views that are shown
-_TITLE = 100  # letters
-_SIZES = ((12, 165), (9, 220), (7, 285))  # of the verdict: points, letters that fit into a line
-_HIGH = 28  # points that its lines may take together
-# limits of an error relative to that of an estimate without any motion
+_COLUMNS = 6  # number of views shown
+_TITLE = 100  # characters
+_SIZES = ((12, 165), (9, 220), (7, 285))  # of the verdict: font size in points, characters per line
+_HIGH = 28  # maximum height of its lines together, in points
+# limits of the error relative to the static baseline
 GOOD, FAIR = 0.2, 0.6
 
 
@@ -47,13 +47,12 @@ def write_preview(
     """Draw the picture (1600 pixels wide) and write it as PNG.
 
     cloud, trajectory: in the map frame (z up).  views: in time order; six of them, evenly spread, are shown
-    with depth and confidence.  numbers: label -> value, shown in this order, about six of them.  title: what
-    was mapped.
-    truth: stamp in ns -> (4, 4) `world_from_camera` in any frame; it is fitted to the trajectory by one
-    similarity before it is drawn.  unit: the map's unit of length.  parts: keyframes of each
-    submap, see `Map.parts`.  caveat: why the map is not to be trusted, whatever it looks like.
+    with depth and confidence.  numbers: label -> value, shown in this order, about six of them.  title: name
+    of the source.
+    truth: stamp in ns -> (4, 4) `world_from_camera` in any frame; it is aligned to the trajectory by one
+    similarity before it is drawn.  unit: the map's unit of length.  parts: keyframes of each submap, see
+    `Map.parts`.  caveat: reason not to trust the map, whatever it looks like.
     Anything may be empty.
-    Raises UserError when the file cannot be written.
     """
     figure = Figure(figsize=(16, 13), dpi=100, facecolor="white")
     FigureCanvasAgg(figure)
@@ -66,11 +65,7 @@ def write_preview(
     text |= {"va": "top", "color": WAY if caveat else INK}
     sentence = verdict(cloud, trajectory, truth, parts, caveat)
     figure.text(left, 0.968, **_fitted(sentence), **text)
-    lengths = (
-        {"lengths": "metres"}
-        if unit == "m"
-        else {"lengths: their ratios\nare known, no metres": "up to scale"}
-    )
+    lengths = {"lengths": "metres"} if unit == "m" else {"lengths: ratios only,\nno metres": "up to scale"}
     _draw_numbers(figure.add_subplot(grid[0]), {**numbers, **lengths})
     drawing = prepare(cloud, trajectory, views, truth)
     maps = GridSpecFromSubplotSpec(1, 2, grid[1], width_ratios=(1.1, 1), wspace=0.09)
@@ -91,14 +86,14 @@ def verdict(
     parts: Sequence[int] = (),
     caveat: str = "",
 ) -> str:
-    """A sentence on whether it worked; without a truth, how to see it; where there is a caveat, only that."""
+    """The caveat, if any; otherwise whether it worked, or, without ground truth, how to check it."""
     if caveat:
         return caveat[0].upper() + caveat[1:]
     if not len(cloud.points):
         return "There is no map: the model could not reconstruct these images."
-    if len(parts) > 1:  # an error over all of them would mix their scales
+    if len(parts) > 1:  # one error over all parts would mix their scales
         return (
-            f"The camera lost track: {len(parts)} parts that are not connected, with a guessed scale between "
+            f"The camera lost track: {len(parts)} unconnected parts with an unknown scale between "
             f"them; the largest has {parts[0]} of {sum(parts)} keyframes."
         )
     error = trajectory_error(trajectory, truth)
@@ -107,7 +102,7 @@ def verdict(
             "It worked if walls are single and straight, the trajectory is smooth and depths look like their "
             "images."
         )
-    off = f"it is {error['share_of_path']:.1%} of its length off"
+    off = f"the error is {error['share_of_path']:.1%} of its length"
     if error["rmse"] < GOOD * error["standing_still"]:
         return f"Good: the trajectory follows the ground truth; {off}."
     if error["rmse"] < FAIR * error["standing_still"]:
@@ -121,7 +116,7 @@ def _shortened(text: str) -> str:
 
 
 def _fitted(text: str) -> dict[str, Any]:
-    """Text and size of lines that fit between title and numbers, also where a command holds long paths."""
+    """Text and font size of lines that fit between title and numbers, even with long paths in a command."""
     for size, letters in _SIZES:
         lines = [textwrap.fill(line, letters, subsequent_indent="    ") for line in text.splitlines()]
         shown = "\n".join(lines).splitlines()
@@ -139,7 +134,7 @@ def _draw_numbers(axes: Axes, numbers: Mapping[str, object]) -> None:
 
 
 def _draw_views(figure: Figure, cell: SubplotSpec, views: Sequence[ViewEstimate], unit: str) -> None:
-    """A column per view: the frame, its depth and its confidence, with one colour scale per row."""
+    """One column per view: the frame, its depth and its confidence, with one colour scale per row."""
     depths = [np.where(view.valid, view.points_camera[..., 2], np.nan) for view in views]
     known = np.concatenate([depth[np.isfinite(depth)] for depth in depths])
     near, far = np.percentile(known, (2, 98)) if len(known) else (0.0, 1.0)
@@ -148,7 +143,7 @@ def _draw_views(figure: Figure, cell: SubplotSpec, views: Sequence[ViewEstimate]
     confidence_style: dict[str, Any] = {"cmap": "magma", "norm": LogNorm(1.0, surest, clip=True)}
     labels = (
         "image",
-        f"depth\nred {near:.1f} … blue {far:.1f} {unit}\nwhite: left out",
+        f"depth\nred {near:.1f} … blue {far:.1f} {unit}\nwhite: not used",
         f"confidence\ndark 1 … bright {surest:.1f}",
     )
     start_ns = min(view.stamp_ns for view in views)

@@ -1,4 +1,4 @@
-"""Keeps of every view what the result files need; its pictures go to disk at once: memory is bounded."""
+"""Keeps what the result files need of every view; pictures are written at once, so memory stays bounded."""
 
 from __future__ import annotations
 
@@ -12,29 +12,31 @@ from fast3r_ros.mapping.data import Frame, ViewEstimate
 from fast3r_ros.mapping.map import Keyframe
 
 _MAX_SAMPLES = 24
-_SAME_SCALE = 0.005  # relative; below it a depth picture stays as it was written
+_SAME_SCALE = 0.005  # relative change of scale below which depth pictures are not rewritten
 
 
 class Recorder:
-    """Writes the pictures of new views below `directory` and keeps a few views, spread over the whole run."""
+    """Writes the pictures of new views below `directory` and keeps a few views from the whole run."""
 
     def __init__(self, directory: Path):
         self._directory = directory
-        self._sources: dict[tuple[str, int], tuple[str, int, int]] = {}  # of (camera, stamp): name, size
+        self._sources: dict[
+            tuple[str, int], tuple[str, int, int]
+        ] = {}  # (camera, stamp) -> name, width, height
         self._sizes: dict[int, tuple[int, int]] = {}
-        self._scales: dict[int, float] = {}  # of the keyframes, when their pictures were written
+        self._scales: dict[int, float] = {}  # keyframe id -> scale when its picture was written
         self._samples: list[ViewEstimate] = []
         self._every = 1
 
     def note(self, frame: Frame, name: str) -> None:
-        """Note what a frame was made of: the file, or what else the source calls it."""
+        """Note a frame's name in its source, such as its file."""
         height, width = frame.image.shape[:2]
         self._sources[frame.camera, frame.stamp_ns] = (name, width, height)
 
     def add(self, views: Iterable[ViewEstimate], keyframes: Mapping[int, Keyframe]) -> None:
-        """Note the views of a window; those that were in an earlier window are known already.
+        """Note the views of a window; views of an earlier window are skipped.
 
-        keyframes: the map's, as they are now.  Raises UserError when a picture cannot be written.
+        keyframes: the map's present keyframes.  Raises UserError when a picture cannot be written.
         """
         for view in views:
             if view.keyframe_id in self._sizes:
@@ -50,14 +52,14 @@ class Recorder:
                 self._every *= 2
 
     def finish(self, keyframes: Mapping[int, Keyframe]) -> None:
-        """Bring depth pictures that were written in another scale, before a rescaling, to the map's."""
+        """Rescale depth pictures that were written before a change of the map's scale."""
         for identity, written in self._scales.items():
             factor = keyframes[identity].map_from_local.scale / written if identity in keyframes else 1.0
             if abs(factor - 1.0) > _SAME_SCALE:
                 rescale_depth(self._directory, name_of(identity), factor)
 
     def samples(self, keyframes: Mapping[int, Keyframe]) -> list[ViewEstimate]:
-        """The kept views with the keyframes' latest poses and scales, in time order."""
+        """The stored views with the keyframes' latest poses and scales, in time order."""
         views = []
         for view in self._samples:
             if view.keyframe_id in keyframes:

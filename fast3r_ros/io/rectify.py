@@ -1,4 +1,4 @@
-"""Takes the lens distortion that a CameraInfo describes out of an image."""
+"""Removes the lens distortion described by a CameraInfo from images."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from fast3r_ros.mapping.data import Float32, Float64, UInt8
 
 FISHEYE_MODELS = ("equidistant", "fisheye")
 MIN_FOCAL, MAX_FOCAL = 0.01, 1000.0  # of the image's size: a lens of 178° and one of 3 minutes of arc
-MIN_CENTRE, MAX_CENTRE = -1.0, 2.0  # of the image's size, where its principal point may be
-COEFFICIENTS = 14  # most that OpenCV's models have
-LOOK = 32  # pixels a side of the small picture on which a calibration is tried
-LEAST_SEEN = 0.5  # share of the undistorted picture that the image must fill
+MIN_CENTRE, MAX_CENTRE = -1.0, 2.0  # range of the principal point, in image sizes
+COEFFICIENTS = 14  # maximum number in OpenCV's models
+LOOK = 32  # side in pixels of the small image on which a calibration is tested
+LEAST_SEEN = 0.5  # minimum share of the undistorted image that the image fills
 SAME_ASPECT = 0.01  # relative difference of the aspect ratio up to which an image was resized, not cropped
 PINHOLE_MODELS = ("plumb_bob", "rational_polynomial", "thin_prism")
 
@@ -26,11 +26,11 @@ PINHOLE_MODELS = ("plumb_bob", "rational_polynomial", "thin_prism")
 class Rectifier:
     """One camera's calibration as in sensor_msgs/CameraInfo, ready to undistort images of its size.
 
-    It is tried on a small picture at once; the tables for all pixels are made when the first image comes, so
-    that a lens which zooms costs nothing between images, and a size that no image has costs nothing at all.
+    The calibration is tested on a small image at once.  The tables for all pixels are made for the first
+    image, so that a zooming lens costs nothing between images, and unused sizes cost nothing.
 
-    matrix: (3, 3) `k` of the raw image, in pixels with OpenCV's centres (integers, as ROS has them).
-    distortion: `d`, for `model`, `distortion_model`.  Raises UserError for values that are no calibration.
+    matrix: (3, 3) `k` of the raw image, in pixels with OpenCV's centres (integers, as in ROS).
+    distortion: `d`, for `model`, `distortion_model`.  Raises UserError for an invalid calibration.
     """
 
     def __init__(self, matrix: Float64, distortion: Sequence[float], model: str, width: int, height: int):
@@ -71,12 +71,12 @@ class Rectifier:
         ):
             text = f"the camera info gives the intrinsics {self.intrinsics.ravel().tolist()}"
             raise UserError(f"{text} for {width}x{height} pixels; calibrate the camera")
-        self.intrinsics[:2, 2] += 0.5  # ours have pixel centres at integer + 0.5
+        self.intrinsics[:2, 2] += 0.5  # pixel centres at integer + 0.5 from here on
 
     def for_size(self, width: int, height: int) -> Rectifier:
-        """The same lens for images that were resized after calibration, kept for the next one.
+        """The same lens for images that were resized after calibration, cached for the next image.
 
-        Raises UserError for another shape, which was cropped: where is not known.
+        Raises UserError for another aspect ratio: the image was cropped at an unknown place.
         """
         if (width, height) == self._size:
             return self
@@ -100,14 +100,14 @@ class Rectifier:
         return cv2.remap(image, *self._tables(), cv2.INTER_LINEAR)  # type: ignore[return-value]
 
     def depth(self, depth: Float32) -> Float32:
-        """The depth image (H, W) of the undistorted image; no depth is invented between two pixels.
+        """The depth image (H, W) of the undistorted image, without interpolation between pixels.
 
-        Raises UserError as for an image.
+        Raises UserError like `__call__`.
         """
         self._check_size(depth)
         if self._lens is None:
             return depth
-        # the nearest pixel by the fixed-point maps would be the one to the upper left
+        # the fixed-point maps would always take the pixel to the upper left
         columns, rows = cv2.convertMaps(*self._tables(), cv2.CV_32FC1)
         return cv2.remap(depth, columns, rows, cv2.INTER_NEAREST)  # type: ignore[return-value]
 
@@ -125,11 +125,11 @@ class Rectifier:
 
 
 def rectifier_of_info(info: Any, rectified: bool = False) -> Rectifier:
-    """The calibration of a CameraInfo message of ROS 1 or 2, for the images that it comes with.
+    """The calibration of a CameraInfo message of ROS 1 or 2, for the images that it belongs to.
 
     Binning and region of interest are applied to the calibration, which is that of the full sensor.
-    rectified: the images are, so the matrix is that of `p` and there is no distortion.  A lens without a name
-    is `plumb_bob`, as in ROS.  Raises UserError for values that are no calibration, also for zeros.
+    rectified: the images are rectified, so the matrix is `p` and there is no distortion.  An empty model name
+    means `plumb_bob`, as in ROS.  Raises UserError for an invalid calibration, also for zeros.
     """
     matrix = np.asarray(info.P if hasattr(info, "P") else info.p, np.float64).reshape(3, 4)[:, :3]
     if not rectified or not matrix.any():
@@ -156,7 +156,9 @@ def scaled_intrinsics(matrix: Float64, across: float, down: float) -> Float64:
     scaled = np.array(matrix, np.float64)
     scaled[0] *= across
     scaled[1] *= down
-    scaled[0, 2] += (across - 1) / 2 * matrix[2, 2]  # a resize keeps the outer edges, not the pixel centres
+    scaled[0, 2] += (
+        (across - 1) / 2 * matrix[2, 2]
+    )  # resizing preserves the outer edges, not the pixel centres
     scaled[1, 2] += (down - 1) / 2 * matrix[2, 2]
     return scaled
 
@@ -167,7 +169,7 @@ def _no_lens(coefficients: Float64) -> str:
 
 @dataclass(frozen=True)
 class _Lens:
-    """A distorted camera: its matrix (3, 3), the undistorted picture's, and the coefficients."""
+    """A camera with distortion: its matrix (3, 3), that of the undistorted image, and the coefficients."""
 
     matrix: Float64
     rectified: Float64
@@ -176,7 +178,7 @@ class _Lens:
 
     @staticmethod
     def of(matrix: Float64, coefficients: Float64, model: str, size: tuple[int, int]) -> _Lens:
-        """Raises UserError for an unknown model and cv2.error for values that fit none."""
+        """Raises UserError for an unknown model and cv2.error for invalid values."""
         if model in FISHEYE_MODELS:
             four = coefficients[:4]
             rectified: Any = cv2.fisheye.estimateNewCameraMatrixForUndistortRectify(
@@ -190,12 +192,12 @@ class _Lens:
         raise UserError(f"unknown distortion model {model!r}; known are {known}")
 
     def maps(self, rectified: Float64, size: tuple[int, int], kind: int) -> tuple[Any, Any]:
-        """OpenCV's maps from a picture with the matrix `rectified` to the distorted image."""
+        """OpenCV's maps from an image with the matrix `rectified` to the distorted image."""
         make = cv2.fisheye.initUndistortRectifyMap if self.fisheye else cv2.initUndistortRectifyMap
         return make(self.matrix, self.coefficients, np.eye(3), rectified, size, kind)
 
     def share_seen(self, size: tuple[int, int]) -> float:
-        """Share of the undistorted picture that lies inside the distorted image of that size."""
+        """Share of the undistorted image that lies inside the distorted image of that size."""
         small = np.diag([LOOK / size[0], LOOK / size[1], 1.0]) @ self.rectified
         columns, rows = self.maps(small, (LOOK, LOOK), cv2.CV_32FC1)
         inside = (columns >= -1) & (columns <= size[0]) & (rows >= -1) & (rows <= size[1])  # false for NaN

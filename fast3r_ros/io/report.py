@@ -1,6 +1,6 @@
-"""report.json: what was made, of what, with what, and how long it took; and which files are ours.
+"""report.json: results, inputs, settings, versions and times of a run; and which files belong to a run.
 
-Nothing of the user's is ever removed or replaced: only files that an earlier run wrote, by its report, are.
+Only files that an earlier run's report lists are removed or replaced, never the user's own.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from fast3r_ros.files import read_json, whole_file, writable
 PROGRAM = "fast3r_ros"
 REPORT = "report.json"
 UNFINISHED = {"program": PROGRAM, "complete": False, "stopped": "still running, or killed", "frames": 0}
-MAX_REPORT_BYTES = 1 << 26  # a line for each picture of a very long run
-INSIDE = ("000000.png", "000000.jpg", "0/cameras.txt", "cameras.txt")  # what a folder of results may hold
+MAX_REPORT_BYTES = 1 << 26  # a very long run has one line per picture
+INSIDE = ("000000.png", "000000.jpg", "0/cameras.txt", "cameras.txt")  # for `Results` in a folder
 _LIBRARIES = ("torch", "numpy", "scipy", "opencv-python-headless")
 
 
 def write_report(path: str | Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON report; numbers that are not finite become null, as JSON has none.
+    """Write a JSON report; numbers that are not finite become null.
 
     Raises UserError when it cannot be written.
     """
@@ -40,7 +40,7 @@ def write_report(path: str | Path, content: Mapping[str, Any]) -> None:
 
 
 def _finite(content: Any) -> Any:
-    """The content with None for numbers that JSON cannot say."""
+    """The content with None for numbers that JSON cannot represent."""
     if isinstance(content, Mapping):
         return {name: _finite(value) for name, value in content.items()}
     if isinstance(content, (list, tuple)):
@@ -54,12 +54,12 @@ def claim_folder(
     written: re.Pattern[str],
     listed: re.Pattern[str] | None = None,
 ) -> None:
-    """Make an output folder ready: the files of an earlier run are removed, anything else is left alone.
+    """Prepare an output folder: the files of an earlier run are removed, all others stay.
 
     sources: files and folders that the run reads.  written: names that the run may write, relative to the
-    folder.  listed: names that are a run's where its report lists them, and else may stay.  Raises UserError,
-    before anything is touched, when the folder holds or lies in a source, or holds files of these names that
-    are not an earlier run's, or cannot be written.
+    folder.  listed: names that belong to a run only if its report lists them; others stay.  Raises UserError,
+    before any file is changed, when the folder contains or lies in a source, contains files of these names
+    that do not belong to an earlier run, or is not writable.
     """
     place = directory.resolve()
     for source in (source.resolve() for source in sources):
@@ -88,13 +88,13 @@ def claim_folder(
             (directory / name).unlink(missing_ok=True)
         for folder in sorted({(directory / name).parent for name in present} - {directory}, reverse=True):
             for empty in (folder, *(p for p in folder.parents if directory in p.parents)):
-                with suppress(OSError):  # it is not empty: something of the user's is in it
+                with suppress(OSError):  # it still holds files of the user
                     empty.rmdir()
     write_report(directory / REPORT, {**UNFINISHED, "files": []})
 
 
 def list_files(directory: Path, written: re.Pattern[str]) -> list[str]:
-    """What a run has written to a folder that it had claimed, relative to it; for the report."""
+    """The files that a run has written to its claimed folder, relative to it; for the report."""
     return [name for name in _files_like(directory, written) if name != REPORT]
 
 
@@ -111,7 +111,7 @@ def _files_like(directory: Path, written: re.Pattern[str]) -> list[str]:
 
 
 def _own_files(directory: Path) -> set[str] | None:
-    """The files that an earlier run's report lists; empty for one that was killed, None without a report."""
+    """The files listed in an earlier run's report; empty for a killed run, None without a report."""
     try:
         content = read_json(directory / REPORT, MAX_REPORT_BYTES)
     except UserError:
@@ -123,7 +123,7 @@ def _own_files(directory: Path) -> set[str] | None:
 
 
 def require_own_recording(path: Path, directory: Path) -> None:
-    """Raises UserError when a file is at `path` that is no recording of the run before in `directory`."""
+    """Raises UserError when `path` is a file that the previous run in `directory` did not record."""
     if not os.path.lexists(path):
         return
     try:
@@ -152,7 +152,7 @@ def peak_memory() -> dict[str, float]:
     peaks = {"host": round(kilobytes / 1024, 1)}
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
-        # not of the current device, which is the first one whatever GPU the model is on
+        # not of the current device, which is the first GPU even if the model is on another
         taken = sum(map(torch.cuda.max_memory_allocated, range(torch.cuda.device_count())))
         peaks["device"] = round(taken / 2**20, 1)
     return peaks

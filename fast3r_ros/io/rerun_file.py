@@ -1,4 +1,4 @@
-"""A recording for the rerun viewer (.rrd): the cloud, and the cameras with their images along the time."""
+"""A recording for the rerun viewer (.rrd): the cloud, and the cameras with their images over time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fast3r_ros.mapping.data import Cloud
 
 TIMELINE = "stamp"
 _WAY = (228, 87, 46)
-_JPEG_QUALITY = 85  # the recording is made in memory: PNG would be several times as large
+_JPEG_QUALITY = 85  # the recording is built in memory; PNG would be several times larger
 
 
 def require_rerun() -> None:
@@ -29,17 +29,17 @@ def require_rerun() -> None:
 def write_rerun(
     path: str | Path, cloud: Cloud, records: Sequence[CameraRecord], images: Path | None = None
 ) -> None:
-    """Write the map (`map`, with `confidence`), the way (`way`) and the cameras (`cameras/NAME_OF_CAMERA`).
+    """Write the map (`map`, with `confidence`), the trajectory (`way`) and the cameras (`cameras/CAMERA`).
 
-    records: in time order; a camera's pose, intrinsics and image stand on the timeline `stamp` at the view's
-    stamp.  images: folder of the views' `NAME.png`; a view without a file has no image.  Coordinates are the
-    map frame's, z up.  Raises UserError when rerun is not installed or the file cannot be written.
+    records: in time order; a camera's pose, intrinsics and image are on the timeline `stamp` at the view's
+    stamp.  images: folder of the views' `NAME.png`; a view without a file has no image.  Coordinates are in
+    the map frame, z up.  Raises UserError when rerun is not installed or the file cannot be written.
     """
     require_rerun()
     import rerun  # optional, and slow to import
 
     recording = rerun.RecordingStream("fast3r_ros")
-    # not `recording.save`, which writes in the background and does not tell when the disk is full
+    # not `recording.save`, which writes in the background and does not report a full disk
     content = recording.binary_stream()
     recording.log("/", rerun.ViewCoordinates.RIGHT_HAND_Z_UP, static=True)
     points = rerun.Points3D(cloud.points, colors=cloud.colors)

@@ -1,4 +1,4 @@
-"""Maps read back: the folder that `fast3r reconstruct` wrote, a map that the node saved, or a single file."""
+"""Reads maps: a folder of `fast3r reconstruct`, a map saved by the node, or a single file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fast3r_ros.mapping.storage import read_map
 
 
 def _read_glb(path: str | Path) -> Cloud:
-    from fast3r_ros.io.glb import read_glb  # through a package that a robot may lack
+    from fast3r_ros.io.glb import read_glb  # needs an optional package
 
     return read_glb(path)
 
@@ -34,11 +34,11 @@ KINDS = (
 
 @dataclass(frozen=True)
 class Results:
-    """cloud and cameras: in the map frame.  unit: of length, "unknown" where the file does not say.
+    """cloud and cameras: in the map frame.  unit: of length, "unknown" if the file does not contain it.
 
-    images: folder of the views' `NAME.png`, None where there is none.  distorted: whether the lenses of a
-    COLMAP model are, which the cameras do not tell.  parts: of the map that are not connected; this is the
-    main one.  caveat: why the map is not to be trusted, as its report.json says; empty without a reason.
+    images: folder of the views' `NAME.png`, None if there is none.  distorted: whether a COLMAP model's
+    lenses have distortion, which the cameras ignore.  parts: number of unconnected parts of the map; this is
+    the main one.  caveat: reason not to trust the map, from report.json; empty if there is none.
     """
 
     cloud: Cloud
@@ -51,11 +51,11 @@ class Results:
 
     @property
     def left_out(self) -> str:
-        """What is not in here, as the end of a sentence; empty if nothing is."""
-        return f" (the main of {self.parts} parts that are not connected)" if self.parts > 1 else ""
+        """What these results omit, as the end of a sentence; empty if nothing."""
+        return f" (the main of {self.parts} unconnected parts)" if self.parts > 1 else ""
 
     def read_images(self) -> dict[str, UInt8]:
-        """The views' pictures that exist, by name, (h, w, 3) RGB.  Raises UserError for a broken one."""
+        """The existing pictures of views by name, (h, w, 3) RGB.  Raises UserError for a damaged one."""
         if self.images is None:
             return {}
         files = {camera.name: self.images / f"{camera.name}.png" for camera in self.cameras}
@@ -63,7 +63,7 @@ class Results:
 
 
 def is_result(path: Path) -> bool:
-    """Whether `read_results` would try to read what is at a path."""
+    """Whether `read_results` accepts this kind of path."""
     if path.is_dir():
         ours = any((path / name).is_file() for name in ("map.ply", "map.json"))
         return ours or find_colmap(path) is not None
@@ -77,7 +77,7 @@ def read_results(path: str | Path) -> Results:
         raise UserError(f"no such file or folder: {path}; give {KINDS}")
     if path.is_file():
         if path.suffix.lower() not in CLOUD_READERS:
-            raise UserError(f"{path} is no map; give {KINDS}")
+            raise UserError(f"{path} is not a map; give {KINDS}")
         return Results(CLOUD_READERS[path.suffix.lower()](path), [], "unknown")
     if (path / "map.json").is_file():
         return _read_saved_map(path)
@@ -95,7 +95,7 @@ def read_results(path: str | Path) -> Results:
 
 
 def _caveat(report: Path) -> str:
-    """What a run's report warns of; reports of others and of older versions say nothing."""
+    """The caveat of a run's report; empty for other programs' reports and those of older versions."""
     try:
         content = read_json(report, MAX_REPORT_BYTES)
     except UserError:
@@ -104,8 +104,8 @@ def _caveat(report: Path) -> str:
 
 
 def _read_saved_map(path: Path) -> Results:
-    """The main submap of a directory of `fast3r_ros.mapping.storage`; keyframes whose points were dropped are
-    left out.
+    """The main submap of a directory of `fast3r_ros.mapping.storage`, without keyframes whose points were
+    dropped.
     """
     saved = read_map(path)
     restored = Map.restored(MapConfig(), saved.keyframes, saved.metres, saved.voxel_size, saved.guessed)

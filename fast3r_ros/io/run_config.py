@@ -12,17 +12,17 @@ DENSE_POINTS = 40000  # per keyframe: all pixels of a small network's view
 
 
 def run_config(values: Mapping[str, Any], mode: str, views: int) -> MapperConfig:
-    """The parameters by their dotted names; what is not named is as a run from files needs it.
+    """The parameters by their dotted names; missing ones get the defaults for a run over files.
 
-    mode: `window`, or `all` for one pass over all frames; views: how many will come.  Raises UserError for a
+    mode: `window`, or `all` for one pass over all frames.  views: number of frames.  Raises UserError for a
     parameter that does not exist or a value out of range.
     """
-    # in the background a loop closure would come at another frame in every run
+    # in the background, loop closure would finish at a different frame in every run
     defaults = {"map.points_per_keyframe": DENSE_POINTS, "loop.background": False}
     config = MapperConfig.from_flat({**defaults, **values})
     if mode == "window":
         return config
-    # one window over all frames, and every frame a view
+    # one window over all frames; every frame is a view
     everything = KeyframeConfig(motion=0.0, max_interval=0.0, sharpness=0.0, contrast=0.0, max_similarity=1.0)
     size = max(views, 2) + config.window.overlap
     window = replace(config.window, size=size, stride=size - config.window.overlap)

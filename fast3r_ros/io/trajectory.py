@@ -33,10 +33,12 @@ def write_trajectory(path: str | Path, poses: Sequence[PoseEstimate] | Mapping[i
 def trajectory_error(
     trajectory: Sequence[PoseEstimate], truth: Mapping[int, Float64] | None
 ) -> dict[str, float] | None:
-    """RMSE of the camera positions after one similarity, in the truth's unit and as a share of its path.
+    """RMSE of the camera positions after one similarity, in the ground truth's unit and as a share of its
+    path.
 
-    `standing_still` is the RMSE of an estimate without motion: a camera in the middle of its true path.  None
-    without truth, with fewer than three poses, and where the camera only turns, which leaves no scale.
+    `standing_still` is the static baseline: the RMSE of a camera at the centre of the ground truth.  None
+    without ground truth, with fewer than three poses, and where the camera only rotates, which leaves no
+    scale.
     """
     known = [pose for pose in trajectory if truth and pose.stamp_ns in truth]
     if not truth or len(known) < 3:

@@ -11,8 +11,8 @@ from fast3r_ros.errors import UserError
 from fast3r_ros.files import whole_file
 from fast3r_ros.mapping.data import Float32, UInt8, ViewEstimate
 
-DEPTH_STEPS = 1000  # of a 16-bit depth PNG per unit of length
-CONFIDENCE_STEPS = 100  # of a 16-bit confidence PNG per unit of confidence
+DEPTH_STEPS = 1000  # steps of a 16-bit depth PNG per unit of length
+CONFIDENCE_STEPS = 100  # steps of a 16-bit confidence PNG per unit of confidence
 
 
 def write_view_images(directory: str | Path, name: str, view: ViewEstimate) -> None:
@@ -29,11 +29,11 @@ def write_view_images(directory: str | Path, name: str, view: ViewEstimate) -> N
 
 
 def rescale_depth(directory: str | Path, name: str, factor: float) -> None:
-    """Multiply a written depth picture, because the map's scale has changed since.  Raises UserError."""
+    """Multiply a written depth picture after a change of the map's scale.  Raises UserError."""
     path = Path(directory) / "depth" / f"{name}.png"
     written = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     if written is None:
-        raise UserError(f"cannot read {path} again, to bring it to the map's scale")
+        raise UserError(f"cannot read {path} again, to rescale it")
     _write_png(path, _steps(written.astype(np.float32), factor, overflow=0))
 
 
@@ -46,7 +46,7 @@ def read_image(path: str | Path) -> UInt8:
 
 
 def _steps(values: Float32, steps: float, overflow: int = 65535) -> np.ndarray:
-    """Values as 16-bit numbers of steps; what does not fit or is not finite becomes `overflow` or 0."""
+    """Values as 16-bit numbers of steps; too large values become `overflow`, non-finite ones 0."""
     scaled = np.nan_to_num(values.astype(np.float64) * steps, nan=0.0, posinf=np.inf, neginf=0.0)
     whole = np.clip(np.round(np.minimum(scaled, 1e9)), 0, None)
     return np.where(whole > 65535, overflow, whole).astype(np.uint16)

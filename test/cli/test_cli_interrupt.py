@@ -55,7 +55,7 @@ def test_the_first_one_does_not_interrupt_what_is_held(capsys):
                 signal.raise_signal(signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
-    assert "being written" in capsys.readouterr().err
+    assert "writing the results" in capsys.readouterr().err
 
 
 def test_while_results_are_written_they_are_finished(tmp_path, monkeypatch):

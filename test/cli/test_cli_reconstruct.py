@@ -130,7 +130,7 @@ def wrong_uses(folder: Path, model: Path, video: Path) -> dict[str, tuple[list[o
         "no model": ([video, "--model", folder / "nowhere", "--output", folder / "out"], "nowhere"),
         "unknown parameter": ([video, *good, "--set", "window.sise=8"], "window.sise"),
         "parameter out of range": ([video, *good, "--set", "window.size=100000"], "window.size"),
-        "no assignment": ([video, *good, "--set", "window.size"], "no assignment"),
+        "not an assignment": ([video, *good, "--set", "window.size"], "not an assignment"),
         "unknown scale": ([video, *good, "--scale", "inches=3"], "inches"),
         "odometry of a video": ([video, *good, "--scale", "odometry"], "needs a bag"),
         "no such GPU": ([video, *good, "--device", "cuda:9"], "cuda:9"),
@@ -144,7 +144,7 @@ def wrong_uses(folder: Path, model: Path, video: Path) -> dict[str, tuple[list[o
 
 
 WRONG = """no source, empty folder, text as video, video without frames, bag without images, no model,
-unknown parameter, parameter out of range, no assignment, unknown scale, odometry of a video, no such GPU,
+unknown parameter, parameter out of range, not an assignment, unknown scale, odometry of a video, no such GPU,
 output is a file, not writable, output below a file"""
 
 

@@ -273,7 +273,7 @@ def test_verdict_of_a_way_with_noise(walk, noise, word):
         moved.append(replace(pose, map_from_camera=map_from_camera))
     known = verdict(walk.cloud, moved, walk.truth)
     assert known.startswith(word)
-    assert f"{trajectory_error(moved, walk.truth)['share_of_path']:.1%} of its length off" in known
+    assert f"{trajectory_error(moved, walk.truth)['share_of_path']:.1%} of its length" in known
     assert verdict(walk.cloud, moved, None).startswith("It worked if")
     assert verdict(walk.cloud, moved, walk.truth, [60]).startswith(word)
     for truth in (None, walk.truth):

@@ -1,6 +1,6 @@
-"""Where frames come from: video, image files, rosbag2 and the built-in synthetic walk.
+"""Sources of frames: video, image files, rosbag2 and the built-in synthetic walk.
 
-`open_source("walk.mp4")` finds out what the text means.  Every source is iterated for `Frame`s.
+`open_source("walk.mp4")` recognises the kind of source.  Iterating a source yields `Frame`s.
 """
 
 from fast3r_ros.io.sources.opening import is_bag, open_source

@@ -13,9 +13,9 @@ from fast3r_ros.pictures import Picture, as_rgb
 
 
 class Pictures:
-    """Pictures in the given order, each read when it is asked for.  See `Source`.
+    """Pictures in the given order, each read on demand.  See `Source`.
 
-    Unlike a folder's, a picture that cannot be read is a UserError: it was named by itself.
+    Unlike in a folder, a picture that cannot be read is a UserError: the caller named it explicitly.
     """
 
     def __init__(self, pictures: Sequence[Picture]):

@@ -1,8 +1,8 @@
-"""The storage of ROS bags, read without believing more than is needed of it.
+"""The storage of ROS bags, read with as few assumptions as possible.
 
-A rosbag2 is its storage files; metadata.yaml, which recorders leave unfinished and people edit, only gives
-their order.  Topics in encodings that are not ROS's, unknown definitions and damaged chunks concern nobody
-who does not read them.  mcap files are read in file order, which works for a recorder that was killed.
+A rosbag2 consists of its storage files.  metadata.yaml, which recorders leave unfinished and people edit,
+only gives their order.  Topics in encodings other than ROS's, unknown definitions and damaged chunks do not
+affect the other topics.  mcap files are read in file order, which also works after the recorder was killed.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from fast3r_ros.errors import UserError, optional
 from fast3r_ros.files import one_line
 
 SUFFIXES = (".mcap", ".db3")
-_ZSTD = b"\x28\xb5\x2f\xfd"  # what compressed messages begin with; no message in CDR does
+_ZSTD = b"\x28\xb5\x2f\xfd"  # start of compressed messages; no CDR message starts with it
 _LARGEST = 1 << 30  # bytes of one message or chunk after decompression
 
 
 @dataclass(frozen=True)
 class BagMessage:
-    """One message as it was recorded.
+    """One recorded message.
 
-    kind: such as sensor_msgs/msg/Image.  time_ns: of the recorder.  ros1: whether the data are serialised as
-    ROS 1 does.
+    kind: such as sensor_msgs/msg/Image.  time_ns: of the recorder.  ros1: whether the data are serialised in
+    ROS 1's format.
     """
 
     topic: str
@@ -43,10 +43,10 @@ class BagMessage:
 
 @dataclass
 class BagStorage:
-    """A bag that can be read again and again.
+    """A bag that can be read repeatedly.
 
-    files: in order.  topics: (topic, kind) -> number of messages.  unread: topic -> what it holds, of those
-    in encodings that are not ROS's.  damage: what could not be read, a line each.
+    files: in order.  topics: (topic, kind) -> number of messages.  unread: topic -> description, for topics
+    in encodings other than ROS's.  damage: one line for each part that could not be read.
     """
 
     files: list[Path]
@@ -55,7 +55,7 @@ class BagStorage:
     damage: list[str] = field(default_factory=list)
 
     def messages(self, topics: Collection[str] | None = None) -> Iterator[BagMessage]:
-        """The messages of these topics, of all without; notes `damage` anew."""
+        """The messages of these topics (None: all); rewrites `damage`."""
         self.damage.clear()
         for path in self.files:
             if path.suffix == ".bag":
@@ -80,7 +80,7 @@ class BagStorage:
 def open_storage(path: Path) -> BagStorage:
     """The storage behind a .mcap, .db3 or .bag file, or a folder of them.
 
-    Raises UserError when there is none, or a file cannot be opened at all.
+    Raises UserError when there is none, or when a file cannot be opened.
     """
     storage = BagStorage(_ordered_files(path) if path.is_dir() else [path])
     for message in storage.messages():
@@ -91,7 +91,7 @@ def open_storage(path: Path) -> BagStorage:
 
 
 def _ordered_files(folder: Path) -> list[Path]:
-    """The storage files of a folder: in the order of metadata.yaml where it names them, else by name."""
+    """The storage files of a folder: in the order of metadata.yaml if it lists them, else by name."""
     from fast3r_ros.io.sources.images import natural_order
 
     found = [p for p in folder.iterdir() if {*p.suffixes[-2:]} & {*SUFFIXES} and p.is_file()]
@@ -102,13 +102,13 @@ def _ordered_files(folder: Path) -> list[Path]:
         content = yaml.safe_load((folder / "metadata.yaml").read_text(encoding="utf-8"))
         order = [Path(name).name for name in content["rosbag2_bagfile_information"]["relative_file_paths"]]
     except (OSError, ValueError, KeyError, TypeError, RecursionError, yaml.YAMLError):
-        pass  # unfinished or damaged: the names tell
+        pass  # unfinished or damaged: order by name
     place = {name: index for index, name in enumerate(order)}
     return sorted(found, key=lambda path: (place.get(path.name, len(place)), natural_order(path)))
 
 
 def _decompressed(path: Path, folder: str) -> Path:
-    """A storage file, unpacked into `folder` if it was compressed as a whole."""
+    """A storage file, decompressed into `folder` if the whole file is compressed."""
     if path.suffix != ".zstd":
         return path
     with optional("zstandard", "a compressed bag"):
@@ -133,8 +133,8 @@ def _mcap_messages(
             return
         try:
             yield from stream_reader.breakup_chunk(record, validate_crc=True)
-        except Exception as error:  # the decompressors' own, of many types
-            damage.append(f"{path.name}: a damaged chunk was left out: {one_line(error)}")
+        except Exception as error:  # decompressors raise many types
+            damage.append(f"{path.name}: a damaged chunk was skipped: {one_line(error)}")
 
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -160,19 +160,19 @@ def _mcap_messages(
                                 yield BagMessage(topic, kind, part.log_time, part.data, ros1)
         except (PermissionError, UserError):
             raise
-        except Exception as error:  # mcap's own, struct.error and more, for what breaks off or is garbage
-            text = "the file breaks off, as when the recorder was killed or the copy was cut"
-            damage.append(f"{path.name}: {text} ({one_line(error)}); `mcap recover` makes a whole file of it")
+        except Exception as error:  # truncated data and garbage raise mcap's errors, struct.error and others
+            text = "the file is truncated: the recorder was killed or the copy was incomplete"
+            damage.append(f"{path.name}: {text} ({one_line(error)}); `mcap recover` repairs it")
 
 
 def _sqlite_messages(path: Path, topics: Collection[str] | None, damage: list[str]) -> Iterator[BagMessage]:
-    """The messages in order of time; of a file that is cut those that are there, as they were written."""
+    """The messages in time order; for a truncated file the remaining messages, in order of writing."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             connection = _connect(_decompressed(path, folder), folder)
         except (PermissionError, UserError):
             raise
-        except Exception as error:  # of zstandard, too
+        except Exception as error:  # including zstandard's errors
             damage.append(f"{path.name}: {one_line(error)}")
             return
         seen: set[int] = set()
@@ -189,7 +189,9 @@ def _sqlite_messages(path: Path, topics: Collection[str] | None, damage: list[st
                             seen.add(identity)
                             yield BagMessage(topic, kind, int(time_ns), bytes(data))
                     break
-                except sqlite3.DatabaseError as error:  # the index is at the end of a file, and lost first
+                except (
+                    sqlite3.DatabaseError
+                ) as error:  # the index is at the end of the file and is lost first
                     problem = f"{path.name}: the file is damaged ({one_line(error)})"
                     damage[:] = [*(line for line in damage if line != problem), problem]
         except (sqlite3.Error, TypeError, ValueError) as error:
@@ -199,11 +201,11 @@ def _sqlite_messages(path: Path, topics: Collection[str] | None, damage: list[st
 
 
 def _connect(path: Path, folder: str) -> sqlite3.Connection:
-    """A database, opened without writing beside it.
+    """A database, opened without writing files next to it.
 
-    What a recorder that was killed has left in its journal is read from a copy in `folder`.
+    The journal that a killed recorder leaves is read from a copy in `folder`.
     """
-    with path.open("rb"):  # sqlite would make a file that is missing
+    with path.open("rb"):  # sqlite would create a missing file
         pass
     journal = path.with_name(f"{path.name}-wal")
     if journal.is_file() and journal.stat().st_size:
@@ -212,7 +214,7 @@ def _connect(path: Path, folder: str) -> sqlite3.Connection:
         shutil.copyfile(journal, f"{copy}-wal")
         return sqlite3.connect(copy)
     connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro&immutable=1", uri=True)
-    connection.execute("PRAGMA writable_schema = ON")  # lets a file be read that is shorter than it says
+    connection.execute("PRAGMA writable_schema = ON")  # makes a truncated file readable
     return connection
 
 
@@ -226,5 +228,5 @@ def _ros1_messages(path: Path, topics: Collection[str] | None, damage: list[str]
                 yield BagMessage(connection.topic, connection.msgtype, time_ns, data, ros1=True)
     except PermissionError:
         raise
-    except Exception as error:  # the library's own, of many types
+    except Exception as error:  # the library raises many types
         damage.append(f"{path.name}: the file is damaged ({one_line(error)}); `rosbag reindex` may help")

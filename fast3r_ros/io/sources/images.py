@@ -18,13 +18,13 @@ from fast3r_ros.io.sources.source import SkippedFrame
 from fast3r_ros.mapping.data import Float64, Frame
 from fast3r_ros.pictures import read_pages
 
-# What Pillow reads of still pictures; the others that it knows are documents and video.
+# The still image formats of Pillow; its other formats are documents and video.
 _PICTURES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pnm"),
     *(".gif", ".tga", ".jp2", ".j2k", ".avif", ".heic", ".heif", ".hif"),
 )
 IMAGE_SUFFIXES = tuple(suffix for suffix in _PICTURES if suffix in Image.registered_extensions())
-# Photos that are not read, and what helps; a folder with some of them says so.
+# Photo formats that are not read, with a hint for the user.
 _CONVERT = "convert it to JPEG or PNG"
 UNREAD_SUFFIXES = {
     **dict.fromkeys((".heic", ".heif", ".hif"), "pip install pillow-heif"),
@@ -36,8 +36,8 @@ DEFAULT_RATE_HZ = 10.0
 class ImageFiles:
     """Image files in the given order.
 
-    stamps_ns: the images' times; without them frame i gets i / rate_hz seconds.  paths: what holds them,
-    the files themselves by default.  See `Source`.
+    stamps_ns: the images' times; without them frame i gets i / rate_hz seconds.  paths: the folder or list
+    that names the files; default: the files.  See `Source`.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class ImageFiles:
         self.synthetic = False
         self._files = list(files)
         self.stamps_ns: Sequence[int] | None = None
-        self._places: dict[int, int] | None = None  # of the stamps, once somebody asks
+        self._places: dict[int, int] | None = None  # stamp -> index, built on first use
         self.rate_hz = rate_hz or DEFAULT_RATE_HZ
         if stamps_ns is None:
             self._stamps_ns = [round(index * 1e9 / self.rate_hz) for index in range(len(files))]
@@ -73,8 +73,8 @@ class ImageFiles:
     def from_folder(cls, folder: Path, rate_hz: float | None = None) -> ImageFiles:
         """The images directly in a folder, in natural order (2 before 10), or by time if names are times.
 
-        Pictures of a kind that cannot be read are noted in `skipped`.  Raises UserError when there is none,
-        with a hint when its folders have some.
+        Pictures of an unreadable kind are noted in `skipped`.  Raises UserError when there is no image, with
+        a hint if subfolders have some.
         """
         found = [path for path in folder.iterdir() if not path.name.startswith(".")]
         files = [path for path in found if path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir()]
@@ -97,7 +97,7 @@ class ImageFiles:
     def from_glob(cls, pattern: str, rate_hz: float | None = None) -> ImageFiles:
         """The images that a shell pattern matches (`**` crosses folders), in natural order."""
         folder, name = os.path.split(pattern)
-        if os.path.isdir(folder):  # brackets in its name are meant as they stand
+        if os.path.isdir(folder):  # brackets in its name are literal
             pattern = os.path.join(glob.escape(folder), name)
         files = [Path(name) for name in glob.glob(pattern, recursive=True)]
         files = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
@@ -107,19 +107,19 @@ class ImageFiles:
     def from_list(cls, list_file: Path, rate_hz: float | None = None) -> ImageFiles:
         """The images that a text file names, one per line, relative to the file; `#` starts a comment.
 
-        A line may begin with the image's time, in seconds (TUM RGB-D's `rgb.txt`, associations with depth
-        behind) or in nanoseconds with a comma (EuRoC's data.csv, whose images are in `data`).  Names with
-        spaces may be quoted.
+        A line may begin with the image's time, in seconds (TUM RGB-D's `rgb.txt`, associations followed by a
+        depth image) or in nanoseconds with a comma (EuRoC's data.csv, whose images are in `data`).  Names
+        with spaces may be quoted.
         """
         try:
             content = list_file.read_bytes()
-            wide = content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # as PowerShell writes
+            wide = content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # written by PowerShell
             lines = content.decode("utf-16" if wide else "utf-8-sig").splitlines()
         except UnicodeDecodeError as error:
             raise UserError(f"{list_file} is not a text file; give a list with one image per line") from error
         entries = [line.strip() for line in lines if line.strip() and not line.strip().startswith("#")]
         if list_file.suffix.lower() == ".csv" and entries and not _NAMES_A_PICTURE.search(entries[0].lower()):
-            del entries[0]  # the names of the columns
+            del entries[0]  # column names
         timed = [_TIMED.fullmatch(entry) for entry in entries]
         if entries and all(timed):
             matches = [match for match in timed if match]
@@ -136,7 +136,7 @@ class ImageFiles:
         return self.frames(range(len(self)))
 
     def frame_name(self, stamp_ns: int) -> str:
-        """The path of the image, as it was found."""
+        """The path of the image."""
         if self._places is None:
             self._places = {stamp: place for place, stamp in enumerate(self._stamps_ns)}
         return str(self._files[self._places[stamp_ns]])
@@ -169,7 +169,7 @@ def _order(files: Sequence[Path]) -> Callable[[Path], Any]:
 
 
 def _hint_at_folders(folder: Path) -> None:
-    """Raises UserError when images are up to three folders below one that has none itself."""
+    """Raises UserError when a folder has no images itself but has some up to three folders below."""
     for inner in sorted(
         path for level in ("*", "*/*", "*/*/*") for path in folder.glob(level) if path.is_dir()
     ):
@@ -187,7 +187,7 @@ _NAMES_A_PICTURE = re.compile("|".join(re.escape(suffix) for suffix in (*IMAGE_S
 
 
 def _stamp(match: re.Match[str]) -> int:
-    """Nanoseconds of a line that `_TIMED` has matched."""
+    """Nanoseconds of a line matched by `_TIMED`."""
     if match[2] is None and len(match[1]) > 10:
         return int(match[1])
     return int(match[1]) * 10**9 + int((match[2] or "0").ljust(9, "0"))

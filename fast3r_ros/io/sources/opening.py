@@ -1,4 +1,4 @@
-"""Opening a source of frames from what a person wrote."""
+"""Opens a source of frames from the user's text."""
 
 from __future__ import annotations
 
@@ -21,15 +21,14 @@ def open_source(
 ) -> Source:
     """Open what `text` names: one of `KINDS`.
 
-    topic: the image topic of a rosbag2, needed when it has several.  camera_info: whether the calibration
-    beside that topic is used.  rate_hz: frames per second of image
-    files, which carry no time of their own (default 10).
+    topic: the image topic of a rosbag2, needed when it has several.  camera_info: whether to use the
+    calibration next to that topic.  rate_hz: frames per second of image files without times (default 10).
     Raises UserError when there is no such source, or when it holds no frame.
     """
     text = str(text)
     path = Path(text).expanduser()
     if text == "synthetic" or text.startswith("synthetic:"):
-        # renders with PyTorch, which takes seconds to import
+        # imports PyTorch, which takes seconds
         from fast3r_ros.io.sources.synthetic import SyntheticSource
 
         return SyntheticSource.demo(text.partition(":")[2])
@@ -45,7 +44,7 @@ def open_source(
 
 def _open_existing(path: Path, topic: str | None, rate_hz: float | None, camera_info: bool) -> Source:
     if is_bag(path):
-        from fast3r_ros.io.sources.rosbag import RosBag  # through a package that a robot may lack
+        from fast3r_ros.io.sources.rosbag import RosBag  # needs an optional package
 
         return RosBag(path, topic, camera_info)
     if path.is_dir():

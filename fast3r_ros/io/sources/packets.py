@@ -1,7 +1,7 @@
-"""Video that was recorded as messages of one packet each: H.264, H.265, VP8 and VP9 by OpenCV's FFmpeg.
+"""Video recorded as one packet per message: H.264, H.265, VP8 and VP9, decoded by OpenCV's FFmpeg.
 
-The packets are put into a Matroska file whose times are their numbers, so that every picture which comes out
-tells the message that it belongs to, whatever was lost on the way or is shown in another order.
+The packets are put into a Matroska file with their numbers as times.  Every decoded picture then identifies
+its message, even if packets were lost in transport or are shown in another order.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fast3r_ros.errors import UserError
 from fast3r_ros.io.sources.video import open_capture
 from fast3r_ros.mapping.data import UInt8
 
-PACKETS = {  # type -> definition, where rosbags does not have it
+PACKETS = {  # type -> definition, for types that rosbags lacks
     "ffmpeg_image_transport_msgs/msg/FFMPEGPacket": """\
 std_msgs/Header header
 int32 width
@@ -36,7 +36,7 @@ string format
 """,
     "h264_msgs/msg/Packet": "std_msgs/Header header\nuint64 seq\nuint8[] data\n",
 }
-# what names of codecs and encoders contain -> Matroska's name
+# part of a codec's or encoder's name -> Matroska's name
 _CODECS = (
     (r"264|avc", "V_MPEG4/ISO/AVC"),
     (r"265|hevc", "V_MPEGH/ISO/HEVC"),
@@ -47,7 +47,7 @@ _CODECS = (
 
 
 def codec_of(content: object) -> str:
-    """Matroska's name of the codec of a message, empty for one that is a picture of its own."""
+    """Matroska's name of a message's codec, empty for an independent picture."""
     name = getattr(content, "encoding", None) or getattr(content, "format", None)
     if name is None:
         return "V_MPEG4/ISO/AVC" if hasattr(content, "seq") else ""
@@ -56,10 +56,10 @@ def codec_of(content: object) -> str:
 
 
 def decode_packets(codec: str, packets: Iterable[bytes]) -> Iterator[tuple[int, UInt8]]:
-    """(number of the packet, its picture as (H, W, 3) uint8 RGB), in the order in which they are shown.
+    """(number of the packet, its picture as (H, W, 3) uint8 RGB), in display order.
 
-    codec: of `codec_of`.  Packets before the first key frame, and what cannot be decoded, give nothing.
-    Raises UserError when none gives a picture.
+    codec: from `codec_of`.  Packets before the first key frame and damaged ones yield nothing.
+    Raises UserError when no packet yields a picture.
     """
     found = 0
     with tempfile.TemporaryDirectory() as folder:
@@ -85,18 +85,18 @@ def decode_packets(codec: str, packets: Iterable[bytes]) -> Iterator[tuple[int, 
 
 
 def _element(identity: str, content: bytes) -> bytes:
-    """One of Matroska's (RFC 8794): its identity, its length in eight bytes, its content."""
+    """A Matroska element (RFC 8794): its identity, its length in eight bytes, its content."""
     return bytes.fromhex(identity) + (len(content) | 1 << 56).to_bytes(8, "big") + content
 
 
 def _head(codec: str) -> bytes:
-    """What a Matroska file (RFC 9559) of one video track begins with; its times are milliseconds."""
+    """The head of a Matroska file (RFC 9559) with one video track; its times are milliseconds."""
 
     def number(identity: str, value: int) -> bytes:
         return _element(identity, value.to_bytes(8, "big"))
 
     ebml = _element("1A45DFA3", _element("4282", b"matroska") + number("4287", 4) + number("4285", 2))
-    size = number("B0", 16) + number("BA", 16)  # the packets tell the true one
+    size = number("B0", 16) + number("BA", 16)  # the packets contain the true size
     track = number("D7", 1) + number("73C5", 1) + number("83", 1) + _element("86", codec.encode())
     segment = bytes.fromhex("18538067") + b"\x01" + b"\xff" * 7  # of unknown length
     info = _element("1549A966", number("2AD7B1", 1_000_000))

@@ -1,7 +1,7 @@
-"""A ROS bag as a source; no ROS is needed.
+"""A ROS bag as a source, without ROS.
 
-Reads rosbag2 (sqlite3 or mcap, compressed or not) and ROS 1 bags; topics of raw and compressed images and of
-video packets.
+Reads rosbag2 (sqlite3 or mcap, compressed or not) and ROS 1 bags, with topics of raw images, compressed
+images and video packets.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ TRANSPORTS = (
     "foxglove",
     "h264",
     "zstd",
-)  # the last word of a topic beside a camera's
+)  # last words of topics that belong to a camera
 _FOXGLOVE = """\
 builtin_interfaces/Time timestamp
 string frame_id
@@ -46,12 +46,12 @@ string format
 """
 _NO_PICTURE = re.compile(
     "depth|disparity|range|label|segment"
-)  # in topics of images that are none to look at
-_CALIBRATIONS_TRIED = 100  # camera infos until one is a calibration: drivers begin with zeros
+)  # in topics of images that are not for viewing
+_CALIBRATIONS_TRIED = 100  # maximum number of camera infos to try: drivers begin with zeros
 
 
 def bag_topics(path: Path) -> list[str]:
-    """What a bag holds: `TOPIC (TYPE, N messages)`.  Raises UserError when it cannot be read."""
+    """The topics of a bag: `TOPIC (TYPE, N messages)`.  Raises UserError when it cannot be read."""
     storage = open_storage(path)
     topics = [f"{name} ({kind}, {count} messages)" for (name, kind), count in storage.topics.items()]
     return sorted([*topics, *(f"{topic} ({what})" for topic, what in storage.unread.items())])
@@ -60,9 +60,9 @@ def bag_topics(path: Path) -> list[str]:
 class RosBag:
     """The images of one topic of a bag, in order of their stamps, rectified when the bag has a CameraInfo.
 
-    topic: chosen by itself when the bag has one colour image topic.  camera_info: whether the calibration is
-    used; without, images stay as they are and the focal length is estimated.  Only this topic, its
-    calibration and the odometry matter; what else is in the bag, or damaged, stops nothing.  See `Source`.
+    topic: may be omitted when the bag has one colour image topic.  camera_info: whether to use the
+    calibration; without it images stay distorted and the focal length is estimated.  Only this topic, its
+    calibration and the odometry matter; other topics, even if damaged, have no effect.  See `Source`.
     """
 
     def __init__(self, path: Path, topic: str | None = None, camera_info: bool = True):
@@ -74,7 +74,7 @@ class RosBag:
         self._storage = open_storage(path)
         self._note_damage()
         if topic and any(name == f"/{topic}" for name, _ in self._storage.topics):
-            topic = f"/{topic}"  # names of topics in bags begin with it
+            topic = f"/{topic}"  # topic names in bags begin with a slash
         self._topic = topic or _only_image_topic(self._storage, self.name)
         kinds = {kind for name, kind in self._storage.topics if name == self._topic}
         if not kinds & {IMAGE, *COMPRESSED_IMAGES, *PACKETS}:
@@ -84,7 +84,7 @@ class RosBag:
         self._order = np.argsort(np.array(stamps, np.int64), kind="stable")
         self._count = len(stamps)
         ascending = [stamps[place] for place in self._order]
-        for index in range(1, len(ascending)):  # two images with one stamp are two images
+        for index in range(1, len(ascending)):  # two images with the same stamp are different images
             ascending[index] = max(ascending[index], ascending[index - 1] + 1)
         self._stamps = ascending
         self.stamps_ns: Sequence[int] | None = ascending
@@ -95,7 +95,7 @@ class RosBag:
 
     @property
     def topic(self) -> str:
-        """The image topic that is read."""
+        """The image topic."""
         return self._topic
 
     def __len__(self) -> int:
@@ -111,7 +111,8 @@ class RosBag:
         return f"message {bisect_left(self._stamps, stamp_ns)} of {self._topic}"
 
     def frames(self, indices: Sequence[int]) -> Iterator[Frame]:
-        """The chosen images; see `Source`.  A damaged file gives those that are there; `skipped` says so.
+        """The chosen images; see `Source`.  A damaged file yields the remaining images and notes the damage
+        in `skipped`.
 
         Raises UserError when none can be read.
         """
@@ -126,13 +127,13 @@ class RosBag:
             raise UserError(f"no image of {self._topic} in {self.name} can be read: {reason}")
 
     def _images(self, indices: Sequence[int]) -> Iterator[Frame]:
-        """The chosen images of messages that are pictures of their own, in order of their stamps."""
-        rank = np.empty(self._count, int)  # of the messages in the file, by their stamps
+        """The chosen images of a topic of independent images, in order of their stamps."""
+        rank = np.empty(self._count, int)  # rank of each message of the file by stamp
         rank[self._order] = np.arange(self._count)
         wanted = sorted(set(indices))
         due = iter(wanted)
         next_due = next(due, None)
-        early: list[tuple[int, int, Frame | None]] = []  # decoded before those that were recorded later
+        early: list[tuple[int, int, Frame | None]] = []  # decoded, waiting for earlier stamps recorded later
         chosen = set(wanted)
         for place, message in enumerate(self._storage.messages([self._topic])):
             if place >= self._count or int(rank[place]) not in chosen:
@@ -148,7 +149,7 @@ class RosBag:
     def _video_frames(self, wanted: set[int]) -> Iterator[Frame]:
         """The chosen pictures of a topic whose messages are packets of one video.
 
-        Packets need those before them, so all are decoded; `skipped` counts what gives no picture.
+        A packet depends on earlier ones, so all are decoded; `skipped` counts packets without a picture.
         """
         rank = np.empty(self._count, int)
         rank[self._order] = np.arange(self._count)
@@ -170,22 +171,24 @@ class RosBag:
             self.skipped.append(SkippedFrame(self._topic, str(error)))
             return
         if missing:
-            text = f"{len(missing)} of {len(wanted)} messages give no picture: a key frame before is missing"
+            text = (
+                f"{len(missing)} of {len(wanted)} messages give no picture: an earlier key frame is missing"
+            )
             self.skipped.append(SkippedFrame(f"message {min(missing)} of {self._topic}", text))
 
     def _packets(self, cameras: list[str]) -> Iterator[bytes]:
-        """The data of every message, empty for garbage; notes the name of its camera."""
+        """The data of every message, empty for garbage; appends the names of their cameras to `cameras`."""
         for message in self._storage.messages([self._topic]):
             try:
                 content: Any = _deserialize(message)
                 cameras.append(_camera(content))
                 yield bytes(content.data)
-            except Exception:  # garbage bytes raise about anything in a decoder
+            except Exception:  # decoders raise many types on garbage
                 cameras.append("camera")
                 yield b""
 
     def _note_damage(self) -> None:
-        """What could not be read of the files, once a line."""
+        """Notes the unreadable parts of the files, each line once."""
         damage = [SkippedFrame("a part of the bag", line) for line in self._storage.damage]
         self.skipped += [each for each in damage if each not in self.skipped]
 
@@ -205,14 +208,14 @@ class RosBag:
                 odom_from_base = np.eye(4)
                 odom_from_base[:3, :3] = matrix_from_quaternion([turn.x, turn.y, turn.z, turn.w])
                 odom_from_base[:3, 3] = place.x, place.y, place.z
-            except Exception as error:  # garbage bytes raise about anything in a decoder
+            except Exception as error:  # decoders raise many types on garbage
                 self.skipped.append(SkippedFrame(f"a message of {topics[0]}", one_line(error)))
                 continue
             stamp = message.header.stamp
             yield stamp.sec * 10**9 + stamp.nanosec, odom_from_base
 
     def _read_stamps(self) -> list[int]:
-        """The stamp of every message of the topic, ns; the recorder's times where no driver has stamped."""
+        """The stamp of every message of the topic, ns; the recorder's times where the stamps are zero."""
         recorded, stamps = [], []
         for message in self._storage.messages([self._topic]):
             recorded.append(message.time_ns)
@@ -223,29 +226,29 @@ class RosBag:
         return [stamp or time_ns + shift for stamp, time_ns in zip(stamps, recorded, strict=True)]
 
     def _frame(self, message: BagMessage, index: int) -> Frame | None:
-        """The image of a message, None and a line in `skipped` when it has none that can be read."""
+        """The frame of a message; None, and a line in `skipped`, when its image cannot be read."""
         try:
             content: Any = _deserialize(message)
             image, camera = _decode(content), _camera(content)
-        except Exception as error:  # garbage bytes raise about anything in a decoder
+        except Exception as error:  # decoders raise many types on garbage
             self.skipped.append(SkippedFrame(f"message {index} of {self._topic}", one_line(error)))
             return None
         return self._of_image(image, index, camera)
 
     def _of_image(self, image: UInt8, index: int, camera: str) -> Frame | None:
-        """The frame of a picture, None and a line in `skipped` when the calibration does not fit it."""
+        """The frame of a picture; None, and a line in `skipped`, when the calibration does not fit it."""
         if self._rectifier is None:
             return Frame(self._stamps[index], camera, image)
         try:
             rectifier = self._rectifier.for_size(image.shape[1], image.shape[0])
         except UserError as error:
-            reason = f"{one_line(error)}; --no-camera-info leaves the calibration out"
+            reason = f"{one_line(error)}; --no-camera-info ignores the calibration"
             self.skipped.append(SkippedFrame(f"message {index} of {self._topic}", reason))
             return None
         return Frame(self._stamps[index], camera, rectifier(image), rectifier.intrinsics)
 
     def _find_calibration(self) -> Rectifier | None:
-        """The first CameraInfo beside the image topic that is a calibration; None when there is none."""
+        """The first valid CameraInfo next to the image topic; None when there is none."""
         plain = _of_camera(self._topic)
         namespace = plain.rsplit("/", 1)[0]
         topic = f"{namespace}/camera_info"
@@ -258,10 +261,10 @@ class RosBag:
                 break
             try:
                 return rectifier_of_info(_deserialize(message), rectified)
-            except Exception as error:  # an uncalibrated driver's zeros, or garbage
+            except Exception as error:  # zeros of an uncalibrated driver, or garbage
                 problem = one_line(error)
         if problem:
-            text = f"no calibration in it, so the focal length is estimated: {problem}"
+            text = f"no valid calibration, so the focal length is estimated: {problem}"
             self.skipped.append(SkippedFrame(topic, text))
         return None
 
@@ -269,7 +272,7 @@ class RosBag:
 def _header_stamp(data: bytes, ros1: bool) -> int:
     """The stamp at the beginning of a serialised message, ns; 0 where there is none.
 
-    CDR: four bytes of encapsulation, whose second tells the byte order; ROS 1: a sequence number.
+    CDR begins with four bytes of encapsulation, the second for the byte order; ROS 1 with a sequence number.
     """
     if len(data) < 12:
         return 0
@@ -307,31 +310,31 @@ def _deserialize(message: BagMessage) -> Any:
 
 
 def _camera(content: Any) -> str:
-    """The optical frame of a message; foxglove's have the fields of a header themselves."""
+    """The optical frame of a message; foxglove's messages have it without a header."""
     return getattr(content, "header", content).frame_id or "camera"
 
 
 def _of_camera(topic: str) -> str:
-    """An image topic without the name of its transport."""
+    """An image topic without its transport."""
     base, _, last = topic.rpartition("/")
     return base if last in TRANSPORTS else topic
 
 
 def _video_codec(storage: BagStorage, topic: str) -> str:
-    """The codec of a topic of video packets; empty for pictures of their own."""
+    """The codec of a topic of video packets; empty for independent images."""
     if all(kind == IMAGE for name, kind in storage.topics if name == topic):
         return ""
     for number, message in enumerate(storage.messages([topic])):
         try:
             return codec_of(_deserialize(message))
-        except Exception:  # a garbage message says nothing about the others
+        except Exception:  # the other messages may be valid
             if number > _CALIBRATIONS_TRIED:
                 break
     return ""
 
 
 def _image_topics(storage: BagStorage) -> list[str]:
-    """Topics of colour or grey images; depth images are told by name or encoding."""
+    """Topics of colour or grey images; depth images are recognised by name or encoding."""
     topics = []
     for topic, kind in storage.topics:
         if kind in (*COMPRESSED_IMAGES, *PACKETS) or (
@@ -342,27 +345,27 @@ def _image_topics(storage: BagStorage) -> list[str]:
 
 
 def _first_encoding(storage: BagStorage, topic: str) -> str:
-    """The encoding of the first image that can be read, empty without any."""
+    """The encoding of the first readable image, empty if there is none."""
     for message in storage.messages([topic]):
         try:
             return str(_deserialize(message).encoding).lower()
-        except Exception:  # a garbage message says nothing about the others
+        except Exception:  # the other messages may be valid
             continue
     return ""
 
 
 def _only_image_topic(storage: BagStorage, name: str) -> str:
     topics = _image_topics(storage)
-    # a camera that was recorded raw and compressed is one camera
+    # a camera recorded both raw and compressed counts once
     distinct = [topic for topic in topics if _of_camera(topic) == topic or _of_camera(topic) not in topics]
-    if not distinct:  # a thermal camera's 16UC1 is no depth where nothing says so
+    if not distinct:  # a thermal camera's 16UC1 is not depth unless its topic says so
         distinct = [t for t, k in storage.topics if k == IMAGE and not _NO_PICTURE.search(t.lower())]
         distinct = [t for t in distinct if _first_encoding(storage, t) == DEPTH_ENCODINGS[0]]
     if not distinct:
         known = [*storage.topics, *storage.unread.items()]
         pictures = [f"{t} ({k})" for t, k in known if "image" in k.lower() or "video" in k.lower()]
         if pictures:
-            raise UserError(f"{name} has pictures in a form that is not read: {', '.join(sorted(pictures))}")
+            raise UserError(f"{name} has images in an unsupported format: {', '.join(sorted(pictures))}")
         all_topics = ", ".join(sorted({topic for topic, _ in known})) or "none"
         raise UserError(f"{name} has no images; its topics: {all_topics}")
     if len(distinct) > 1:

@@ -1,4 +1,4 @@
-"""What a source of frames is, and which of its frames are taken."""
+"""The interface of a source of frames, and the choice of its frames."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fast3r_ros.mapping.data import Float64, Frame
 
 @dataclass(frozen=True)
 class SkippedFrame:
-    """A frame that could not be read: its file name or number, and why."""
+    """A frame that could not be read: its file name or number, and the reason."""
 
     name: str
     reason: str
@@ -23,10 +23,10 @@ class SkippedFrame:
 class Source(Protocol):
     """A finite sequence of frames.
 
-    name: what was opened, for people.  paths: the files and folders that are read.  stamps_ns: of all frames,
-    where they are known before these are read.  rate_hz: mean frames per second.  skipped: the frames that
-    the iterations so far could not read.  truth: stamp in ns -> (4, 4) `world_from_camera`, None where there
-    is no ground truth.  synthetic: whether the images are rendered, as those that the demo model knows.
+    name: the user's name of the source.  paths: the files and folders that are read.  stamps_ns: of all
+    frames, if known before reading.  rate_hz: mean frames per second.  skipped: the frames that the
+    iterations so far could not read.  truth: stamp in ns -> (4, 4) `world_from_camera`, None without ground
+    truth.  synthetic: whether the images are rendered like those the demo model was trained on.
     """
 
     name: str
@@ -42,15 +42,15 @@ class Source(Protocol):
         ...
 
     def __iter__(self) -> Iterator[Frame]:
-        """Every frame that can be read, in order; the others are noted in `skipped`."""
+        """Every readable frame, in order; the others are noted in `skipped`."""
         ...
 
     def frames(self, indices: Sequence[int]) -> Iterator[Frame]:
-        """Only the frames with these increasing indices, the others are not decoded."""
+        """Only the frames with these increasing indices; the others are not decoded."""
         ...
 
     def frame_name(self, stamp_ns: int) -> str:
-        """What the frame of a stamp is called in the source: the file's name, or its number."""
+        """The name of the frame with this stamp in the source: the file's name, or its number."""
         ...
 
 
@@ -62,10 +62,10 @@ def choose_indices(
     max_views: int | None = None,
     stamps_ns: Sequence[int] | None = None,
 ) -> list[int]:
-    """Which of `count` frames to take for at most `rate_hz` frames per second and `max_views` frames.
+    """Indices of at most `max_views` of `count` frames, at most `rate_hz` per second.
 
-    Both thin the source evenly, so that its whole length is covered; the rate by `stamps_ns`, ascending,
-    where they are known, so that a video of variable rate is thinned by its times.  Indices increase.
+    Both limits thin the source evenly over its whole length.  The rate uses `stamps_ns`, ascending, if known,
+    so that a video of variable rate is thinned by time.  Indices increase.
     """
     indices = np.arange(count)
     if rate_hz is not None and rate_hz > 0 and stamps_ns is not None and count > 1:

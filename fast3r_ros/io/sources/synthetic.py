@@ -12,7 +12,7 @@ from fast3r_ros.synthetic.sequence import SyntheticSequence, demo_sequence
 
 
 class SyntheticSource:
-    """Frames of a synthetic sequence, rendered when they are asked for.  See `Source`."""
+    """Frames of a synthetic sequence, rendered on demand.  See `Source`."""
 
     def __init__(self, sequence: SyntheticSequence):
         self._sequence = sequence
@@ -29,7 +29,7 @@ class SyntheticSource:
 
     @classmethod
     def demo(cls, seconds: str = "") -> SyntheticSource:
-        """The walk that `make demo` maps; `seconds` shortens it.  Raises UserError for no such length."""
+        """The walk that `make demo` maps; `seconds` shortens it.  Raises UserError for an invalid length."""
         try:
             sequence = demo_sequence(float(seconds)) if seconds else demo_sequence()
         except ValueError as error:

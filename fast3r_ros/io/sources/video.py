@@ -20,22 +20,21 @@ from fast3r_ros.errors import UserError
 from fast3r_ros.io.sources.source import SkippedFrame
 from fast3r_ros.mapping.data import Float64, Frame, UInt8
 
-# FFmpeg writes its complaints about a bad file to the terminal; ours says it in one line.
+# silences FFmpeg's own messages about a bad file; ours is one line
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 AUDIO_SUFFIXES = (".mp3", ".m4a", ".flac", ".ogg", ".oga", ".opus", ".wav", ".wma", ".aac")
-WHOLE = 0.95  # share of the duration that the container claims; a video with less of it is cut or damaged
-CONSTANT = 0.8  # share of a constant rate's intervals that are one period
-EVEN = 0.2  # of a period, by which they may err
+WHOLE = 0.95  # minimum share of the container's claimed duration; less means truncated or damaged
+CONSTANT = 0.8  # minimum share of one-period intervals in a video of constant rate
+EVEN = 0.2  # tolerance of an interval, in periods
 DEFAULT_RATE_HZ = 30.0
 
 
 class VideoFile:
-    """The frames of a video, upright as its rotation tag says, stamped with their presentation times.
+    """The frames of a video, turned upright by its rotation tag, stamped with their presentation times.
 
-    Of several video streams the one with the most pixels, where the ffmpeg program is installed, which can
-    tell and copy it; otherwise the first.
-    Frames are counted by decoding: containers estimate their number, or know it before they are cut.  Decoded
-    one by one, so memory does not grow with the length.  See `Source`.
+    If a video has several streams, the one with the most pixels is used when the ffmpeg program is installed,
+    otherwise the first.  Frames are counted by decoding, because containers only estimate their number or may
+    be truncated.  They are decoded one by one, so memory does not grow with the length.  See `Source`.
     """
 
     def __init__(self, path: Path):
@@ -46,12 +45,12 @@ class VideoFile:
         self.truth: Mapping[int, Float64] | None = None
         self.synthetic = False
         if path.suffix.lower() in AUDIO_SUFFIXES:
-            raise UserError(f"{path} is an audio file; a cover picture in it is no video")
-        with path.open("rb"):  # tells a missing permission from a file that is no video
+            raise UserError(f"{path} is an audio file; its cover picture is not a video")
+        with path.open("rb"):  # distinguishes a missing permission from an invalid video
             pass
         self._file, stream = path, _largest_stream(path)
         if stream is not None:
-            self._folder = tempfile.TemporaryDirectory(prefix="fast3r_video_")  # goes with this source
+            self._folder = tempfile.TemporaryDirectory(prefix="fast3r_video_")  # removed with this source
             self._file = _copied_stream(path, stream, Path(self._folder.name))
         capture = open_capture(self._file)
         claimed_rate = capture.get(cv2.CAP_PROP_FPS)
@@ -70,11 +69,11 @@ class VideoFile:
         self.stamps_ns = self._stamps
         decoded_s = (self._stamps[-1] - self._stamps[0]) / 1e9 + 1 / self.rate_hz
         if decoded_s < WHOLE * claimed_s and len(times_ms) < WHOLE * claimed_s * claimed_rate:
-            text = f"the video ends after {len(times_ms)} frames and {decoded_s:.1f} of {claimed_s:.1f} s"
+            text = f"the video ends after {len(times_ms)} frames, at {decoded_s:.1f} of {claimed_s:.1f} s"
             self.skipped.append(SkippedFrame("the rest of the video", f"{text}: cut short or damaged"))
         lost = _lost(self._stamps)
         if lost:
-            text = f"about {lost} are missing between others: damaged, or lost while it was recorded"
+            text = f"about {lost} frames are missing in gaps: damaged, or lost during recording"
             self.skipped.append(SkippedFrame("frames of the video", text))
 
     def __len__(self) -> int:
@@ -90,7 +89,7 @@ class VideoFile:
         return f"frame {bisect_left(self._stamps, stamp_ns)}"
 
     def frames(self, indices: Sequence[int]) -> Iterator[Frame]:
-        """The chosen frames; see `Source`.  The others are stepped over without being converted."""
+        """The chosen frames; see `Source`.  The others are skipped without conversion."""
         capture = open_capture(self._file)
         stretch = _pixel_aspect(capture)
         position = -1
@@ -112,7 +111,7 @@ class VideoFile:
 
 
 def open_capture(path: Path) -> cv2.VideoCapture:
-    """A video, opened for decoding.  Raises UserError when it is none that can be read."""
+    """A video, opened for decoding.  Raises UserError when it cannot be read."""
     previous = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     try:
         capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
@@ -124,8 +123,9 @@ def open_capture(path: Path) -> cv2.VideoCapture:
 
 
 def _largest_stream(path: Path) -> int | None:
-    """The stream of a video with the most pixels, where it is not the first, which is all that OpenCV reads;
-    None also where there is no ffmpeg program to tell.
+    """The stream with the most pixels, if it is not the first, the only one that OpenCV reads.
+
+    None also without an ffmpeg program.
     """
     if not (shutil.which("ffprobe") and shutil.which("ffmpeg")):
         return None
@@ -140,14 +140,14 @@ def _largest_stream(path: Path) -> int | None:
             for stream in json.loads(found.stdout)["streams"]
             if not stream["disposition"]["attached_pic"]
         }
-    except (ValueError, KeyError, TypeError):  # a file that it cannot read; OpenCV says so
+    except (ValueError, KeyError, TypeError):  # unreadable; OpenCV reports it
         return None
     largest = max(sizes, key=lambda index: sizes[index], default=None)
     return None if largest is None or largest == min(sizes) else largest
 
 
 def _copied_stream(path: Path, stream: int, folder: Path) -> Path:
-    """A file in `folder` of one stream, not coded anew; the video itself where it cannot be copied."""
+    """A file in `folder` with one stream, not re-encoded; the video itself if copying fails."""
     copy = folder / "stream.mkv"
     command = ["ffmpeg", "-v", "quiet", "-i", f"file:{path.absolute()}", "-map", f"0:{stream}", "-c", "copy"]
     done = subprocess.run([*command, str(copy)], stdin=subprocess.DEVNULL, check=False)
@@ -155,7 +155,7 @@ def _copied_stream(path: Path, stream: int, folder: Path) -> Path:
 
 
 def _stamps(times_ms: Sequence[float], claimed_rate: float) -> tuple[list[int], float]:
-    """Stamps in ns and frames per second; by the claimed rate where the container has no usable times."""
+    """Stamps in ns and frames per second; from the claimed rate if the container has no usable times."""
     stamps = [round(time * 1e6) for time in times_ms]
     if any(later <= earlier for earlier, later in pairwise(stamps)):
         return [round(index * 1e9 / claimed_rate) for index in range(len(stamps))], claimed_rate
@@ -165,18 +165,18 @@ def _stamps(times_ms: Sequence[float], claimed_rate: float) -> tuple[list[int], 
 
 
 def _lost(stamps: Sequence[int]) -> int:
-    """How many frames are missing in the gaps of a video of constant rate; 0 for one of variable rate."""
+    """Number of frames missing in the gaps of a video of constant rate; 0 for a variable rate."""
     steps = np.diff(np.asarray(stamps, np.int64))
     if len(steps) < 2:
         return 0
     periods = steps / np.median(steps)
-    whole = np.abs(periods - np.round(periods)) < EVEN  # a gap of lost frames is so many periods
+    whole = np.abs(periods - np.round(periods)) < EVEN  # a gap of lost frames is a whole number of periods
     constant = np.mean(np.abs(periods - 1.0) < EVEN) >= CONSTANT and whole.all()
     return int(np.round(periods - 1.0).sum()) if constant else 0
 
 
 def _no_frames(path: Path, codec: str) -> str:
-    """Why a video that could be opened has no frame, and the way out."""
+    """Why an opened video has no frame, and what to do."""
     if codec and codec.isprintable():
         convert = f"convert it first: ffmpeg -i {path.name} -c:v libx264 {path.stem}_h264.mp4"
         reason = f"there is no decoder for {codec} here, or it is damaged"
@@ -185,13 +185,13 @@ def _no_frames(path: Path, codec: str) -> str:
 
 
 def _pixel_aspect(capture: cv2.VideoCapture) -> float:
-    """Width of a pixel per height, of videos whose pixels are not square."""
+    """Width of a pixel divided by its height, for videos whose pixels are not square."""
     width, height = capture.get(cv2.CAP_PROP_SAR_NUM), capture.get(cv2.CAP_PROP_SAR_DEN)
     return width / height if width > 0 and height > 0 else 1.0
 
 
 def _square_pixels(image: UInt8, aspect: float) -> UInt8:
-    """BGR as RGB with square pixels; the larger side of a pixel is kept, so that none are lost."""
+    """BGR as RGB with square pixels; only the shorter side is enlarged, so that no detail is lost."""
     rgb = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
     if abs(aspect - 1.0) > 1e-3:
         height, width = rgb.shape[:2]
