@@ -34,13 +34,13 @@ DATASETS = {
 def open_dataset(name: str, root: Path) -> list[PosedSequence]:
     """All sequences below `root`, sorted by name.
 
-    Raises UserError when the format is unknown, or the folder holds no sequence of it, or a file of one is
-    missing or broken.
+    Raises UserError when the format is unknown, the folder holds no sequence of it, or a file is missing or
+    damaged.
     """
     if name not in DATASETS:
         raise UserError(f"no dataset format is called {name!r}; known are {', '.join(DATASETS)}")
     if not root.is_dir():
-        raise UserError(f"--data-root {root} is no folder; give the folder of the {name} dataset")
+        raise UserError(f"--data-root {root} is not a folder; give the folder of the {name} dataset")
     module_name, function = DATASETS[name]
     module = importlib.import_module(f"{__name__}.{module_name}")
     sequences: list[PosedSequence] = [each for each in getattr(module, function)(root) if each.frames]

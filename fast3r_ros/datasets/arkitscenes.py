@@ -29,7 +29,7 @@ from fast3r_ros.mapping.data import Float64
 IMAGE_FOLDERS = ("vga_wide", "lowres_wide")
 TRAJECTORY = "lowres_wide.traj"
 STAMP = re.compile(r"_(\d+\.\d+)$")
-MAX_GAP_S = 0.2  # between poses; across a longer one nothing is interpolated
+MAX_GAP_S = 0.2  # between poses; longer gaps are not interpolated
 
 
 def sequences(root: Path) -> list[PosedSequence]:
@@ -100,7 +100,7 @@ def _pose_at(stamps: Float64, poses: Float64, stamp: float) -> Float64 | None:
 
 
 def _intrinsics(folder: Path, image: Path, stamp: float) -> Float64:
-    """From the image's .pincam, whose stamp may be rounded another way; for pixel centres at integers."""
+    """From the image's .pincam, whose stamp may be rounded differently; for pixel centres at integers."""
     video = STAMP.sub("", image.stem)
     names = [image.stem, *(f"{video}_{stamp + shift:.3f}" for shift in (-1e-3, 1e-3))]
     path = next((p for name in names if (p := folder / f"{name}.pincam").is_file()), None)

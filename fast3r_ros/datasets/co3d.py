@@ -1,4 +1,4 @@
-"""CO3Dv2: ROOT/<category>/frame_annotations.jgz and the images and depth maps that it names.
+"""CO3Dv2: ROOT/<category>/frame_annotations.jgz and the images and depth maps that it lists.
 
 Poses have the conventions of PyTorch3D: x_camera = x_world R + T with x left, y up, z forward, focal length
 and principal point in `ndc_isotropic` units (half of the shorter side).  Depth PNGs hold float16 bit

@@ -30,7 +30,7 @@ from fast3r_ros.mapping.data import Float64
 
 MODEL_FOLDERS = ("sparse/0", "sparse", "colmap/sparse/0", "colmap/sparse", "colmap", "sparse-txt", ".")
 IMAGE_FOLDERS = ("images", "input", "rgb", ".")
-IMAGE_NS = 1_000_000_000  # the images have no time; the order is that of their names
+IMAGE_NS = 1_000_000_000  # the images have no times; they are ordered by name
 # Camera models by their number in binary files; the number of parameters follows from the name.
 BINARY_MODELS = (
     *(
@@ -49,7 +49,7 @@ BINARY_MODELS = (
 
 @dataclass(frozen=True)
 class ColmapImage:
-    """An image of a COLMAP model.  name: as the model has it, perhaps with folders.  Pose (4, 4)."""
+    """An image of a COLMAP model.  name: as in the model, may include folders.  Pose (4, 4)."""
 
     name: str
     lens: Lens
@@ -67,7 +67,7 @@ def sequences(root: Path) -> list[PosedSequence]:
 
 
 def image_folder(scene: Path) -> Path:
-    """Where a scene's images are."""
+    """A scene's image folder."""
     return next(scene / name for name in IMAGE_FOLDERS if (scene / name).is_dir())
 
 
@@ -103,7 +103,7 @@ def has_model(folder: Path) -> bool:
 
 
 def read_model(folder: Path, *, least: int = 1) -> list[ColmapImage]:
-    """The registered images of a model, binary where both kinds are there.
+    """The registered images of a model, from binary files if both kinds exist.
 
     Raises UserError when it is damaged or has fewer than `least` images.
     """

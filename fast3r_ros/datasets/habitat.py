@@ -26,7 +26,7 @@ from fast3r_ros.geometry.intrinsics import shift_pixel_centres
 from fast3r_ros.geometry.rigid import rigid_matrix
 
 SUFFIX = "_camera_params.json"
-VIEW_NS = 1_000_000_000  # the views have no time; the order is that of their names
+VIEW_NS = 1_000_000_000  # the views have no times; they are ordered by name
 
 
 def sequences(root: Path) -> list[PosedSequence]:

@@ -1,4 +1,4 @@
-"""Cameras with lens distortion, by the names that COLMAP and nerfstudio give them."""
+"""Cameras with lens distortion, by COLMAP's and nerfstudio's names."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fast3r_ros.geometry.intrinsics import shift_pixel_centres
 from fast3r_ros.mapping.data import Float64
 
 # COLMAP's camera models: number of focal lengths, names of the distortion parameters that follow the
-# principal point, fisheye or not.  Its pixel centres are at integer + 0.5, as ours.
+# principal point, fisheye or not.  Its pixel centres are at integer + 0.5, like ours.
 MODELS: dict[str, tuple[int, tuple[str, ...], bool]] = {
     "SIMPLE_PINHOLE": (1, (), False),
     "PINHOLE": (2, (), False),
@@ -60,16 +60,16 @@ def lens_of(model: str, width: int, height: int, parameters: Sequence[float], wh
 
 
 def coefficients(named: dict[str, float], fisheye: bool) -> tuple[tuple[float, ...], bool]:
-    """Named distortion parameters in OpenCV's order, () for none, and whether they are a fisheye's."""
+    """Named distortion parameters in OpenCV's order, () for none, and whether the model is fisheye."""
     order = ("k1", "k2", "k3", "k4") if fisheye else ("k1", "k2", "p1", "p2", "k3", "k4", "k5", "k6")
     values = tuple(float(named.get(name, 0.0)) for name in order)
     return (values, fisheye) if any(values) or fisheye else ((), False)
 
 
 def without_distortion(frame: PosedFrame, lens: Lens) -> PosedFrame:
-    """The frame as a pinhole camera of the lens's matrix would have taken it; unchanged for a pinhole.
+    """The frame as seen by a pinhole camera with the lens's matrix; unchanged for a pinhole lens.
 
-    The image is resampled; of the depth the nearest pixel is taken, 0 outside of the original.
+    The image is resampled; depth uses the nearest pixel, 0 outside of the original.
     """
     if not lens.distortion:
         return frame

@@ -3,8 +3,7 @@ models ROOT/MegaDepth_v1_SfM/<scene>/{images, sparse/manhattan/<k>}.
 
 Poses and focal lengths come from the SfM model, whose cameras belong to the original images; those of imgs
 are undistorted and smaller, so the matrix is scaled by the sizes.  Depth is in the model's units.  Files that
-only order the depth of a person before the background count as unknown.  Reading depth needs the package
-h5py.
+only order the depth of a person and the background count as unknown.  Reading depth needs the package h5py.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from fast3r_ros.geometry.intrinsics import transform_intrinsics
 from fast3r_ros.mapping.data import Float32, Float64
 
 DENSE = Path("phoenix/S6/zl548/MegaDepth_v1")
-IMAGE_NS = 1_000_000_000  # photos of tourists: the order is that of their names
+IMAGE_NS = 1_000_000_000  # tourist photos, ordered by name
 
 
 def sequences(root: Path) -> list[PosedSequence]:

@@ -28,7 +28,7 @@ from fast3r_ros.geometry.intrinsics import shift_pixel_centres
 from fast3r_ros.geometry.rigid import inverse
 from fast3r_ros.mapping.data import Float32, Float64
 
-IMAGE_NS = 1_000_000_000  # the images have no time; the order is that of the positions
+IMAGE_NS = 1_000_000_000  # the images have no times; they are ordered by position
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def _frame(scan: Path, camera: Path, layout: Layout) -> PosedFrame:
     camera_from_world, intrinsics = _read_camera(camera)
     pose = rigid_pose(camera_from_world)
     if pose is None:
-        raise UserError(f"{camera}: the extrinsic is no pose")
+        raise UserError(f"{camera}: the extrinsic is not a pose")
     world_from_camera = inverse(pose)
     world_from_camera[:3, 3] *= layout.metres
     images = [scan / layout.images / f"{name}{suffix}" for suffix in (".jpg", ".png")]

@@ -1,8 +1,7 @@
-"""nerfstudio and instant-ngp: ROOT/<scene>/transforms.json with the images that it names.
+"""nerfstudio and instant-ngp: ROOT/<scene>/transforms.json with the images that it lists.
 
 Poses are camera to world with OpenGL axes (x right, y up, z back).  Depth files (`depth_file_path`) are in
-millimetres unless `depth_unit_scale_factor` says otherwise.  Lens distortion is removed when an image is
-read.
+millimetres unless `depth_unit_scale_factor` is given.  Lens distortion is removed when an image is read.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from fast3r_ros.datasets.posed import (
 from fast3r_ros.errors import UserError
 from fast3r_ros.geometry.axes import OPENGL_FROM_OPTICAL
 
-IMAGE_NS = 1_000_000_000  # the images have no time; the order is that of their names
+IMAGE_NS = 1_000_000_000  # the images have no times; they are ordered by name
 FISHEYE = ("OPENCV_FISHEYE",)
 PINHOLES = ("OPENCV", "PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "")
 
@@ -44,10 +43,10 @@ def sequences(root: Path) -> list[PosedSequence]:
 
 
 def frames_of(path: Path, images: Path, depths: Path | None = None) -> tuple[PosedFrame, ...]:
-    """The frames of a transforms file whose images exist, by name; a lost frame's pose leaves it out.
+    """The frames of a transforms file whose images exist, by name; frames with an invalid pose are skipped.
 
-    images: folder that the names belong to.  depths: folder with one PNG per image in millimetres, of the
-    image's name, for sets whose file names none.  Raises UserError when the file is none or no image exists.
+    images: folder of the named files.  depths: folder with one PNG per image in millimetres, with the image's
+    name, for sets whose file lists none.  Raises UserError when the file is invalid or no image exists.
     """
     content = read_json(path)
     try:
@@ -73,7 +72,7 @@ def _frame(
     number: int,
 ) -> PosedFrame | None:
     named = images / entry["file_path"]
-    # The synthetic scenes of NeRF leave the suffix out.
+    # NeRF's synthetic scenes omit the suffix.
     image = next((p for p in (named, *(Path(f"{named}{s}") for s in (".png", ".jpg"))) if p.is_file()), None)
     pose = rigid_pose(np.array(entry["transform_matrix"], np.float64))
     if image is None or pose is None:
@@ -94,7 +93,7 @@ def _frame(
 
 
 def _lens(values: Mapping[str, Any], image: Path, path: Path) -> Lens:
-    """The camera of one frame; its own values stand before those of the file."""
+    """The camera of one frame; its own values override those of the file."""
     model = str(values.get("camera_model", ""))
     if model not in (*FISHEYE, *PINHOLES):
         raise UserError(f"{path}: the camera model {model} is not supported")
@@ -109,8 +108,6 @@ def _lens(values: Mapping[str, Any], image: Path, path: Path) -> Lens:
     x, y = float(values.get("cx", width / 2)), float(values.get("cy", height / 2))
     matrix = np.array([[focal_x, 0.0, x], [0.0, focal_y, y], [0.0, 0.0, 1.0]])
     if not np.isfinite(matrix).all() or focal_x <= 0 or focal_y <= 0 or width <= 0 or height <= 0:
-        raise UserError(
-            f"{path}: no camera has the focal length {focal_x}, {focal_y} at {width}x{height} pixels"
-        )
+        raise UserError(f"{path}: invalid focal length {focal_x}, {focal_y} at {width}x{height} pixels")
     named = {name: float(values[name]) for name in ("k1", "k2", "k3", "k4", "p1", "p2") if name in values}
     return Lens(width, height, matrix, *coefficients(named, model in FISHEYE))

@@ -1,7 +1,7 @@
 """Neural RGB-D (NRGBD): ROOT/<scene>/{images/imgN.png, depth/depthN.png, poses.txt, focal.txt}.
 
 Depth is in millimetres; poses.txt has four lines per frame, camera-to-world with OpenGL axes (x right, y
-up, z back), `nan` where a frame has none; the principal point is the image's centre.
+up, z back), `nan` for a frame without a pose; the principal point is the image's centre.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def _frames(scene: Path) -> tuple[PosedFrame, ...]:
 
 
 def _read_poses(path: Path) -> Float64:
-    """(N, 4, 4), NaN where a frame has none."""
+    """(N, 4, 4), NaN for a frame without a pose."""
     values = read_table(path)
     if values.shape[1] != 4 or len(values) % 4:
         raise UserError(

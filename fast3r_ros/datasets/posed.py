@@ -1,4 +1,4 @@
-"""What every dataset gives: frames with pose and intrinsics, read from disk when they are needed."""
+"""The common form of all datasets: frames with pose and intrinsics, read from disk on demand."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from fast3r_ros.mapping.data import Float32, Float64, UInt8
 
 @dataclass(frozen=True)
 class PosedFrame:
-    """One image with its truth.
+    """One image with its ground truth.
 
     world_from_camera: (4, 4) float64, x right, y down, z forward, metres.  intrinsics: (3, 3) for the image's
     pixels, pixel centres at integer + 0.5.  read_image: (H, W, 3) uint8 RGB.  read_depth: (H', W') float32
@@ -77,7 +77,7 @@ def depth_reader(path: Path, metres_per_unit: float, largest: float = np.inf) ->
         except (OSError, EOFError, ValueError, RuntimeError, KeyError) as error:
             raise UserError(f"cannot read the depth file {path}: {error}") from error
         if depth is None or depth.ndim != 2:
-            raise UserError(f"{path} is no depth map of one channel")
+            raise UserError(f"{path} is not a depth map of one channel")
         depth = depth.astype(np.float32)
         return np.where(np.isfinite(depth) & (depth > 0) & (depth <= largest), depth * metres_per_unit, 0)
 
@@ -85,10 +85,10 @@ def depth_reader(path: Path, metres_per_unit: float, largest: float = np.inf) ->
 
 
 def _depth_array(path: Path) -> NDArray[Any] | None:
-    """What a depth file holds; None when OpenCV cannot read it.  UserError where a package is missing."""
+    """The content of a depth file; None when OpenCV cannot read it.  UserError when a package is missing."""
     if path.suffix == ".npy":
         return np.load(path)
-    if path.suffix == ".exr":  # the wheels of OpenCV 5 are built without
+    if path.suffix == ".exr":  # OpenCV 5's wheels lack EXR
         with optional("OpenEXR", path.name):
             import OpenEXR
         channels = OpenEXR.File(str(path)).channels()
@@ -109,7 +109,7 @@ def _depth_array(path: Path) -> NDArray[Any] | None:
 def sample_depth(
     depth: Float32, image_shape: tuple[int, ...], target_from_image: Float64, shape: tuple[int, ...]
 ) -> Float32:
-    """Depth (h, w) = `shape` at the nearest pixels of a depth map that sees what the image sees.
+    """Depth (h, w) = `shape` at the nearest pixels of a depth map with the image's field of view.
 
     image_shape: (H, W, ...) of the image, which may differ from the depth map's.  target_from_image: (3, 3)
     pixel transform without rotation.
@@ -128,7 +128,7 @@ def sample_depth(
 
 
 def read_text(path: Path) -> str:
-    """A text file's content; raises UserError when it cannot be read or is no text."""
+    """A text file's content; raises UserError when it cannot be read or is not text."""
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
@@ -136,19 +136,19 @@ def read_text(path: Path) -> str:
 
 
 def read_table(path: Path) -> Float64:
-    """A text file of numbers, (lines, numbers per line); raises UserError when it is none."""
+    """A text file of numbers, (lines, numbers per line); raises UserError for other content."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of an empty file; its size says so
+            warnings.simplefilter("ignore", UserWarning)  # of an empty file, which is checked by size
             return np.loadtxt(path, dtype=np.float64, ndmin=2)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read numbers from {path}: {error}") from error
 
 
 def read_matrix(path: Path, *shapes: tuple[int, int]) -> Float64:
-    """A text file of numbers as a matrix of the first of `shapes` that has as many.
+    """A text file of numbers as a matrix of the first of `shapes` with that many numbers.
 
-    Raises UserError when the file cannot be read or none has.
+    Raises UserError when the file cannot be read or no shape matches.
     """
     values = read_table(path).ravel()
     shape = next((shape for shape in shapes if shape[0] * shape[1] == values.size), None)
@@ -159,10 +159,10 @@ def read_matrix(path: Path, *shapes: tuple[int, int]) -> Float64:
 
 
 def rigid_pose(matrix: NDArray[np.floating]) -> Float64 | None:
-    """A (4, 4) pose as files keep it, its rotation projected to SO(3); None where it is no pose.
+    """A (4, 4) pose from a file, its rotation projected to SO(3); None if it is not a pose.
 
-    Text files round: those of 7-Scenes are orthonormal to 3e-4 only.  Lost frames are written as infinities,
-    NaNs or zeros.
+    Text files are rounded: those of 7-Scenes are orthonormal only to 3e-4.  Lost frames are written as
+    infinities, NaNs or zeros.
     """
     pose = np.asarray(matrix, np.float64)
     if pose.shape != (4, 4) or not np.isfinite(pose).all():
@@ -181,7 +181,7 @@ def natural_order(name: str | Path) -> tuple[tuple[int, int | str], ...]:
 
 
 def read_json(path: Path) -> Any:
-    """A JSON file's content; raises UserError when it cannot be read or is none."""
+    """A JSON file's content; raises UserError when it cannot be read or is not JSON."""
     try:
         return json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
@@ -189,5 +189,5 @@ def read_json(path: Path) -> Any:
 
 
 def folders_below(root: Path) -> list[Path]:
-    """`root` itself, in case it is one scene, and the folders in it, by name."""
+    """`root` itself, which may be one scene, and its folders, by name."""
     return [root, *sorted(path for path in root.iterdir() if path.is_dir())]

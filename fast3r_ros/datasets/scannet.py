@@ -1,9 +1,8 @@
 """ScanNet-like folders: ROOT/<scene>/{color or rgb or images, depth, pose or poses, intrinsic(s)}.
 
-Files of one frame have one name: color/N.jpg (or .png), depth/N.png in millimetres, pose/N.txt, camera to
-world, 4x4, `-inf` where lost.  Intrinsics for the colour image: intrinsic/intrinsic_color.txt,
-intrinsics.txt, or one file per frame in a folder intrinsic(s)/N.txt; 3x3 or 4x4, for pixel centres at
-integers.
+All files of a frame have one name: color/N.jpg (or .png), depth/N.png in millimetres, pose/N.txt, camera to
+world, 4x4, `-inf` where lost.  Intrinsics of the colour image: intrinsic/intrinsic_color.txt, intrinsics.txt,
+or one file per frame in a folder intrinsic(s)/N.txt; 3x3 or 4x4, for pixel centres at integers.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """ScanNet++: ROOT/data/<scene>/{dslr, iphone} as released, or ROOT/<scene>; one sequence per camera.
 
-DSLR: dslr/resized_undistorted_images with nerfstudio/transforms_undistorted.json where they are, else the
+DSLR: dslr/resized_undistorted_images with nerfstudio/transforms_undistorted.json if they exist, else the
 fisheye images dslr/resized_images with nerfstudio/transforms.json.  iPhone: iphone/rgb/frame_NNNNNN.jpg (as
 the set's tool extracts them) with nerfstudio/transforms.json, else colmap/, else the ARKit poses of
 pose_intrinsic_imu.json.  Depth in millimetres: render_depth/NAME.png (rendered from the laser scan by the
@@ -36,7 +36,7 @@ DSLR = (  # images, transforms
 
 
 def sequences(root: Path) -> list[PosedSequence]:
-    """<scene>/dslr and <scene>/iphone, those that are there."""
+    """<scene>/dslr and <scene>/iphone, if they exist."""
     found = []
     for scene in folders_below(root / "data" if (root / "data").is_dir() else root):
         for images, transforms in DSLR:

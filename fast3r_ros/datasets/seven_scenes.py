@@ -1,9 +1,9 @@
 """7-Scenes: ROOT/<scene>/seq-NN/frame-NNNNNN.{color.png, pose.txt, depth.proj.png or depth.png}.
 
-Depth is in millimetres, 65535 where unknown.  `depth.proj.png` is depth registered to the colour camera
-(made by the preprocessing of SimpleRecon, used by the DUSt3R family), whose focal length is taken as 525
-pixels; raw `depth.png` belongs to the depth camera of 585 pixels and is taken as if the colour camera stood
-there too.  The test split (TestSplit.txt) is used where it exists.
+Depth is in millimetres, 65535 where unknown.  `depth.proj.png` is depth registered to the colour camera (made
+by the preprocessing of SimpleRecon, used by the DUSt3R family), with an assumed focal length of 525 pixels;
+raw `depth.png` belongs to the depth camera of 585 pixels, which is assumed to have the colour camera's pose.
+The test split (TestSplit.txt) is used where it exists.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The text files list stamps in seconds and file names, or poses as stamp tx ty tz qx qy qz qw (world from
 camera). Depth PNGs hold 5000 units per metre.  Images are paired with the nearest depth and pose within 20
-ms.  Intrinsics: of the sequence's own calibration.txt (fx fy cx cy, as ETH3D), camera.txt, intrinsics.txt
+ms.  Intrinsics: the sequence's own calibration.txt (fx fy cx cy, as in ETH3D), camera.txt, intrinsics.txt
 (3x3) or .yaml (Camera.fx …, camera_matrix), else those published for freiburg1 to 3, else 525 pixels.
 """
 
@@ -76,15 +76,15 @@ def _frames(folder: Path) -> tuple[PosedFrame, ...]:
 
 
 def _camera(folder: Path) -> tuple[float, float, float, float]:
-    """fx, fy, cx, cy for pixel centres at integers.  Raises UserError for a calibration file that is none."""
+    """fx, fy, cx, cy for pixel centres at integers.  Raises UserError for an invalid calibration file."""
     for path in [*(folder / name for name in CALIBRATIONS), *sorted(folder.glob("*.yaml"))]:
         if not path.is_file():
             continue
         values = _yaml_camera(path) if path.suffix == ".yaml" else _text_camera(read_table(path))
-        if path.suffix == ".yaml" and not values:  # a configuration of something else
+        if path.suffix == ".yaml" and not values:  # the configuration of another program
             continue
         if len(values) < 4 or not np.isfinite(values[:4]).all() or min(values[:2]) <= 0:
-            raise UserError(f"{path} is no calibration: expected fx fy cx cy, or a 3x3 matrix")
+            raise UserError(f"{path} is not a calibration: expected fx fy cx cy, or a 3x3 matrix")
         return values[0], values[1], values[2], values[3]
     return next((camera for name, camera in CAMERAS.items() if name in folder.name), DEFAULT_CAMERA)
 
@@ -95,7 +95,7 @@ def _text_camera(table: Float64) -> list[float]:
 
 
 def _yaml_camera(path: Path) -> list[float]:
-    """fx fy cx cy of a YAML file, that of ROS or ORB-SLAM; none where it has no camera."""
+    """fx fy cx cy of a YAML file of ROS or ORB-SLAM; empty if it has no camera."""
     text = re.sub(r"^%YAML.*$|!!opencv-matrix", "", read_text(path), flags=re.MULTILINE)
     try:
         content = yaml.safe_load(text)
@@ -106,7 +106,7 @@ def _yaml_camera(path: Path) -> list[float]:
             if isinstance(content, dict) and f"{prefix}fx" in content:
                 return [float(content[f"{prefix}{name}"]) for name in ("fx", "fy", "cx", "cy")]
     except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is no calibration: {error}") from error
+        raise UserError(f"{path} is not a calibration: {error}") from error
     return []
 
 
@@ -129,7 +129,7 @@ def _read_list(path: Path) -> list[tuple[float, str]]:
 
 
 def _read_poses(path: Path) -> tuple[NDArray[np.float64], Float64]:
-    """Stamps and poses; lines without a rotation (lost tracking) are left out."""
+    """Stamps and poses; lines without a rotation (lost tracking) are skipped."""
     rows = read_table(path)
     if rows.shape[1] != 8:
         raise UserError(f"{path} has {rows.shape[1]} numbers per line, expected stamp tx ty tz qx qy qz qw")

@@ -1,4 +1,4 @@
-"""Golden cases: numbers of the official release that this implementation must give.
+"""Golden cases: numbers of the official release that this implementation must reproduce.
 
 A folder holds cases of several kinds (test/golden/README.md); each kind has one function here.  The error of
 a network case is max |a - b| / (1 + |b|) over points, confidences and the features that the heads read.
@@ -28,14 +28,12 @@ NETWORK_BAR = 1e-4
 PREPROCESS_BAR = 2 / 255
 
 Array = NDArray[Any]
-Check = Callable[[str], tuple[float, float]]  # device -> error and the bar that it must stay below
+Check = Callable[[str], tuple[float, float]]  # device -> error and its limit
 
 
 @dataclass(frozen=True)
 class CaseResult:
-    """One case: its largest error in the case's own measure, whether it is small enough, and what went
-    wrong.
-    """
+    """One case: its largest error in its own measure, whether it is small enough, and the problem if any."""
 
     case: str
     max_error: float
@@ -98,7 +96,7 @@ def _on_cpu(check: Callable[..., tuple[float, float]], *arguments: Any) -> Check
 
 
 def check_names(path: Path, device: str) -> tuple[float, float]:
-    """Names and shapes of a full-size model, built without memory; the error counts the differences."""
+    """Names and shapes of a full-size model, built without memory; the error is the number of differences."""
     content = _read(path)
     with torch.device("meta"):
         model = Fast3R(Fast3RConfig.from_dict(content["config"], str(path)))

@@ -1,6 +1,6 @@
-"""Golden cases of what follows the network: focal length, camera pose, training loss, pose metrics.
+"""Golden cases of the steps after the network: focal length, camera pose, training loss, pose metrics.
 
-Each check returns its error and the bar that it must stay below.
+Each check returns its error and the error's limit.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fast3r_ros.training.losses import confidence_loss
 
 FOCAL_BAR = 1e-3
 NUMBER_BAR = 1e-4
-# what float32 leaves of an exact pose, in units of the scene
+# accuracy of an exact pose in float32, in units of the scene
 ROUNDING = 1e-6
 
 
@@ -35,10 +35,9 @@ def check_focal(case: Mapping[str, Any]) -> tuple[float, float]:
 
 
 def check_pose_from_pointmaps(case: Mapping[str, Any], search: bool) -> tuple[float, float]:
-    """How much further from the true pose the pointmap fit is than the official PnP, as `_displacement`; 0
-    when it is closer.
+    """How much farther from the true pose the pointmap fit is than the official PnP; 0 when it is closer.
 
-    search: without a focal length, against the official search for one.
+    Distances as in `_displacement`.  search: without a focal length, against the official search for one.
     """
     world, local, confidence = recipes.posed_view(case)
     intrinsics = shift_pixel_centres(centred_intrinsics(case["focal"], case["height"], case["width"]), 0.5)
@@ -89,10 +88,11 @@ def _excess(poses: CameraPoses, case: Mapping[str, Any], search: bool) -> float:
 
 
 def _displacement(pose: ArrayLike, truth: np.ndarray, points: np.ndarray) -> float:
-    """How far a wrong pose moves the points (N, 3) that the camera sees: the median, in units of the scene.
+    """The distance by which a wrong pose moves the points (N, 3) that the camera sees: the median, in scene
+    units.
 
-    One number for turns and shifts, so that a pose that is better where it matters cannot fail for one of
-    them; both cancel in part, and a shift can be large where a turn is small.
+    One number for rotation and translation: their errors partly cancel, so a pose that is better overall may
+    be worse in one of them.
     """
     moved = transform_points(inverse(truth) @ np.asarray(pose), points)
     return float(np.median(np.linalg.norm(moved - points, axis=-1)))

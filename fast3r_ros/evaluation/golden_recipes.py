@@ -20,7 +20,7 @@ Array = NDArray[Any]
 
 
 def generator(name: str) -> np.random.Generator:
-    """The random numbers that belong to a name."""
+    """The random generator for a name."""
     return np.random.Generator(np.random.PCG64(zlib.crc32(name.encode("utf-8"))))
 
 

@@ -1,5 +1,5 @@
-"""Held-out synthetic rooms, which training never draws: short walks for one forward pass, long ones for
-mapping.
+"""Held-out synthetic rooms that training never draws: short walks for one pass, long walks for mapping.
+~`easy` has
 
 Two splits: `full` has the whole variety of textures, fields of view, heights, tilts and steps; `easy` has
 what a small model learns first (config/train/demo.yaml): painted rooms, a level camera 1.3 m above the floor,
@@ -39,7 +39,7 @@ SPLITS = {
         1.0,
     ),
 }
-WALK_SEEDS = HELD_OUT + 50_000  # apart from the scenes of the short walks
+WALK_SEEDS = HELD_OUT + 50_000  # distinct from the scenes of the short walks
 RATE = 10.0
 
 

@@ -1,4 +1,4 @@
-"""The sliding-window mapper over a sequence with truth, scored by its trajectory."""
+"""The sliding-window mapper over a sequence with ground truth, scored by its trajectory."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from fast3r_ros.metrics.reconstruction import map_sharpness
 from fast3r_ros.metrics.trajectory import align_trajectory, stamped_trajectory_scores, trajectory_scores
 
 CAMERA = "camera_optical_frame"
-REFERENCE_FRAMES = 40  # whose depth makes the reference cloud
-MAP_POINTS = 50_000  # of the map that are compared
+REFERENCE_FRAMES = 40  # number of frames whose depth makes the reference cloud
+MAP_POINTS = 50_000  # number of the map's points to compare
 
 
 def score_mapper(
@@ -31,14 +31,14 @@ def score_mapper(
     config: MapperConfig | None = None,
     on_frame: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
-    """ATE and RPE of the keyframes' final poses after one similarity, and how the mapping went.
+    """ATE and RPE of the keyframes' final poses after one similarity, and counts of the mapping.
 
-    Every frame is offered and every window is waited for, so nothing is dropped for being late.  tracked:
-    share of the sequence's time between the first and the last keyframe.  rejected: share of windows kept
-    out of the map.  With depth in the sequence, `map_sharpness` of the map against its cloud, in the truth's
-    units.  Errors are infinite when there is no trajectory.
+    Every frame is offered and every window is waited for, so no frame is dropped for arriving late.  tracked:
+    share of the sequence's time between the first and the last keyframe.  rejected: share of rejected
+    windows.  With depth in the sequence, also `map_sharpness` of the map against its cloud, in the ground
+    truth's units.  Errors are infinite when there is no trajectory.
     """
-    # in the background a loop closure would come at another frame in every run
+    # in the background, loop closure would finish at a different frame in every run
     mapper = Mapper(network, config or MapperConfig.from_flat({"loop.background": False}))
     results: list[WindowResult] = []
     for frame in sequence.frames:
@@ -79,7 +79,7 @@ def score_mapper(
 
 
 def score_peer(peer: str, sequence: PosedSequence) -> dict[str, Any]:
-    """ATE and RPE of a peer's poses of all frames.  Errors are infinite when it placed too few."""
+    """ATE and RPE of a peer's poses of all frames.  Errors are infinite when too few frames have a pose."""
     poses = peer_poses(peer, sequence.frames)
     scores = {"method": peer_name(peer), "keyframes": int(np.isfinite(poses).all(axis=(1, 2)).sum())}
     try:
@@ -90,7 +90,8 @@ def score_peer(peer: str, sequence: PosedSequence) -> dict[str, Any]:
 
 
 def reference_cloud(sequence: PosedSequence) -> tuple[NDArray[np.float64], float] | None:
-    """Points (N, 3) of the true depth in the world, one per voxel, and how far a map may be off to belong.
+    """Points (N, 3) of the true depth in the world, one per voxel, and the maximum distance of map points
+    from it.
 
     The voxel is 0.5 %, the reach 5 % of the mean depth.  None for a sequence without depth.
     """

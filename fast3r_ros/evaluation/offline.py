@@ -1,4 +1,4 @@
-"""One forward pass over the views of a scene, placed, aligned to the truth and scored."""
+"""One forward pass over the views of a scene, placed, aligned to the ground truth and scored."""
 
 from __future__ import annotations
 
@@ -27,12 +27,11 @@ from fast3r_ros.metrics.trajectory import trajectory_scores
 from fast3r_ros.model import Fast3R, normalize
 from fast3r_ros.model.image_index import counted_indices, drawn_indices, spread_indices
 
-# Only the most confident 15 % of each view's pixels decide the alignment to the truth, as in the official
-# code.
+# Only the most confident 15 % of each view's pixels determine the alignment, as in the official code.
 ALIGNMENT_PERCENTILE = 85
 INDEX_STRATEGIES = ("spread", "drawn", "counted")
 HEADS = ("local", "global")
-# An untrained or failing network shall still get poses, and be scored for them.
+# Low thresholds: an untrained or failing network must still get poses and scores.
 ANY_POSE = RobustOptions(min_inlier_share=0.0)
 
 Scores = Mapping[str, float]
@@ -40,7 +39,7 @@ Scores = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the network says about V views of one size (h, w).
+    """The network's result for V views of one size (h, w).
 
     points_global: (V, h, w, 3) float32 in `window`.  points_local: (V, h, w, 3) float32, each in its own
     camera frame; NaN without a local head.  confidence_*: (V, h, w) float32, at least 1.
@@ -106,7 +105,7 @@ def predictor(model: Fast3R, indices: str = "spread", seed: int = 0) -> Predict:
 
 
 def window_predictor(network: WindowNetwork) -> Predict:
-    """Any network as such a function; what it says at its own size is laid on the images' pixels."""
+    """Any network as such a function; its results are resampled to the images' pixels."""
 
     def predict(images: UInt8) -> Prediction:
         views = [network.encode(Frame(number, "evaluated", image)) for number, image in enumerate(images)]
@@ -129,7 +128,7 @@ def window_predictor(network: WindowNetwork) -> Predict:
 
 
 def _on_image(values: Float32, network_from_image: Float64, size: tuple[int, ...]) -> Float32:
-    """A network's map (h, w, ...) on the pixels (H, W) of its image: the nearest value of each."""
+    """A network's map (h, w, ...) resampled to the pixels (H, W) of its image, nearest neighbour."""
     rows, columns = (
         np.clip((np.arange(size[axis]) + 0.5) * network_from_image[i, i] + network_from_image[i, 2], 0, end)
         for axis, i, end in ((0, 1, values.shape[0] - 1), (1, 0, values.shape[1] - 1))
@@ -140,9 +139,8 @@ def _on_image(values: Float32, network_from_image: Float64, size: tuple[int, ...
 def place(prediction: Prediction, head: str) -> PlacedViews:
     """Poses and points of all views in `window`.
 
-    head "local": local points, placed by their fit to the global ones.  "global": the global points as they
-    are, and PnP poses with the focal length that view 0 gives, which is the official way without a local
-    head.
+    head "local": local points, placed by their fit to the global points.  "global": the unchanged global
+    points and PnP poses with view 0's focal length, the official method without a local head.
     """
     if head == "global":
         return _place_global(prediction)
@@ -176,22 +174,22 @@ def _place_global(prediction: Prediction) -> PlacedViews:
 
 
 def score_poses(placed: PlacedViews, truth: Views) -> Scores:
-    """RRA, RTA, mAA(30), median errors of the pairs in degrees, and the share of views that got a pose."""
+    """RRA, RTA, mAA(30), median errors of the pairs in degrees, and the share of views with a pose."""
     scores = _pair_scores(placed.window_from_camera, truth)
     return {**scores, "placed": float(np.isfinite(placed.window_from_camera).all(axis=(1, 2)).mean())}
 
 
 def score_no_motion(truth: Views) -> Scores | None:
-    """What `score_poses` gives when every camera is said to stand where the first one stands.
+    """The result of `score_poses` when every camera is at the first camera's pose.
 
-    Views of a slow walk are turned so little against each other that this scores well in RRA; a network that
-    does no better has learnt nothing about rotation.
+    The views of a slow walk differ so little in rotation that this scores well in RRA; a network that is no
+    better has learnt nothing about rotation.
     """
     if len(truth.images) < 2:
         return None
     still = np.tile(np.eye(4), (len(truth.images), 1, 1))
     scores = _pair_scores(still, truth)
-    del scores["direction_error"]  # nothing moves, so there is no direction
+    del scores["direction_error"]  # without motion there is no direction
     return scores
 
 
@@ -219,7 +217,7 @@ def score_depth(placed: PlacedViews, truth: Views) -> Scores:
 
 
 def score_constant_depth(truth: Views) -> Scores | None:
-    """What `score_depth` gives when every pixel is said to be equally far."""
+    """The result of `score_depth` when every pixel has the same depth."""
     if truth.depth is None or not truth.valid.any():
         return None
     return _depth_of_views(np.ones_like(truth.depth), truth.depth)
@@ -236,10 +234,10 @@ def _depth_of_views(predicted: Float32, true: Float32) -> Scores:
 def score_points(placed: PlacedViews, truth: Views, max_points: int = 20_000) -> Scores:
     """Accuracy, completion, normal consistency, chamfer, F-score (at 5 % of the mean depth), and point error.
 
-    The prediction is moved by one similarity, fitted to its most confident pixels.  point_error: median
-    distance of a pixel's point from the true one, relative to the mean depth.  max_points: clouds are
-    sampled down to so many points (fixed seed), which makes distances slightly larger; 0 keeps all, as the
-    official code does.
+    The prediction is aligned by one similarity, fitted to its most confident pixels.  point_error: median
+    distance of a pixel's point from the true one, relative to the mean depth.  max_points: clouds are sampled
+    down to this many points (fixed seed), which makes distances slightly larger; 0 keeps all points, as in
+    the official code.
     """
     assert truth.depth is not None
     true_points = truth.points_world()

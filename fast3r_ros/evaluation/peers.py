@@ -1,6 +1,6 @@
 """Other programs on the same frames: `fast3r evaluate --peer colmap` runs pycolmap's incremental mapping.
 
-Peers get what the network gets: the images and, as the mapper does, the calibration.
+Peers get the network's images and, like the mapper, the calibration.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from fast3r_ros.geometry.rigid import inverse
 from fast3r_ros.mapping.data import Float64
 
 PEERS = ("colmap",)
-EXHAUSTIVE_UP_TO = 40  # images; more of them, which are a video, are matched to their neighbours
+EXHAUSTIVE_UP_TO = 40  # images; longer sequences are matched to their neighbours only
 NEIGHBOURS = 10
-SEED = 1  # of COLMAP's random choices: a row can be reproduced
+SEED = 1  # of COLMAP's random choices, for reproducible rows
 
 
 def peer_name(peer: str) -> str:
-    """How a table's row names it, with the version that ran.  UserError when it is not installed."""
+    """The peer's name in tables, with its version.  Raises UserError when it is not installed."""
     return f"peer: COLMAP (pycolmap {_package(peer).__version__})"
 
 
 def peer_poses(peer: str, frames: Sequence[PosedFrame]) -> Float64:
     """world_from_camera (N, 4, 4) of the frames in the peer's own frame and scale, NaN where it has none.
 
-    Of several models the one with the most images counts.  UserError when the peer is not installed.
+    Of several models the one with the most images is used.  Raises UserError when the peer is not installed.
     """
     pycolmap = _package(peer)
     poses = np.full((len(frames), 4, 4), np.nan)
@@ -42,13 +42,13 @@ def peer_poses(peer: str, frames: Sequence[PosedFrame]) -> Float64:
         for number, frame in enumerate(frames):
             picture = frame.read_image()
             cv2.imwrite(str(images / f"{number:06d}.png"), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
-        matrix = frames[0].intrinsics  # COLMAP's pixel centres are at integer + 0.5, as ours
+        matrix = frames[0].intrinsics  # COLMAP's pixel centres are at integer + 0.5, like ours
         parameters = f"{matrix[0, 0]},{matrix[1, 1]},{matrix[0, 2]},{matrix[1, 2]}"
         reader = {"camera_model": "PINHOLE", "camera_params": parameters}
         database = folder / "database.db"
         options = {"camera_mode": pycolmap.CameraMode.SINGLE, "reader_options": reader}
         extraction, matching = pycolmap.FeatureExtractionOptions(), pycolmap.FeatureMatchingOptions()
-        extraction.num_threads = matching.num_threads = 1  # the order of results is the same each time
+        extraction.num_threads = matching.num_threads = 1  # for a reproducible order of results
         pycolmap.extract_features(str(database), str(images), extraction_options=extraction, **options)
         verification = pycolmap.TwoViewGeometryOptions()
         verification.ransac.random_seed = SEED

@@ -1,11 +1,10 @@
-"""Numbers that others have published, to print beside ours; never mixed with measured ones.
+"""Published numbers of others, printed next to ours and never mixed with measured ones.
 
-Every row stands in the paper "Fast3R: Towards 3D Reconstruction of 1000+ Images in One Forward Pass" (Yang
-et al., CVPR 2025, arXiv 2501.13928v2), those of other methods as that paper gives them.  Lengths are
-converted to metres: the paper scales those of 7-Scenes and NRGBD by 100, and gives no unit for DTU, whose own
-unit is the millimetre.  The paper's other numbers are left out, because they have no counterpart in our
-tables (frames per second; Table 5, which does not say whether it shows means or medians) or no loader
-(RealEstate10K, ETH3D).
+All rows are from the paper "Fast3R: Towards 3D Reconstruction of 1000+ Images in One Forward Pass" (Yang et
+al., CVPR 2025, arXiv 2501.13928v2), those of other methods as given in that paper.  Lengths are converted to
+metres: the paper scales those of 7-Scenes and NRGBD by 100, and gives no unit for DTU, whose own unit is the
+millimetre.  The paper's other numbers are omitted: they have no counterpart in our tables (frames per second;
+Table 5, where means and medians cannot be distinguished) or no loader (RealEstate10K, ETH3D).
 """
 
 from __future__ import annotations
@@ -18,8 +17,10 @@ PAPER = "Yang et al., Fast3R, CVPR 2025"
 
 @dataclass(frozen=True)
 class PublishedRow:
-    """One row of a published table.  values: the names and units of our tables; what is not there was not
-    given.  source: the paper, its table, and under which conditions.
+    """One row of a published table.
+
+    values: with the names and units of our tables; missing ones were not published.  source: the paper, its
+    table and conditions.
     """
 
     dataset: str
@@ -122,5 +123,5 @@ PUBLISHED = (
 
 
 def published_rows(dataset: str, table: str) -> list[PublishedRow]:
-    """What is known to be published for a table of a dataset."""
+    """The published rows for a table of a dataset."""
     return [row for row in PUBLISHED if row.dataset == dataset and row.table == table]

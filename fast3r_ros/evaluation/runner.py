@@ -19,11 +19,11 @@ from fast3r_ros.evaluation.views import Views, read_views, spread_frames
 
 Row = dict[str, Any]
 OFFLINE_TABLES = ("pose", "reconstruction", "depth", "trajectory")
-COMPARED = ("pose", "reconstruction", "depth")  # tables that a pair of views is enough for
-SAME_FRAMES = ", same frames"  # ends the name of a table that scores the same frames in every row
-NO_INDICES = "none"  # of a network that numbers no views
-SETTING = ("views", "head", "indices")  # columns that tell rows of the offline tables apart
-# table -> what stands in the place of a head, and a score that needs no network, to compare with
+COMPARED = ("pose", "reconstruction", "depth")  # tables that need only a pair of views
+SAME_FRAMES = ", same frames"  # suffix of tables that score the same frames in every row
+NO_INDICES = "none"  # for a network without image indices
+SETTING = ("views", "head", "indices")  # columns that distinguish rows of the offline tables
+# table -> a baseline's name in the column head, and its score, without a network
 BASELINES = {
     "pose": ("none: no motion", offline.score_no_motion),
     "depth": ("none: constant depth", offline.score_constant_depth),
@@ -32,7 +32,7 @@ BASELINES = {
 
 @dataclass(frozen=True)
 class Setting:
-    """One way to run the network.  views: in one forward pass.  head, indices: see `offline`."""
+    """One configuration of the network.  views: per forward pass.  head, indices: see `offline`."""
 
     views: int
     head: str
@@ -40,7 +40,7 @@ class Setting:
 
 
 def settings(views: Iterable[int], heads: Iterable[str], indices: Iterable[str]) -> list[Setting]:
-    """Every combination in order of the views: the grid of the paper's ablations."""
+    """Every combination, ordered by views: the grid of the paper's ablations."""
     return [Setting(*values) for values in itertools.product(sorted(views), heads, indices)]
 
 
@@ -59,15 +59,15 @@ def run_offline(
     peer: str | None = None,
     baselines: bool = True,
 ) -> dict[str, list[Row]]:
-    """Rows of every table, one per scene and setting, and those of `BASELINES` if asked for.
+    """Rows of every table, one per scene and setting, and those of `BASELINES` if wanted.
 
-    predict_with: the network for an index strategy.  grid: as `settings` orders it.  long_side: pixels at
+    predict_with: the network for an index strategy.  grid: ordered as by `settings`.  long_side: pixels at
     the network.  max_gap: largest distance between chosen frames.  max_points: see `offline.score_points`.
-    same_frames: a second set of tables, named with `SAME_FRAMES`, scores of every pass only the frames that
-    all numbers of views of the grid have in common, so that its rows differ in what the network saw and not
-    in what is scored.  problems: gets a line for each scene or table that failed, while the others go on;
-    without it the first failure is raised, UserError when a sequence cannot be read or has too few frames.
-    peer: one of `peers.PEERS`, whose poses of the same frames get rows of their own.
+    same_frames: also make tables named with `SAME_FRAMES`, which score only the frames common to all numbers
+    of views in the grid, so that their rows differ only in the network's input.  problems: gets a line for
+    each failed scene or table, and the others continue; without it the first failure is raised, UserError
+    when a sequence cannot be read or has too few frames.  peer: one of `peers.PEERS`, whose poses of the same
+    frames get rows of their own.
     """
     names = [*tables, *(table + SAME_FRAMES for table in tables if table in COMPARED and same_frames)]
     rows: dict[str, list[Row]] = {name: [] for name in names}
@@ -97,7 +97,7 @@ def run_offline(
 
 @contextmanager
 def noted(problems: list[str] | None, where: str) -> Iterator[None]:
-    """What fails inside is a line of `problems`, so that hours of other results are not lost with it."""
+    """Records a failure inside as a line of `problems`, so that other results are not lost."""
     try:
         yield
     except Exception as error:
@@ -110,7 +110,7 @@ def noted(problems: list[str] | None, where: str) -> Iterator[None]:
 def _score_peer(
     peer: str, sequence: PosedSequence, chosen: Sequence[int], truth: Views, tables: Sequence[str]
 ) -> Iterator[tuple[str, Row]]:
-    """Table and row of a peer, for the tables that poses are enough for."""
+    """Table and row of a peer, for the tables that need only poses."""
     poses = peer_poses(peer, [sequence.frames[number] for number in chosen])
     nothing = np.zeros(0, np.float32)
     placed = offline.PlacedViews(nothing, nothing, nothing, poses)
@@ -124,7 +124,7 @@ def _score_peer(
 def _place_all(
     truth: Views, predict_with: Callable[[str], offline.Predict], group: Sequence[Setting]
 ) -> Iterator[tuple[Setting, offline.PlacedViews]]:
-    """Every setting's answer for these views; settings that differ in the head share one forward pass."""
+    """Every setting's result for these views; settings that differ only in the head share a forward pass."""
     for indices in dict.fromkeys(setting.indices for setting in group):
         prediction = predict_with(indices)(truth.images)
         for setting in group:
@@ -139,7 +139,7 @@ def _score_all(
     max_points: int,
     baselines: bool,
 ) -> Iterator[Row]:
-    """Rows of the baseline and of every answer."""
+    """Rows of the baseline and of every result."""
     if baselines and table in BASELINES:
         name, baseline = BASELINES[table]
         scores = baseline(truth)
@@ -152,7 +152,7 @@ def _score_all(
 
 
 def _common_frames(name: str, chosen: Mapping[int, Sequence[int]]) -> set[int]:
-    """The frames that are chosen for every number of views.  Raises UserError when they make no pair."""
+    """The frames chosen for every number of views.  Raises UserError when there are fewer than two."""
     common = set.intersection(*(set(numbers) for numbers in chosen.values()))
     if len(common) < 2:
         counts = ", ".join(map(str, chosen))
@@ -163,7 +163,7 @@ def _common_frames(name: str, chosen: Mapping[int, Sequence[int]]) -> set[int]:
 def side_by_side(results: Mapping[str, Mapping[str, list[Row]]]) -> dict[str, dict[str, list[Row]]]:
     """Tables with the means and the scenes of one model or several: model -> table -> rows of the scenes.
 
-    Several models' rows have a column `model`; it is empty in those of baselines and of other programs.
+    Rows of several models have a column `model`; it is empty for baselines and other programs.
     """
     several = len(results) > 1
     found: dict[str, list[Row]] = {}
@@ -186,9 +186,9 @@ def _of_network(row: Row) -> bool:
 
 
 def average(rows: Sequence[Row], by: Sequence[str]) -> list[Row]:
-    """Means over the scenes of rows that agree in the columns `by`, in the order of their first appearance.
+    """Means over the scenes of rows that agree in the columns `by`, in order of first appearance.
 
-    Scenes whose score is not finite count in `failed` and in no mean of that score.
+    Scenes with a score that is not finite count in `failed` and are excluded from that score's mean.
     """
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
@@ -210,7 +210,7 @@ def _mean(rows: Sequence[Row], by: Sequence[str]) -> Row:
 def _score(
     table: str, placed: offline.PlacedViews, truth: Views, max_points: int
 ) -> Mapping[str, float] | None:
-    """None for a table that needs depth where there is none, or more views than there are."""
+    """None for a table that needs missing depth or more views."""
     views = len(truth.images)
     if table == "pose":
         return offline.score_poses(placed, truth) if views > 1 else None

@@ -46,7 +46,7 @@ PICTURES = {
 
 
 def markdown(report: Mapping[str, Any]) -> str:
-    """The report of `cli.evaluate` as a page: a table each, with published rows named as such."""
+    """The report of `cli.evaluate` as a Markdown page; published rows are marked as such."""
     lines = [f"# {report['model']} on {report['dataset']}", ""]
     lines += [f"{name}: {value}  " for name, value in report["settings"].items() if value != ""]
     for table, content in report["tables"].items():
@@ -67,7 +67,7 @@ def markdown(report: Mapping[str, Any]) -> str:
 
 
 def check_folder(folder: Path) -> None:
-    """Raises UserError when `write` would replace files there that an earlier evaluation has not written."""
+    """Raises UserError when `write` would replace files that are not from an earlier evaluation."""
     names = ["results.json", "results.md", *(f"{name}.png" for name in PICTURES)]
     present = [name for name in names if (folder / name).exists()]
     if not present:
@@ -84,7 +84,7 @@ def check_folder(folder: Path) -> None:
 
 
 def write(report: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Write results.json, results.md and the pictures; returns what was written."""
+    """Write results.json, results.md and the pictures; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     texts = {"results.json": json.dumps(_json_ready(report), indent=1), "results.md": markdown(report)}
@@ -126,7 +126,7 @@ def _cell(name: str, value: Any) -> str:
 
 
 def _figure(tables: Mapping[str, Any], panels: Sequence[tuple[str, str, str]]) -> Figure:
-    """A panel for each score."""
+    """One panel per score."""
     figure = Figure(figsize=(3.4 * len(panels), 3.4), layout="constrained")
     places = figure.subplots(1, len(panels), squeeze=False)[0]
     for axes, (table, name, title) in zip(places, panels, strict=True):
@@ -138,9 +138,7 @@ def _figure(tables: Mapping[str, Any], panels: Sequence[tuple[str, str, str]]) -
 
 
 def _draw(axes: Axes, mean: Sequence[Row], scenes: Sequence[Row], name: str) -> None:
-    """A score over the number of views, one line per head and index strategy (baselines grey), over dots for
-    the scenes.
-    """
+    """A score over the number of views: a line per head and index strategy, dots for the scenes."""
     factor = 100 if name.startswith(PERCENT) else 1
     kinds = list(dict.fromkeys(_kind(row) for row in mean))
     networks = [kind for kind in kinds if kind[2]]
@@ -165,7 +163,7 @@ def _label(model: str, head: str, indices: str) -> str:
 
 
 def _json_ready(value: Any) -> Any:
-    """NaN and infinity as null, which strict JSON has no word for."""
+    """NaN and infinity become null, because strict JSON has neither."""
     if isinstance(value, Mapping):
         return {key: _json_ready(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""The views of one evaluation sample at network size, with their truth."""
+"""The views of one evaluation sample at network size, with their ground truth."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fast3r_ros.model.preprocess import prepare_image
 
 @dataclass(frozen=True)
 class Views:
-    """V views of equal size (h, w) as the network sees them.
+    """V views of equal size (h, w) at network size.
 
     images: (V, h, w, 3) uint8 RGB.  intrinsics: (V, 3, 3) at this size.  world_from_camera: (V, 4, 4)
     float64, metres.  depth: (V, h, w) float32 z in metres, 0 where unknown; None when the dataset has none.
@@ -41,9 +41,7 @@ class Views:
         return Views(self.images[index], self.intrinsics[index], self.world_from_camera[index], depth)
 
     def points_world(self) -> Float32:
-        """(V, h, w, 3) float32 true points in the world; the camera's own place where the depth is
-        unknown.
-        """
+        """(V, h, w, 3) float32 true points in the world; the camera's position where the depth is unknown."""
         assert self.depth is not None
         height, width = self.depth.shape[1:]
         points = [
@@ -54,13 +52,13 @@ class Views:
 
 
 def spread_frames(sequence: PosedSequence, count: int, max_gap: int | None = None) -> list[int]:
-    """Numbers of `count` frames spread evenly from the first on, at most `max_gap` frames apart.
+    """Indices of `count` frames, evenly spread from the first, at most `max_gap` frames apart.
 
-    Without `max_gap` the last frame is always among them.  Raises UserError when the sequence is shorter.
+    Without `max_gap` the last frame is included.  Raises UserError when the sequence is shorter.
     """
     available = len(sequence.frames)
     if available < count:
-        raise UserError(f"{sequence.name} has {available} frames with a pose, {count} views were asked for")
+        raise UserError(f"{sequence.name} has {available} frames with a pose, {count} views are needed")
     last = available - 1 if max_gap is None else min(available - 1, max_gap * (count - 1))
     return [int(number) for number in np.linspace(0, last, count).round()]
 
@@ -68,7 +66,7 @@ def spread_frames(sequence: PosedSequence, count: int, max_gap: int | None = Non
 def read_views(frames: Sequence[PosedFrame], long_side: int) -> Views:
     """Read, resize and crop; the depth is sampled at the nearest pixel.
 
-    Raises UserError when a file cannot be read or the views come out in different sizes.
+    Raises UserError when a file cannot be read or the views have different sizes.
     """
     images = [frame.read_image() for frame in frames]
     prepared = [prepare_image(image, long_side) for image in images]

@@ -11,9 +11,9 @@ Array = NDArray[np.floating]
 def depth_scores(predicted: Array, true: Array, *, align_scale: bool = True) -> dict[str, float]:
     """AbsRel and delta<1.25 of depth maps (..., H, W) over the pixels where both are positive and finite.
 
-    align_scale: multiply the prediction by median(true / predicted) first, as is usual for maps without a
-    scale. The pixels are pooled.  "valid" is the share of true pixels that have a prediction; the other two
-    say nothing about the rest.  NaN where no pixel is left.
+    align_scale: multiply the prediction by median(true / predicted) first, as usual for depth up to scale.
+    The pixels are pooled.  "valid" is the share of true pixels that have a prediction; the other two measures
+    ignore the rest.  NaN without pixels.
     """
     predicted, true = np.asarray(predicted, dtype=np.float64), np.asarray(true, dtype=np.float64)
     known = np.isfinite(true) & (true > 0)

@@ -1,7 +1,7 @@
 """Camera pose metrics over all pairs of views: RRA, RTA and mAA (PoseDiffusion, ICCV 2023, section 4.1).
 
-The relative pose of every pair of views is compared with the true one, so neither a common frame nor a common
-scale is needed.  A view without a pose (NaN) fails in all of its pairs.
+The relative pose of every pair of views is compared with the true one, so the two sets of poses may differ in
+frame and scale.  A view without a pose (NaN) fails in all of its pairs.
 """
 
 from __future__ import annotations
@@ -34,9 +34,7 @@ class PairErrors:
 
 
 def pair_errors(world_from_camera: ArrayLike, true_world_from_camera: ArrayLike) -> PairErrors:
-    """Errors of all pairs i < j of two sets of poses (V, 4, 4), which may be in different worlds and
-    scales.
-    """
+    """Errors of all pairs i < j of two sets of poses (V, 4, 4), in any worlds and scales."""
     estimate, truth = _relative_poses(world_from_camera), _relative_poses(true_world_from_camera)
     rotation = np.full(len(truth), np.inf)
     known = np.isfinite(estimate).all(axis=(1, 2))
@@ -47,9 +45,9 @@ def pair_errors(world_from_camera: ArrayLike, true_world_from_camera: ArrayLike)
 def pose_scores(errors: PairErrors) -> dict[str, float]:
     """RRA@t and RTA@t, the share of pairs whose error is below t degrees, and mAA(30), all in [0, 1].
 
-    mAA(30) is the mean over a histogram of 31 bins in [0, 30] of the cumulative share of the pairs' larger
-    error, as the official evaluation computes it.  (The official rotation error of a perfect pose is 0.4
-    degrees for lack of precision; that changes none of these numbers.)
+    mAA(30) is the mean, over a histogram of 31 bins in [0, 30], of the cumulative share of the pairs' larger
+    error, as in the official evaluation.  (The official rotation error of a perfect pose is 0.4 degrees for
+    lack of precision; that changes none of these numbers.)
     """
     scores = {f"RRA@{limit}": float(np.mean(errors.rotation < limit)) for limit in THRESHOLDS}
     scores |= {f"RTA@{limit}": float(np.mean(errors.translation < limit)) for limit in THRESHOLDS}

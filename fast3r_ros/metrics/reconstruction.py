@@ -53,8 +53,7 @@ def reconstruction_scores(
     true_normals: Array | None = None,
     threshold: float = 0.05,
 ) -> ReconstructionScores:
-    """Compare two clouds (N, 3) and (M, 3) in one frame, with unit normals of the same shapes if there are
-    any.
+    """Compare two clouds (N, 3) and (M, 3) in one frame, optionally with unit normals of the same shapes.
 
     threshold: distance for the F-score, in the units of the clouds.
     """
@@ -80,12 +79,12 @@ def reconstruction_scores(
 
 
 def map_sharpness(points: Array, reference: Array, reach: float) -> dict[str, float]:
-    """How thin a map's surfaces are and where they lie, against a dense reference cloud in the same frame.
+    """Thickness and position errors of a map's surfaces, against a dense reference cloud in the same frame.
 
     points: (N, 3) of the map.  reference: (M, 3).  reach: distance beyond which a point belongs to another
     surface, in the units of the clouds.  map_error: median distance of the map's points from the reference.
-    map_outliers: share that is farther than `reach`.  thickness: robust standard deviation (1.4826 MAD) of
-    the map along the normals of plane places of the reference, within `reach`; NaN where nothing is plane.
+    map_outliers: share of points farther than `reach`.  thickness: robust standard deviation (1.4826 MAD) of
+    the map along the normals of planar places of the reference, within `reach`; NaN without planar places.
     """
     distance, nearest = cKDTree(reference).query(points, workers=-1)
     close = distance < reach
@@ -101,7 +100,9 @@ def map_sharpness(points: Array, reference: Array, reach: float) -> dict[str, fl
 
 
 def _planes(cloud: Array, places: Array) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Normals (K, 3) of the cloud at places (K, 3), and whether it is ten times as wide as thick there."""
+    """Normals (K, 3) of the cloud at places (K, 3), and whether it is planar there: ten times as wide as
+    thick.
+    """
     _, nearest = cKDTree(cloud).query(places, k=min(PLANE_NEIGHBOURS, len(cloud)), workers=-1)
     patch = np.asarray(cloud, np.float64)[nearest.reshape(len(places), -1)]
     patch = patch - patch.mean(axis=1, keepdims=True)
@@ -123,7 +124,5 @@ def estimate_normals(points: Array, neighbours: int = NORMAL_NEIGHBOURS) -> NDAr
 
 
 def align(predicted: Array, true: Array, weights: NDArray[np.floating] | None = None) -> Sim3:
-    """The weighted least-squares `true_from_predicted` of corresponding points (N, 3), before they are
-    compared.
-    """
+    """The weighted least-squares `true_from_predicted` of corresponding points (N, 3)."""
     return fit_similarity(predicted, true, weights)

@@ -1,8 +1,8 @@
 """Trajectory metrics: absolute (ATE) and relative (RPE) pose errors.
 
 After Sturm et al., "A Benchmark for the Evaluation of RGB-D SLAM Systems" (IROS 2012); the alignment is
-Umeyama's (1991).  Where positions leave the rotation open (a straight line, a turn on the spot), the
-attitudes decide it.
+Umeyama's (1991).  Where positions do not determine the rotation (a straight line, a pure rotation), the
+attitudes do.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from fast3r_ros.geometry.rotation import angle_between
 from fast3r_ros.geometry.sim3 import Sim3
 
 SECONDS = 1e-9
-# Positions whose spread across their main axis is below this share of that along it are a line.
+# Positions count as a line below this ratio of the spread across the main axis to that along it.
 LINE = 0.02
-# A trajectory that stays within this share of its distance to the origin, or within a micrometre, is a point.
+# Positions count as a point within this share of their distance to the origin, or within a micrometre.
 POINT = 1e-6
-# Weight of attitudes beside positions on a line: small enough to leave the line's direction to the positions.
+# Weight of attitudes relative to positions on a line: so small that positions determine the line's direction.
 ATTITUDE_WEIGHT = 1e-3
 
 
 @dataclass(frozen=True)
 class TrajectoryScores:
-    """Errors of a trajectory; lengths in the truth's units, normally metres.
+    """Errors of a trajectory; lengths in the ground truth's units, normally metres.
 
     ate: RMSE of positions after one similarity.  ate_percent: the same in percent of the true path; NaN for a
-    turn on the spot.  ate_se3: RMSE of positions after a rigid alignment, without a scale.  rotation: RMSE of
+    pure rotation.  ate_se3: RMSE of positions after a rigid alignment, without a scale.  rotation: RMSE of
     attitudes in degrees.  rpe_translation, rpe_rotation: RMSE between consecutive poses (length, degrees).
-    scale: of the similarity, true length per estimated length; NaN for a turn on the spot.  path: length of
-    the true path.  poses: how many were compared.
+    scale: of the similarity, true length per estimated length; NaN for a pure rotation.  path: length of the
+    true path.  poses: number of compared poses.
     """
 
     ate: float
@@ -52,16 +52,17 @@ class TrajectoryScores:
 
 
 def trajectory_scores(world_from_camera: ArrayLike, true_world_from_camera: ArrayLike) -> TrajectoryScores:
-    """Compare two trajectories (N, 4, 4) pose by pose; poses that are NaN are left out.
+    """Compare two trajectories (N, 4, 4) pose by pose; NaN poses are ignored.
 
-    Raises UserError when fewer than three poses are left, or the estimate stands still where the truth moves.
+    Raises UserError with fewer than three poses, or when the estimate is stationary and the ground truth
+    moves.
     """
     estimate = np.asarray(world_from_camera, dtype=np.float64)
     truth = np.asarray(true_world_from_camera, dtype=np.float64)
     known = np.isfinite(estimate).all(axis=(1, 2)) & np.isfinite(truth).all(axis=(1, 2))
     estimate, truth = estimate[known], truth[known]
     if len(estimate) < 3:
-        raise UserError(f"a trajectory needs at least 3 poses to be compared, {len(estimate)} are left")
+        raise UserError(f"a trajectory comparison needs at least 3 poses, got {len(estimate)}")
     path = float(np.linalg.norm(np.diff(truth[:, :3, 3], axis=0), axis=1).sum())
     moves = not _is_point(truth[:, :3, 3])
     aligned = align_trajectory(estimate, truth)
@@ -90,10 +91,9 @@ def stamped_trajectory_scores(
     true_world_from_camera: ArrayLike,
     max_difference_s: float = 0.02,
 ) -> TrajectoryScores:
-    """Compare two trajectories; each pose with that of the nearest true stamp, if it is near enough.
+    """Compare two trajectories; each pose with the nearest true stamp, if it is near enough.
 
-    true_stamps_ns: ascending.  Raises UserError as `trajectory_scores` does, or when no two stamps belong
-    together.
+    true_stamps_ns: ascending.  Raises UserError like `trajectory_scores`, or when no two stamps match.
     """
     stamps, true_stamps = np.asarray(stamps_ns, np.int64), np.asarray(true_stamps_ns, np.int64)
     after = np.clip(np.searchsorted(true_stamps, stamps), 1, max(len(true_stamps) - 1, 1))
@@ -113,9 +113,10 @@ def align_trajectory(
 ) -> Sim3:
     """The similarity `true_from_estimate` of two trajectories (N, 4, 4).
 
-    Least squares over positions; on a line the attitudes turn it about that line, and on the spot they alone
-    decide the rotation, with scale 1.  by_attitudes: they always decide it, as a map needs it whose cameras
-    move little beside its depth.  Raises UserError when the estimate stands still where the truth moves.
+    Least squares over positions.  On a line the attitudes determine the rotation about it; for a pure
+    rotation they alone determine the rotation, with scale 1.  by_attitudes: they always do, for maps whose
+    cameras move little relative to the depth.  Raises UserError when the estimate is stationary and the
+    ground truth moves.
     """
     places, true_places = (poses[:, :3, 3] - poses[:, :3, 3].mean(axis=0) for poses in (estimate, truth))
     attitudes = np.einsum("nij,nkj->ik", truth[:, :3, :3], estimate[:, :3, :3])
@@ -124,7 +125,7 @@ def align_trajectory(
         return _about_centroids(_nearest_rotation(attitudes), 1.0, estimate, truth)
     if _is_point(estimate[:, :3, 3]):
         raise UserError(
-            "the trajectory cannot be aligned to the truth: it stands still where the truth moves"
+            "the trajectory cannot be aligned to the ground truth: it is stationary, the ground truth moves"
         )
     correlation = true_places.T @ places
     correlation /= np.linalg.norm(correlation)
@@ -136,14 +137,14 @@ def align_trajectory(
     rotation = _nearest_rotation(correlation)
     scale = float(np.sum(true_places * (places @ rotation.T)) / np.sum(places**2))
     if scale <= 0:
-        raise UserError("the trajectory cannot be aligned to the truth: it goes elsewhere at every step")
+        raise UserError("the trajectory cannot be aligned to the ground truth: their motions are unrelated")
     return _about_centroids(rotation, scale, estimate, truth)
 
 
 def _about_centroids(
     rotation: NDArray[np.float64], scale: float, estimate: NDArray[np.float64], truth: NDArray[np.float64]
 ) -> Sim3:
-    """The similarity of this rotation and scale that moves the centroid to the true one."""
+    """The similarity with this rotation and scale that maps the centroid to the true one."""
     shift = truth[:, :3, 3].mean(axis=0) - scale * rotation @ estimate[:, :3, 3].mean(axis=0)
     return Sim3(scale, rotation, shift)
 
@@ -154,7 +155,7 @@ def _nearest_rotation(correlation: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _is_point(places: NDArray[np.float64]) -> bool:
-    """Whether positions (N, 3) are all the same, as far as float64 and text files tell."""
+    """Whether positions (N, 3) are equal within the precision of float64 and text files."""
     reach = np.abs(places - places.mean(axis=0)).max()
     return bool(reach < max(POINT, POINT * np.abs(places).max()))
 

@@ -1,4 +1,4 @@
-"""The viewer's panel: its sliders, boxes and buttons, and which values a browser may give them."""
+"""The viewer's panel: sliders, boxes and buttons, and the values that a browser may set."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from fast3r_ros.viewer.page import COLOURINGS
 
 
 class Controls:
-    """The widgets in the order in which they stand in the panel."""
+    """The widgets, in the panel's order."""
 
     def __init__(self, gui: viser.GuiApi) -> None:
         self.count: Any = gui.add_text("points shown", "0", disabled=True)
         self.colouring = gui.add_dropdown(
             "colour by",
             COLOURINGS,
-            hint="confidence: dark is least; height: dark is lowest",
+            hint="dark: lowest confidence or lowest height",
         )
         self.hidden = gui.add_slider(
             "hide least confident (%)", min=0, max=95, step=1, initial_value=0, hint="share of points hidden"
@@ -30,16 +30,16 @@ class Controls:
         self.time: Any = gui.add_slider(
             "time (s)", min=0.0, max=0.1, step=0.1, initial_value=0.1, hint="the map as it was at this time"
         )
-        self.play: Any = gui.add_button("play", hint="the map as it grew, in half a minute at most")
+        self.play: Any = gui.add_button("play", hint="show the map as it grew, in at most half a minute")
         with gui.add_folder("show"):
-            self.cameras = gui.add_checkbox("cameras", True, hint="click on one to look through it")
+            self.cameras = gui.add_checkbox("cameras", True, hint="click a camera to look through it")
             self.pictures = gui.add_checkbox("pictures", True)
             self.trajectory = gui.add_checkbox("trajectory", True)
             self.grid = gui.add_checkbox("grid", True)
             self.axes = gui.add_checkbox("axes and scale", True, hint="x red, y green, z blue (up)")
         self.above = gui.add_button("view from above")
         self.whole = gui.add_button("view of the whole map")
-        self.back = gui.add_button("back", hint="to where you looked from before")
+        self.back = gui.add_button("back", hint="return to the previous view")
         handles = (
             *(self.filters + self.parts),
             *(self.play, self.above, self.whole, self.back),
@@ -53,11 +53,11 @@ class Controls:
 
     @property
     def parts(self) -> tuple[Any, ...]:
-        """The boxes of what is shown around the points."""
+        """The boxes that show or hide objects other than points."""
         return (self.cameras, self.pictures, self.trajectory, self.grid, self.axes)
 
     def last_until(self, seconds: float) -> None:
-        """Let the time slider end there; at its end it stays at its end."""
+        """Set the end of the time slider; a slider at its end follows."""
         end = max(math.ceil(seconds * 10) / 10, 0.1)
         at_end = self.time.value >= self.time.max
         self.time.max = end
@@ -65,7 +65,7 @@ class Controls:
             self.time.value = end
 
     def value(self, uuid: str, given: Any) -> Any:
-        """What a widget gets that a browser has given a value: within its range; None if it is no value."""
+        """A browser's value for a widget, clipped to the widget's range; None if it is invalid."""
         widget = self._widgets.get(uuid)
         if isinstance(widget, viser.GuiSliderHandle):
             if type(given) not in (int, float) or not math.isfinite(given):

@@ -1,9 +1,9 @@
-"""Who may use the web viewer, and what a browser may send: checks that viser itself does not make.
+"""Access control of the web viewer, and checks of browsers' messages that viser itself does not make.
 
-Any page that is open in a browser of this machine can reach a port of this machine.  So a request is served
-only when it names the viewer's own address in Host (a name that an attacker points at this machine is not
-one: DNS rebinding), and a web socket only when its Origin is that same address.  What browsers send is
-reduced to the widgets' values within their ranges, clicks on cameras, and camera poses.
+Any page open in a browser of this machine can reach a port of this machine.  A request is therefore served
+only if its Host is the viewer's own address (another name that an attacker points at this machine is DNS
+rebinding), and a web socket only if its Origin is that address, too.  Browsers' messages are reduced to the
+widgets' values within their ranges, clicks on cameras, and camera poses.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ from websockets.http11 import Request, Response
 
 from fast3r_ros.errors import UserError
 
-MAX_CONNECTIONS = 80  # open sockets, those that have not asked for anything included; more are closed at once
-HANDSHAKE_SECONDS = 5.0  # until a connection has to have asked
-MAX_MESSAGE_BYTES = 1 << 16  # of a message from a browser; a camera pose has some 300
+MAX_CONNECTIONS = 80  # open sockets, including those without a request yet; more are closed at once
+HANDSHAKE_SECONDS = 5.0  # time limit for a connection's request
+MAX_MESSAGE_BYTES = 1 << 16  # size limit of a browser's message; a camera pose has about 300 bytes
 COOKIE = "fast3r_viewer"
 
-# Turns a value that a browser sends for a widget into one that the widget may have; None refuses it.
+# (widget, a browser's value) -> a valid value; None rejects it
 WidgetCheck = Callable[[str, Any], Any]
 NameCheck = Callable[[str], bool]
 
 
 class Guard:
-    """Decides about requests and messages of one viewer.
+    """Accepts or rejects the requests and messages of one viewer.
 
-    allowed_hosts: names, beside this machine's own, by which browsers reach the viewer.  token: what the
-    address has to carry as `?token=…`; "" asks for none.  widget_value: (uuid, value) -> the value within the
-    widget's range, or None for an unknown widget or a value that is none.  clickable: whether something in
-    the scene with that name takes clicks.
+    allowed_hosts: further names by which browsers reach the viewer, next to this machine's own.  token:
+    required in the address as `?token=…`; "" requires none.  widget_value: (uuid, value) -> the value within
+    the widget's range, or None for an unknown widget or an invalid value.  clickable: whether the scene's
+    node with that name accepts clicks.
     """
 
     def __init__(
@@ -56,10 +56,10 @@ class Guard:
         self._widget_value, self._clickable = widget_value, clickable
 
     def refusal(self, request: Request) -> Response | None:
-        """The answer to a request that is not served; None for one that is."""
+        """The response to a rejected request; None if the request is accepted."""
         host = request.headers.get_all("Host")
         if len(host) != 1 or not self._own_host(host[0]):
-            return _answer(HTTPStatus.FORBIDDEN, "This name is not one of the viewer's (allowed hosts).\n")
+            return _answer(HTTPStatus.FORBIDDEN, "This host name is not one of the viewer's allowed hosts.\n")
         origins = request.headers.get_all("Origin")
         own = {f"http://{host[0].lower()}", f"https://{host[0].lower()}"}
         if any(origin.lower() not in own for origin in origins):
@@ -67,7 +67,7 @@ class Guard:
         return self._ask_for_token(request, host[0]) if self._token else None
 
     def message(self, raw: str | bytes) -> bytes | None:
-        """The part of a browser's message that is let through; None for nothing."""
+        """The accepted part of a browser's message; None for a rejected message."""
         try:
             content = msgspec.msgpack.decode(raw) if isinstance(raw, bytes) else None
         except (msgspec.DecodeError, RecursionError):
@@ -90,7 +90,7 @@ class Guard:
         return msgspec.msgpack.encode({"type": kind, "uuid": uuid, "updates": {"value": value}})
 
     def _click(self, content: Mapping[str, Any]) -> bytes | None:
-        """A click on something that takes clicks, without what nobody asks for: keys, instances, scopes."""
+        """A click on a clickable node, without unused fields: keys, instances, scopes."""
         name, lengths = content.get("name"), {"ray_origin": 3, "ray_direction": 3, "screen_pos": 2}
         if not isinstance(name, str) or not self._clickable(name):
             return None
@@ -100,7 +100,7 @@ class Guard:
         return msgspec.msgpack.encode({**plain, "instance_index": None, "modifier": None, "owner": ""})
 
     def _own_host(self, host: str) -> bool:
-        """Whether a Host header is an address, which no foreign name can be, or a name of this machine."""
+        """Whether a Host header is an address or a name of this machine."""
         try:
             name = urlsplit(f"//{host}").hostname or ""
         except ValueError:
@@ -112,8 +112,8 @@ class Guard:
         return True
 
     def _ask_for_token(self, request: Request, host: str) -> Response | None:
-        """Serve who has the cookie; turn the token of the first address into it; refuse the rest."""
-        name = f"{COOKIE}_{urlsplit(f'//{host}').port or 80}"  # cookies know no ports
+        """Accept a valid cookie, exchange the token of a first address for the cookie, reject the rest."""
+        name = f"{COOKIE}_{urlsplit(f'//{host}').port or 80}"  # cookies do not distinguish ports
         cookie = SimpleCookie()
         for line in request.headers.get_all("Cookie"):
             try:
@@ -125,7 +125,7 @@ class Guard:
         given = parse_qs(urlsplit(request.path).query).get("token", [""])[0]
         if not self._is_token(given):
             return _answer(
-                HTTPStatus.UNAUTHORIZED, "Open the address with ?token=… as the viewer shows it.\n"
+                HTTPStatus.UNAUTHORIZED, "Open the address with ?token=… that the viewer printed.\n"
             )
         keep = f"{name}={self._token}; HttpOnly; SameSite=Strict; Path=/"
         return _answer(HTTPStatus.SEE_OTHER, "", {"Location": "/", "Set-Cookie": keep})
@@ -141,7 +141,7 @@ _CAMERA_FIELDS = {
 
 
 def _is_pose(content: Mapping[str, Any]) -> bool:
-    """Whether the fields of a camera message are finite numbers, as many as they should be."""
+    """Whether the fields of a camera message are the right number of finite numbers."""
     lengths = {"wxyz": 4, "position": 3, "look_at": 3, "up_direction": 3}
     for field in _CAMERA_FIELDS - {"type"}:
         value = content[field]
@@ -151,7 +151,7 @@ def _is_pose(content: Mapping[str, Any]) -> bool:
 
 
 def _are_numbers(value: Any, count: int) -> bool:
-    """Whether a value is a list of so many finite numbers."""
+    """Whether a value is a list of `count` finite numbers."""
     if not isinstance(value, list) or len(value) != count:
         return False
     return all(type(number) in (int, float) and math.isfinite(number) for number in value)
@@ -165,10 +165,11 @@ def _answer(status: HTTPStatus, text: str, headers: Mapping[str, str] | None = N
 
 @contextmanager
 def guarded(guard: Guard) -> Iterator[None]:
-    """viser servers that start inside are guarded.  UserError when this version of viser starts another way.
+    """viser servers that start inside are guarded.  Raises UserError for a viser version that starts
+    otherwise.
 
-    viser hands no hook through to the server that it starts, so the starting function is replaced for that
-    moment; a viewer that would start without its guard does not start at all.
+    viser offers no hook for the server that it starts, so the starting function is replaced for the duration
+    of the block.  A viewer that would start without its guard does not start.
     """
     original = websockets.asyncio.server.serve
     used = []
@@ -192,15 +193,17 @@ def guarded(guard: Guard) -> Iterator[None]:
     finally:
         websockets.asyncio.server.serve = original  # type: ignore[misc]
     if not used:
-        raise UserError("this version of viser cannot be guarded; install the one of requirements/viewer.txt")
+        raise UserError(
+            "this version of viser cannot be guarded; install the version of requirements/viewer.txt"
+        )
 
 
 def _connections(guard: Guard) -> type[ServerConnection]:
-    """The class of one server's connections: a bounded number, whose messages pass the guard."""
+    """The class of one server's connections: bounded in number, their messages checked by the guard."""
     opened: set[ServerConnection] = set()
 
     class GuardedConnection(ServerConnection):
-        """A browser's connection; `recv` gives only messages that the guard lets through."""
+        """A browser's connection; `recv` returns only messages that the guard accepts."""
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
@@ -223,7 +226,7 @@ def _connections(guard: Guard) -> type[ServerConnection]:
 
 
 def _quiet_logger() -> logging.Logger:
-    """A logger that keeps what strangers can provoke (broken requests, lost connections) off the console."""
+    """A logger that keeps errors provoked by strangers (bad requests, lost connections) off the console."""
     logger = logging.getLogger("fast3r_ros.viewer.websocket")
     logger.setLevel(logging.CRITICAL)
     return logger

@@ -1,4 +1,4 @@
-"""What is sent to the browser's page beside viser's own messages: the script `page.js` and its numbers."""
+"""Messages to the browser's page in addition to viser's own: the script `page.js` and its numbers."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _EVERYTHING = 1e30  # higher than any point
 
 @dataclass(frozen=True)
 class Style:
-    """Which points the browser draws, and how.
+    """Selection and appearance of the drawn points.
 
-    min_level, max_slot: of confidence and time, see `points.py`.  max_height: from the points' origin on,
-    None for no limit.  size: factor of the points' size.  colouring: one of `COLOURINGS`.  levels, heights:
-    the range that the colours of confidence and of height go over.
+    min_level, max_slot: of confidence and time, see `points.py`.  max_height: above the points' origin, None
+    for no limit.  size: factor of the points' size.  colouring: one of `COLOURINGS`.  levels, heights: the
+    ranges of the colours of confidence and of height.
     """
 
     min_level: int = 0
@@ -33,7 +33,7 @@ class Style:
     heights: tuple[float, float] = (0.0, 1.0)
 
     def numbers(self) -> list[float]:
-        """As `page.js` takes them."""
+        """The numbers in the order of `page.js`."""
         height = _EVERYTHING if self.max_height is None else self.max_height
         low, high = self.heights if self.colouring == "height" else self.levels
         colouring = COLOURINGS.index(self.colouring)
@@ -41,24 +41,24 @@ class Style:
 
 
 class RunJavascriptMessage(_messages.RunJavascriptMessage):
-    """A script for the page; one takes the place of an earlier one for the same purpose.
+    """A script for the page; it replaces an earlier one for the same purpose.
 
-    The page knows a message by the name of its class, so this one is called as viser's.
+    The page identifies a message by its class name, so this class has the name of viser's.
     """
 
     def redundancy_key(self) -> str:
-        """What the script is for: the words before its first bracket."""
+        """The script's purpose: the text before its first bracket."""
         return f"fast3r {self.source.partition('(')[0]}"
 
 
 def send_script(server: viser.ViserServer, title: str) -> None:
-    """Send the script; has to come before all points, whose shader it changes."""
+    """Send the script; must precede all points, because it changes their shader."""
     script = Path(__file__).with_name("page.js").read_text(encoding="utf-8")
     _send(server, f"document.title = {json.dumps(title)};\n{script}")
 
 
 def send_style(server: viser.ViserServer, style: Style) -> None:
-    """Send which points are drawn: some 100 bytes."""
+    """Send the style, about 100 bytes."""
     numbers = ",".join(f"{number:.7g}" for number in style.numbers())
     _send(server, f"fast3r([{numbers}])")
 

@@ -1,8 +1,8 @@
-"""A cloud as the browser gets it: in chunks of space, each point with its confidence level and time slot.
+"""A cloud as sent to the browser: in spatial chunks, each point with its confidence level and time slot.
 
-The browser hides and colours points by itself (`page.js`).  What it compares travels in the lowest 8 bits of
-each coordinate, 24 bits a point, so that nothing else has to be sent.  That moves a point by at most 2^-15 of
-its distance from an origin near the map.
+The browser hides and colours points by itself (`page.js`).  The values for that are in the lowest 8 bits of
+each coordinate, 24 bits per point, so that no other data is sent.  This moves a point by at most 2^-15 of its
+distance from an origin near the map.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from fast3r_ros.mapping.data import Cloud, Float32
 
 STEPS = 4096  # confidence levels, and time slots
-_LOGIT = 9.0  # levels are even steps of ln(confidence - 1) from minus this to this
+_LOGIT = 9.0  # levels are even steps of ln(confidence - 1) from -_LOGIT to _LOGIT
 _SIDE = 8  # chunks along an axis before their numbers repeat: the browser never has more than 8^3
-_SMALLEST = np.float32(1e-30)  # a coordinate nearer to 0 could lose its bits: graphics cards flush denormals
+_SMALLEST = np.float32(1e-30)  # smaller coordinates could lose their bits: GPUs flush denormals
 
 
 def confidence_levels(confidence: Float32) -> NDArray[np.uint16]:
-    """Levels (N,) of confidences from 1 on, in even steps of what the network put out before exp(x) + 1."""
+    """Levels (N,) of confidences >= 1, in even steps of the network's output before 1 + exp(x)."""
     raw = np.log(np.maximum(confidence.astype(np.float64) - 1, np.exp(-_LOGIT)))
     share = np.clip((raw + _LOGIT) / (2 * _LOGIT), 0, 1)
     return np.round(share * (STEPS - 1)).astype(np.uint16)
@@ -46,9 +46,9 @@ def cell_size(points: Float32) -> float:
 
 
 def origin_near(points: Float32, cell: float) -> Float32:
-    """(3,) where a map's points are counted from: 0, but near the points of a map that is far from there.
+    """(3,) origin of a map's points: 0, or a place near the points when they are far from 0.
 
-    It is a multiple of 64 cells, so that it stays where it is while a map grows.
+    It is a multiple of 64 cells, so that it rarely changes while a map grows.
     """
     if not len(points):
         return np.zeros(3, np.float32)
@@ -58,20 +58,19 @@ def origin_near(points: Float32, cell: float) -> Float32:
 
 
 def chunk_numbers(points: Float32, cell: float) -> NDArray[np.int64]:
-    """The chunk (N,) that each point belongs to.  It depends on the point alone, so chunks stay as they are
-    where the map does not change."""
+    """The chunk (N,) of each point, from the point alone, so unchanged parts of a map keep their chunks."""
     place = np.mod(np.floor(points / np.float32(cell)), _SIDE).astype(np.int64)
     return place @ np.array([1, _SIDE, _SIDE**2])
 
 
 def places(points: Float32, cell: float) -> NDArray[np.int64]:
-    """A number (N,) for the cube of side `cell` that a point lies in, the same for all points in it."""
+    """A number (N,) for each point, equal for all points in the same cube of side `cell`."""
     steps = np.floor(points / np.float32(cell)).astype(np.int64)
     return (steps * np.array([1, 1 << 21, 1 << 42])).sum(1)
 
 
 def thinned(cloud: Cloud, most: int) -> Cloud:
-    """At most about so many points of a cloud, those in the same places each time that it is called."""
+    """About `most` points of a cloud at most, at the same places in every call."""
     step = -(-len(cloud.points) // most)
     if step <= 1:
         return cloud

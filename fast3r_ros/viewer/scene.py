@@ -1,4 +1,4 @@
-"""What stands around the points in the browser: cameras with their pictures, the trajectory, the rulers."""
+"""The scene around the points in the browser: cameras with their pictures, the trajectory, the rulers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _INK = (60, 64, 72)
 
 @dataclass
 class _Camera:
-    """What is shown of one camera: its frustum, its picture there, the trajectory from the one before."""
+    """One camera's nodes: its frustum, its picture, the trajectory from the previous camera."""
 
     record: CameraRecord
     frustum: viser.CameraFrustumHandle
@@ -30,9 +30,9 @@ class _Camera:
 
 
 class Cameras:
-    """The cameras of a map; of an update only what has changed is sent.
+    """The cameras of a map; updates send only changes.
 
-    on_click(name, client): a frustum or a picture was clicked.
+    on_click(name, client): called for a click on a frustum or a picture.
     """
 
     def __init__(self, server: viser.ViserServer, on_click: Callable[[str, Any], None]) -> None:
@@ -75,7 +75,7 @@ class Cameras:
                 camera.picture.visible = pictures
 
     def is_clickable(self, node: str) -> bool:
-        """Whether something happens when a node of this name is clicked."""
+        """Whether the node of this name accepts clicks."""
         kind, _, rest = node.lstrip("/").partition("/")
         return kind == "cameras" and rest.removesuffix("/picture") in self._shown
 
@@ -148,7 +148,7 @@ class Rulers:
     def update(self, low: Float64, high: Float64, unit: str) -> None:
         """Draw them around a map with these corners.  unit: of length, for the bar's label."""
         length = scale_length(float((high - low)[:2].max()))
-        first, last = np.floor(low / length) - 1, np.ceil(high / length) + 1  # a cell more all around
+        first, last = np.floor(low / length) - 1, np.ceil(high / length) + 1  # with a margin of one cell
         drawn = (length, *first, *last[:2], unit)
         if drawn == self._drawn:
             return
@@ -166,12 +166,14 @@ class Rulers:
             position=(*(corner[:2] + sides / 2), low[2] - length / 100),  # under the points
             fade_distance=1e6,
         )
-        middle = corner[0] + sides[0] / 2  # of the edge that is nearest in the first view
+        middle = corner[0] + sides[0] / 2  # of the edge that is nearest in the initial view
         begin = np.array([middle - length / 2, corner[1] + length / 2, low[2]])
         end, tick = begin + np.array([length, 0, 0]), np.array([0, length / 12, 0])
         lines = np.array([[begin, end], [begin - tick, begin + tick], [end - tick, end + tick]], np.float32)
         text = f"{length:g} {unit.removesuffix('s') if length == 1 else unit}"
-        above = (begin + end) / 2 + np.array([0, length / 5, length / 5])  # beside the bar, from above, too
+        above = (begin + end) / 2 + np.array(
+            [0, length / 5, length / 5]
+        )  # next to the bar, also when seen from above
         self._bar = [
             scene.add_line_segments("/scale", lines, _INK, thickness=4, thickness_units="screen"),
             scene.add_label("/scale/label", text, position=tuple(above), anchor="bottom-center"),
@@ -196,9 +198,9 @@ def scale_length(extent: float) -> float:
 
 
 def frustum_size(records: Sequence[CameraRecord], cell: float) -> float:
-    """Depth of the frusta: smaller where cameras stand close to each other, so that they can be told apart.
+    """Depth of the frusta: smaller where cameras are close together, so that they stay distinguishable.
 
-    cell: about a tenth of the map's extent.  The size changes by steps of 2, so seldom while a map grows.
+    cell: about a tenth of the map's extent.  The size changes in powers of 2, so rarely while a map grows.
     """
     if len(records) < 2:
         return cell / 2
@@ -211,14 +213,14 @@ def frustum_size(records: Sequence[CameraRecord], cell: float) -> float:
 def add_picture(
     scene: viser.SceneApi, name: str, record: CameraRecord, image: UInt8, depth: float
 ) -> viser.ImageHandle:
-    """A camera's picture, as large as it is at that depth before the camera."""
+    """A camera's picture, as large as the field of view at that depth."""
     width, height = record.width / record.intrinsics[0, 0], record.height / record.intrinsics[1, 1]
     shadows: dict[str, Any] = {"cast_shadow": False, "receive_shadow": False}
     return scene.add_image(name, image, width, height, format="jpeg", scale=depth, **shadows)
 
 
 def whole_picture_fov(record: CameraRecord, aspect: float) -> float:
-    """Vertical angle in radians at which a window of that aspect shows a camera's picture and a rim."""
+    """Vertical angle in radians at which a window of that aspect shows a camera's picture with a margin."""
     across = record.width / 2 / record.intrinsics[0, 0]
     return float(2 * np.arctan(1.15 * max(np.tan(_vertical_fov(record) / 2), across / aspect)))
 
@@ -228,7 +230,7 @@ def _vertical_fov(record: CameraRecord) -> float:
 
 
 def _depth_factor(record: CameraRecord) -> float:
-    """viser's scale of a frustum of depth 1: it makes all frusta of one scale equally large."""
+    """viser's scale of a frustum of depth 1: frusta of the same scale have equal size."""
     up = np.tan(_vertical_fov(record) / 2)
     return float(np.cbrt(up * up * record.width / record.height / 3))
 

@@ -1,4 +1,4 @@
-"""When the places of a map were first seen: for looking at a map as it was at an earlier time."""
+"""When the places of a map were first seen, for showing the map at an earlier time."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from fast3r_ros.mapping.data import Float32
 from fast3r_ros.viewer.points import STEPS, places
 from fast3r_ros.viewer.visibility import first_seen
 
-_SLOT_NS = 100_000_000  # the shortest time slot; slots of twice the length follow when these run out
-_NEW_MAP = 0.5  # share of places that were not there before, from which on all are dated again
+_SLOT_NS = 100_000_000  # shortest time slot; it doubles when the slots run out
+_NEW_MAP = 0.5  # share of new places above which all are dated again
 
 
 @dataclass(frozen=True)
 class Timeline:
     """The time that a map covers, in slots of equal length.
 
-    start_ns: stamp of its begin.  duration_s: to the last camera.  slot_s: length of a slot.
+    start_ns: stamp of the start.  duration_s: to the last camera.  slot_s: length of a slot.
     """
 
     start_ns: int = 0
@@ -32,7 +32,7 @@ class Timeline:
     def of(start_ns: int, end_ns: int) -> Timeline:
         """The timeline between two stamps."""
         span, slot = end_ns - start_ns, _SLOT_NS
-        while span // slot >= STEPS:  # by doubling, points seldom change their slots while a map grows
+        while span // slot >= STEPS:  # with doubling, points rarely change slots while a map grows
             slot *= 2
         return Timeline(start_ns, span / 1e9, slot / 1e9)
 
@@ -42,7 +42,7 @@ class Timeline:
         return np.clip(slots, 0, STEPS - 1).astype(np.uint16)
 
     def slot_at(self, seconds: float) -> int:
-        """The slot at a time after the start; the last of all at the end."""
+        """The slot at a time after the start; the last slot at the end."""
         return STEPS - 1 if seconds >= self.duration_s else int(seconds / self.slot_s + 1e-6)
 
     def stamp_at(self, seconds: float) -> int:
@@ -51,7 +51,7 @@ class Timeline:
 
 
 class Dating:
-    """Dates the points of a map that may grow: places that were there before keep their date."""
+    """Dates the points of a map that may grow: known places keep their date."""
 
     def __init__(self) -> None:
         self._cell = 0.0
@@ -60,11 +60,11 @@ class Dating:
         self.timeline = Timeline()
 
     def slots(self, points: Float32, cameras: Sequence[CameraRecord], cell: float) -> NDArray[np.uint16]:
-        """The slot (N,) in which each point (N, 3) was first seen, and the timeline up to the last camera.
+        """The slot (N,) in which each point (N, 3) was first seen; extends the timeline to the last camera.
 
-        cameras: in time order.  cell: side of a place.  The first time, and when most of the map is new,
-        places are dated by which camera sees them (`first_seen`); what comes later is as old as the newest
-        camera.  Without cameras every slot is 0.
+        cameras: in time order.  cell: side of a place.  At first, and when most of the map is new, places are
+        dated by the cameras that see them (`first_seen`); later places get the date of the newest camera.
+        Without cameras every slot is 0.
         """
         if not cameras:
             self._places, self._stamps, self.timeline = self._places[:0], self._stamps[:0], Timeline()

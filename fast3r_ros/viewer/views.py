@@ -1,4 +1,4 @@
-"""Where browsers look from: the whole map, from above, through a camera, and back."""
+"""The browsers' views: the whole map, from above, through a camera, and back."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fast3r_ros.mapping.data import Float32, Float64, UInt8
 from fast3r_ros.viewer.scene import add_picture, quaternion, whole_picture_fov
 
 _FOV = np.deg2rad(60.0)  # vertical
-_MOST_BACK = 50  # views that a browser can go back
+_MOST_BACK = 50  # length of a browser's history
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,10 @@ class _View:
 
 @dataclass
 class _LookedThrough:
-    """A camera that a browser looks through.
+    """The camera a browser looks through.
 
-    place: (3,) its position.  picture: in the scene.  others: to remove when the browser looks elsewhere.
-    arrived: whether the browser is there; what it says before is from where it was.
+    place: (3,) its position.  picture: in the scene.  others: nodes to remove when the browser moves away.
+    arrived: whether the browser has arrived; its earlier messages still describe the old view.
     """
 
     place: Float64
@@ -41,7 +41,7 @@ class _LookedThrough:
 
 
 class Views:
-    """Moves the browsers' views; each browser has its own, and its own way back."""
+    """Moves the browsers' views; each browser has its own view and history."""
 
     def __init__(self, server: viser.ViserServer) -> None:
         self.bounds = np.full(3, -1.0), np.full(3, 1.0)
@@ -52,7 +52,7 @@ class Views:
         server.on_client_disconnect(self._forget)
 
     def fit(self, points: Float32) -> tuple[Float64, Float64]:
-        """Corners that hold nearly all points (N, 3), which views go by from now on."""
+        """Corners around nearly all points (N, 3); views use them from now on."""
         if len(points):
             some = points[:: max(1, len(points) // 50_000)]
             low, high = np.percentile(some, (2, 98), axis=0)
@@ -73,7 +73,7 @@ class Views:
         self._go(client, _View(above, centre, np.array([0.0, 1.0, 0.0])))
 
     def through(self, client: viser.ClientHandle | None, record: CameraRecord, image: UInt8 | None) -> None:
-        """As a camera saw the map, without other cameras in the way, until the browser moves elsewhere.
+        """The map as seen by a camera, with the other cameras hidden, until the browser moves away.
 
         image: the camera's picture, in front of the map and in the browser's panel.
         """
@@ -83,7 +83,7 @@ class Views:
         place, (_, down, ahead) = pose[:3, 3], pose[:3, :3].T
         fov = whole_picture_fov(record, client.camera.aspect)
         self._go(client, _View(place, place + ahead * reach / 10, -down, fov))
-        # a browser's own node of a name takes the place of everybody's
+        # a node for one browser replaces the shared node of that name
         names = ("/cameras", "/trajectory")
         others: list[Any] = [client.scene.add_frame(name, show_axes=False, visible=False) for name in names]
         picture = None
@@ -102,7 +102,7 @@ class Views:
                 through.picture.visible = shown
 
     def back(self, client: viser.ClientHandle | None) -> None:
-        """To where the browser looked from before it was moved."""
+        """Return to the browser's previous view."""
         if client is not None and self._before.get(client.client_id):
             self._leave(client.client_id)
             self._move(client, self._before[client.client_id].pop())
@@ -123,7 +123,7 @@ class Views:
         return _View(centre + aside, centre, np.array([0.0, 0.0, 1.0]))
 
     def _distance(self, client: viser.ClientHandle) -> float:
-        """From where a browser's window shows all of the map, with a little margin."""
+        """The distance at which a browser's window shows the whole map, with a small margin."""
         _, reach = self._centre_and_reach()
         narrow = np.tan(_FOV / 2) * min(1.0, client.camera.aspect)
         return float(0.6 * reach / np.sin(np.arctan(narrow)))
@@ -137,7 +137,7 @@ class Views:
         client.camera.on_update(lambda _: self._moved(client))
 
     def _moved(self, client: viser.ClientHandle) -> None:
-        """A browser was moved, by hand or by us: it may look through a camera no more."""
+        """A browser was moved, by its user or by us: it may have left its camera."""
         through = self._through.get(client.client_id)
         if through is None:
             return

@@ -1,4 +1,4 @@
-"""When each point of a map was first seen: for looking at a map as it was at an earlier time."""
+"""When each point of a map was first seen, for showing the map at an earlier time."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from fast3r_ros.mapping.data import Float32
 _COLUMNS, _ROWS = (
     48,
     36,
-)  # of the depth buffer: coarse, so that a sparse cloud still hides what lies behind it
+)  # of the depth buffer: coarse, so that a sparse cloud hides the points behind it
 _BEHIND = 1.15  # a point is hidden when it is this many times as far away as the nearest in its cell
-_MAX_POINTS, _MAX_CAMERAS = 60_000, 60  # that are looked at: about a second
+_MAX_POINTS, _MAX_CAMERAS = 60_000, 60  # limits of the search, for about a second
 
 
 def first_seen(points: Float32, cameras: Sequence[CameraRecord]) -> NDArray[np.int64]:
     """For each point (N, 3) in the map frame, the stamp in ns of the first camera that sees it, (N,).
 
-    cameras: in time order, at least one.  The cloud itself hides what lies behind its points.  Points that no
-    camera sees, at the edges of views, count as seen by the last.  In a large cloud a point stands for those
-    after it, which are its neighbours: a map's points are sorted by voxel.
+    cameras: in time order, at least one.  The cloud itself hides the points behind it.  Points that no camera
+    sees, at the edges of views, count as seen by the last.  In a large cloud a point represents those after
+    it, which are its neighbours because a map's points are sorted by voxel.
     """
     step = max(1, -(-len(points) // _MAX_POINTS))
     few = cameras[:: max(1, -(-len(cameras) // _MAX_CAMERAS))]

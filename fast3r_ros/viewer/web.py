@@ -1,7 +1,7 @@
 """A map in the browser: points, cameras with their pictures, a timeline; through viser.
 
 Bound to 127.0.0.1 by default; `viewer/guard.py` decides who is served and what a browser may send.  The
-points go to the browser once; what filters and colours them there is in `viewer/page.js`.
+points are sent once; `viewer/page.js` filters and colours them in the browser.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ with optional("viser", "the web viewer"):
     from fast3r_ros.viewer.scene import Cameras, Rulers, frustum_size
     from fast3r_ros.viewer.views import Views
 
-MAX_POINTS = 1_000_000  # that a browser gets; a larger cloud is thinned evenly
+MAX_POINTS = 1_000_000  # limit for a browser; a larger cloud is thinned evenly
 _PLAY_S, _PLAY_TICK_S = 30.0, 0.1  # a longer map is played faster than it was recorded
 _PLACES = 16  # along a chunk, for dating points
 
 
 class WebViewer:
-    """Serves one map that may grow while it is looked at.  Thread-safe; browsers may come and go.
+    """Serves one map that may grow while it is shown.  Thread-safe; browsers may connect and leave.
 
-    host, port: where it listens; a port that is taken is replaced by the next free one, 0 by any.  token:
-    what a browser's first address has to carry as `?token=…`; "": nothing.  allowed_hosts: names, besides
-    this machine's own, by which browsers may reach it.  title: of the page.  Raises UserError for an address
-    that is not this machine's, a port that does not exist, or a token that does not fit into an address.
+    host, port: address to listen on; a port in use is replaced by the next free one, 0 by any.  token:
+    required in a browser's first address as `?token=…`; "" requires none.  allowed_hosts: names, besides this
+    machine's own, by which browsers may reach it.  title: of the page.  Raises UserError for an address that
+    is not this machine's, a port that does not exist, or an invalid token.
     """
 
     def __init__(
@@ -65,12 +65,12 @@ class WebViewer:
             raise UserError("the viewer's token has to be 8 to 128 letters, digits, '-' and '_'")
         if not 0 <= port <= 65535:
             raise UserError(f"port {port} does not exist; give 0 to 65535")
-        try:  # viser would wait for ever at an address that it cannot take
+        try:  # viser would wait forever for an address it cannot bind
             socket.create_server((host, 0)).close()
         except OSError as error:
             raise UserError(f"cannot listen on {host}: {error.strerror or error}") from error
         self._lock = threading.Lock()
-        self._points = np.zeros((0, 3), np.float32)  # as the browser has them, from the origin on
+        self._points = np.zeros((0, 3), np.float32)  # as in the browser, relative to the origin
         self._origin = np.zeros(3, np.float32)
         self._levels = self._slots = np.zeros(0, np.uint16)
         self._below = np.zeros(STEPS)  # share of points below each confidence level
@@ -83,7 +83,7 @@ class WebViewer:
             self._server = ViserServer(host=host, port=port, label=title, verbose=False)
         send_script(self._server, title)
         self._server.gui.configure_theme(show_logo=False, show_share_button=False)
-        self._server.gui.main_panel.dock_right()  # beside the map, not over it
+        self._server.gui.main_panel.dock_right()  # next to the map, not over it
         self._server.scene.set_up_direction("+z")
         self._map = self._server.scene.add_frame("/map", show_axes=False)
         self._views = Views(self._server)
@@ -100,7 +100,7 @@ class WebViewer:
 
     @property
     def open_to_others(self) -> bool:
-        """Whether other machines reach the viewer and no token is asked for."""
+        """Whether other machines can reach the viewer without a token."""
         host = self._server.get_host()
         return not self._token and host != "localhost" and not host.startswith("127.") and host != "::1"
 
@@ -117,7 +117,7 @@ class WebViewer:
         images: Mapping[str, UInt8] | None = None,
         unit: str = "map units",
     ) -> None:
-        """Replace what is shown; browsers get what has changed.
+        """Replace the shown map; browsers get the changes.
 
         cameras: in time order; images: name -> (h, w, 3) RGB for their frusta.  unit: of the map's lengths.
         """
@@ -163,7 +163,7 @@ class WebViewer:
         return self._cameras.is_clickable(node)
 
     def _send_chunks(self, colors: UInt8, numbers: NDArray[np.int64], point_size: float) -> None:
-        """Send the chunks that are not as they were, and take back those that are no more."""
+        """Send the changed chunks and remove the missing ones."""
         order = np.argsort(numbers, kind="stable")
         found, starts = np.unique(numbers[order], return_index=True)
         parts = np.split(order, starts[1:]) if len(found) else []
@@ -187,11 +187,11 @@ class WebViewer:
             self._chunks[number] = (points, colours, handle)
 
     def _style(self) -> Style:
-        """What the widgets say."""
+        """The style that the widgets describe."""
         controls, cut = self._controls, self._controls.height.value / 100
         low, high = (float(corner[2] - self._origin[2]) for corner in self._views.bounds)
         return Style(
-            # the highest level that hides no more points than asked for
+            # the highest level that hides at most the requested share
             min_level=int(np.searchsorted(self._below, controls.hidden.value / 100, side="right")) - 1,
             max_slot=self._dating.timeline.slot_at(controls.time.value),
             max_height=None if cut >= 1 else low + (high - low) * cut,
@@ -209,7 +209,7 @@ class WebViewer:
         return int(shown.sum())
 
     def _apply_filters(self) -> None:
-        """Let the browsers draw what the widgets say: numbers go there, no points."""
+        """Apply the widgets' filters: sends numbers, not points."""
         with self._lock:
             style = self._style()
             send_style(self._server, style)
@@ -217,7 +217,7 @@ class WebViewer:
             self._controls.count.value = f"{self._count(style):,}"
 
     def _apply_parts(self) -> None:
-        """Show and hide what the boxes say."""
+        """Apply the boxes."""
         cameras, pictures, trajectory, grid, axes = (box.value for box in self._controls.parts)
         with self._lock:
             self._cameras.show_parts(cameras, pictures, trajectory)
@@ -245,7 +245,7 @@ class WebViewer:
             self._controls.play.label = "play"
 
     def _play(self, end: threading.Event) -> None:
-        """Move the time slider to its end, from its begin if it is there."""
+        """Move the time slider to its end; a slider at its end starts from the beginning."""
         slider = self._controls.time
         if slider.value >= slider.max:
             slider.value = 0.0
@@ -257,5 +257,5 @@ class WebViewer:
 
 
 def _same(one: NDArray[Any], other: NDArray[Any]) -> bool:
-    """Whether two arrays have the same bytes; marks in coordinates make no difference to `==` near zero."""
+    """Whether two arrays have the same bytes; `==` would ignore marks in coordinates near zero."""
     return one.shape == other.shape and one.tobytes() == other.tobytes()

@@ -671,7 +671,7 @@ def read_all(name: str, root: Path) -> None:
 def test_an_empty_folder_says_what_was_expected(name: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no sequence"):
         open_dataset(name, tmp_path)
-    with pytest.raises(UserError, match="no folder"):
+    with pytest.raises(UserError, match="not a folder"):
         open_dataset(name, tmp_path / "missing")
 
 
