@@ -1,5 +1,4 @@
 """Held-out synthetic rooms that training never draws: short walks for one pass, long walks for mapping.
-~`easy` has
 
 Two splits: `full` has the whole variety of textures, fields of view, heights, tilts and steps; `easy` has
 what a small model learns first (config/train/demo.yaml): painted rooms, a level camera 1.3 m above the floor,

@@ -1,1 +1,1 @@
-"""Closed-form pieces of multi-view geometry; no network, no ROS."""
+"""Closed-form multi-view geometry; no network, no ROS."""

@@ -1,8 +1,8 @@
-"""Camera poses from what the network says about a window.
+"""Camera poses from a network's result for a window.
 
 `poses_from_pointmaps` fits each view's local points (its own camera frame) to its global points (the `window`
-frame): closed-form, all views at once, and no focal length is needed.  `poses_by_pnp` is the official way,
-RANSAC PnP on pixels and global points, for comparison and for networks without a local head.
+frame), in closed form, for all views at once and without a focal length.  `poses_by_pnp` is the official
+method, RANSAC PnP on pixels and global points, for comparison and for networks without a local head.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ FOCAL_CANDIDATES = 24
 SEARCH_POINTS = 1500
 REFINED_POINTS = 50000
 SQPNP_SPREAD = 10.0
-LARGEST_CONFIDENCE = 1e9  # its square is still a float32
+LARGEST_CONFIDENCE = 1e9  # so that its square fits float32
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class CameraPoses:
 
     window_from_camera: (V, 4, 4) rigid, NaN where not ok.  scale: (V,) window units per unit of the view's
     local points (1 from PnP).  inlier_share: (V,).  covariance: (V, 6, 6) of (camera position, rotation
-    vector) in the window frame; NaN from PnP, which does not know it.  focal: (V,) in pixels as used by
-    PnP, NaN otherwise.  ok: (V,) bool.  reasons: why not, per view (empty when ok).  All float64.
+    vector) in the window frame; NaN from PnP.  focal: (V,) in pixels as used by
+    PnP, NaN otherwise.  ok: (V,) bool.  reasons: of the failure, per view (empty when ok).  All float64.
     """
 
     window_from_camera: Float64
@@ -76,10 +76,10 @@ def poses_from_pointmaps(
     """Robust weighted similarity of each view's local points to its global points.
 
     points_local, points_global: per view (H, W, 3), of any size.  weights: per view (H, W), at least 0, see
-    `pointmap_weights`; or what makes the weights (V, N) of the pixels that take part, given a function that
-    takes those of maps (H, W).  intrinsics: (V, 3, 3) of the camera on whose rays the local points should lie
-    (pixel centres at integer + 0.5), NaN for a view where it is not known: of the other views only the depth
-    of the local points is used, along the exact ray of the pixel.  The points stay on the device of
+    `pointmap_weights`; or a function that returns the weights (V, N) of the sampled pixels, given a function
+    that samples maps (H, W).  intrinsics: (V, 3, 3) of the camera on whose rays the local points should lie
+    (pixel centres at integer + 0.5), NaN for a view where they are unknown.  Where they are known, only the
+    depth of the local points is used, along the exact ray of the pixel.  The points stay on the device of
     `points_local`.
     """
     options = options or RobustOptions()
@@ -117,8 +117,9 @@ def poses_from_pointmaps(
 def known_poses(
     window_from_camera: Float64, points_local: Maps, points_global: Maps, options: RobustOptions
 ) -> CameraPoses:
-    """Poses (V, 4, 4) that a network gives beside its pointmaps; inlier_share: of the pixels that they bring
-    from the local to the global points.
+    """Poses (V, 4, 4) from a network that outputs them with its pointmaps.
+
+    inlier_share: share of the pixels whose local points they map to the global ones.
     """
     local = [torch.as_tensor(points) for points in points_local]
     chosen = [
@@ -142,21 +143,21 @@ def known_poses(
         np.zeros((views, 6, 6)),
         np.full(views, np.nan),
         ok,
-        tuple("" if good else "the network's pose does not agree with its points" for good in ok),
+        tuple("" if good else "the network's pose disagrees with its points" for good in ok),
     )
 
 
 def _sampled(maps: Sequence[Tensor], chosen: Sequence[Tensor]) -> Tensor:
     """The chosen pixels, numbered row by row, of maps (H, W, ...) as (V, N, ...).
 
-    Views with fewer than the others are filled up with zeros, which as weights mean that they don't count.
+    Views with fewer pixels are padded with zeros, which as weights mean unused.
     """
     parts = [view.flatten(0, 1)[pixels] for view, pixels in zip(maps, chosen, strict=True)]
     return _stacked(parts)
 
 
 def _stacked(parts: Sequence[Tensor]) -> Tensor:
-    """Tensors (n, ...) as one (V, N, ...), filled up with zeros; of one length, which is usual, in one go."""
+    """Tensors (n, ...) as one (V, N, ...), padded with zeros; the usual equal lengths take one operation."""
     if len({len(part) for part in parts}) == 1:
         return torch.stack(list(parts))
     return pad_sequence(list(parts), batch_first=True)
@@ -184,8 +185,8 @@ def poses_by_pnp(
 ) -> CameraPoses:
     """RANSAC PnP (SQPNP) of each view: global points (H, W, 3) whose confidence (H, W) exceeds a bound.
 
-    focal: in pixels, with the principal point at (W/2, H/2); None searches one per view, from half the longer
-    side to three times it, and refines it together with the pose.  pixel_centre: the coordinate of the first
+    focal: in pixels, with the principal point at (W/2, H/2); None searches one per view, from half to three
+    times the longer side, and refines it together with the pose.  pixel_centre: the coordinate of the first
     pixel's centre: 0.5 as everywhere in this package, 0 as in the official code.
     """
     results = [
@@ -236,7 +237,7 @@ def _pose_of_view(
         return _failure("RANSAC found no pose")
     inliers = solution[2]
     rotation, translation = solution[:2]
-    if searched:  # the search saw few points; for a known focal length RANSAC fits all inliers itself
+    if searched:  # the search used few points; with a known focal length RANSAC fits all inliers itself
         start = np.concatenate([rotation, translation, [np.log(focal)]])
         parameters = _refined(world[inliers], pixels[inliers], (height, width), start)
         rotation, translation, focal = parameters[:3], parameters[3:6], float(np.exp(parameters[6]))
@@ -254,7 +255,7 @@ def _ransac(
     world: Float64, pixels: Float64, camera: Float64, iterations: int
 ) -> tuple[Float64, Float64, NDArray[np.int32]] | None:
     """Rotation vector, translation (camera_from_world) and inlier indices; None when there is no solution."""
-    # SQPNP raises for samples of points that nearly coincide, by an absolute bound; a large spread is safe
+    # SQPNP raises for nearly coincident points, by an absolute bound, so the spread is enlarged
     centre = np.median(world, axis=0)
     scale = SQPNP_SPREAD / max(float(np.median(np.linalg.norm(world - centre, axis=1))), 1e-12)
     try:
@@ -279,8 +280,8 @@ def _ransac(
 def _refined(world: Float64, pixels: Float64, size: tuple[int, int], parameters: Float64) -> Float64:
     """The parameters of `_reprojection` that bring points (N, 3) nearest to the rays of their pixels.
 
-    Distances, not pixels: what the network says is wrong by lengths, and near points would decide alone.
-    Those given where the refinement fails.
+    Distances, not pixels: the network's errors are lengths, and near points would dominate in pixels.
+    Returns the given parameters if the refinement fails.
     """
     if len(world) > REFINED_POINTS:
         chosen = np.random.default_rng(0).permutation(len(world))[:REFINED_POINTS]
@@ -297,7 +298,7 @@ def _refined(world: Float64, pixels: Float64, size: tuple[int, int], parameters:
         return parameters
     try:
         found = least_squares(distances, parameters, method="lm", x_scale="jac")
-    except ValueError:  # not finite
+    except ValueError:  # non-finite values
         return parameters
     refined: Float64 = np.asarray(found.x, np.float64)
     return refined if np.isfinite(refined).all() else parameters
@@ -306,8 +307,8 @@ def _refined(world: Float64, pixels: Float64, size: tuple[int, int], parameters:
 def _search_focal(world: Float64, pixels: Float64, height: int, width: int, iterations: int) -> float | None:
     """Grid search with a truncated error as the score, then refinement of the best together with its pose.
 
-    The official search counts inliers within five pixels; many focal lengths have them all, and it takes the
-    smallest, which is up to 12 % off.
+    The official search counts inliers within five pixels; many focal lengths reach the maximum, and it takes
+    the smallest, which is up to 12 % off.
     """
     chosen = np.random.default_rng(0).permutation(len(world))[:SEARCH_POINTS]
     world, pixels = world[chosen], pixels[chosen]
@@ -335,7 +336,9 @@ def _search_focal(world: Float64, pixels: Float64, height: int, width: int, iter
 
 
 def _reprojection(parameters: Float64, world: Float64, pixels: Float64, height: int, width: int) -> Float64:
-    """Errors (N, 2) in pixels for (rotation vector, translation, log focal); points behind are far off."""
+    """Errors (N, 2) in pixels for (rotation vector, translation, log focal); points behind the camera get
+    large errors.
+    """
     camera_points = world @ matrix_from_vector(parameters[:3]).T + parameters[3:6]
     depth = np.maximum(camera_points[:, 2:], 1e-6)
     return np.exp(parameters[6]) * camera_points[:, :2] / depth + (width / 2, height / 2) - pixels

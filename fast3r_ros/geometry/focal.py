@@ -1,9 +1,9 @@
 """The focal length from a pointmap, robustly (DUSt3R, appendix; Weiszfeld's algorithm for the L1 estimate).
 
 A pixel p (relative to the principal point) sees the point (x, y, z) of its own camera frame: p = f (x, y) /
-z.  The official estimate minimises sum |p - f (x, y) / z| after it drops the tenth of least confidence.  It
-collapses with more outliers than that, because (x, y) / z has no bound.  Here a weighted median of the
-per-pixel slopes, which a quarter of outliers cannot move far, selects the pixels that the L1 estimate uses.
+z.  The official estimate drops the least confident tenth and minimises sum |p - f (x, y) / z|.  It collapses
+with more outliers than that, because (x, y) / z is unbounded.  Here a weighted median of the per-pixel
+slopes, which a quarter of outliers cannot move far, selects the pixels for the L1 estimate.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class FocalEstimate:
 
     focal: (V,) float64 in pixels, NaN where not ok.  residual: (V,) median reprojection error of the
     inliers in pixels.  inlier_share: (V,) share of the confident pixels that agree.  ok: (V,) bool.
-    reasons: why not, per view (empty when ok).
+    reasons: of the failure, per view (empty when ok).
     """
 
     focal: NDArray[np.float64]
@@ -55,12 +55,12 @@ def estimate_focal(
 ) -> FocalEstimate:
     """Focal length of each view, or one for all of them.
 
-    points_camera: (V, H, W, 3) pointmaps, each in its own camera's frame (x right, y down, z forward), of
-    any scale.  confidence: (V, H, W), or None.  shared: one focal length from the pixels of all views,
-    repeated in the result.  confidence_percentile: pixels below this percentile of their view's confidence
-    are left out.  principal_point: (x, y) in pixels, the same for all views; (W/2, H/2) by default.
-    pixel_centre: the coordinate of the first pixel's centre: 0.5 as everywhere in this package, 0 as in the
-    official code.  max_pixels: so many pixels of each view take part.
+    points_camera: (V, H, W, 3) pointmaps, each in its own camera's frame (x right, y down, z forward), of any
+    scale.  confidence: (V, H, W), or None.  shared: one focal length from the pixels of all views, repeated
+    in the result.  confidence_percentile: pixels below this percentile of their view's confidence are
+    ignored.  principal_point: (x, y) in pixels, the same for all views; (W/2, H/2) by default.  pixel_centre:
+    the coordinate of the first pixel's centre: 0.5 as everywhere in this package, 0 as in the official code.
+    max_pixels: maximum number of pixels used per view.
     """
     points = torch.as_tensor(points_camera)
     views, height, width = points.shape[:3]
@@ -99,10 +99,10 @@ def first_view_focal(
     points_global: Sequence[NDArray[np.floating]] | NDArray[np.floating],
     confidence: Sequence[NDArray[np.floating]] | NDArray[np.floating],
 ) -> float | None:
-    """The focal length in pixels that view 0's global points tell; None when they tell none.
+    """The focal length in pixels from view 0's global points; None when the estimate fails.
 
-    points_global, confidence: per view (H, W, 3) and (H, W).  Only view 0 sees its global points from its own
-    camera.  The official release takes its focal length for all views.
+    Only view 0's global points are in its own camera frame.  The official release uses its focal length for
+    all views.
     """
     focal = estimate_focal(points_global[0][None], confidence[0][None], min_inlier_share=0.0).focal[0]
     return float(focal) if np.isfinite(focal) else None
@@ -145,8 +145,8 @@ def _pixels_and_rays(
 def _slope_median(pixels: Tensor, rays: Tensor, usable: Tensor) -> Tensor:
     """Median (B,) of per-pixel focal lengths <p, ray> / <ray, ray>, weighted by distance from the centre.
 
-    The weight makes the pixels near the principal point, which tell nothing, count little; it depends on the
-    pixel alone, so that no wrong point can have a large one.
+    The weight reduces the influence of pixels near the principal point, which carry no information.  It
+    depends only on the pixel, so that no wrong point can have a large weight.
     """
     slopes = (pixels * rays).sum(1) / rays.square().sum(1).clamp_min(TINY)
     weights = torch.where(usable, pixels.square().sum(1).sqrt(), 0.0)

@@ -1,9 +1,9 @@
 """Robust weighted similarity fits: the closed form, re-weighted iteratively.
 
-First L1, which finds its way out of a bad start without knowing the size of the errors, then Tukey's
-redescending kernel with a scale from the weighted median of the residuals.  Batched, in float64.  What
-touches the points runs on their device; of every step the moments come to the host, where they are solved,
-and the similarities go back: a few numbers per fit each way.
+The iteration starts with L1, which converges from a bad start without knowing the size of the errors, and
+ends with Tukey's redescending kernel, its scale from the weighted median of the residuals.  Batched, in
+float64.  Operations on points run on their device; each step copies the moments to the host, solves there,
+and copies the similarities back: a few numbers per fit in each direction.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ TUKEY_SIGMAS = 6.0
 
 @dataclass(frozen=True)
 class RobustOptions:
-    """How a robust fit samples and judges.
+    """Sampling and acceptance of a robust fit.
 
-    max_points: so many correspondences are sampled when there are more (fixed seed).  with_scale: fit the
-    scale or keep it at one.  min_points: fewer points of positive weight are refused.  inlier_distance: a
-    correspondence is an inlier when its residual is below this share of the target's spread (the median
-    distance from the centre).  min_inlier_share: a fit with fewer inliers (by weight) is not ok.
-    points_per_observation: how many neighbouring points share one independent error; the covariance grows
-    by it.
+    max_points: if there are more correspondences, this many are sampled (fixed seed).  with_scale: fit the
+    scale or fix it at one.  min_points: fits with fewer points of positive weight are rejected.
+    inlier_distance: a correspondence is an inlier when its residual is below this share of the target's
+    spread (the median distance from the centre).  min_inlier_share: a fit with fewer inliers (by weight) is
+    not ok.  points_per_observation: number of neighbouring points that share one independent error; the
+    covariance grows by this factor.
     """
 
     max_points: int = 12288
@@ -61,14 +61,13 @@ class RobustOptions:
 
 @dataclass(frozen=True)
 class SimilarityFit:
-    """A robust fit `target_from_source` and how far to trust it.
+    """A robust fit `target_from_source` and its quality.
 
     inlier_share: weighted share of correspondences that agree, in [0, 1].  residual: robust standard
     deviation per axis, in target units.  covariance: (7, 7) float64 of (translation, rotation vector, log
-    scale) in the target frame; translation is the error of the place of the source's origin, and rotation
-    vector and log scale act about that place, on the left.  With a camera as the source these are the
-    errors of its position and attitude.  ok: False when the fit must not be used; reason says why (empty
-    when ok).
+    scale) in the target frame; translation is the error of the position of the source's origin, and rotation
+    vector and log scale act about that position, on the left.  With a camera as the source these are the
+    errors of its position and attitude.  ok: False when the fit is rejected; reason: why (empty when ok).
     """
 
     target_from_source: Sim3
@@ -93,10 +92,10 @@ class RobustBatch:
 
 @dataclass(frozen=True)
 class _Pairs:
-    """Correspondences in random order, so that any beginning of them is a fair sample.
+    """Correspondences in random order, so that any leading part is a fair sample.
 
-    source, target: (B, 5, N) augmented points.  weights: (B, N).  floor: (B, 1), the square of a residual
-    that is rounding for certain.
+    source, target: (B, 5, N) augmented points.  weights: (B, N).  floor: (B, 1), a squared residual that is
+    certainly rounding error.
     """
 
     source: Tensor
@@ -112,8 +111,8 @@ class _Pairs:
         return solve(moments.cpu().numpy(), scale_rule)
 
     def square_distance(self, fit: SimilarityBatch) -> Tensor:
-        """Squared lengths (B, N) of the residuals; the root of so many numbers is never needed."""
-        # a few hundred bytes, which need not wait until the device has them
+        """Squared lengths (B, N) of the residuals; their square roots are never needed."""
+        # a few hundred bytes, copied without waiting for the device
         matrix = fit.matrix().to(self.source.device, non_blocking=True)
         residual = torch.baddbmm(self.target[:, :3], matrix, self.source[:, :4], alpha=-1)
         return residual.square().sum(1)
@@ -138,7 +137,7 @@ def fit_similarity_robust(
     """
     options = options or RobustOptions()
     batch = as_batch(source, target, weights)
-    if batch[0].shape[1] == 0:  # the same as one correspondence without weight
+    if batch[0].shape[1] == 0:  # equivalent to one correspondence of zero weight
         source, target, weights = (values.new_zeros((1, 1, *values.shape[2:])) for values in batch)
         batch = source, target, weights
     chosen = sample_indices(batch[0].shape[1], options.max_points, batch[0].device)
@@ -159,7 +158,7 @@ def fit_similarities_robust(
 ) -> RobustBatch:
     """B robust weighted fits of (B, N, 3) points with weights (B, N) >= 0, together.
 
-    The correspondences must be in random order, as `sample_indices` gives them; all of them are used.
+    The correspondences must be in random order, such as from `sample_indices`; all are used.
     """
     finite = torch.isfinite(source).all(2) & torch.isfinite(target).all(2) & torch.isfinite(weights)
     good = finite & (weights > 0)
@@ -177,7 +176,7 @@ def fit_similarities_robust(
 
 @lru_cache(maxsize=32)
 def sample_indices(available: int, count: int, device: torch.device) -> Tensor:
-    """At most `count` of the indices below `available`, in random order and always the same."""
+    """At most `count` of the indices below `available`, in random order, the same in every call."""
     return torch.randperm(available, generator=torch.Generator().manual_seed(0))[:count].to(device)
 
 
@@ -199,7 +198,7 @@ def _refine(fit: SimilarityBatch, pairs: _Pairs, options: RobustOptions, steps: 
 
 
 def _judge(fit: SimilarityBatch, pairs: _Pairs, spread: Tensor, options: RobustOptions) -> RobustBatch:
-    """What a fit is worth, from sums over its points that come to the host in one copy."""
+    """The quality of a fit, from sums over its points that are copied to the host at once."""
     square = pairs.square_distance(fit)
     kernel_root = pairs.tukey(square)
     robust = pairs.weights * kernel_root.square()
@@ -227,7 +226,7 @@ def _reason(
     if count < options.min_points:
         return f"only {count} of the sampled points have weight, {options.min_points} are needed"
     if not gap > DEGENERATE_GAP:
-        return "the points lie on a line or in one place, which leaves the rotation open"
+        return "the points lie on a line or in one place, so the rotation is not determined"
     if not (finite and scale > 0.0):
         return f"the fit has no finite solution (scale {scale:.3g})"
     if inliers < options.min_inlier_share:
@@ -243,7 +242,7 @@ def _covariance(
     With the lever from the source's origin to a point, both in the target frame, the point changes with
     (translation, rotation vector, log scale) by [I, -[lever]x, lever].  The normal equations of that are
     scaled by the M-estimator's variance, sum(psi^2) / sum(psi')^2 (Huber 1981), which also holds when the
-    weights tell relative precision only.
+    weights are only relative precisions.
 
     moments: (B, 4, 4) of the source's x, y, z, 1 under the robust weights.  slopes, squares: (B,) the sums of
     psi' and of psi^2.
@@ -271,7 +270,7 @@ def _covariance(
 
 
 def _pseudo_inverse(symmetric: Float64) -> Float64:
-    """Of each of (B, n, n) symmetric matrices; NaN for one that is not finite or too ill-conditioned."""
+    """The pseudo-inverses of (B, n, n) symmetric matrices; NaN if not finite or too ill-conditioned."""
     try:
         return np.asarray(np.linalg.pinv(symmetric, rcond=1e-15, hermitian=True))
     except np.linalg.LinAlgError:
@@ -284,7 +283,9 @@ def _median(values: Tensor, weights: Tensor) -> Tensor:
     """Weighted median (...) over the first points of (..., N)."""
     values, order = values[..., :MEDIAN_POINTS].sort(-1)
     cumulative = weights[..., :MEDIAN_POINTS].gather(-1, order).cumsum(-1)
-    middle = torch.searchsorted(cumulative, 0.5 * cumulative[..., -1:])  # found: the last is large enough
+    middle = torch.searchsorted(
+        cumulative, 0.5 * cumulative[..., -1:]
+    )  # always found: the last value is large enough
     return values.gather(-1, middle)[..., 0]
 
 

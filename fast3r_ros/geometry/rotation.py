@@ -1,4 +1,4 @@
-"""Rotations of 3D space between their representations, thin over `scipy.spatial.transform.Rotation`.
+"""Rotations of 3D space between their representations, based on `scipy.spatial.transform.Rotation`.
 
 Quaternions are (x, y, z, w) as in ROS messages; rotation vectors are axis times angle in radians.
 """
@@ -46,13 +46,13 @@ def vector_from_matrix(rotation: ArrayLike) -> Array:
 def angle_between(rotation: ArrayLike, other: ArrayLike) -> Array:
     """Angle in radians, (...,), of the rotation that separates two (..., 3, 3) rotation matrices.
 
-    Exact for small angles too, where the arc cosine of the trace is not.
+    Exact also for small angles, unlike the arc cosine of the trace.
     """
     first, second = np.asarray(rotation, dtype=np.float64), np.asarray(other, dtype=np.float64)
     return np.linalg.norm(vector_from_matrix(np.swapaxes(first, -1, -2) @ second), axis=-1)
 
 
 def cross_matrix(vector: ArrayLike) -> Array:
-    """(3, 3) matrix that crosses another vector with this one (3,) from the left."""
+    """(3, 3) matrix whose product with a vector is the cross product vector (3,) x that vector."""
     x, y, z = np.asarray(vector, dtype=np.float64)
     return np.array([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]])

@@ -23,7 +23,7 @@ class Sim3:
 
     @staticmethod
     def identity() -> Sim3:
-        """The transform that changes nothing."""
+        """The identity transform."""
         return Sim3(1.0, np.eye(3), np.zeros(3))
 
     @staticmethod
@@ -50,7 +50,7 @@ class Sim3:
         return points @ linear + self.translation.astype(points.dtype)
 
     def move_camera(self, b_from_camera: Array) -> Array:
-        """Move a camera pose: (4, 4) rigid `b_from_camera` -> rigid `a_from_camera`, the scale taken out."""
+        """Move a camera pose: (4, 4) rigid `b_from_camera` -> rigid `a_from_camera`, without the scale."""
         moved = np.eye(4)
         moved[:3, :3] = self.rotation @ b_from_camera[:3, :3]
         moved[:3, 3] = self.apply(b_from_camera[:3, 3])

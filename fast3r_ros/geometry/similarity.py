@@ -1,10 +1,10 @@
 """Closed-form weighted similarity fits between corresponding points, batched (Horn 1987).
 
-The rotation is the largest eigenvector of a 4x4 matrix, so it is always a proper rotation, and the gap to
-the next eigenvalue says whether the points determine it at all.  Everything is a function of weighted
-second moments, in float64: these are summed on the device of the points, and solved on the host.  On a GPU
-the algebra of a few small matrices would be hundreds of short kernels and an eigensolver that waits for the
-device all the same.
+The rotation is the largest eigenvector of a 4x4 matrix, so it is always a proper rotation, and the gap to the
+next eigenvalue shows whether the points determine it.  Everything is a function of weighted second moments,
+in float64: these are summed on the device of the points, and solved on the host.  On a GPU the algebra of a
+few small matrices would be hundreds of short kernels and an eigensolver that synchronises with the device
+anyway.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Points = NDArray[np.floating] | Tensor
 ScaleRule = Literal["least squares", "symmetric", "one"]
 Float64 = NDArray[np.float64]
 TINY = float(np.finfo(np.float64).tiny)
-# Below this the second largest extent of the points is rounding, and the rotation about a line is free.
+# Below this the second largest extent of the points is rounding: a line, whose rotation is undetermined.
 DEGENERATE_GAP = 1e-6
 
 
@@ -89,9 +89,9 @@ def weighted_moments(source: Tensor, target: Tensor, weights: Tensor) -> Tensor:
 def solve(moments: Float64, scale_rule: ScaleRule) -> SimilarityBatch:
     """The similarities from the moments (B, 5, 5), on the host.
 
-    "symmetric" takes the ratio of the two spreads for the scale.  The least-squares scale is biased towards
-    zero when the source is noisy too, which would make a map shrink from window to window.  Moments without
-    weight or that are not finite give a gap of 0 or numbers that are not finite, and never an exception.
+    "symmetric" uses the ratio of the two spreads as the scale.  The least-squares scale is biased towards
+    zero when the source is noisy too, which would shrink a map from window to window.  Moments without weight
+    or with non-finite values give a gap of 0 or non-finite results, never an exception.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         moments = moments / np.maximum(moments[:, 3:4, 3:4], TINY)

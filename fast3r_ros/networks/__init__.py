@@ -1,9 +1,9 @@
-"""Networks that map: what one has to offer, and what it may use.
+"""The networks that map: their interface, and their common parts.
 
-A network turns a frame into an encoded view and a window of encoded views into pointmaps (`WindowNetwork`).
-A package of your own offers one by an entry point of the group `fast3r_ros.networks`, whose value is a
-`LoadNetwork`; `model: name:checkpoint` then picks it in the node, `fast3r reconstruct` and `fast3r evaluate`.
-docs/networks.md shows a whole package.
+A network turns a frame into an encoded view, and a window of encoded views into pointmaps (`WindowNetwork`).
+Your own package can offer one through an entry point of the group `fast3r_ros.networks`, whose value is a
+`LoadNetwork`; `model: name:checkpoint` selects it in the node, `fast3r reconstruct` and `fast3r evaluate`.
+docs/networks.md shows a complete package.
 """
 
 from fast3r_ros.errors import UserError

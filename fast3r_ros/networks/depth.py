@@ -1,4 +1,4 @@
-"""Pointmaps of networks that give depth and cameras instead."""
+"""Pointmaps from networks that output depth and cameras."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def from_depth(
     world_from_camera: Float64,
     metric: bool = False,
 ) -> Reconstruction:
-    """A window of V views whose depth lies on the rays of the network's own cameras.
+    """A window of V views from depth along the rays of the network's own cameras.
 
     depth: (h, w) each, along the optical axis.  confidence: (h, w), at least 1.  intrinsics: (V, 3, 3) with
     pixel centres at integer + 0.5.  world_from_camera: (V, 4, 4) in any frame; view 0 becomes the `window`.

@@ -1,8 +1,8 @@
 """Depth Anything 3: `da3:small`, `da3:base`, or `da3:FOLDER` with config.json and model.safetensors of one.
 
-The package depth-anything-3 is loaded without what it asks for: NumPy 1, xFormers, Open3D and more serve its
-programs, not these networks.  They see a window as images only, and give depth, confidence, poses and
-intrinsics, up to scale.
+The package depth-anything-3 is installed without its requirements: NumPy 1, xFormers, Open3D and others serve
+its programs, not these networks.  The networks use only the images of a window, and output depth, confidence,
+poses and intrinsics, up to scale.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ LICENCE_NOTICE = (
     "The weights da3:{} of Depth Anything 3 are under the Apache License 2.0 (https://huggingface.co/{})."
 )
 INSTALL = "pip install --no-deps depth-anything-3 && pip install addict einops omegaconf"
-# Pixels of the longer side as upstream runs it, and for a CPU, where they are a third of the tokens.
+# Longer side in pixels as upstream uses it, and for a CPU, with a third of the tokens.
 IMAGE_SIZE, CPU_IMAGE_SIZE = 504, 280
 PATCH = 14
 _CONFIG_BYTES = 1 << 20
@@ -48,7 +48,7 @@ _log = logging.getLogger(__name__)
 class DepthAnything(WindowNetwork):
     """Upstream's `DepthAnything3Net`.  The tokens of a view are its normalised pixels (3, h, w)."""
 
-    # what its descriptors have in common was not measured with trained weights: nothing is redundant
+    # descriptor similarity was not measured with trained weights, so no view counts as redundant
     descriptors = DescriptorLimits(redundant=1.0, similar=0.5)
 
     def __init__(self, net: nn.Module, image_size: int = IMAGE_SIZE, dtype: torch.dtype = torch.float32):
@@ -60,7 +60,7 @@ class DepthAnything(WindowNetwork):
 
     @torch.inference_mode()
     def encode(self, frame: Frame) -> EncodedView:
-        """See `WindowNetwork`; the descriptor is the mean of what the transformer makes of the view alone."""
+        """See `WindowNetwork`; the descriptor is the mean of the transformer's tokens for the view alone."""
         prepared = prepare_image(frame.image, self._size, PATCH, squares=True)
         transform = prepared.pixel_transform
         intrinsics = None if frame.intrinsics is None else transform @ frame.intrinsics
@@ -74,13 +74,13 @@ class DepthAnything(WindowNetwork):
 
     @torch.inference_mode()
     def reconstruct(self, views: Sequence[EncodedView]) -> Reconstruction:
-        """See `WindowNetwork`.  Smaller views are padded with grey about their centres."""
+        """See `WindowNetwork`.  Smaller views are centred and padded with grey."""
         images = [view.tokens for view in views]
         height, width = (max(image.shape[axis] for image in images) for axis in (1, 2))
         corners = [((height - image.shape[1]) // 2, (width - image.shape[2]) // 2) for image in images]
         batch = torch.stack([_padded(image, height, width) for image in images])
         with self._precision():
-            # view 0, which the mapper has chosen, is the reference
+            # view 0, chosen by the mapper, is the reference
             output = self._net(batch[None], ref_view_strategy="first")
         camera_from_world = output.extrinsics[0].double().cpu().numpy()
         poses = inverse(rigid_matrix(camera_from_world[:, :3, :3], camera_from_world[:, :3, 3]))
@@ -101,7 +101,7 @@ class DepthAnything(WindowNetwork):
 
 def load(checkpoint_name: str, options: NetworkOptions) -> DepthAnything:
     """See `LoadNetwork`."""
-    _upstream()  # what is missing is told before anything is downloaded
+    _upstream()  # reports a missing package before anything is downloaded
     size = options.image_size or (CPU_IMAGE_SIZE if options.device == "cpu" else IMAGE_SIZE)
     if size < PATCH:
         raise UserError(f"an image of {size} pixels is too small for da3; give {PATCH} or more")
@@ -132,8 +132,8 @@ def network(preset: str) -> nn.Module:
 
 
 def _upstream() -> tuple[Callable[[Any], Any], Callable[[str], Any]]:
-    """What makes an object of a configuration, and what reads one."""
-    os.environ.setdefault("DA3_LOG_LEVEL", "WARN")  # a line for every window otherwise
+    """Upstream's functions that build an object from a configuration, and that read a configuration."""
+    os.environ.setdefault("DA3_LOG_LEVEL", "WARN")  # otherwise it logs a line per window
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -1,4 +1,4 @@
-"""The network that `model` names, for the node and for every command: `checkpoint`, or `name:checkpoint`."""
+"""Loads the network that `model` names, `checkpoint` or `name:checkpoint`, for the node and every command."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fast3r_ros.model.precision import resolve_device
 
 GROUP = "fast3r_ros.networks"
 DEFAULT = "fast3r"
-# Known without an installation's metadata, which sources that are run as they are do not have.
+# Listed here as well, because an uninstalled source tree has no metadata.
 _BUILT_IN = {
     DEFAULT: "fast3r_ros.networks.fast3r:load",
     "da3": "fast3r_ros.networks.depth_anything:load",
@@ -27,11 +27,11 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
 @dataclass(frozen=True)
 class NetworkOptions:
-    """What else was chosen.
+    """The other options of a network.
 
     device: auto, cpu, cuda, cuda:1; a network gets it resolved.  dtype: auto, float32, bfloat16 or float16,
     see `model.precision.resolve_dtype`.  image_size: pixels of the longer side at the network, None for the
-    network's own.  accelerate, parallel: of Fast3R alone.
+    network's own.  accelerate, parallel: for Fast3R only.
     """
 
     device: str = "auto"
@@ -42,10 +42,10 @@ class NetworkOptions:
 
 
 class LoadNetwork(Protocol):
-    """What an entry point of the group `fast3r_ros.networks` is."""
+    """The type of an entry point of the group `fast3r_ros.networks`."""
 
     def __call__(self, checkpoint: str, options: NetworkOptions) -> WindowNetwork:
-        """The network, ready on `options.device`.  checkpoint: what stands behind the colon, may be empty.
+        """The network, ready on `options.device`.  checkpoint: the text after the colon, may be empty.
 
         Raises UserError for a checkpoint or an option that it cannot use.
         """
@@ -69,16 +69,15 @@ def known_networks() -> Mapping[str, EntryPoint]:
 def load_network(model: str, options: NetworkOptions | None = None) -> WindowNetwork:
     """The network of a model's name on its device.
 
-    Raises UserError when there is no such network, checkpoint or device, and for an option that is not for
-    this network.
+    Raises UserError for an unknown network, checkpoint or device, and for an option of another network.
     """
     options = options or NetworkOptions()
     name, checkpoint = split_model(model)
     known = known_networks()
     if name not in known:
         raise UserError(
-            f"model {model!r} asks for a network {name!r}, which no installed package offers; "
-            f"there are {', '.join(sorted(known))}"
+            f"model {model!r} names the network {name!r}, which no installed package offers; "
+            f"known are {', '.join(sorted(known))}"
         )
     if name != DEFAULT:
         for option, plain in (("accelerate", "exact"), ("parallel", "none")):
@@ -89,14 +88,14 @@ def load_network(model: str, options: NetworkOptions | None = None) -> WindowNet
     load = _loader(known[name])
     try:
         return load(checkpoint, options)
-    except RuntimeError as error:  # of the device, such as memory that does not suffice
+    except RuntimeError as error:  # of the device, such as insufficient memory
         raise UserError(f"model {model!r} cannot run on {options.device}: {one_line(error)}") from error
 
 
 def _loader(point: EntryPoint) -> LoadNetwork:
     try:
         return cast(LoadNetwork, point.load())
-    except Exception as error:  # whatever a package that is half installed raises
+    except Exception as error:  # a partly installed package may raise anything
         package = point.dist.name if point.dist else "fast3r_ros"
         raise UserError(
             f"the network {point.name!r} of the package {package} cannot be loaded: {one_line(repr(error))}"

@@ -1,7 +1,7 @@
 """MapAnything: `mapanything:apache`, `mapanything:noncommercial`, or `mapanything:FOLDER` of one of them.
 
-Its points are in metres, and it takes the intrinsics and the metric depth of frames that have them, and the
-poses that odometry knows.
+Its points are in metres.  It uses the intrinsics and the metric depth of frames that have them, and poses
+from odometry.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ HUB = {
     "noncommercial": ("facebook/map-anything", "CC BY-NC 4.0: noncommercial use only"),
 }
 LICENCE_NOTICE = "The weights {0} of MapAnything are under {1} (https://huggingface.co/{0})."
-WHERE = "it is not on PyPI: https://github.com/facebookresearch/map-anything says how to install it"
-IMAGE_SIZE, PATCH = 518, 14  # pixels of the longer side as upstream runs it; its multiples
+WHERE = "it is not on PyPI; installation: https://github.com/facebookresearch/map-anything"
+IMAGE_SIZE, PATCH = 518, 14  # longer side in pixels as upstream uses it; sides are multiples of PATCH
 _AMP = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}  # upstream's names
 _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's RGB, upstream's "dinov2"
 
@@ -47,9 +47,9 @@ _log = logging.getLogger(__name__)
 
 
 class MapAnythingNetwork(WindowNetwork):
-    """Upstream's `MapAnything`.  The tokens of a view are what its `infer` takes of one."""
+    """Upstream's `MapAnything`.  The tokens of a view are the input of its `infer`."""
 
-    # what its descriptors have in common was not measured with trained weights: nothing is redundant
+    # descriptor similarity was not measured with trained weights, so no view counts as redundant
     descriptors = DescriptorLimits(redundant=1.0, similar=0.5)
 
     def __init__(self, model: Any, image_size: int = IMAGE_SIZE, dtype: torch.dtype = torch.float32):
@@ -77,9 +77,9 @@ class MapAnythingNetwork(WindowNetwork):
 
     @torch.inference_mode()
     def reconstruct(self, views: Sequence[EncodedView]) -> Reconstruction:
-        """See `WindowNetwork`; where the network says that there is no surface the confidence is 1."""
+        """See `WindowNetwork`; the confidence is 1 where the network reports no surface."""
         if len({view.image.shape for view in views}) > 1:
-            raise UserError("mapanything takes views of one size; give images of one size")
+            raise UserError("mapanything needs views of equal size; give images of one size")
         inputs = known_inputs(views)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -101,7 +101,7 @@ class MapAnythingNetwork(WindowNetwork):
 
 
 def known_inputs(views: Sequence[EncodedView]) -> list[dict[str, Any]]:
-    """What upstream's `infer` takes; it takes poses only where view 0 has one."""
+    """The input of upstream's `infer`; it accepts poses only if view 0 has one."""
     inputs = [dict(view.tokens) for view in views]
     if views[0].odom_from_camera is not None:
         for each, view in zip(inputs, views, strict=True):
@@ -127,13 +127,13 @@ def load(checkpoint: str, options: NetworkOptions) -> MapAnythingNetwork:
         raise UserError(f"mapanything:{source} is unknown; give {', '.join(HUB)} or a folder")
     try:
         model = MapAnything.from_pretrained(source)
-    except Exception as error:  # the hub and the code that it names raise many kinds
+    except Exception as error:  # the hub and its code raise many types
         raise UserError(f"mapanything:{source} cannot be loaded: {one_line(error)}") from error
     return MapAnythingNetwork(model.to(options.device), size, resolve_dtype(options.dtype, options.device))
 
 
 def _resized(depth: Float32, network_from_image: np.ndarray, size: tuple[int, ...]) -> Float32:
-    """A depth image at network size, the nearest pixel's value each; 0 where it is not known."""
+    """A depth image at network size, nearest neighbour; 0 where unknown."""
     image_from_network = np.linalg.inv(network_from_image)
     rows = ((np.arange(size[0]) + 0.5) * image_from_network[1, 1] + image_from_network[1, 2]).astype(np.int64)
     columns = ((np.arange(size[1]) + 0.5) * image_from_network[0, 0] + image_from_network[0, 2]).astype(

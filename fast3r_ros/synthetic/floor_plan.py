@@ -1,4 +1,4 @@
-"""The plan of a ring of rooms: which cells of a grid are rooms, the way through them, and their doors."""
+"""The plan of a ring of rooms: the grid cells that are rooms, the route through them, and their doors."""
 
 from __future__ import annotations
 

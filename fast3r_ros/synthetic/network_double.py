@@ -1,11 +1,10 @@
 """A stand-in for the network that returns disturbed ground truth, to test mapping without trained weights.
 
-It does what networks do wrong: an unknown scale per window and per view, depth errors that are partly
-smooth over a view, outliers, regions without a result, and views that share nothing with view 0 and come
-out as nonsense.  On request also what trained networks do on real images: poses of views that are off, the
-more the farther from view 0, views of another scale, a bent window, another focal length than the camera's,
-a bowl-shaped depth, invented surfaces where nothing was measured, and nonsense that is as confident as the
-rest.
+It makes the typical errors of networks: an unknown scale per window and per view, depth errors that are
+partly smooth over a view, outliers, regions without a result, and nonsense for views that share nothing with
+view 0.  Optionally it also makes the errors of trained networks on real images: wrong poses of views, worse
+with the distance from view 0, views of another scale, a bent window, a wrong focal length, bowl-shaped depth,
+invented surfaces where depth was not measured, and nonsense with full confidence.
 """
 
 from __future__ import annotations
@@ -29,12 +28,12 @@ from fast3r_ros.geometry.sim3 import Sim3
 from fast3r_ros.mapping.data import EncodedView, Float32, Float64, Frame, Reconstruction, WindowNetwork
 
 _DESCRIPTOR_SIZE = 512
-_PLACE_LENGTH = 1.5  # metres over which descriptors become different
-_DIRECTION_LENGTH = 0.6  # difference of unit view directions over which descriptors become different
-_PROBES = 8  # pixels per row and column that are tested for being seen by another view
+_PLACE_LENGTH = 1.5  # metres over which descriptors decorrelate
+_DIRECTION_LENGTH = 0.6  # difference of unit view directions over which descriptors decorrelate
+_PROBES = 8  # pixels per row and column tested for visibility in another view
 _FULL_TURN_ERROR = 0.6  # radians from view 0 at which a view's pose error has its full size
-_INVENTED_NOISE = 0.05  # relative depth error where the network fills in what was not measured
-_INVENTED_CONFIDENCE = 0.3  # confidence there, as a share of what it would be (above 1)
+_INVENTED_NOISE = 0.05  # relative depth error where the network invents depth
+_INVENTED_CONFIDENCE = 0.3  # confidence there, as a share of the usual confidence (above 1)
 
 
 class KnownSequence(Protocol):
@@ -72,24 +71,24 @@ class KnownSequence(Protocol):
 
 @dataclass(frozen=True)
 class Disturbance:
-    """What is wrong with the stand-in's answers.  Shares are relative: 0.02 is 2 %.
+    """The errors of the stand-in's results.  Shares are relative: 0.02 is 2 %.
 
-    depth_noise: standard deviation of depth, relative.  correlated: share of its variance that is smooth
-    over a view.  outliers: share of pixels with a wrong depth.  wrong_confidence: outliers are as confident
-    as the others.  missing: share of the image, one rectangle per view, without a result (confidence 1).
-    invented: where depth is missing or not known the network invents a continuous surface, not confidently.
-    bowl: depth that is relatively too large in the corners and too small in the middle, in every view.
+    depth_noise: standard deviation of depth, relative.  correlated: share of its variance that is smooth over
+    a view.  outliers: share of pixels with a wrong depth.  wrong_confidence: outliers have full confidence.
+    missing: share of the image, one rectangle per view, without a result (confidence 1).
+    invented: where depth is missing or unknown, the network invents a continuous surface of low confidence.
+    bowl: relative depth error, too large in the corners and too small in the middle, in every view.
     focal_error: share by which the network's focal length is too long, in both heads, for the whole run.
 
-    Of the global head only, drawn for every window.  Pose errors and bend grow with the distance and the
-    angle to view 0, to their full size at one median depth or 0.6 rad.
-    pose_rotation: standard deviation of a view's rotation about each axis, degrees.  pose_translation: of
-    its position along each axis, as a share of the window's median depth.  view_scale: of the logarithm of
-    a view's scale.  bend: of the logarithm of the factor by which far views are moved away from view 0.
+    For the global head only, drawn for every window; pose errors and bend grow with the distance and the
+    angle to view 0, up to full size at one median depth or 0.6 rad.  pose_rotation: standard deviation of a
+    view's rotation about each axis, degrees.  pose_translation: of its position along each axis, as a share
+    of the window's median depth.  view_scale: of the logarithm of a view's scale.  bend: of the logarithm of
+    the factor by which far views are moved away from view 0.
 
     pure_noise: every window is nonsense.  min_covisibility: share of pixels that two views must share to be
-    connected.  unconnected_confidence: confidence (above 1) of views that are not connected to view 0 and
-    come out as nonsense, as a share of the others'; 1 is an overconfident network.
+    connected.  unconnected_confidence: confidence (above 1) of the nonsense for views that are not connected
+    to view 0, as a share of the others'; 1 is an overconfident network.
     """
 
     depth_noise: float = 0.01
@@ -109,7 +108,7 @@ class Disturbance:
     unconnected_confidence: float = 0.02
 
 
-# the size of the errors that trained networks make on recorded RGB-D images
+# error sizes of trained networks on recorded RGB-D images
 REALISTIC = Disturbance(
     depth_noise=0.02,
     invented=True,
@@ -122,7 +121,7 @@ REALISTIC = Disturbance(
 
 @dataclass(frozen=True)
 class _Truth:
-    """The tokens of this network: depth (h, w) in metres, 0 where it is not known, and the camera."""
+    """The tokens of this network: depth (h, w) in metres, 0 where unknown, and the camera."""
 
     depth: Float32
     world_from_camera: Float64
@@ -130,7 +129,7 @@ class _Truth:
 
 
 class TrueNetwork(WindowNetwork):
-    """A `WindowNetwork` that knows the truth of its sequences and looks it up by camera name and stamp."""
+    """A `WindowNetwork` that looks up the ground truth of its sequences by camera name and stamp."""
 
     def __init__(
         self,
@@ -146,28 +145,28 @@ class TrueNetwork(WindowNetwork):
             self.add(sequence)
         self._depths: dict[tuple[str, int], Float32] = {}
         self._rng = np.random.default_rng([seed, 5])
-        self._pose_rng = np.random.default_rng([seed, 6])  # errors of poses change no other error
+        self._pose_rng = np.random.default_rng(
+            [seed, 6]
+        )  # a separate generator, so that pose errors change no other error
         features = np.random.default_rng(7)
         self._frequencies = features.normal(size=(6, _DESCRIPTOR_SIZE))
         self._phases = features.uniform(0, 2 * np.pi, _DESCRIPTOR_SIZE)
 
     def add(self, sequence: KnownSequence) -> None:
-        """Know another sequence; frames are looked up by camera name and stamp."""
+        """Add a sequence; frames are looked up by camera name and stamp."""
         self._index.update(
             {(sequence.camera, sequence.stamp_ns(i)): (sequence, i) for i in range(len(sequence))}
         )
 
     def encode(self, frame: Frame) -> EncodedView:
-        """Look up the truth.  Raises UserError for a frame that is not of the sequences or of another
-        size.
-        """
+        """Look up the ground truth.  Raises UserError for an unknown frame or a wrong size."""
         if (frame.camera, frame.stamp_ns) not in self._index:
             raise UserError(f"no frame of {frame.camera!r} at {frame.stamp_ns} ns in the known sequences")
         sequence, index = self._index[frame.camera, frame.stamp_ns]
         if frame.image.shape[:2] != (sequence.height, sequence.width):
             raise UserError(
                 f"the frame is {frame.image.shape[1]} x {frame.image.shape[0]} pixels, the sequence "
-                f"{sequence.width} x {sequence.height}; give the frames as they come"
+                f"{sequence.width} x {sequence.height}; give the frames unchanged"
             )
         pose = sequence.world_from_camera[index]
         truth = _Truth(self._depth(frame, sequence, index), pose, sequence.intrinsics)
@@ -199,7 +198,7 @@ class TrueNetwork(WindowNetwork):
     def _places(
         self, truths: Sequence[_Truth], connected: NDArray[np.bool_], window_scale: float
     ) -> list[Sim3]:
-        """Where the global head puts each view's true points: `window_from_camera` with its errors."""
+        """The poses `window_from_camera` at which the global head places each view's points, with errors."""
         d, rng = self.disturbance, self._pose_rng
         window_from_view0 = Sim3(window_scale, np.eye(3), np.zeros(3))
         view0_from_world = inverse(truths[0].world_from_camera)
@@ -228,9 +227,7 @@ class TrueNetwork(WindowNetwork):
         return self._depths[key]
 
     def _descriptor(self, world_from_camera: Float64) -> Float32:
-        """Random Fourier features: the cosine of two descriptors falls like a Gaussian of the pose
-        difference.
-        """
+        """Random Fourier features: the cosine of two descriptors is a Gaussian of the pose difference."""
         pose = np.concatenate(
             [world_from_camera[:3, 3] / _PLACE_LENGTH, world_from_camera[:3, 2] / _DIRECTION_LENGTH]
         )
@@ -298,7 +295,7 @@ class TrueNetwork(WindowNetwork):
         )
 
     def _nonsense(self, shapes: Sequence[tuple[int, ...]]) -> Reconstruction:
-        """Points and confidences that have nothing to do with the views."""
+        """Points and confidences unrelated to the views."""
 
         def points() -> list[Tensor]:
             noise = [self._rng.normal([0, 0, 2], 1, (*shape, 3)) for shape in shapes]
@@ -318,7 +315,7 @@ def _bowl(shape: tuple[int, ...], size: float) -> Float32:
 
 
 def _filled(depth: Float32) -> Float32:
-    """Depth (h, w) with the nearest known one where it is not known; unchanged when none is known."""
+    """Depth (h, w) with unknown pixels filled from the nearest known one; unchanged if none is known."""
     unknown = depth <= 0
     if unknown.all() or not unknown.any():
         return depth
@@ -327,7 +324,7 @@ def _filled(depth: Float32) -> Float32:
 
 
 def _connected_to_first(truths: Sequence[_Truth], rays: Sequence[Float32], least: float) -> NDArray[np.bool_]:
-    """Which views are linked to view 0 by a chain of pairs that see the same surfaces, (V,)."""
+    """(V,) which views are connected to view 0 by a chain of pairs that see the same surfaces."""
     seen = np.array([[_covisibility(a, b, rays[i]) for b in truths] for i, a in enumerate(truths)])
     linked = np.maximum(seen, seen.T) >= least
     connected = np.zeros(len(truths), bool)

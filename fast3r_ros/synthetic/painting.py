@@ -1,4 +1,4 @@
-"""Rooms painted by role: what a small model can learn in little time."""
+"""Rooms painted by role: a small model learns them quickly."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def paint_by_role(scene: Scene, rng: np.random.Generator) -> Scene:
-    """The room with grey textures, tinted by what a rectangle is; pictures stay."""
+    """The room with grey textures, tinted by the role of each rectangle; pictures stay."""
     look = scene.look.copy()
     pictures = np.isin(look[:, 0].astype(np.int64), textures_of("picture"))
     normal, along_wall = scene.axes[:, 2], np.full(len(look), -1)

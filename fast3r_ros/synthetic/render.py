@@ -17,13 +17,13 @@ from torch import Tensor
 from fast3r_ros.synthetic.scene import Scene
 from fast3r_ros.synthetic.textures import LEVEL_OFFSETS, LEVEL_SIZES, LEVELS, SIZE, TEXELS, texture_bank
 
-NEAR = 0.02  # metres; what is nearer than this is not seen
+NEAR = 0.02  # metres; nearer surfaces are not rendered
 PIXELS_AT_ONCE = 1 << 16  # on the CPU, so that the working set stays in the cache
 
 
 @dataclass(frozen=True)
 class Render:
-    """What V cameras see, with a leading B if a batch of scenes was rendered.
+    """Images and depth of V cameras, with a leading B for a batch of scenes.
 
     images: (..., V, H, W, 3) uint8 RGB.  depth: (..., V, H, W) float32, z in the camera frame in metres, 0
     where nothing is hit.
@@ -191,9 +191,7 @@ def _nearest(planes: _Planes, width: int, height: int) -> tuple[Tensor, Tensor]:
     best = torch.zeros((cameras, height, width), device=device)
     chosen = torch.zeros((cameras, height, width), dtype=torch.int32, device=device)
     inside, other = torch.empty_like(best), torch.empty_like(best)
-    for index in range(
-        count
-    ):  # a loop over rectangles: the working set of one stays in the processor's cache
+    for index in range(count):  # a loop over rectangles keeps the working set in the processor's cache
         column, row = planes.column[:, index], planes.row[:, index]
         torch.add(column[:, 1, None, :], row[:, 1, :, None], out=inside).abs_()
         torch.add(column[:, 2, None, :], row[:, 2, :, None], out=other).abs_()

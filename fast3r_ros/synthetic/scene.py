@@ -19,18 +19,18 @@ Float64 = NDArray[np.float64]
 
 WALL = 0.15  # thickness of inner walls, metres
 DOOR_WIDTH, DOOR_HEIGHT = 1.3, 2.1
-CLEARANCE = 0.7  # metres that furniture keeps from the route
+CLEARANCE = 0.7  # distance of furniture from the route, metres
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Q one-sided textured rectangles and what a camera path has to know about free space.
+    """Q one-sided textured rectangles, and the free space for a camera path.
 
     center: (Q, 3) metres.  axes: (Q, 3, 3), rows are unit u, unit v and the unit normal of the visible side.
     half: (Q, 2) half extents along u and v.  look: (Q, 11) float32: texture index, repeats of the texture
     along u and v, offset along u and v (in repeats), gain (r, g, b), lift (r, g, b).
     rooms: (R, 4) inner x_min, y_min, x_max, y_max.  height: of the rooms.  obstacles: (K, 5) footprints of
-    furniture, x, y, half length, half width, yaw.  route: (P, 2) closed way through the doors, or empty.
+    furniture, x, y, half length, half width, yaw.  route: (P, 2) closed polyline through the doors, or empty.
     """
 
     center: Float64
@@ -82,10 +82,10 @@ def room_scene(
     furniture: int | None = None,
     painted: bool = False,
 ) -> Scene:
-    """One closed room with furniture and pictures; size is (length, width, height) in metres or drawn.
+    """One closed room with furniture and pictures; size: (length, width, height) in metres, drawn at random
+    if None.
 
-    painted: a wooden floor, a white ceiling and a colour for each wall, as a flat may be, in place of any
-    texture in any place.
+    painted: a wooden floor, a white ceiling and one colour per wall, instead of any texture at any place.
     """
     rng = np.random.default_rng([seed, 1])
     if size is None:
@@ -107,8 +107,8 @@ def corridor_scene(seed: int) -> Scene:
 def ring_scene(seed: int, route_length: float = 60.0, columns: int = 4, rows: int = 3) -> Scene:
     """Rooms on the border of a columns x rows grid, each joined to the next by a door: a loop to walk.
 
-    The straight route through the doors has about `route_length` metres.  With 2 columns and 1 row the way
-    leads through a single door and back.
+    The straight route through the doors has about `route_length` metres.  With 2 columns and 1 row the route
+    goes through a single door and back.
     """
     rng = np.random.default_rng([seed, 3])
     cells = ring_cells(columns, rows)
@@ -135,7 +135,7 @@ def ring_scene(seed: int, route_length: float = 60.0, columns: int = 4, rows: in
 
 
 def is_free(scene: Scene, xy: Float64, margin: float = 0.3) -> NDArray[np.bool_]:
-    """(N,) bool: which of the (N, 2) places are in a room, `margin` metres from walls and furniture."""
+    """(N,) bool: whether the (N, 2) places are in a room and at least `margin` metres from obstacles."""
     low, high = scene.rooms[:, :2] + margin, scene.rooms[:, 2:] - margin
     inside = ((xy[:, None] >= low) & (xy[:, None] <= high)).all(-1).any(-1)
     if len(scene.obstacles) == 0:
@@ -177,7 +177,7 @@ def _furnished_room(
     doors: Sequence[Float64],
     route: Float64,
 ) -> tuple[list[_Rectangle], list[Float64]]:
-    """The shell with pictures, and `count` pieces of furniture that keep clear of the route."""
+    """The shell with pictures, and `count` pieces of furniture clear of the route."""
     direction = rng.normal(size=3) * [1, 1, 0.5] + [0, 0, 0.6]
     light = _Light(direction / np.linalg.norm(direction), rng.uniform(0.5, 0.85), rng.uniform(0.7, 1.15))
     rectangles = _shell(rng, room, height, light, doors)
@@ -226,7 +226,7 @@ def _wall(
     light: _Light,
     doors: Sequence[Float64],
 ) -> list[_Rectangle]:
-    """A wall seen from the left of start -> end, with its doors left open and a picture or two."""
+    """A wall seen from the left of start -> end, with openings for doors and one or two pictures."""
     length = float(np.linalg.norm(end - start))
     along = (end - start) / length
     inward = np.array([-along[1], along[0]])
@@ -297,7 +297,7 @@ def _door_frame(rng: np.random.Generator, door: Float64, in_x: bool) -> list[_Re
 
 
 def _place(rng: np.random.Generator, room: Float64, route: Float64) -> Float64 | None:
-    """A footprint in the room, mostly at a wall, that keeps clear of the route; None if none was found."""
+    """A footprint in the room, mostly at a wall, clear of the route; None if none was found."""
     for _ in range(8):
         half = rng.uniform([0.2, 0.2], [0.8, 0.4])
         yaw = float(rng.choice([0, np.pi / 2]))

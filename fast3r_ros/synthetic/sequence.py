@@ -1,4 +1,4 @@
-"""Image sequences with ground truth, rendered frame by frame or recorded, and the one of `make demo`."""
+"""Image sequences with ground truth, rendered or recorded, and the sequence of `make demo`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DEMO_SEED = 20_000_003  # outside of the seeds that training draws from
 
 @dataclass(frozen=True)
 class SyntheticSequence:
-    """A camera on a path through a scene; frames are rendered when they are asked for.
+    """A camera on a path through a scene; frames are rendered on demand.
 
     world_from_camera: (F, 4, 4) float64, optical axes, metres.  intrinsics: (3, 3).  Frame i has the stamp
     `start_ns + i * 1e9 / rate`.  Frames carry the exact depth if `with_depth`.
@@ -79,7 +79,7 @@ class SyntheticSequence:
 
 @dataclass(frozen=True)
 class RecordedSequence:
-    """Recorded images with measured depth and poses, to drive the stand-in network with.
+    """Recorded images with measured depth and poses, as input of the stand-in network.
 
     images: (F, h, w, 3) uint8 RGB.  depths: (F, h, w) metres, 0 where nothing was measured.
     world_from_camera: (F, 4, 4), optical axes, metres.  intrinsics: (3, 3).  Frames carry no depth.
@@ -97,7 +97,7 @@ class RecordedSequence:
     def read(path: Path, **options: Any) -> RecordedSequence:
         """A NumPy archive of `images`, `depth`, `poses` and `K`; options: rate, start_ns, camera.
 
-        The rotations are projected to the nearest exact ones.
+        The rotations are projected to SO(3).
         """
         with np.load(path) as archive:
             images, depths, poses, intrinsics = (archive[name] for name in ("images", "depth", "poses", "K"))
@@ -136,7 +136,7 @@ class RecordedSequence:
         return np.asarray(self.depths[index], np.float32)
 
     def part(self, indices: Sequence[int], **changes: Any) -> RecordedSequence:
-        """Some of the frames, in this order, as a sequence of their own, with its own stamps."""
+        """Some of the frames, in this order, as a separate sequence with its own stamps."""
         chosen = {name: getattr(self, name)[indices] for name in ("images", "depths", "world_from_camera")}
         return replace(self, **chosen, **changes)
 

@@ -15,7 +15,7 @@ LEVEL_OFFSETS = tuple(int(sum(size * size for size in LEVEL_SIZES[:level])) for 
 TEXELS = sum(size * size for size in LEVEL_SIZES)
 
 KINDS = ("checks", "bricks", "planks", "stripes", "noise", "tiles", "picture")
-GREY = "grey "  # before the kind's name: the same in grey, to be tinted
+GREY = "grey "  # prefix of the kind's grey variant, which can be tinted
 GREYS = 42
 
 Image = NDArray[np.float32]
@@ -41,7 +41,7 @@ def textures_of(*kinds: str) -> NDArray[np.int64]:
 
 @lru_cache(maxsize=4)
 def texture_bank(count: int = 210, seed: int = 7) -> TextureBank:
-    """The bank of `count` textures and 42 grey ones, an equal share of each kind; seeded."""
+    """The bank of `count` textures and 42 grey ones, with an equal share of each kind; seeded."""
     rng = np.random.default_rng(seed)
     kinds = [KINDS[index % len(KINDS)] for index in range(count)]
     images = [_MAKERS[kind](rng) for kind in kinds]

@@ -21,7 +21,7 @@ Float64 = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Motion:
-    """How the camera of a walk moves; ranges are (low, high), drawn once per walk.
+    """The motion of a walking camera; ranges are (low, high), drawn once per walk.
 
     step: metres between consecutive views.  turn: largest change of yaw between them, radians.
     height: metres above the floor.  pitch, roll: largest tilt, radians, also the size of its sway.
@@ -56,12 +56,12 @@ def look(
 def walk(scene: Scene, rng: np.random.Generator, views: int, motion: Motion | None = None) -> Float64:
     """A smooth walk of `views` poses inside one room, away from walls and furniture.
 
-    The camera looks roughly where it goes, sideways or back; it follows the bends of its way, or turns on
-    its own.
+    The camera looks roughly ahead, sideways or back; it follows the bends of the path, or turns
+    independently.
     """
     motion = motion or Motion()
     for attempt in range(20):
-        shrink = 0.8**attempt  # a path that does not fit is tried again with smaller steps
+        shrink = 0.8**attempt  # retries a path that does not fit with smaller steps
         step, turn = shrink * rng.uniform(*motion.step), rng.uniform(*motion.turn)
         start = _free_place(scene, rng)
         bend = turn * (rng.uniform(-1, 1) + 0.4 * _smooth(rng, views))
@@ -88,7 +88,7 @@ def scattered(
     angle: float,
     motion: Motion | None = None,
 ) -> Float64:
-    """Views in no order: within `spread` metres of the first and `angle` radians of its direction."""
+    """Unordered views, within `spread` metres of the first and `angle` radians of its direction."""
     motion = motion or Motion()
     first = _free_place(scene, rng)
     xy = np.empty((views, 2))
@@ -120,7 +120,7 @@ def route_path(
 ) -> Float64:
     """`frames` evenly spaced poses along the scene's route, looking ahead; the last pose closes the lap.
 
-    sway: how far, in radians, the gaze wanders from the direction of travel.
+    sway: maximum deviation of the viewing direction from the direction of travel, radians.
     """
     rng = np.random.default_rng([seed, 11])
     corners = scene.route
@@ -132,7 +132,7 @@ def route_path(
         sigma = metres / (knots[-1] / len(fine))
         return np.asarray(gaussian_filter1d(values, sigma, axis=0, mode=wrap))
 
-    # straight through the doors, rounded in the rooms; the gaze turns more slowly than the way
+    # straight through doors, rounded in rooms; the viewing direction turns more slowly than the path
     straight = np.stack([np.interp(fine, knots, corners[:, axis]) for axis in (0, 1)], axis=-1)
     curve = smoothed(straight, 0.5)
     direction = smoothed(np.gradient(curve, axis=0), 0.9)
@@ -173,7 +173,7 @@ def room_path(scene: Scene, frames: int, seed: int = 0, height: float = 1.3, spe
     at = (speed * np.arange(frames)) % length[-1]
     xy = np.stack([np.interp(at, length, best[:, axis]) for axis in (0, 1)], axis=-1)
     center = scene.rooms[0].reshape(2, 2).mean(0)
-    # look across the room, a bit ahead: neighbouring views share most of what they see
+    # look across the room and slightly ahead, so that neighbouring views overlap
     yaw = np.unwrap(np.arctan2(*(center - xy).T[::-1])) - 0.4
     return look(np.concatenate([xy, np.full((frames, 1), height)], axis=1), yaw)
 

@@ -1,4 +1,4 @@
-"""What a training run is made of, read from one YAML file with a section per dataclass below."""
+"""The configuration of a training run, read from one YAML file with a section per dataclass below."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class DataConfig:
     width, height: of the images, multiples of 16.  horizontal_fov: degrees, drawn per scene.  camera_height:
     metres.  pitch, roll: largest tilt in degrees.  step, turn: metres and degrees between consecutive views
     of a walk, at full motion.  spread, angle: metres and degrees around the first view of unordered views, at
-    full motion.  walks, look_arounds: shares of samples that are walks and turns on the spot; the rest are
+    full motion.  walks, look_arounds: shares of samples that are walks and pure rotations; the rest are
     unordered views.  exposure: largest change of brightness per view; noise: standard deviation per pixel,
-    both relative to white.  partial: share of views of which a rectangle is blanked and left out of the loss.
-    samples: how many different samples there are; 0 means no end.  painted: share of the scenes that are
-    painted rooms, see `room_scene`; the rest are plain rooms and corridors.
+    both relative to white.  partial: share of views with one blanked rectangle, which the loss ignores.
+    samples: number of different samples; 0 means no limit.  painted: share of scenes that are painted rooms,
+    see `room_scene`; the rest are plain rooms and corridors.
     """
 
     width: int = parameter(224, range=(16, 4096))
@@ -49,7 +49,7 @@ class DataConfig:
     painted: float = parameter(0.0, range=(0, 1))
 
     def __post_init__(self) -> None:
-        """Raises UserError for what does not go together."""
+        """Raises UserError for an invalid combination."""
         if self.width % 16 or self.height % 16:
             raise UserError(f"width and height must be multiples of 16, not {self.width} and {self.height}")
         for name in ("horizontal_fov", "camera_height", "step", "turn", "spread", "angle"):
@@ -62,8 +62,8 @@ class DataConfig:
 class RecordedConfig:
     """A recorded dataset that is mixed into the stream.
 
-    dataset: a format of `datasets`; root: its folder.  share: of all samples.  window: the views
-    of a sample are drawn from so many successive frames.
+    dataset: a format of `datasets`; root: its folder.  share: of all samples.  window: the views of a sample
+    are drawn from this many successive frames.
     """
 
     dataset: str = ""
@@ -74,9 +74,9 @@ class RecordedConfig:
 
 @dataclass(frozen=True)
 class Stage:
-    """From this step on, view counts are drawn from `views` and motion is scaled by `motion`.
+    """From `from_step` on, view counts are drawn from `views` and motion is scaled by `motion`.
 
-    views_per_step: replaces that of the run, if not 0.  Early gradients agree so well from sample to sample
+    views_per_step: replaces that of the run, if not 0.  Early gradients of different samples agree so well
     that small batches learn more in the same time.
     """
 
@@ -90,11 +90,11 @@ class Stage:
 class OptimizerConfig:
     """AdamW with linear warm-up and cosine decay; the paper's values are the defaults.
 
-    kind: adamw, or muon, which makes the steps of the transformers' matrices orthogonal (Jordan and others,
-    2024; the rest goes on with AdamW) and needs fewer steps from nothing.  decay_vectors: whether biases and
-    norms decay, too, as in the release.  head_rate: learning rate of the heads relative to the rest.  ema:
-    decay of the averaged weights that are evaluated and exported; 0 keeps none.  clip: largest norm of the
-    gradient.
+    kind: adamw, or muon, which orthogonalises the steps of the transformers' matrices (Jordan and others,
+    2024; the other parameters use AdamW) and needs fewer steps from random weights.  decay_vectors: whether
+    biases and norms decay, too, as in the release.  head_rate: learning rate of the heads relative to the
+    rest.  ema: decay of the averaged weights, which are evaluated and exported; 0 disables averaging.  clip:
+    largest norm of the gradient.
     """
 
     kind: str = parameter("adamw", choices=("adamw", "muon"))
@@ -111,16 +111,16 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """How the run goes.
+    """The run: batch, precision, parallelism and intervals.
 
     views_per_step: views in one optimiser step over all processes; a step has views_per_step // V samples of
-    V views.  accumulation: backward passes per step.  head_views: views per sample that heads and loss look
-    at, drawn at random, always with view 0; 0 means all.  precision: float32 or bfloat16 (autocast).
-    recompute: gradient checkpointing.  parallel: ddp, fsdp or deepspeed when started by torchrun.
-    attention: see `Fast3R.set_attention`.  matching: weight of the auxiliary loss of `training.matching`, 0
-    for the paper's loss alone.  initial_weights: a model to start from, see `Fast3R.from_pretrained`;
-    initial_dust3r: a DUSt3R file to take the encoder and the global head from, as the authors did.
-    *_every: steps between logs, checkpoints and evaluations.
+    V views.  accumulation: backward passes per step.  head_views: views per sample for heads and loss, drawn
+    at random, always with view 0; 0 means all.  precision: float32 or bfloat16 (autocast).  recompute:
+    gradient checkpointing.  parallel: ddp, fsdp or deepspeed when started by torchrun.  attention: see
+    `Fast3R.set_attention`.  matching: weight of the auxiliary loss of `training.matching`, 0 for the paper's
+    loss alone.  initial_weights: a model to start from, see `Fast3R.from_pretrained`; initial_dust3r: a
+    DUSt3R file to take the encoder and the global head from, as the authors did.  *_every: steps between
+    logs, checkpoints and evaluations.
     """
 
     steps: int = parameter(174_000, range=(1, _COUNT[1]))
@@ -142,7 +142,7 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A whole run: a pure function of this, up to rounding, gives the weights."""
+    """A whole run; it determines the weights up to rounding."""
 
     model: Fast3RConfig
     data: DataConfig = field(default_factory=DataConfig)
@@ -153,7 +153,7 @@ class TrainConfig:
     seed: int = parameter(0, range=_COUNT)
 
     def __post_init__(self) -> None:
-        """Raises UserError for what does not go together."""
+        """Raises UserError for an invalid combination."""
         _check(self)
 
     def views_per_step(self, step: int) -> int:
@@ -166,7 +166,7 @@ class TrainConfig:
 
 
 def read_config(path: str | Path) -> TrainConfig:
-    """Read a training configuration.  Raises UserError naming the file and the key that is wrong."""
+    """Read a training configuration.  Raises UserError with the file and the invalid key."""
     content = read_yaml(path)
     if not isinstance(content, dict) or "model" not in content:
         raise UserError(f"{path} has no section `model`; see config/train/demo.yaml")
@@ -187,18 +187,18 @@ def _check(config: TrainConfig) -> None:
     starts = [stage.from_step for stage in stages]
     rules = [
         (bool(stages) and starts[0] == 0, "the first stage of the curriculum must start from_step 0"),
-        (starts == sorted(set(starts)), "the stages of the curriculum must start one after the other"),
-        (all(stage.views for stage in stages), "each stage of the curriculum needs views, as [2, 4]"),
-        (data.walks + data.look_arounds <= 1 + 1e-9, "data.walks and look_arounds exceed 1 together"),
+        (starts == sorted(set(starts)), "the stages of the curriculum must have increasing from_step"),
+        (all(stage.views for stage in stages), "each stage of the curriculum needs views, such as [2, 4]"),
+        (data.walks + data.look_arounds <= 1 + 1e-9, "data.walks + data.look_arounds exceeds 1"),
         (run.parallel != "fsdp" or not optimizer.ema, "optimizer.ema must be 0 for run.parallel fsdp"),
         (
             run.parallel == "ddp" or (optimizer.kind == "adamw" and not run.matching),
             "optimizer.kind muon and run.matching need run.parallel ddp",
         ),
-        (not (run.matching and run.recompute), "run.matching does not go with run.recompute"),
+        (not (run.matching and run.recompute), "run.matching cannot be combined with run.recompute"),
         (
             sum(item.share for item in config.recorded) <= 1 + 1e-9,
-            "the shares of recorded datasets exceed 1 together",
+            "the sum of the shares of recorded datasets exceeds 1",
         ),
     ]
     for stage in stages:

@@ -19,10 +19,10 @@ SMALLEST_SCALE = 1e-8
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """What V equally large views of B scenes really show.
+    """The ground truth of V equally large views of B scenes.
 
-    points_camera: (B, V, H, W, 3), each view in its own camera frame; anything where not valid.
-    valid: (B, V, H, W) bool; a view may have no valid pixel at all.  world_from_camera: (B, V, 4, 4) rigid.
+    points_camera: (B, V, H, W, 3), each view in its own camera frame; arbitrary where not valid.
+    valid: (B, V, H, W) bool; a view may have no valid pixel.  world_from_camera: (B, V, 4, 4) rigid.
     """
 
     points_camera: Tensor
@@ -32,8 +32,10 @@ class GroundTruth:
 
 @dataclass(frozen=True)
 class HeadLoss:
-    """One head's part.  error: (V,) mean distance of normalised points; weighted: (V,) with confidence, the
-    terms that are learnt.  Both are 0 for a view without a valid pixel.
+    """One head's part of the loss.
+
+    error: (V,) mean distance of normalised points.  weighted: (V,) with confidence, the terms that are
+    learnt.  Both are 0 for a view without a valid pixel.
     """
 
     error: Tensor
@@ -52,7 +54,7 @@ class ConfidenceLoss:
 def confidence_loss(
     predictions: Sequence[ViewPrediction], ground_truth: GroundTruth, alpha: float = 0.2
 ) -> ConfidenceLoss:
-    """The loss of V views' predictions, in float32 whatever the precision of the predictions.
+    """The loss of V views' predictions, in float32, regardless of the predictions' precision.
 
     Global points are compared in view 0's camera frame after division by the mean distance to the origin
     over all views of the scene; local points in their own camera frame, each view divided by its own mean
@@ -121,6 +123,6 @@ def _normalise(points: Tensor, valid: Tensor, axes: tuple[int, ...]) -> Tensor:
 
 
 def _mean_per_view(values: Tensor, valid: Tensor) -> Tensor:
-    """(B, V, H, W) -> (V,) mean over the valid pixels of all scenes, 0 where there is none."""
+    """(B, V, H, W) -> (V,) mean over the valid pixels of all scenes, 0 without any."""
     count = valid.sum((0, 2, 3)).clamp_min(1)
     return torch.where(valid, values, 0.0).sum((0, 2, 3)) / count

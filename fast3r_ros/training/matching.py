@@ -1,9 +1,9 @@
-"""An auxiliary loss that teaches attention where the other views show the same surface.
+"""An auxiliary loss that directs attention to the same surface in the other views.
 
-A small network that is trained for an hour spends most of it on finding out that views can be matched at
-all.  The true depth and poses say which token of another view shows what a token shows, so two heads of a few
-fusion blocks are told: head 0 attends to the match in view 0, head 1 to the matches in all other views.  The
-layout of the weights is not changed by it.
+A small network trained for an hour would spend most of it on discovering that views can be matched.  The true
+depth and poses determine which tokens of other views show the same surface, so two heads of a few fusion
+blocks are supervised: head 0 attends to the match in view 0, head 1 to the matches in all other views.  The
+layout of the weights stays the same.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from fast3r_ros.model.layers import Attention, Block
 from fast3r_ros.training.stream import Batch
 
 REFERENCE_HEAD, ALL_VIEWS_HEAD = 0, 1
-REFERENCE_BLOCKS = (0.2, 0.5, 0.7)  # places in the depth of the fusion transformer
+REFERENCE_BLOCKS = (0.2, 0.5, 0.7)  # relative depth of the supervised blocks in the fusion transformer
 ALL_VIEWS_BLOCKS = (0.1, 0.4)
 OCCLUSION = 0.07  # a match is hidden where its depth differs by more than this share
 
 
 class Matching:
-    """Watches the attention of a network's fusion blocks and scores it against the truth."""
+    """Records the attention of a network's fusion blocks and scores it against the ground truth."""
 
     def __init__(self, network: Fast3R) -> None:
         self._patch = network.config.encoder.patch_size
@@ -42,9 +42,9 @@ class Matching:
         self._seen[id(attention)] = inputs[0]
 
     def loss(self, batch: Batch) -> Tensor:
-        """Mean Kullback-Leibler divergence of attention from the truth in the pass just made, a scalar.
+        """Mean Kullback-Leibler divergence of the last pass's attention from the ground truth, a scalar.
 
-        Tokens without a visible match do not count.
+        Tokens without a visible match are ignored.
         """
         targets = dict(enumerate(matching_targets(*token_matches(batch, self._patch))))
         terms = []
@@ -59,7 +59,7 @@ class Matching:
 
 
 def token_matches(batch: Batch, patch: int) -> tuple[Tensor, Tensor]:
-    """Where each token's surface point lies in every view.
+    """The position of each token's surface point in every view.
 
     Returns (B, V, V, N, N) bilinear weights of the target view's tokens, for the point at each source token's
     centre, indexed [sample, source view, target view, source token, target token], and (B, V, V, N) whether
@@ -90,9 +90,9 @@ def token_matches(batch: Batch, patch: int) -> tuple[Tensor, Tensor]:
 
 
 def matching_targets(weights: Tensor, visible: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """What heads 0 and 1 should attend to: (B, T, T) distributions over all T tokens, and (B, T) where known.
+    """Target attention of heads 0 and 1: (B, T, T) distributions over all T tokens, and (B, T) where known.
 
-    Head 0: the match in view 0.  Head 1: the matches in all views but the own one, in equal parts.
+    Head 0: the match in view 0.  Head 1: the matches in all other views, weighted equally.
     """
     views, tokens = weights.shape[1], weights.shape[3]
     reference = F.pad(weights[:, :, 0], (0, (views - 1) * tokens)).flatten(1, 2)
@@ -103,7 +103,7 @@ def matching_targets(weights: Tensor, visible: Tensor) -> tuple[tuple[Tensor, Te
 
 
 def _hat(place: Tensor, count: int) -> Tensor:
-    """(...) places on a grid of `count` points to (..., count) linear weights of the points beside them."""
+    """(...) places on a grid of `count` points to (..., count) linear weights of the neighbouring points."""
     grid = torch.arange(count, device=place.device)
     return (1 - (place.clamp(0, count - 1)[..., None] - grid).abs()).clamp_min(0)
 

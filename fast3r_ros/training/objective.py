@@ -17,9 +17,9 @@ from fast3r_ros.training.stream import Batch
 
 
 class Objective(nn.Module):
-    """The training loss of a batch; heads and loss look at the chosen views only.
+    """The training loss of a batch; heads and loss use only the chosen views.
 
-    matching: the weight of the auxiliary loss of `training.matching`; 0 leaves it out.
+    matching: the weight of the auxiliary loss of `training.matching`; 0 disables it.
     """
 
     def __init__(self, network: Fast3R, matching: float = 0.0) -> None:
@@ -32,7 +32,7 @@ class Objective(nn.Module):
         """The loss, and (3,) without gradient: mean normalised errors of the global and the local head, and
         the auxiliary matching loss (0 without it).
 
-        chosen: the views that are looked at; must begin with view 0.
+        chosen: the views that heads and loss use; must begin with view 0.
         """
         network = self.network
         features = network.fuse(encode_views(network, batch.images), batch.image_indices)
@@ -61,14 +61,14 @@ def encode_views(network: Fast3R, images: Tensor) -> list[ViewTokens]:
 
 
 def initialise(network: Fast3R, seed: int) -> None:
-    """Start weights for training from nothing, in place.
+    """Initial weights for training from scratch, in place.
 
-    Linear layers as Glorot and Bengio (2010), the last layer of each residual branch smaller by
-    sqrt(2 x depth) (GPT-2).  Queries and keys start equal, so that a token attends to tokens that look like
-    it, in its own view and in others (after Trockman and Kolter, Mimetic Initialization, 2023), and one head
-    of each fusion block starts with a preference for view 0: matching views is what takes longest to learn.
-    Patch content and encoder tokens start stronger than the position
-    and index tables that are added to them.  The heads start at the point (0, 0, 1) with confidence 2.
+    Linear layers as in Glorot and Bengio (2010), the last layer of each residual branch smaller by sqrt(2 x
+    depth) (GPT-2).  Queries and keys start equal, so that a token attends to similar tokens of its own and
+    other views (after Trockman and Kolter, Mimetic Initialization, 2023).  One head of each fusion block
+    starts with a preference for view 0, because matching views takes longest to learn.  Patch content and
+    encoder tokens start stronger than the position and index tables that are added to them.  The heads start
+    at the point (0, 0, 1) with confidence 2.
     """
     generator = torch.Generator().manual_seed(seed)
     modules = list(network.modules())
@@ -78,7 +78,8 @@ def initialise(network: Fast3R, seed: int) -> None:
                 nn.init.xavier_uniform_(module.weight, generator=generator)
                 module.bias.zero_()
             elif isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
-                # every output pixel of these transposed convolutions sees one pixel of each input channel
+                # each output pixel of these transposed convolutions depends on one pixel of each input
+                # channel
                 reach = module.weight[0, 0].numel() if isinstance(module, nn.Conv2d) else 1
                 module.weight.normal_(0, (module.in_channels * reach) ** -0.5, generator=generator)
                 if module.bias is not None:
@@ -106,7 +107,7 @@ def initialise(network: Fast3R, seed: int) -> None:
 
 
 def _prefer_reference(attention: Attention) -> None:
-    """Let head 0 attend to tokens of view 0, whose index 0 has the table's row of cosines of zero.
+    """Make head 0 attend to tokens of view 0, whose row of the index table holds cosines of zero.
 
     The fast half of the cosines is 1 for view 0 and averages to 0 for other indices; a constant query and a
     key along their sum raise view 0's logits by about 3.

@@ -63,7 +63,7 @@ def make_optimizers(objective: nn.Module, options: OptimizerConfig) -> list[torc
 def _group(
     members: list[nn.Parameter], options: OptimizerConfig, heads: bool, matrices: bool
 ) -> dict[str, Any]:
-    """One group of AdamW: heads have a rate of their own, and vectors decay only where that is wanted."""
+    """One group of AdamW: heads have their own rate, and vectors decay only if configured."""
     return {
         "params": members,
         "weight_decay": options.weight_decay if matrices or options.decay_vectors else 0.0,

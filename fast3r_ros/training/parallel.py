@@ -1,4 +1,4 @@
-"""How one or several processes wrap the module, take a step and save its state."""
+"""Wrapping a module, stepping it and saving its state, on one or several processes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from fast3r_ros.training.stream import Batch
 
 
 def wrap(objective: Objective, process: Process, kind: str) -> nn.Module:
-    """The objective ready for this process group; kind is ddp, fsdp, or deepspeed, which wraps later."""
+    """The objective ready for this process group; kind is ddp, fsdp or deepspeed (wrapped later)."""
     if process.count == 1 or kind == "deepspeed":
         return objective
     if kind == "ddp":
@@ -57,9 +57,9 @@ def network_of(objective: nn.Module) -> Fast3R:
 def forward_backward(
     objective: nn.Module, batch: Batch, chosen: list[int], config: RunConfig, last: bool
 ) -> Tensor:
-    """One of the passes of a step, forward and backward: the loss and the errors of `Objective`, (4,).
+    """One forward and backward pass of a step; returns the loss and the errors of `Objective`, (4,).
 
-    last: of its step; gradients are exchanged then.
+    last: whether it is the step's last pass, after which gradients are exchanged.
     """
     waits = isinstance(objective, DistributedDataParallel) and not last
     with objective.no_sync() if waits else nullcontext():  # type: ignore[operator]
@@ -89,7 +89,7 @@ _FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
 def full_state(objective: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Any]:
     """Network and optimisers' state as whole CPU tensors; all processes must call it.
 
-    Of a DeepSpeed engine the network alone, see `zero.save`.
+    For a DeepSpeed engine only the network, see `zero.save`.
     """
     if zero.is_engine(objective):
         tensors = network_of(objective).state_dict()
@@ -103,12 +103,12 @@ def full_state(objective: nn.Module, optimizers: list[torch.optim.Optimizer]) ->
 def load_full_state(
     objective: nn.Module, optimizers: list[torch.optim.Optimizer], state: dict[str, Any]
 ) -> None:
-    """Put back what `full_state` returned, under any number of processes.
+    """Restore the result of `full_state`, with any number of processes.
 
     Raises UserError for the state of a DeepSpeed engine.
     """
     if "optimizer" not in state:
-        raise UserError("the state was saved with run.parallel deepspeed; resume with it, or start anew")
+        raise UserError("the state was saved with run.parallel deepspeed; resume with it, or start again")
     options = StateDictOptions(full_state_dict=True)
     set_model_state_dict(network_of(objective), state["network"], options=options)
     set_optimizer_state_dict(objective, optimizers, state["optimizer"], options=options)

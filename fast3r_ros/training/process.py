@@ -1,4 +1,4 @@
-"""One or several training processes: who am I, and on which device."""
+"""The rank and device of one of several training processes."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class Process:
 def join_processes(device: str = "auto") -> Process:
     """Join the group that torchrun started (gloo on the CPU, nccl on GPUs), or be the only process.
 
-    device: auto, cpu or cuda.  Raises UserError for cuda where PyTorch sees no GPU.
+    device: auto, cpu or cuda.  Raises UserError for cuda when PyTorch finds no GPU.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device is cuda, but PyTorch sees no GPU here; use --device cpu")
+        raise UserError("--device is cuda, but PyTorch finds no GPU; use --device cpu")
     count, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     if device == "cuda" and count > 1:
         device = f"cuda:{os.environ.get('LOCAL_RANK', rank)}"

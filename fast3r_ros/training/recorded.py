@@ -40,7 +40,7 @@ def recorded_sequences(dataset: str, root: str) -> tuple[PosedSequence, ...]:
     ]
     sequences = tuple(sequence for sequence in with_depth if sequence.frames)
     if not sequences:
-        raise UserError(f"{root} holds no depth maps, so nothing can be learnt from it")
+        raise UserError(f"{root} holds no depth maps, so it cannot be used for training")
     return sequences
 
 
@@ -54,8 +54,8 @@ def recorded_views(
 ) -> RecordedViews:
     """`views` different frames in random order from a window of `window` frames of a random sequence.
 
-    Every image is scaled to cover width x height and cropped around its centre.  Where every sequence is
-    shorter than `views` (Habitat has five views of a place), frames are repeated, as the release does.
+    Every image is scaled to cover width x height and cropped around its centre.  If every sequence is shorter
+    than `views` (Habitat has five views per place), frames are repeated, as in the release.
     Raises UserError when no sequence has two frames, or a file cannot be read.
     """
     long_enough = [sequence for sequence in sequences if len(sequence.frames) >= views]
@@ -73,7 +73,7 @@ def recorded_views(
 
 
 def _fit(frame: PosedFrame, width: int, height: int) -> tuple[UInt8, Float32, Float64]:
-    """One frame's image, depth and intrinsics at the size of training."""
+    """One frame's image, depth and intrinsics at training size."""
     assert frame.read_depth is not None
     image, depth = frame.read_image(), frame.read_depth()
     scale = max(width / image.shape[1], height / image.shape[0])

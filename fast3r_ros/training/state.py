@@ -1,4 +1,4 @@
-"""The state of a run on disk, written whole or not at all: a kill at any moment leaves one to resume."""
+"""The state of a run on disk, written atomically: after a kill at any moment, one can be resumed."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ KEPT = 2
 def save_state(directory: Path, step: int, content: dict[str, Any]) -> Path:
     """Write the state after `step` steps and remove all but the newest two.
 
-    Raises UserError when it cannot be written; the older states stay then, and nothing of the new one.
+    Raises UserError when it cannot be written; the older states stay, the partial new one is removed.
     """
     path = directory / NAME.format(step=step)
     with writable(path):
         directory.mkdir(parents=True, exist_ok=True)
-        for left in directory.glob(".state-*"):  # by a run that was killed while it wrote
+        for left in directory.glob(".state-*"):  # left by a run that was killed while writing
             left.unlink()
     with whole_file(path, durable=True) as partial:
         try:
             with partial.open("wb") as file:
                 torch.save({"step": step, **content}, file)
-        except RuntimeError as error:  # how PyTorch reports that a write failed
+        except RuntimeError as error:  # PyTorch's type for a failed write
             raise UserError(
                 f"cannot write {path}: the disk is full or failing; free some space and start with --resume"
             ) from error
@@ -49,12 +49,12 @@ def load_state(directory: Path, device: torch.device | str = "cpu") -> dict[str,
     content = read_pickle(states[-1], "delete it to resume from an older one", device)
     step = content.get("step") if isinstance(content, dict) else None
     if type(step) is not int or step < 0:
-        raise UserError(f"{states[-1]} is no state of a run; delete it to resume from an older one")
+        raise UserError(f"{states[-1]} is not a run's state; delete it to resume from an older one")
     return dict(content)
 
 
 class Average:
-    """Exponential moving average of a module's state, in float32.  tensors: by their names in the module."""
+    """Exponential moving average of a module's state, in float32.  tensors: by name in the module."""
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay
@@ -62,17 +62,15 @@ class Average:
 
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
-        """Blend in the weights after `step` steps; early steps count more, so that the start is forgotten."""
+        """Blend in the weights after `step` steps; early steps weigh more, so that the start fades."""
         decay = min(self.decay, (1 + step) / (10 + step))
         names, current = zip(*module.state_dict().items(), strict=True)
         own = [self.tensors[name] for name in names]
         torch._foreach_lerp_(own, [tensor.detach().float() for tensor in current], 1 - decay)
 
     def load(self, tensors: dict[str, Tensor], device: torch.device) -> None:
-        """Continue from the `tensors` of an earlier average.  Raises ValueError when they are another
-        module's.
-        """
+        """Continue from an earlier average's `tensors`.  Raises ValueError if they are another module's."""
         own = {name: tensor.shape for name, tensor in self.tensors.items()}
         if {name: tensor.shape for name, tensor in tensors.items()} != own:
-            raise ValueError("its average is of another model")
+            raise ValueError("its average belongs to another model")
         self.tensors = {name: tensor.to(device) for name, tensor in tensors.items()}

@@ -1,6 +1,6 @@
 """The endless stream of training samples: a pure function of (seed, step, sample).
 
-Samples are synthetic rooms, mixed with recorded sequences when the configuration names any.
+Samples are synthetic rooms, mixed with recorded sequences if the configuration lists any.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from fast3r_ros.synthetic.trajectories import Motion, look_around, scattered, wa
 from fast3r_ros.training.config import DataConfig, RecordedConfig, TrainConfig
 from fast3r_ros.training.recorded import recorded_sequences, recorded_views
 
-TRAINING_SCENES = 10_000_000  # training draws scene seeds below, evaluation above
+TRAINING_SCENES = 10_000_000  # training uses scene seeds below this, evaluation above
 HELD_OUT = 20_000_000
 
 
 @dataclass(frozen=True)
 class Batch:
-    """B samples of V views with their truth.
+    """B samples of V views with their ground truth.
 
     images: (B, V, 3, H, W) float32 in [-1, 1].  points_camera: (B, V, H, W, 3) float32 metres, each view in
     its own camera.  valid: (B, V, H, W) bool.  world_from_camera: (B, V, 4, 4) float64.  intrinsics:
@@ -46,7 +46,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class _Disturbance:
-    """What is wrong with a sample's images.
+    """The disturbances of a sample's images.
 
     gain: (V,).  blank: (V, 4) rows and columns to blank: y0, y1, x0, x1.
     """
@@ -66,7 +66,7 @@ class _Sample:
 
 
 def view_count(config: TrainConfig, step: int) -> int:
-    """How many views the samples of this step have."""
+    """Number of views of this step's samples."""
     rng = np.random.default_rng([config.seed, step, 0])
     return int(rng.choice(config.stage(step).views))
 
@@ -74,7 +74,7 @@ def view_count(config: TrainConfig, step: int) -> int:
 def training_batch(
     config: TrainConfig, step: int, device: torch.device | str = "cpu", part: int = 0, parts: int = 1
 ) -> Batch:
-    """Part `part` of `parts` of one step's batch; the parts are the processes and accumulation passes."""
+    """Part `part` of `parts` of one step's batch; a part is one pass of one process."""
     views = view_count(config, step)
     count = max(config.views_per_step(step) // views // parts, 1) * parts
     motion = config.stage(step).motion
@@ -98,7 +98,7 @@ def held_out_batch(
     motion: float,
     device: torch.device | str = "cpu",
 ) -> Batch:
-    """One sample of a walk for each held-out scene number; the same whatever was trained, and undisturbed."""
+    """One walk per held-out scene number, undisturbed and the same for every configuration of training."""
     samples = []
     for number in scenes:
         rng = np.random.default_rng([HELD_OUT, number])
@@ -112,7 +112,7 @@ def _draw(
     painted = bool(np.random.default_rng([seed, 5]).random() < data.painted)
     corridor = rng.random() < 0.05 and not painted
     scene = corridor_scene(seed) if corridor else room_scene(seed, painted=painted)
-    if not kind:  # fewer views may lie further apart
+    if not kind:  # fewer views may be farther apart
         motion *= rng.uniform(1, max(1.0, 8 / views))
     moves = Motion(
         step=(motion * data.step[0], motion * data.step[1]),
@@ -157,7 +157,7 @@ def _draw_disturbance(data: DataConfig, rng: np.random.Generator, views: int) ->
 
 
 def _choose_source(recorded: Sequence[RecordedConfig], rng: np.random.Generator) -> RecordedConfig | None:
-    """The recorded dataset that a sample comes from; None for a synthetic room."""
+    """The recorded dataset of a sample; None for a synthetic room."""
     if not recorded:
         return None
     edges = np.cumsum([source.share for source in recorded])
@@ -192,7 +192,7 @@ def _join(batches: Sequence[Batch]) -> Batch:
 
 
 def _blanks(data: DataConfig, rng: np.random.Generator, views: int) -> NDArray[np.int64]:
-    """The rectangle of each view that is taken away, empty for most."""
+    """The blanked rectangle of each view, empty for most."""
     size = np.array([data.height, data.width])
     low = (rng.uniform(0, 0.7, (views, 2)) * size).astype(np.int64)
     extent = (rng.uniform(0.2, 0.6, (views, 2)) * size).astype(np.int64)

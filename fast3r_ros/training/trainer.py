@@ -1,7 +1,7 @@
 """The training loop: endless synthetic samples; resumes exactly after a kill.
 
-One process, or several started by torchrun (see `training.process`); the global batch of a step is
-the same however many processes share it.
+Runs on one process, or on several started by torchrun (see `training.process`); the global batch of a step
+does not depend on the number of processes.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from fast3r_ros.training.state import Average, load_state, save_state
 from fast3r_ros.training.stream import training_batch, view_count
 from fast3r_ros.training.validation import validate
 
-_BYTES_PER_WEIGHT = 12  # where there is a GPU: the weights, their average and a copy that is saved
+_BYTES_PER_WEIGHT = 12  # with a GPU: the weights, their average and a copy for saving
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass
 class Run:
-    """The places that change while training: the wrapped objective, its optimisers, the averaged weights."""
+    """The mutable state of training: the wrapped objective, its optimisers, the averaged weights."""
 
     objective: nn.Module
     network: Fast3R
@@ -57,8 +57,8 @@ def train(
     """Train until `config.run.steps` or for `minutes`, and export the (averaged) weights to output/model.
 
     output receives state-*.pt, log.jsonl (one line per logged step), tensorboard/, model/.  Returns the last
-    evaluation.  Raises UserError when a state cannot be read, or output/model is there but no run's log: it
-    is somebody's model, which the export would replace.
+    evaluation.  Raises UserError when a state cannot be read, or when output/model exists without a run's
+    log: the export would replace a model of the user.
     """
     if (output / "model").exists() and not (output / "log.jsonl").is_file():
         raise UserError(
@@ -88,7 +88,7 @@ def train(
 
 
 def train_step(run: Run, config: TrainConfig, process: Process) -> dict[str, float]:
-    """One optimiser step over the global batch of `run.step`, which it advances; returns what to log."""
+    """One optimiser step over the global batch of `run.step`, which advances; returns values to log."""
     rate = learning_rate(config.optimizer, run.step, config.run.steps)
     for optimizer in run.optimizers:
         for group in optimizer.param_groups:
@@ -131,7 +131,7 @@ def _start(config: TrainConfig, process: Process) -> Run:
         if config.run.initial_dust3r:
             initialise_from_dust3r(network, Path(config.run.initial_dust3r))
     for name, parameter in network.named_parameters():
-        if "refinenet4.resConfUnit1" in name:  # in the checkpoint layout, but no forward pass uses it
+        if "refinenet4.resConfUnit1" in name:  # part of the checkpoint layout, unused in the forward pass
             parameter.requires_grad_(False)
     network.set_attention(config.run.attention)
     network.set_recompute(config.run.recompute)
@@ -144,20 +144,20 @@ def _start(config: TrainConfig, process: Process) -> Run:
 
 
 def _continue_from(network: Fast3R, weights: str) -> None:
-    """Load the weights of another model of the same layers; only its image size may differ."""
+    """Load the weights of a model with the same layers; only its image size may differ."""
     try:
         network.load_state_dict(Fast3R.from_pretrained(weights).state_dict())
     except RuntimeError as error:
         difference = str(error).splitlines()[1].strip()
         raise UserError(
-            f"run.initial_weights {weights} has other layers than the section model: {difference}"
+            f"run.initial_weights {weights} has different layers than the section model: {difference}"
         ) from error
 
 
 def _resume(run: Run, output: Path, process: Process) -> None:
     state = load_state(output)
     if state is None:
-        _log.info("nothing to resume in %s; starting anew", output)
+        _log.info("nothing to resume in %s; starting from step 0", output)
         return
     source = f"the state of step {state['step']} in {output}"
     try:
@@ -170,9 +170,9 @@ def _resume(run: Run, output: Path, process: Process) -> None:
             run.average.load(state["average"], process.device)
     except UserError:
         raise
-    except Exception as error:  # PyTorch has many kinds for what is missing, of another shape or no tensor
+    except Exception as error:  # PyTorch raises many types for missing, misshapen or invalid entries
         raise UserError(
-            f"{source} does not fit this configuration: {one_line(error)}; use the one that made it, "
+            f"{source} does not fit this configuration: {one_line(error)}; use the one that wrote it, "
             "or delete the state to resume from an older one"
         ) from error
     run.step = state["step"]
@@ -187,14 +187,14 @@ def _save(run: Run, config: TrainConfig, output: Path, process: Process) -> None
         try:
             save_state(output, run.step, {**content, "average": average})
         except UserError:
-            if zero.is_engine(run.objective):  # its shards are of no use without the state
+            if zero.is_engine(run.objective):  # its shards cannot be used without the state
                 zero.remove(output, run.step)
             raise
         export(config, average or content["network"], output / "model")
 
 
 def _evaluate(run: Run, config: TrainConfig, process: Process) -> dict[str, float]:
-    """Evaluate the weights that would be exported; one process does, the others wait for it later."""
+    """Evaluate the weights to be exported, on one process; the others wait for it later."""
     tensors = full_state(run.objective, run.optimizers)["network"]
     if process.rank != 0:
         return {}
@@ -212,7 +212,7 @@ def export(config: TrainConfig, tensors: dict[str, Tensor], directory: Path) -> 
 
 
 def _chosen_views(config: TrainConfig, step: int, views: int) -> list[int]:
-    """The views that heads and loss look at in this step: view 0 and a random choice of the others."""
+    """The views that heads and loss use in this step: view 0 and a random choice of the others."""
     wanted = config.run.head_views or views
     if wanted >= views:
         return list(range(views))
@@ -223,7 +223,7 @@ def _chosen_views(config: TrainConfig, step: int, views: int) -> list[int]:
 class _Log:
     """log.jsonl, and TensorBoard where it is installed.
 
-    A log that cannot be written, as on a full disk, is given up with a warning: the training goes on.
+    If a log cannot be written, as on a full disk, logging stops with a warning and training continues.
     """
 
     def __init__(self, output: Path, active: bool) -> None:
@@ -264,5 +264,5 @@ class _Log:
         try:
             yield
         except OSError as error:
-            _log.warning("the log is not continued: %s", one_line(error.strerror or error))
+            _log.warning("logging stopped: %s", one_line(error.strerror or error))
             self.file = self.board = None

@@ -32,8 +32,8 @@ def validate(
 
     rra_15, rta_15: share of view pairs whose relative rotation and direction of translation (up to sign, see
     `metrics.pose`) are within 15 degrees; poses come from fitting each view's local points onto its global
-    points.  global_error, local_error: median distance of the points from the truth after one similarity per
-    scene (global) or view (local), relative to the scene's mean depth.
+    points.  global_error, local_error: median distance of the points from the ground truth after one
+    similarity per scene (global) or view (local), relative to the scene's mean depth.
     """
     was_training = network.training
     network.eval()

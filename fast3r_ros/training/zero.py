@@ -1,9 +1,9 @@
-"""ZeRO stage 2 through DeepSpeed, where it is installed: gradients and optimiser state in shards (Rajbhandari
-and others, 2020).  The paper's model was trained like that.
+"""ZeRO stage 2 through DeepSpeed (optional): gradients and optimiser state in shards (Rajbhandari et al.,
+2020).
 
-An engine stands in the place of the wrapped objective; it averages gradients, clips them and steps the
-optimiser by itself.  Its optimiser state is saved in DeepSpeed's own files, which need the same number of
-processes to be read again.
+The paper's model was trained with it.  An engine replaces the wrapped objective; it averages gradients, clips
+them and steps the optimiser itself.  Its optimiser state is saved in DeepSpeed's own files, which can only be
+read by the same number of processes.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from fast3r_ros.training.config import TrainConfig
 from fast3r_ros.training.process import Process
 
 FOLDER, TAG = "deepspeed", "{step:08d}"
-KEPT = 2  # as many states as `training.state` keeps
+KEPT = 2  # like `training.state`
 
 
 def wrap(
     objective: nn.Module, optimizer: torch.optim.Optimizer, config: TrainConfig, process: Process
 ) -> nn.Module:
-    """The objective as a DeepSpeed engine, which steps the optimiser; as it is for one process.
+    """The objective as a DeepSpeed engine, which steps the optimiser; unchanged for one process.
 
     All processes must call it.  Raises UserError when there is no DeepSpeed.
     """
@@ -47,7 +47,7 @@ def wrap(
         model=objective,
         optimizer=optimizer,
         config={
-            "train_micro_batch_size_per_gpu": 1,  # for its log only; a batch has as many samples as we give
+            "train_micro_batch_size_per_gpu": 1,  # only for its log; the batch size is ours
             "gradient_accumulation_steps": config.run.accumulation,
             "gradient_clipping": config.optimizer.clip,
             "zero_optimization": {"stage": 2},
@@ -59,15 +59,15 @@ def wrap(
 
 
 def is_engine(objective: nn.Module) -> bool:
-    """Whether `wrap` made an engine of it."""
+    """Whether it is an engine from `wrap`."""
     return type(objective).__name__ == "DeepSpeedEngine"
 
 
 def backward(engine: Any, loss: Tensor, last: bool) -> None:
-    """Backward pass; the engine divides by the number of passes.  last: of its step, which `update` ends."""
+    """Backward pass; the engine divides by the number of passes.  last: the step's last pass."""
     engine.backward(loss)
     if not last:
-        engine.step()  # counts the pass
+        engine.step()  # only counts the pass
 
 
 def update(engine: Any) -> float:
@@ -79,13 +79,13 @@ def update(engine: Any) -> float:
 def save(engine: Any, output: Path, step: int) -> None:
     """Write the optimiser's shards after `step` steps, and remove all but the newest two.
 
-    The run's own state file is to be written after this: a kill between the two leaves the older pair whole.
-    Raises UserError when they cannot be written; the older ones stay then, and nothing of the new ones.
+    The run's own state file must be written after this: a kill in between then leaves the older pair intact.
+    Raises UserError when they cannot be written; the older shards stay, the partial new ones are removed.
     """
     folder = output / FOLDER
     try:
         engine.save_checkpoint(str(folder), tag=TAG.format(step=step), save_latest=False)
-    except (OSError, RuntimeError) as error:  # the latter is how PyTorch reports that a write failed
+    except (OSError, RuntimeError) as error:  # RuntimeError: PyTorch's type for a failed write
         remove(output, step)
         raise UserError(
             f"cannot write {folder / TAG.format(step=step)}: the disk is full or failing; free some space "
@@ -97,12 +97,12 @@ def save(engine: Any, output: Path, step: int) -> None:
 
 
 def remove(output: Path, step: int) -> None:
-    """Take back what was saved after `step` steps, whole or in part."""
+    """Remove the complete or partial state saved after `step` steps."""
     shutil.rmtree(output / FOLDER / TAG.format(step=step), ignore_errors=True)
 
 
 def load(engine: Any, output: Path, step: int) -> None:
-    """Put back weights and optimiser after `step` steps.
+    """Restore weights and optimiser after `step` steps.
 
     Raises UserError when they were saved by another number of processes, or not by DeepSpeed.
     """
@@ -111,6 +111,6 @@ def load(engine: Any, output: Path, step: int) -> None:
     if shards != engine.dp_world_size:
         raise UserError(
             f"{folder} holds the optimiser of {shards} processes, this run has {engine.dp_world_size}; "
-            "resume with as many processes and the same run.parallel as before"
+            "resume with the same number of processes and the same run.parallel"
         )
     engine.load_checkpoint(str(folder.parent), tag=folder.name)

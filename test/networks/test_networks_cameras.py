@@ -80,7 +80,7 @@ def test_the_networks_poses_and_focal_length_are_taken(walk: SyntheticSequence) 
     wrong[3] = np.nan
     placed = place_views(replace(maps, window_from_camera=wrong), cameras, RegistrationConfig())
     assert placed.ok.tolist() == [True, True, False, False]
-    assert "does not agree" in placed.reasons[2]
+    assert "disagrees" in placed.reasons[2]
 
 
 def test_given_poses_map_as_fitted_ones_do(walk: SyntheticSequence) -> None:

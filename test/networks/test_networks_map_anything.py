@@ -125,5 +125,7 @@ def test_views_of_several_sizes_are_refused(model: Any) -> None:
 def test_without_its_package_the_way_to_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mapanything", None)
     monkeypatch.delitem(sys.modules, "mapanything.models", raising=False)
-    with pytest.raises(UserError, match=r"not on PyPI: https://github\.com/facebookresearch/map-anything"):
+    with pytest.raises(
+        UserError, match=r"not on PyPI; installation: https://github\.com/facebookresearch/map-anything"
+    ):
         load_network("mapanything:apache", NetworkOptions(device="cpu"))

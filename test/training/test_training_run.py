@@ -383,7 +383,7 @@ def test_the_papers_recipe_takes_a_step_at_a_tiny_size(tmp_path: Path) -> None:
         (["--config", "missing.yaml"], "cannot read missing.yaml"),
         pytest.param(
             ["--device", "cuda"],
-            "PyTorch sees no GPU",
+            "PyTorch finds no GPU",
             marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
         ),
     ],
