@@ -1,7 +1,7 @@
-"""Accelerations that need no training and change the results a little; off unless asked for.
+"""Accelerations without training that change the results slightly; off by default.
 
-What is on stands in the model's repr and in `model.acceleration`, so that reports can say it.  Their error
-on a given model and scene is measured by `fast3r benchmark acceleration`.
+The active ones are in the model's repr and in `model.acceleration`, for reports.  `fast3r benchmark
+acceleration` measures their error on a given model and scene.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ WHOLE = ("merge", "stream")
 class Acceleration:
     """merge: in fusion, far views' keys and values are merged in cells of merge x merge tokens; 1 is exact.
 
-    stream: of a sliding window one pass in `stream` is over all views, the others are over new views with
-    what is remembered of the known ones; 1 is exact.  linears: arithmetic of the transformer blocks' linear
-    layers, one of LINEARS.  Raises UserError for other values and for merge together with stream.
+    stream: in a sliding window, one pass in `stream` covers all views, the others cover new views and the
+    cached keys and values of the known ones; 1 is exact.  linears: arithmetic of the transformer blocks'
+    linear layers, one of LINEARS.  Raises UserError for other values and for merge together with stream.
     """
 
     merge: int = 1
@@ -46,7 +46,7 @@ class Acceleration:
             if value < 1:
                 raise UserError(f"acceleration {name} is {value}, expected a whole number, at least 1")
         if self.merge > 1 and self.stream > 1:
-            raise UserError("acceleration merge and stream do not work together; choose one")
+            raise UserError("acceleration merge and stream cannot be combined; choose one")
         if self.linears not in LINEARS:
             raise UserError(f"acceleration linears is {self.linears!r}, expected one of {', '.join(LINEARS)}")
 
@@ -58,41 +58,41 @@ class Acceleration:
 
     @classmethod
     def parse(cls, text: str) -> Acceleration:
-        """Read what `str` writes, as merge=2,linears=int8.  Raises UserError for anything else."""
+        """Parse the form of `str`, such as merge=2,linears=int8.  Raises UserError for anything else."""
         values: dict[str, str] = {}
         for assignment in [] if text == "exact" else text.split(","):
             name, equals, value = assignment.partition("=")
             if name not in (*WHOLE, "linears") or not equals:
                 raise UserError(
-                    f"acceleration {text!r} is unknown; give merge=2, stream=4, linears=int8, or two with a "
-                    "comma"
+                    f"acceleration {text!r} is unknown; give merge=2, stream=4, linears=int8, or two of them "
+                    "separated by a comma"
                 )
             if name in WHOLE and not value.isdecimal():
-                raise UserError(f"acceleration {name}={value} is no whole number")
+                raise UserError(f"acceleration {name}={value} is not a whole number")
             values[name] = value
         whole = {name: int(values[name]) for name in WHOLE if name in values}
         return cls(**whole, linears=values.get("linears", "exact"))
 
     def attention_function(self, grids: Sequence[tuple[int, int]]) -> AttentionFunction:
-        """What mixes the values in fusion for views of these token grids (h, w)."""
+        """The function that mixes the values in fusion, for views of these token grids (h, w)."""
         return MergedAttention(grids, self.merge) if self.merge > 1 else attend
 
 
 def accelerate(model: Fast3R, acceleration: Acceleration) -> Fast3R:
     """Apply accelerations to a model; changes it and returns it.
 
-    Raises UserError for a model that is split over processes, for linear layers in 8 bits that should become
-    other ones or whose shapes the kernels do not take, for FP8 where the device has none, and for streaming
-    where there is no local head.
+    Raises UserError for a model that is split over processes, for 8-bit linear layers that should change
+    again, for shapes that the kernels do not support, for FP8 without hardware support, and for streaming
+    without a local head.
     """
     if model.split is not None and str(acceleration) != "exact":
-        raise UserError(f"acceleration {acceleration} and several processes do not work together; choose one")
+        raise UserError(f"acceleration {acceleration} cannot be combined with several processes; choose one")
     if acceleration.stream > 1 and model.downstream_head_local is None:
-        raise UserError("acceleration stream needs a network with a local head, and this one has none")
+        raise UserError("acceleration stream needs a network with a local head; this one has none")
     before = model.acceleration.linears
     if acceleration.linears != before:
         if before != "exact":
-            raise UserError(f"the linear layers are {before} already; load the model again to change that")
+            raise UserError(f"the linear layers are already {before}; load the model again to change that")
         if acceleration.linears == "fp8":
             check_fp8(next(model.parameters()).device)
         layer = Int8Linear if acceleration.linears == "int8" else Fp8Linear
@@ -112,7 +112,7 @@ def accelerate(model: Fast3R, acceleration: Acceleration) -> Fast3R:
 
 @dataclass(frozen=True)
 class PointmapError:
-    """How far results are from the exact ones, over all pixels of the global points.
+    """Distance of results from the exact ones, over all pixels of the global points.
 
     points_median, points_95: distance to the exact point over its distance to view 0's camera, median and
     95th percentile.  confidence_median: relative difference.
@@ -124,7 +124,7 @@ class PointmapError:
 
 
 def pointmap_error(exact: Sequence[ViewPrediction], other: Sequence[ViewPrediction]) -> PointmapError:
-    """The error of `other` where `exact` has the same views without acceleration."""
+    """The error of `other`, given `exact` for the same views without acceleration."""
     points, confidences = [], []
     for true, found in zip(exact, other, strict=True):
         a, b = true.global_points, found.global_points
@@ -140,7 +140,7 @@ def pointmap_error(exact: Sequence[ViewPrediction], other: Sequence[ViewPredicti
 
 
 def _replace_linears(block: nn.Module, layer: type[Int8Linear] | type[Fp8Linear]) -> None:
-    """Put `layer` in the place of every linear layer below a block."""
+    """Replace every linear layer below a block by `layer`."""
     for parent in list(block.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Linear):

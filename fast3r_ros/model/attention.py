@@ -1,12 +1,11 @@
 """Scaled dot-product attention with a choice of kernels.
 
 `auto` leaves the choice to PyTorch for the device and dtype.  The other names force one of PyTorch's kernels,
-or that of a package: FlashAttention 2 (`flash_attn`), 3 (`flash_attn_3`) or 4 (`flash_attn_4`).  Where the
-forced one cannot run, or gives other values than plain attention, the next one is used and a warning says so
-once.
+or that of a package: FlashAttention 2 (`flash_attn`), 3 (`flash_attn_3`) or 4 (`flash_attn_4`).  If the
+forced kernel cannot run, or its values differ from plain attention, the next one is used, with one warning.
 
-PyTorch can put FlashAttention 3 behind its own flash kernel, too, but for the whole process and as a
-prototype; called by name it can be timed beside the others.
+PyTorch can also use FlashAttention 3 behind its own flash kernel, but for the whole process and as a
+prototype; called by name it can be timed next to the others.
 """
 
 from __future__ import annotations
@@ -38,15 +37,15 @@ PACKAGES = {
     "flash_attn_3": "flash_attn_interface",
     "flash_attn_4": "flash_attn.cute",
 }
-CAPABILITIES = {"flash_attn_3": (9,), "flash_attn_4": (9, 10)}  # major numbers of the cards they run on
+CAPABILITIES = {"flash_attn_3": (9,), "flash_attn_4": (9, 10)}  # supported major compute capabilities
 ATTENTION_NAMES = ("auto", *PYTORCH_KERNELS, *PACKAGES)
-NEXT_KERNELS = ("auto", "efficient", "flash", "cudnn")  # what is tried where the named one cannot be used
-# cuDNN 9.15.0; up to there it is wrong for numbers of tokens that 128 does not divide (PyTorch issue 169849)
+NEXT_KERNELS = ("auto", "efficient", "flash", "cudnn")  # tried when the named kernel cannot be used
+# cuDNN 9.15.0; until then wrong for numbers of tokens not divisible by 128 (PyTorch issue 169849)
 LAST_WRONG_CUDNN = 91500
-CHECKED_ROWS = 8  # queries that are compared with plain attention
-# of the errors that rounded probabilities leave; a wrong kernel is off by hundreds of them
+CHECKED_ROWS = 8  # number of queries compared with plain attention
+# in errors of rounded probabilities; a wrong kernel is off by hundreds of them
 ROUNDING_MARGIN = 8.0
-MOST_VERDICTS = 4096  # sizes; a stream of windows has some tens
+MOST_VERDICTS = 4096  # number of sizes; a stream of windows has some tens
 
 _log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
@@ -62,12 +61,12 @@ def check_attention(name: str) -> str:
 def attend(query: Tensor, key: Tensor, value: Tensor, scale: float, name: str) -> Tensor:
     """Attention of (B, heads, N, D) tensors with logits scaled by `scale`; returns (B, heads, N, D).
 
-    The results of a GPU's and of packages' kernels are compared with plain attention once for each size.
-    Raises torch.OutOfMemoryError where the device has no memory.
+    The results of kernels of a GPU and of packages are compared with plain attention once per size.
+    Raises torch.OutOfMemoryError when the device is out of memory.
     """
     if name == "auto" and query.device.type == "cpu":
         return F.scaled_dot_product_attention(query, key, value, scale=scale)
-    if torch.compiler.is_compiling():  # a graph for all sizes holds no comparison of one
+    if torch.compiler.is_compiling():  # a graph for all sizes cannot compare one size
         return run_kernel(query, key, value, scale, name)
     found = first_right(
         (name, *NEXT_KERNELS),
@@ -87,10 +86,10 @@ def first_right(
     right: Callable[[_Result], bool],
     kind: str = "attention",
 ) -> _Result | None:
-    """What the first of some kernels gives that runs and is right; None without any.
+    """The result of the first of some kernels that runs and is correct; None if there is none.
 
-    run: raises KernelError where a kernel cannot run.  right: compares a result with plain attention; it is
-    asked once for each new size, and not while a graph is recorded.  Each that is left out is told once.
+    run: raises KernelError when a kernel cannot run.  right: compares a result with plain attention; called
+    once per new size, and not while a graph is recorded.  Each skipped kernel is reported once.
     """
     for kernel in dict.fromkeys(names):
         size = (kind, kernel, query.dtype, query.device, tuple(query.shape), tuple(key.shape), query.stride())
@@ -106,7 +105,7 @@ def first_right(
                 if unknown:
                     _judge(size, True)
                 return result
-            problem = f"gives other values than plain attention for {query.shape[2]} tokens"
+            problem = f"differs from plain attention for {query.shape[2]} tokens"
         if not _is_recorded(query):
             _judge(size, False)
         _warn_once(f"{kind} {kernel} {problem}; using the next one, from PyTorch")
@@ -118,10 +117,10 @@ class KernelError(RuntimeError):
 
 
 def run_kernel(query: Tensor, key: Tensor, value: Tensor, scale: float, name: str) -> Tensor:
-    """As `attend`, by the named kernel only, and not compared.
+    """Like `attend`, with the named kernel only and without comparison.
 
-    Raises KernelError with one line where it cannot run, whatever the kernel itself raised, and
-    torch.OutOfMemoryError where the device has no memory.
+    Raises KernelError with one line when it cannot run, whatever the kernel raised, and
+    torch.OutOfMemoryError when the device is out of memory.
     """
     refusal = kernel_refusal(query, name)
     if refusal:
@@ -143,25 +142,23 @@ def run_kernel(query: Tensor, key: Tensor, value: Tensor, scale: float, name: st
 
 @contextmanager
 def kernel_errors() -> Iterator[None]:
-    """Around a kernel: whatever it raises is a KernelError with one line, or a torch.OutOfMemoryError."""
+    """Around a kernel: any exception becomes a one-line KernelError or a torch.OutOfMemoryError."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError):
         raise
-    except Exception as error:  # kernels of others raise anything: AttributeError, compilers' own kinds
-        if "out of memory" in str(error).lower():  # as drivers and other packages say it
+    except Exception as error:  # foreign kernels raise anything: AttributeError, compilers' own types
+        if "out of memory" in str(error).lower():  # the wording of drivers and other packages
             raise torch.OutOfMemoryError(one_line(error)) from error
         raise KernelError(one_line(error) or type(error).__name__) from error
 
 
 def kernel_refusal(query: Tensor, name: str) -> str:
-    """Why a kernel is not to be used for this tensor; empty when it can be tried."""
+    """Why a kernel cannot be used for this tensor; empty when it can be tried."""
     if name == "cudnn":
         version = torch.backends.cudnn.version()
         if version is not None and version <= LAST_WRONG_CUDNN:
-            return (
-                f"cuDNN {version} gives wrong results for some numbers of tokens, later than 9.15.0 does not"
-            )
+            return f"cuDNN {version} gives wrong results for some token counts; update it beyond 9.15.0"
     if name not in PACKAGES:
         return ""
     if query.device.type != "cuda":
@@ -178,10 +175,10 @@ def kernel_refusal(query: Tensor, name: str) -> str:
 
 @torch.no_grad()
 def agrees(mixed: Tensor, query: Tensor, key: Tensor, value: Tensor, scale: float) -> bool:
-    """Whether a few rows of a kernel's result are those of plain attention in float32, but for rounding.
+    """Whether a few rows of a kernel's result equal plain attention in float32, up to rounding.
 
-    Rows and heads are taken from the first to the last, as what goes wrong for many tokens are addresses.
-    Waits for the device.  True where plain attention itself is not finite and nothing can be said.
+    Rows and heads are spread from the first to the last, because kernels fail by addressing many tokens.
+    Synchronises with the device.  True where plain attention itself is not finite.
     """
     rows = checked_rows(query)
     rounding = max(torch.finfo(query.dtype).eps, 2**-10)  # float32 may be TF32
@@ -190,7 +187,7 @@ def agrees(mixed: Tensor, query: Tensor, key: Tensor, value: Tensor, scale: floa
             logits = query[batch, head, rows].float() @ key[batch, head].float().T * scale
             shares, values = logits.softmax(dim=-1), value[batch, head].float()
             exact = shares @ values
-            # probabilities are rounded, each by itself, and then the sum
+            # each probability is rounded, then the sum
             spread = (shares.square() @ values.square()).sqrt()
             bar = rounding * (exact.abs() + ROUNDING_MARGIN * spread) + 1e-4 * spread.amax()
             right = (mixed[batch, head, rows].float() - exact).abs() <= bar
@@ -200,35 +197,33 @@ def agrees(mixed: Tensor, query: Tensor, key: Tensor, value: Tensor, scale: floa
 
 
 def checked_rows(query: Tensor) -> Tensor:
-    """Numbers of the queries of (B, heads, N, D) that are compared, from the first to the last."""
+    """Indices of the compared queries of (B, heads, N, D), from the first to the last."""
     count = query.shape[2]
     return torch.linspace(0, count - 1, min(CHECKED_ROWS, count), device=query.device).long()
 
 
 def _by_package(query: Tensor, key: Tensor, value: Tensor, scale: float, name: str) -> Any:
-    """What the package's kernel returns for tokens before heads, turned back."""
+    """The result of the package's kernel, which has tokens before heads, transposed back."""
     function = _package_function(PACKAGES[name])
     query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
     result = function(query, key, value, softmax_scale=scale)
-    mixed = result[0] if isinstance(result, tuple) else result  # some add the logits' sums
+    mixed = result[0] if isinstance(result, tuple) else result  # some also return the logits' sums
     return mixed.transpose(1, 2)
 
 
 def _package_function(module: str) -> Callable[..., Any]:
-    """The kernel of a package.  Raises KernelError where it is missing or only half there."""
+    """The kernel of a package.  Raises KernelError when it is missing or incomplete."""
     try:
         found = getattr(importlib.import_module(module), "flash_attn_func", None)
     except ModuleNotFoundError as error:
         raise KernelError(f"the package with {module} is not installed ({error})") from error
-    if not callable(found):  # another package of the family makes a namespace of this name
+    if not callable(found):  # another package of the family creates a namespace of this name
         raise KernelError(f"the package with {module} is not installed: it has no flash_attn_func")
     return found
 
 
 def _is_checked(query: Tensor, kernel: str) -> bool:
-    """Whether a result can and should be compared: not while a graph is recorded, nor of tensors without
-    values.
-    """
+    """Whether to compare a result: not while a graph is recorded, and not for tensors without values."""
     if type(query) is not Tensor or not query.numel() or _is_recorded(query):
         return False
     return query.device.type == "cuda" or (kernel in PACKAGES and query.device.type == "cpu")
@@ -238,7 +233,7 @@ def _is_recorded(query: Tensor) -> bool:
     return query.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
-_verdicts: dict[tuple[Any, ...], bool] = {}  # size -> whether its kernel runs and is right
+_verdicts: dict[tuple[Any, ...], bool] = {}  # size -> whether its kernel runs and is correct
 
 
 def _judge(size: tuple[Any, ...], good: bool) -> None:

@@ -1,4 +1,4 @@
-"""The fastest attention kernel that a device has for a shape, found by running them."""
+"""Finds the fastest attention kernel of a device for a shape by running all kernels."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from fast3r_ros.model.fast3r import Fast3R
 from fast3r_ros.model.layers import Attention
 
 RUNS = 5
-WORTH_IT = 0.95  # of the time of PyTorch's own choice; a smaller gain is noise
-# 64 views of 512x384 keep every kernel busy; one call over 1500 views takes many seconds and tells no more
+WORTH_IT = 0.95  # relative to PyTorch's own choice; a smaller gain is noise
+# 64 views of 512x384 saturate every kernel; 1500 views take many seconds and give the same order
 MOST_TOKENS = 49152
 
 _log = logging.getLogger(__name__)
@@ -25,11 +25,11 @@ _log = logging.getLogger(__name__)
 
 @torch.inference_mode()
 def choose_attention(model: Fast3R, tokens: int) -> str:
-    """Give the fusion the fastest kernel for a scene of so many tokens; returns its name.
+    """Set the fusion's kernel to the fastest for a scene of `tokens` tokens; returns its name.
 
-    A kernel that was chosen by `Fast3R.set_attention` stays, and so does PyTorch's choice where tokens are
-    merged, as attention then has other shapes.  Raises torch.OutOfMemoryError where the device has no memory
-    for one attention.
+    A kernel set by `Fast3R.set_attention` stays, and so does PyTorch's choice for merged tokens, whose
+    attention has other shapes.  Raises torch.OutOfMemoryError when the device has no memory for one
+    attention.
     """
     modules = [module for module in model.decoder.modules() if isinstance(module, Attention)]
     if any(module.kernel != "auto" for module in modules):
@@ -47,9 +47,11 @@ def choose_attention(model: Fast3R, tokens: int) -> str:
 
 
 def kernel_seconds(query: Tensor, key: Tensor, value: Tensor) -> dict[str, float]:
-    """Name -> median seconds of the kernels that run tensors (B, heads, N, D) of this shape, layout, dtype
-    and device, and whose values are those of plain attention.  `math` is left out, as it keeps all logits in
-    memory.  Raises torch.OutOfMemoryError where there is no memory for one.
+    """Name -> median seconds of each kernel for tensors (B, heads, N, D) of this shape, layout, dtype and
+    device.
+
+    Only kernels that run and agree with plain attention; `math` is excluded, as it stores all logits.
+    Raises torch.OutOfMemoryError when there is no memory for one.
     """
     found = {}
     for name in ("auto", *PYTORCH_KERNELS, *PACKAGES):
@@ -58,23 +60,23 @@ def kernel_seconds(query: Tensor, key: Tensor, value: Tensor) -> dict[str, float
         try:
             found[name] = _seconds(query, key, value, name)
         except torch.OutOfMemoryError:
-            raise  # the network would run out, too
+            raise  # the network would run out of memory, too
         except RuntimeError as error:
-            _log.debug("attention %s is left out: %s", name, error)
+            _log.debug("attention %s is skipped: %s", name, error)
         except _WrongValues:
-            _log.warning("attention %s gives other values than plain attention and is left out", name)
+            _log.warning("attention %s differs from plain attention and is skipped", name)
     return found
 
 
 class _WrongValues(Exception):
-    """A kernel's result is not that of plain attention."""
+    """A kernel's result differs from plain attention."""
 
 
 def _seconds(query: Tensor, key: Tensor, value: Tensor, name: str) -> float:
-    """Median time of a kernel.  Raises as `run_kernel`, and _WrongValues."""
+    """Median time of a kernel.  Raises like `run_kernel`, and _WrongValues."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PyTorch tells at length why a kernel does not run
-        mixed = run_kernel(query, key, value, 1.0, name)  # also its warm-up
+        warnings.simplefilter("ignore")  # PyTorch warns at length why a kernel does not run
+        mixed = run_kernel(query, key, value, 1.0, name)  # also the warm-up
         _wait(query.device)
     if not agrees(mixed, query, key, value, 1.0):
         raise _WrongValues
@@ -88,8 +90,9 @@ def _seconds(query: Tensor, key: Tensor, value: Tensor, name: str) -> float:
 
 
 def _packed(model: Fast3R, attention: Attention, tokens: int) -> tuple[Tensor, ...]:
-    """Random queries, keys and values (1, heads, tokens, D) that lie as `Attention.mix` passes them on: side
-    by side for each token, as one linear layer makes all three.
+    """Random queries, keys and values (1, heads, tokens, D) in the memory layout of `Attention.mix`.
+
+    They are adjacent for each token, as one linear layer produces all three.
     """
     weight = next(model.parameters())
     shape = (1, tokens, 3, attention.heads, attention.head_dim)

@@ -1,4 +1,4 @@
-"""Attention that also gives the sums it has divided by, so that results for parts of the keys can be joined.
+"""Attention that also returns its normalising sums, so that results for parts of the keys can be joined.
 
 A query's mix of the values of many keys is the mean of its mixes over disjoint parts of them, weighted with
 the sums of the exponentials of the logits in each part.
@@ -20,7 +20,7 @@ from fast3r_ros.model.attention import (
     kernel_refusal,
 )
 
-MOST_LOGITS = 1 << 24  # float32 logits that plain attention keeps at a time
+MOST_LOGITS = 1 << 24  # float32 logits that plain attention holds at a time
 _NEXT_KERNELS = ("flash", "efficient", "cudnn")
 
 MixedAndSums = tuple[Tensor, Tensor]
@@ -29,8 +29,8 @@ MixedAndSums = tuple[Tensor, Tensor]
 def attend_with_sums(query: Tensor, key: Tensor, value: Tensor, scale: float, name: str) -> MixedAndSums:
     """Attention of (B, heads, N, D) tensors: the mix, and the logarithm of each query's sum (B, heads, N).
 
-    name: a kernel of `attention`, of which the packages' do not tell the sums; the next one of PyTorch is
-    used, as `attend` does, in the end plain attention.  For inference.
+    name: a kernel of `attention`.  Packages' kernels do not return the sums; then PyTorch's next one is used,
+    as in `attend`, finally plain attention.  For inference.
     """
     names = _NEXT_KERNELS if name == "auto" else (name, *_NEXT_KERNELS)
     found = first_right(
@@ -56,7 +56,7 @@ def joined(parts: Sequence[MixedAndSums]) -> Tensor:
 
 
 def plain(query: Tensor, key: Tensor, value: Tensor, scale: float) -> MixedAndSums:
-    """As `attend_with_sums`, with all logits of some queries at a time, float32 or wider."""
+    """Like `attend_with_sums`, with all logits of some queries at a time, float32 or wider."""
     wide = torch.promote_types(query.dtype, torch.float32)
     keys, values = key.to(wide), value.to(wide)
     rows = max(1, MOST_LOGITS // (query[..., 0, 0].numel() * key.shape[2]))
@@ -69,9 +69,9 @@ def plain(query: Tensor, key: Tensor, value: Tensor, scale: float) -> MixedAndSu
 
 
 def _run(query: Tensor, key: Tensor, value: Tensor, scale: float, name: str) -> MixedAndSums:
-    """One kernel of PyTorch, called below `scaled_dot_product_attention`, which keeps the sums to itself.
+    """One kernel of PyTorch, called below `scaled_dot_product_attention`, which does not return the sums.
 
-    Raises KernelError where it cannot run or does not tell the sums, and torch.OutOfMemoryError.
+    Raises KernelError when it cannot run or does not return the sums, and torch.OutOfMemoryError.
     """
     operators = torch.ops.aten
     refusal = kernel_refusal(query, name)
@@ -93,14 +93,14 @@ def _run(query: Tensor, key: Tensor, value: Tensor, scale: float, name: str) -> 
             cudnn = operators._scaled_dot_product_cudnn_attention
             mixed, sums = cudnn(query, key, value, None, True, scale=scale)[:2]
         else:
-            raise KernelError("it does not tell the sums")
-        # some pad the queries, or keep an axis of length one
+            raise KernelError("it does not return the sums")
+        # some kernels pad the queries or add an axis of length one
         return mixed, sums.flatten(2)[..., :tokens]
 
 
 @torch.no_grad()
 def _right(result: MixedAndSums, query: Tensor, key: Tensor, value: Tensor, scale: float) -> bool:
-    """Whether a few rows are those of plain attention, their sums too.  Waits for the device."""
+    """Whether a few rows and their sums equal plain attention.  Synchronises with the device."""
     mixed, sums = result
     if not agrees(mixed, query, key, value, scale):
         return False

@@ -1,8 +1,9 @@
 """Finding, reading and writing checkpoints.
 
-Read: a directory in the official layout (config.json with model.safetensors, one file or sharded, or a
-PyTorch pickle), a single weights file, a hub name.  Keys may carry the prefix of a training framework.  Every
-name and shape is checked before a tensor reaches a model, so that a model is loaded completely or not at all.
+Reads a directory in the official layout (config.json with model.safetensors, one file or sharded, or a
+PyTorch pickle), a single weights file, or a hub name.  Keys may have the prefix of a training framework.
+Every name and shape is checked before a tensor reaches a model, so that a model is loaded completely or not
+at all.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from fast3r_ros.model.config import Fast3RConfig
 from fast3r_ros.model.safetensors import read_safetensors, write_safetensors
 
 OFFICIAL_NAME = REAL_MODEL
-# what the name means where no revision is given, so that a later upload changes no results
+# the default revision of the name, so that a later upload changes no results
 OFFICIAL_REVISION = "a2c770b768ceb3a53c36c4f7a3619db0413dc3a1"
 LICENCE_NOTICE = (
     "The official Fast3R weights are under the FAIR Noncommercial Research License: "
@@ -63,12 +64,10 @@ class CheckpointFiles:
 
 
 def locate(name: str | Path) -> CheckpointFiles:
-    """Files of `demo`, a directory, a weights file or a hub name.  Raises UserError saying what was looked
-    for.
-    """
+    """Files of `demo`, a directory, a weights file or a hub name.  Raises UserError with what was tried."""
     try:
         return _locate(name)
-    except (OSError, ValueError) as error:  # a name that is too long, or a folder that may not be read
+    except (OSError, ValueError) as error:  # the name is too long, or the folder is not readable
         if isinstance(error, UserError):
             raise
         raise UserError(f"model {str(name)[:60]!r} cannot be read: {one_line(error)}") from error
@@ -97,9 +96,11 @@ def _locate(name: str | Path) -> CheckpointFiles:
 
 
 def read_config(files: CheckpointFiles) -> Fast3RConfig:
-    """The configuration that lies with the weights.  Raises UserError when there is none."""
+    """The configuration next to the weights.  Raises UserError when there is none."""
     if files.config is None:
-        raise UserError(f"{files.weights[0]} has no config.json beside it; put the model's config.json there")
+        raise UserError(
+            f"{files.weights[0]} has no config.json next to it; put the model's config.json there"
+        )
     return Fast3RConfig.read(files.config)
 
 
@@ -109,7 +110,7 @@ def shapes_of(model: nn.Module) -> dict[str, torch.Size]:
 
 
 def aliases(keys: Mapping[str, Any]) -> dict[str, str]:
-    """Second name -> first name of the tensors that a state dict holds twice (the heads' layer_rn)."""
+    """Second name -> first name of the tensors with two names in a state dict (the heads' layer_rn)."""
     found = {}
     for key in keys:
         stem, mark, rest = key.partition(".scratch.layer_rn.")
@@ -120,9 +121,7 @@ def aliases(keys: Mapping[str, Any]) -> dict[str, str]:
 
 
 def read_weights(files: CheckpointFiles, expected: Mapping[str, torch.Size]) -> dict[str, Tensor]:
-    """All tensors of a checkpoint under the names of `expected`; raises UserError when they do not fit
-    exactly.
-    """
+    """All tensors of a checkpoint under the names of `expected`; raises UserError if they do not match."""
     source = str(files.weights[0] if len(files.weights) == 1 else files.weights[0].parent)
     tensors: dict[str, Tensor] = {}
     for path in files.weights:
@@ -148,9 +147,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def fit(tensors: Mapping[str, Tensor], expected: Mapping[str, torch.Size], source: str) -> dict[str, Tensor]:
-    """The tensors under the names of `expected`, with a framework's prefix removed and aliased names filled
-    in.
-    """
+    """The tensors under the names of `expected`, without a framework's prefix and with aliases filled in."""
     prefix = _prefix(tensors, expected)
     named = {key[len(prefix) :]: tensor for key, tensor in tensors.items() if key.startswith(prefix)}
     for alias, key in aliases(expected).items():
@@ -183,17 +180,17 @@ def fit(tensors: Mapping[str, Tensor], expected: Mapping[str, torch.Size], sourc
 
 
 def check_finite(tensors: Mapping[str, Tensor], source: str) -> None:
-    """Raises UserError for weights that hold NaN or infinity, with which every result would be NaN."""
-    # one pass without a copy: NaN and infinity stay in the smallest and the largest value
+    """Raises UserError for weights with NaN or infinity: every result would be NaN."""
+    # one pass without a copy: NaN and infinity show in the minimum or the maximum
     broken = [key for key, tensor in tensors.items() if not all(map(_is_finite, tensor.detach().aminmax()))]
     if broken:
         raise UserError(f"{source} cannot be used: {_first('with NaN or infinity', broken)}")
 
 
 def initialise_from_dust3r(model: nn.Module, path: Path) -> list[str]:
-    """Start training from a DUSt3R file: its encoder, and its first head for the global head where it fits.
+    """Initial weights from a DUSt3R file: its encoder, and its first head for the global head if it fits.
 
-    The head is taken only when all of its shapes fit, as officially (DUSt3R's decoder is 768 wide, the
+    The head is used only if all of its shapes fit, as in the release (DUSt3R's decoder is 768 wide, the
     released Fast3R's 1024).  Returns the names that were set.  Raises UserError when the encoder does not
     fit.
     """
@@ -218,15 +215,15 @@ def initialise_from_dust3r(model: nn.Module, path: Path) -> list[str]:
         check_finite(fitting, str(path))
         chosen |= fitting
     except UserError as error:
-        _log.warning("the global head keeps its random start: %s", error)
+        _log.warning("the global head keeps its random initial weights: %s", error)
     model.load_state_dict(chosen, strict=False)
     return sorted(chosen)
 
 
 def write(model: nn.Module, config: Fast3RConfig, directory: Path) -> None:
-    """Write config.json and model.safetensors; the heads' second names go to the metadata, as officially.
+    """Write config.json and model.safetensors; the heads' second names go to the metadata, as in the release.
 
-    Each file is whole at every moment.  Raises UserError when the disk is full.
+    Each file is written atomically.  Raises UserError when the disk is full.
     """
     state = model.state_dict()
     twice = aliases(state)
@@ -253,16 +250,17 @@ def _shards(index: Path) -> tuple[Path, ...]:
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{index} is not an index of shards: {one_line(repr(error))}") from error
     if not names or not all(isinstance(name, str) for name in names):
-        raise UserError(f"{index} names no shards; get the checkpoint again")
+        raise UserError(f"{index} lists no shards; download the checkpoint again")
     for name in names:
         if Path(name).name != name or "\0" in name or not (index.parent / name).is_file():
-            raise UserError(f"{index} names the shard {name[:60]!r}, which is not in {index.parent}")
+            raise UserError(f"{index} lists the shard {name[:60]!r}, which is not in {index.parent}")
     return tuple(index.parent / name for name in names)
 
 
 def hub_name(text: str) -> tuple[str, str | None] | None:
-    """(owner/name, revision or None) of owner/name, owner/name@revision or a link to a model's page, files or
-    one of them on the hub; None for anything else.
+    """(owner/name, revision or None) of a hub name or of a link to a model's page or file; None otherwise.
+
+    Hub names are owner/name and owner/name@revision.
     """
     link = HUB_LINK.fullmatch(text)
     if link is not None:
@@ -273,7 +271,7 @@ def hub_name(text: str) -> tuple[str, str | None] | None:
 
 
 def _downloaded(name: str, revision: str | None) -> CheckpointFiles:
-    """A model of the hub.  Raises UserError also for what an earlier download left half done."""
+    """A model of the hub.  Raises UserError also for an incomplete earlier download."""
     directory = _download(name, revision)
     try:
         return _in_directory(directory)
@@ -285,8 +283,9 @@ def _downloaded(name: str, revision: str | None) -> CheckpointFiles:
 
 
 def _download(name: str, revision: str | None) -> Path:
-    """The folder of a model of the hub; of the official one the revision that is known, if no other is named
-    and the hub or the cache has it.
+    """The folder of a model of the hub.
+
+    Without a revision, the official model's known one is used if the hub or the cache has it.
     """
     with optional("huggingface_hub", f"the hub name {name!r}"):
         import huggingface_hub  # noqa: F401
@@ -302,7 +301,7 @@ def _download(name: str, revision: str | None) -> Path:
 
 
 def _snapshot(name: str, revision: str | None) -> Path:
-    """One revision of a model, None for the newest.  Raises UserError where it cannot be had."""
+    """One revision of a model, None for the newest.  Raises UserError when it cannot be downloaded."""
     from huggingface_hub import snapshot_download
 
     asked = f"{name}@{revision}" if revision else name
@@ -310,14 +309,14 @@ def _snapshot(name: str, revision: str | None) -> Path:
         for weights in (
             "model*.safetensors*",
             "pytorch_model*",
-        ):  # the second only where the first is missing
+        ):  # the second only if the first is missing
             directory = Path(
                 snapshot_download(name, revision=revision, allow_patterns=["config.json", weights])
             )
             if any(directory.glob(weights)):
                 break
         return directory
-    except Exception as error:  # the hub raises many kinds; each means the same to the reader
+    except Exception as error:  # the hub raises many types, with the same meaning for the user
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
             f"cannot get {asked!r} from the hub (and no directory has this name): {reason}"
@@ -332,9 +331,9 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_pickle(path: Path, advice: str = "", device: torch.device | str = "cpu") -> Any:
-    """What a PyTorch file holds, read without running any code from it.
+    """The content of a PyTorch file, read without running code from it.
 
-    Raises UserError, which ends in `advice`, for a damaged file and for one that holds more than tensors or
+    Raises UserError, ending in `advice`, for a damaged file and for one that holds more than tensors or
     claims more bytes than it has.
     """
     torch.serialization.add_safe_globals([argparse.Namespace])  # DUSt3R files hold their arguments
@@ -344,15 +343,15 @@ def read_pickle(path: Path, advice: str = "", device: torch.device | str = "cpu"
                 _check_zip(file)
             file.seek(0)
             return torch.load(file, map_location=device, weights_only=True)
-    except Exception as error:  # pickle and zip errors of many kinds; each means the same to the reader
+    except Exception as error:  # pickle and zip raise many types, with the same meaning for the user
         raise UserError(
-            f"{path} is damaged, or holds more than tensors and is refused because it could run code: "
+            f"{path} is damaged, or holds more than tensors and is rejected because it could run code: "
             f"{one_line(error, 120)}{'; ' if advice else ''}{advice}"
         ) from error
 
 
 def _check_zip(file: BinaryIO) -> None:
-    """Refuse compressed entries, which PyTorch never writes: a small file of them fills the memory."""
+    """Rejects compressed entries, which PyTorch never writes: a small file could fill the memory."""
     size = os.fstat(file.fileno()).st_size
     with zipfile.ZipFile(file) as archive:
         entries = archive.infolist()

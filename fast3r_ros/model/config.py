@@ -1,8 +1,7 @@
 """The network's typed configuration, read from and written to the `config.json` of a checkpoint.
 
 Field names are those of the file.  A file holds the groups `encoder_args`, `decoder_args`, `head_args`; keys
-that have no effect on the numbers (dropout at 0, the attention kernel that was used in training) are accepted
-and dropped.
+without effect on the numbers (dropout at 0, the attention kernel used in training) are accepted and dropped.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from fast3r_ros.settings import build, parameter, shown
 _log = logging.getLogger(__name__)
 
 _WIDTH, _DEEPEST, _HEADS, _RATIO = (1, 16384), 256, (1, 256), (0.01, 64.0)
-_MOST_WEIGHTS = 20e9  # thirty times the released model's
+_MOST_WEIGHTS = 20e9  # thirty times the released model
 _FILE_BYTES = 1 << 20
 PATCH_EMBEDDINGS = ("PatchEmbedDust3R", "ManyAR_PatchEmbed")
 
@@ -33,9 +32,9 @@ class EncoderConfig:
     """The image encoder.
 
     img_size: default long side of an image in pixels; it has no effect on the weights.
-    absolute_positions is our addition and written only where true: a fixed table of row and column is added
-    to the patch tokens.  Rotary positions are relative; a pretrained encoder has learnt to tell where a patch
-    is in the image, a small one trained from nothing does not.
+    absolute_positions is our addition, written only if true: a fixed table of row and column is added to the
+    patch tokens.  Rotary positions are relative.  A pretrained encoder has learnt where a patch is in the
+    image; a small encoder trained from scratch does not learn it.
     """
 
     embed_dim: int = parameter(1024, range=_WIDTH)
@@ -55,13 +54,12 @@ class DecoderConfig:
     """The fusion transformer.
 
     random_image_idx_embedding: views get image indices drawn from the table instead of 0..V-1.
-    attn_bias_for_inference_enabled: attention logits are scaled up in eval mode; true when the key is
-    missing.
+    attn_bias_for_inference_enabled: attention logits are scaled up in eval mode; true if the key is missing.
     """
 
     embed_dim: int = parameter(1024, range=_WIDTH)
     enc_embed_dim: int = parameter(1024, range=_WIDTH)
-    depth: int = parameter(24, range=(10, _DEEPEST))  # the heads read four of its blocks
+    depth: int = parameter(24, range=(10, _DEEPEST))  # the heads read four of its blocks' outputs
     num_heads: int = parameter(16, range=_HEADS)
     mlp_ratio: float = parameter(4.0, range=_RATIO)
     qkv_bias: bool = True
@@ -74,8 +72,8 @@ class DecoderConfig:
 class HeadConfig:
     """The DPT heads.  depth_mode and conf_mode are (name, lower bound, upper bound) of the activations.
 
-    dpt_reassemble_dims, dpt_feature_dim and dpt_last_dim are our addition, so that a small model is the same
-    code; they are written only where they differ from the official widths.
+    dpt_reassemble_dims, dpt_feature_dim and dpt_last_dim are our addition, so that small models use the same
+    code; they are written only if they differ from the official widths.
     """
 
     head_type: str = parameter("dpt", choices=("dpt",))
@@ -94,7 +92,7 @@ class HeadConfig:
     dpt_last_dim: int = parameter(128, range=_WIDTH)
 
 
-# keys of official files that say nothing about the numbers of a forward pass
+# keys of official files without effect on a forward pass
 _WITHOUT_EFFECT = {
     EncoderConfig: {"attn_implementation", "attn_bias_for_inference_enabled"},
     DecoderConfig: {"attn_implementation", "drop", "attn_drop"},
@@ -105,14 +103,14 @@ _WRITTEN_IF_CHANGED = {"absolute_positions", "dpt_reassemble_dims", "dpt_feature
 
 @dataclass(frozen=True)
 class Fast3RConfig:
-    """All of a network's shape.  The defaults are the released model's (with its global head only)."""
+    """The complete shape of a network.  The defaults are the released model's, with only its global head."""
 
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
 
     def __post_init__(self) -> None:
-        """Refuse a configuration that this implementation cannot build; raises UserError."""
+        """Raises UserError for a configuration that this implementation cannot build."""
         _check(self)
 
     @property
@@ -122,7 +120,7 @@ class Fast3RConfig:
 
     @property
     def weights(self) -> float:
-        """About how many weights the transformers have, and the heads' widest layers."""
+        """Approximate number of weights of the transformers and the heads' widest layers."""
         parts = (self.encoder, self.decoder)
         blocks = sum((4 + 2 * part.mlp_ratio) * part.embed_dim**2 * part.depth for part in parts)
         head, width = self.head, self.decoder.embed_dim
@@ -132,7 +130,7 @@ class Fast3RConfig:
 
     @property
     def hooks(self) -> tuple[int, int, int, int]:
-        """The outputs that the heads read: 0 is the encoder's tokens, k is fusion block k's output."""
+        """The outputs that the heads read: 0 for the encoder's tokens, k for fusion block k's output."""
         depth = self.decoder.depth
         return (0, depth // 2, depth * 3 // 4, depth)
 
@@ -158,7 +156,7 @@ class Fast3RConfig:
 
     @classmethod
     def read(cls, path: Path | str) -> Fast3RConfig:
-        """Read a `config.json`.  Raises UserError when it is missing or not what is expected."""
+        """Read a `config.json`.  Raises UserError when it is missing or invalid."""
         return cls.from_dict(read_json(path, _FILE_BYTES), str(path))
 
     def to_dict(self) -> dict[str, Any]:
@@ -170,7 +168,7 @@ class Fast3RConfig:
         }
 
     def write(self, path: Path | str) -> None:
-        """Write a `config.json` as the official hub mixin does: sorted keys, bare Infinity."""
+        """Write a `config.json` like the official hub mixin: sorted keys, bare Infinity."""
         with whole_file(path, durable=True) as partial:
             text = json.dumps(self.to_dict(), sort_keys=True, indent=2)
             partial.write_text(text + "\n", encoding="utf-8")
@@ -182,7 +180,7 @@ def _read_group(group: type, content: Any, source: str) -> Any:
     known = {item.name for item in fields(group)}
     unknown = [str(key) for key in content if key not in known and key not in _WITHOUT_EFFECT[group]]
     if unknown:
-        _log.warning("%s: the keys %s are not known and have no effect", source, one_line(", ".join(unknown)))
+        _log.warning("%s: the keys %s are unknown and ignored", source, one_line(", ".join(unknown)))
     return build(group, {key: value for key, value in content.items() if key in known}, f"{source}.")
 
 
@@ -205,7 +203,7 @@ def _check(config: Fast3RConfig) -> None:
             bool(re.fullmatch("RoPE[1-9][0-9]{0,6}", encoder.pos_embed)),
             "pos_embed",
             encoder.pos_embed,
-            "RoPE and its base, as RoPE100",
+            "RoPE and its base, such as RoPE100",
         ),
         (
             encoder.embed_dim % (4 * encoder.num_heads) == 0,

@@ -1,8 +1,8 @@
-"""3x3 convolutions, on the CPU with fast (Winograd) arithmetic where that pays, and how maps lie in memory.
+"""3x3 convolutions, with fast (Winograd) arithmetic on the CPU where it pays, and the memory layout of maps.
 
-PyTorch carries NNPACK, whose Winograd kernels need 2 to 3 times less arithmetic than a direct 3x3
-convolution for one float32 image of 16x16 or more.  They are used for inference on the CPU only; the
-rounding error is about 5e-6 of the result's spread instead of 2e-7.
+PyTorch includes NNPACK, whose Winograd kernels need 2 to 3 times less arithmetic than a direct 3x3
+convolution for one float32 image of 16x16 or more.  They are used only for inference on the CPU; the rounding
+error is about 5e-6 of the result's spread instead of 2e-7.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ SMALLEST_SIDE = 16
 
 
 def layout_on(device: torch.device) -> torch.memory_format:
-    """How maps (B, C, h, w) and the weights of convolutions lie in memory where they are convolved.
+    """The memory layout of maps (B, C, h, w) and of convolutions' weights on a device.
 
-    NNPACK on the CPU wants one channel after the other.  On a GPU tensor cores want all channels of a pixel
-    together, and cuDNN turns what lies otherwise, before and after every convolution.
+    NNPACK on the CPU needs one channel after the other.  On a GPU tensor cores need all channels of a pixel
+    together; cuDNN would convert any other layout before and after every convolution.
     """
     return torch.contiguous_format if device.type == "cpu" else torch.channels_last
 
@@ -34,7 +34,7 @@ class Conv3x3(nn.Conv2d):
         """(B, C, h, w) to (B, outputs, h, w)."""
         if not self._fast(x):
             return super().forward(x)
-        # one image a call: for more, NNPACK falls back to arithmetic that is no faster
+        # one image per call: for more, NNPACK falls back to slower arithmetic
         images = [
             torch._nnpack_spatial_convolution(image, self.weight, self.bias, [1, 1], [1, 1])
             for image in x.split(1)
@@ -54,6 +54,6 @@ class Conv3x3(nn.Conv2d):
 
 @functools.cache
 def _has_nnpack() -> bool:
-    """Whether this PyTorch build and CPU have NNPACK; the question also starts it up."""
+    """Whether this PyTorch build and CPU have NNPACK; the check also initialises it."""
     available = getattr(torch, "_nnpack_available", lambda: False)
     return bool(available()) and hasattr(torch, "_nnpack_spatial_convolution")

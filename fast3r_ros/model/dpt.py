@@ -43,8 +43,8 @@ class FusionBlock(nn.Module):
     def forward(self, x: Tensor, finer: Tensor | None = None) -> Tensor:
         """(B, C, h, w) and optionally a second map of the same size to (B, C, 2h, 2w).
 
-        The 1x1 convolution runs before the upsampling, a quarter of the work: bilinear weights sum to one, so
-        the two commute.
+        The 1x1 convolution runs before the upsampling, with a quarter of the work; both commute, because
+        bilinear weights sum to one.
         """
         if finer is not None:
             x = self.resConfUnit1(finer).add_(x)
@@ -85,7 +85,7 @@ class Dpt(nn.Module):
         self.scratch = Scratch(config.dpt_reassemble_dims, width)
         self.head = nn.Sequential(
             Conv3x3(width, width // 2),
-            nn.Identity(),  # stands for the upsampling, so that the numbers are the checkpoint's
+            nn.Identity(),  # in place of the upsampling, for the checkpoint's layer numbers
             Conv3x3(width // 2, last),
             nn.ReLU(inplace=True),
             nn.Conv2d(last, channels, 1),
@@ -94,8 +94,7 @@ class Dpt(nn.Module):
     def forward(self, maps: Sequence[Tensor], at_once: int | None = None) -> Tensor:
         """Four token maps (B, C_i, h, w) to (B, channels, 16h, 16w).
 
-        at_once: how many views the part at high resolution takes at a time, all by default; the results are
-        the same.
+        at_once: number of views per call of the high-resolution part, default all; the results are equal.
         """
         path = self.coarse(*maps[2:])
         count = at_once or len(path)
@@ -104,9 +103,7 @@ class Dpt(nn.Module):
         return results[0] if len(results) == 1 else torch.cat(results)
 
     def coarse(self, third: Tensor, fourth: Tensor) -> Tensor:
-        """The last two token maps to features (B, C, 2h, 2w): small maps and large weights, for all views
-        together.
-        """
+        """The last two token maps to features (B, C, 2h, 2w): small maps and large weights."""
         scratch = self.scratch
         path = scratch.refinenet4(scratch.layer4_rn(self.act_postprocess[3](fourth)))
         layer = scratch.layer3_rn(self.act_postprocess[2](third))
@@ -123,7 +120,7 @@ class Dpt(nn.Module):
         own = cast(Tensor, last.weight).dtype
         path = self.head[3](self.head[2](path))
         if path.dtype != own and not torch.is_autocast_enabled(path.device.type):
-            path = path.to(own)  # float32 beside float16: the result goes through exp
+            path = path.to(own)  # float32 even with float16 weights: the result goes through exp
         return last(path)
 
 

@@ -11,7 +11,7 @@ from fast3r_ros.model.rotation import rope_tables
 
 
 class PatchEmbed(nn.Module):
-    """A strided convolution that makes one token of every patch."""
+    """A strided convolution that makes one token per patch."""
 
     def __init__(self, width: int, patch: int) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class Encoder(nn.Module):
         return narrowed(inner, self.enc_norm(tokens))
 
     def bytes_per_image(self, size: tuple[int, int], element_size: int) -> int:
-        """What one image of (H, W) pixels needs at the widest place of a block, roughly."""
+        """Approximate bytes of one image of (H, W) pixels at the widest point of a block."""
         tokens = (size[0] // self.patch) * (size[1] // self.patch)
         return tokens * element_size * int(self.width * (4 + 2 * self.mlp_ratio))
 
@@ -65,7 +65,7 @@ def position_table(
 ) -> Tensor:
     """(h*w, C) fixed table: sines and cosines of the patch row in the first half, of the column in the rest.
 
-    Within a half, frequency k is base^(-k / (C / 4)), as in ViTs without learnt positions.
+    Within a half, frequency k is base^(-k / (C / 4)), as in ViTs with fixed positions.
     """
     quarter = width // 4
     frequencies = base ** (-torch.arange(quarter, dtype=torch.float32, device=device) / quarter)

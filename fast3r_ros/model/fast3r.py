@@ -1,8 +1,8 @@
 """Fast3R (Yang et al., Fast3R: Towards 3D Reconstruction of 1000+ Images in One Forward Pass, CVPR 2025).
 
-Images are encoded one by one, all views' tokens are fused by one transformer, and two heads turn each view's
-features into pointmaps.  The steps are public and reusable: a view's tokens can be kept and fused again with
-others.
+Images are encoded one by one, one transformer fuses the tokens of all views, and two heads turn each view's
+features into pointmaps.  The steps are public and reusable: a view's tokens can be stored and fused again
+with other views.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ GPU_MEMORY_BUDGET = 2**30
 class Fast3R(nn.Module):
     """The network.
 
-    memory_budget: bytes that the encoder's and the heads' intermediate results may take; None (the default)
+    memory_budget: maximum bytes for intermediate results of the encoder and the heads; None (the default)
     means 64 MiB on the CPU and 1 GiB on a GPU.  split: how several processes share the work, None for one
-    process alone; set by `parallel.parallelise`.  repeated_passes: how many were computed again, see `safer`.
+    process; set by `parallel.parallelise`.  repeated_passes: number of passes computed again, see `safer`.
     """
 
     def __init__(self, config: Fast3RConfig) -> None:
@@ -62,7 +62,7 @@ class Fast3R(nn.Module):
         self.split: Split | None = None
         self.acceleration = Acceleration()
         self.repeated_passes = 0
-        self._safer: list[Fast3R] = []  # a list, so that it is no part of the state
+        self._safer: list[Fast3R] = []  # in a list, so that it is not part of the state
         self.encoder = Encoder(config.encoder)
         self.decoder = Fusion(config.decoder, config.hooks)
         self.downstream_head = PointmapHead(config)
@@ -79,10 +79,11 @@ class Fast3R(nn.Module):
     ) -> Fast3R:
         """Load a model for inference.
 
-        name: `demo`, a checkpoint directory, a weights file, or a hub name as jedyang97/Fast3R_ViT_Large_512.
-        config: needed only for a weights file without a config.json beside it.  attention: one of
-        `attention.ATTENTION_NAMES`.  Raises UserError naming the file and what is wrong; nothing is
-        half-loaded.
+        name: `demo`, a checkpoint directory, a weights file, or a hub name such as
+        jedyang97/Fast3R_ViT_Large_512.
+        config: needed only for a weights file without a config.json next to it.  attention: one of
+        `attention.ATTENTION_NAMES`.  Raises UserError with the file and the problem; a model is never loaded
+        partially.
 
         dtype: see `precision`; with float16 weights the transformers' norms and sums are float32.
         """
@@ -102,8 +103,10 @@ class Fast3R(nn.Module):
         return model.lay_out_heads().eval()
 
     def lay_out_heads(self) -> Fast3R:
-        """Let the heads' weights lie in memory as their maps do on this device; otherwise each call turns
-        them.  For inference: FSDP refuses to share parameters that lie so.
+        """Give the heads' weights the memory layout of their maps on this device, to avoid conversions per
+        call.
+
+        For inference: FSDP cannot shard parameters in this layout.
         """
         layout = layout_on(next(self.parameters()).device)
         for head in (self.downstream_head, self.downstream_head_local):
@@ -114,13 +117,13 @@ class Fast3R(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the layers compute in."""
+        """The dtype of the layers' computations."""
         return self.encoder.patch_embed.proj.weight.dtype
 
     def safer(self) -> Fast3R | None:
-        """The network that computes a pass again whose result is not finite, see `precision.safer_copy`.
+        """The network that repeats a pass whose result is not finite, see `precision.safer_copy`.
 
-        Counts the pass and tells of the first.  None where there is nothing safer.
+        Counts the pass and logs the first one.  None if there is no safer network.
         """
         if not self._safer:
             other = precision.safer_copy(self)
@@ -133,39 +136,37 @@ class Fast3R(nn.Module):
         return self._safer[0]
 
     def extra_repr(self) -> str:
-        """What is not exact and how the work is split, for printing."""
+        """The accelerations and the split of the work, for printing."""
         return f"acceleration={self.acceleration}, split={self.split}"
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write config.json and model.safetensors in the official layout.
 
-        Raises UserError for a model that several processes share and for one with quantised layers.
+        Raises UserError for a model split over processes and for one with quantised layers.
         """
         if self.split is not None or self.acceleration.linears != "exact":
-            raise UserError("a split or quantised model is not saved; save it before that")
+            raise UserError(
+                "a split or quantised model cannot be saved; save it before splitting or quantising"
+            )
         checkpoint.write(self, self.config, Path(directory))
 
     def set_attention(self, name: str) -> None:
-        """Choose the attention kernel, one of `attention.ATTENTION_NAMES`; raises UserError for another
-        name.
-        """
+        """Choose the attention kernel, one of `attention.ATTENTION_NAMES`; raises UserError for others."""
         check_attention(name)
         for module in self.modules():
             if isinstance(module, Attention):
                 module.kernel = name
 
     def set_recompute(self, recompute: bool) -> None:
-        """Gradient checkpointing: compute blocks and heads again in the backward pass instead of keeping
-        them.
-        """
+        """Gradient checkpointing: recompute blocks and heads in the backward pass instead of storing them."""
         for module in (self.encoder, self.decoder, self.downstream_head, self.downstream_head_local):
             if module is not None:
                 module.recompute = recompute
 
     def compile_blocks(self, dynamic: bool | None = None) -> None:
-        """Compile the transformer blocks with torch.compile when they first run, one graph for all of a kind.
+        """Compile the transformer blocks with torch.compile on first use, one graph per kind of block.
 
-        dynamic: as for torch.compile; True makes one graph for windows of any size.
+        dynamic: as for torch.compile; True gives one graph for windows of any size.
         """
         for block in (*self.encoder.enc_blocks, *self.decoder.dec_blocks):
             block.compile(dynamic=dynamic)
@@ -173,15 +174,15 @@ class Fast3R(nn.Module):
     def encode(self, images: Tensor) -> ViewTokens:
         """(B, 3, H, W) in [-1, 1], H and W multiples of 16, to tokens.
 
-        Raises UserError for another shape and for an image with NaN or Inf, naming its place in the batch;
-        to know that it waits for the device, which `encode_pixels` does not.
+        Raises UserError for another shape and for an image with NaN or Inf, with its index in the batch.
+        That check synchronises with the device; `encode_pixels` does not.
         """
         self._check_size(images, "image 0")
         _refuse(images.isfinite().flatten(1).all(dim=1), "image")
         return self._encode(images)
 
     def encode_pixels(self, pixels: Tensor) -> ViewTokens:
-        """As `encode`, of (B, H, W, 3) uint8 RGB pixels, which are finite whatever they are."""
+        """Like `encode`, for (B, H, W, 3) uint8 RGB pixels, which need no check for NaN."""
         images = normalize(pixels)
         self._check_size(images, "image 0")
         return self._encode(images)
@@ -196,7 +197,7 @@ class Fast3R(nn.Module):
         """Fuse the tokens of all views of B scenes; view 0 defines the frame of the global points.
 
         image_indices: (B, V) rows of the index table, whole or fractional; by default `default_indices`.
-        function: what mixes the values, by default as `acceleration` says; for a network of one process.
+        function: mixes the values, default by `acceleration`; only for a network on one process.
         """
         if not views:
             raise UserError("no views were given; at least one is needed")
@@ -215,7 +216,7 @@ class Fast3R(nn.Module):
         return fuse_views(self.decoder, views, rows, function)
 
     def global_head(self, features: FusedFeatures, views: Sequence[int] | None = None) -> list[Pointmap]:
-        """Pointmaps in view 0's camera for the chosen views (all by default), in the order asked for."""
+        """Pointmaps in view 0's camera for the chosen views (all by default), in the given order."""
         return self._predict(self.downstream_head, features, views)
 
     def local_head(self, features: FusedFeatures, views: Sequence[int] | None = None) -> list[Pointmap]:
@@ -232,9 +233,9 @@ class Fast3R(nn.Module):
     ) -> list[ViewPrediction]:
         """All steps for V views, each (B, 3, H, W) in [-1, 1]; sizes may differ between views.
 
-        A view may also be a path, a PIL image or an (H, W, 3) RGB array, which are brought to the network's
-        size with B = 1.  image_indices, seed: see `fuse` and `default_indices`.  Raises UserError naming the
-        view that is unusable.
+        A view may also be a path, a PIL image or an (H, W, 3) RGB array, which are resized to the network's
+        size with B = 1.  image_indices, seed: see `fuse` and `default_indices`.  Raises UserError with the
+        name of an unusable view.
         """
         tensors = [
             image if isinstance(image, Tensor) else self._prepared(image, f"view {number}")
@@ -254,7 +255,7 @@ class Fast3R(nn.Module):
         return result if safer is None else safer._pass(tensors, image_indices, seed)
 
     def _prepared(self, picture: Picture, name: str) -> Tensor:
-        """(1, 3, h, w): a picture as the network takes it."""
+        """(1, 3, h, w): a picture as the network's input."""
         from fast3r_ros.pictures import as_rgb
 
         try:
@@ -274,10 +275,10 @@ class Fast3R(nn.Module):
         return [ViewPrediction(*pair) for pair in zip(global_points, local_points, strict=True)]
 
     def default_indices(self, batch: int, views: int, seed: int | None = None) -> Tensor:
-        """Image indices (batch, views) when none are given.
+        """Default image indices (batch, views).
 
-        A network trained with random indices draws them in training, and at inference when a seed is given;
-        otherwise they are spread evenly, so that results are reproducible.  Other networks count from 0.
+        A network trained with random indices draws them in training, and at inference if a seed is given;
+        otherwise they are evenly spread, so that results are reproducible.  Other networks count from 0.
         """
         if not self.config.decoder.random_image_idx_embedding:
             return counted_indices(batch, views)
@@ -286,11 +287,11 @@ class Fast3R(nn.Module):
         return spread_indices(batch, views)
 
     def further_indices(self, taken: Sequence[int], count: int) -> list[int]:
-        """Image indices for `count` views that join others, which have the indices `taken`."""
+        """Image indices for `count` views that join views with the indices `taken`."""
         return free_indices(taken, count, spread=self.config.decoder.random_image_idx_embedding)
 
     def _encode_views(self, images: Sequence[Tensor]) -> list[ViewTokens]:
-        """Encode the views, those of one size together."""
+        """Encode the views, grouped by size."""
         groups: dict[torch.Size, list[int]] = {}
         for number, image in enumerate(images):
             groups.setdefault(image.shape, []).append(number)
@@ -322,7 +323,7 @@ class Fast3R(nn.Module):
         chosen = range(count) if views is None else views
         wrong = [view for view in chosen if not 0 <= view < count]
         if wrong:
-            raise UserError(f"view {wrong[0]} was asked for, but there are {count} views, numbered from 0")
+            raise UserError(f"view {wrong[0]} does not exist; there are {count} views, numbered from 0")
         budget = self._budget(features.hooks[0].device)
         if self.split is not None:
             return self.split.predict(head, features, chosen, budget)
@@ -343,6 +344,6 @@ class Fast3R(nn.Module):
 
 
 def _refuse(finite: Tensor, what: str) -> None:
-    """Raises UserError naming the first that is not finite, of (N,) bool; waits for the device once."""
+    """Raises UserError with the index of the first False in (N,) bool; synchronises with the device once."""
     if not finite.all():
         raise UserError(f"{what} {int(finite.int().argmin())} holds NaN or Inf; drop this image or repair it")

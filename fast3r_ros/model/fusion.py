@@ -18,7 +18,7 @@ INFERENCE_LOGIT_GAIN = math.sqrt(math.log(137) / math.log(20))
 
 
 class Fusion(nn.Module):
-    """Concatenated tokens of all views to the features that the heads read."""
+    """Concatenated tokens of all views to the features for the heads."""
 
     def __init__(self, config: DecoderConfig, hooks: tuple[int, ...]) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class Fusion(nn.Module):
 
         rows: (B, V, C_d) index embedding of each view; counts: the number of tokens of each view.
         The first is the input itself, the last is normalised; the others are plain block outputs.
-        function: what mixes the values in every block.
+        function: mixes the values in every block.
         """
         scale = self.logit_scale * (1.0 if self.training else self.inference_gain)
         x, inner = widened(self.decoder_embed(tokens), self.dec_blocks)
@@ -66,7 +66,7 @@ def fuse_views(
 
 def add_per_view(x: Tensor, rows: Tensor, counts: Sequence[int]) -> Tensor:
     """Add a view's row (B, V, C) to each of its tokens (B, T, C)."""
-    if len(set(counts)) == 1:  # without a second tensor of the size of x
+    if len(set(counts)) == 1:  # avoids a second tensor of the size of x
         return (x.unflatten(1, (len(counts), counts[0])) + rows[:, :, None]).flatten(1, 2)
     repeats = torch.tensor(counts, dtype=torch.long, device=x.device)
     return x + rows.repeat_interleave(repeats, dim=1, output_size=x.shape[1])

@@ -1,6 +1,4 @@
-"""From a scene's fused features to pointmaps: the DPT heads, their activations, and running them in
-chunks.
-"""
+"""From a scene's fused features to pointmaps: the DPT heads and their activations, run in chunks."""
 
 from __future__ import annotations
 
@@ -15,11 +13,11 @@ from fast3r_ros.model.convolution import layout_on
 from fast3r_ros.model.dpt import Dpt
 from fast3r_ros.model.outputs import FusedFeatures, Pointmap
 
-COARSE_PER_FINE = 8  # a view's coarse maps take less than an eighth of its fine ones
+COARSE_PER_FINE = 8  # a view's coarse maps need less than an eighth of the memory of its fine ones
 
 
 class PointmapHead(nn.Module):
-    """One DPT head with the activations that make points and confidences of its four channels."""
+    """One DPT head, and the activations that turn its four channels into points and confidences."""
 
     def __init__(self, config: Fast3RConfig) -> None:
         super().__init__()
@@ -33,8 +31,9 @@ class PointmapHead(nn.Module):
         self.dpt = Dpt((config.encoder.embed_dim, fused, fused, fused), config.head)
 
     def forward(self, maps: Sequence[Tensor], at_once: int | None = None) -> tuple[Tensor, Tensor]:
-        """Four token maps (B, C_i, h, w) to points (B, H, W, 3) and confidences (B, H, W), float32 or
-        wider; `at_once` as in `Dpt`.
+        """Four token maps (B, C_i, h, w) to points (B, H, W, 3) and confidences (B, H, W).
+
+        float32 or wider; at_once: see `Dpt`.
         """
         if self.recompute and torch.is_grad_enabled():
             raw: Tensor = checkpoint(self.dpt, maps, at_once, use_reentrant=False)
@@ -45,14 +44,12 @@ class PointmapHead(nn.Module):
         return points, activate_confidence(raw[..., 3], self.conf_mode)
 
     def bytes_per_view(self, grid: tuple[int, int], element_size: int) -> int:
-        """What one view needs at the widest place of the head, roughly."""
+        """Approximate bytes of one view at the widest point of the head."""
         pixels = grid[0] * grid[1] * self.patch**2
         return pixels * element_size * (self.width // 2 + 2 * self.last)
 
     def predict(self, features: FusedFeatures, views: Sequence[int], budget: int) -> list[Pointmap]:
-        """Pointmaps of the given views, in their order; views of one grid share calls of at most `budget`
-        bytes.
-        """
+        """Pointmaps of the given views, in order; views of one grid share calls of at most `budget` bytes."""
         results: list[Pointmap | None] = [None] * len(views)
         for grid, members in _by_grid(features, views).items():
             per_scene = features.hooks[0].shape[0]
@@ -80,9 +77,7 @@ def activate_points(raw: Tensor, mode: str) -> Tensor:
 
 
 def activate_confidence(raw: Tensor, mode: tuple[str, float, float]) -> Tensor:
-    """Network output to confidences: `exp` gives low + exp(raw), at most high; `sigmoid` lies between the
-    two.
-    """
+    """Network output to confidences: `exp` gives low + exp(raw), at most high; `sigmoid` low to high."""
     name, low, high = mode
     if name == "exp":
         return (low + raw.exp()).clamp(max=high)
@@ -90,7 +85,7 @@ def activate_confidence(raw: Tensor, mode: tuple[str, float, float]) -> Tensor:
 
 
 def _by_grid(features: FusedFeatures, views: Sequence[int]) -> dict[tuple[int, int], list[int]]:
-    """Places in `views`, grouped by the token grid of the view there."""
+    """Indices into `views`, grouped by the views' token grids."""
     groups: dict[tuple[int, int], list[int]] = {}
     for place, view in enumerate(views):
         groups.setdefault(features.grids[view], []).append(place)
@@ -98,10 +93,14 @@ def _by_grid(features: FusedFeatures, views: Sequence[int]) -> dict[tuple[int, i
 
 
 def _token_maps(hook: Tensor, features: FusedFeatures, views: Sequence[int]) -> Tensor:
-    """A hook's tokens of V views of one grid as maps (V * B, C, h, w), copied once, as `layout_on` says."""
+    """A hook's tokens of V views of one grid as maps (V * B, C, h, w), copied once, in the layout of
+    `layout_on`.
+    """
     grid = features.grids[views[0]]
     starts = [features.offsets[view] for view in views]
     tokens = [hook[:, start : start + grid[0] * grid[1]] for start in starts]
-    if layout_on(hook.device) == torch.channels_last:  # as tokens lie anyway; `cat` of maps would turn them
+    if (
+        layout_on(hook.device) == torch.channels_last
+    ):  # the tokens' own layout; `cat` of maps would convert it
         return torch.cat(tokens).unflatten(1, grid).permute(0, 3, 1, 2)
     return torch.cat([view.transpose(1, 2).unflatten(2, grid) for view in tokens])

@@ -1,8 +1,7 @@
-"""Image indices: which row of the sinusoidal index table each view of a scene gets.
+"""Image indices: each view's row of the sinusoidal index table.
 
-The network is trained with indices drawn at random from 1..999 for views 1..V-1 and 0 for view 0, so that 20
-views in training cover the range that hundreds use later ("position interpolation", section 3 of the Fast3R
-paper).
+In training, view 0 has index 0 and the others random indices from 1..999, so that 20 views in training cover
+the range that hundreds use later ("position interpolation", section 3 of the Fast3R paper).
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ TRAINED_ROWS = 1000
 def spread_indices(batch: int, views: int) -> Tensor:
     """Indices spread evenly over the trained range, (batch, views): reproducible, any number of views.
 
-    Up to 1000 views they are distinct integers; beyond, they are fractions between 0 and 999, so that the
-    table is interpolated and its end never exceeded.
+    Up to 1000 views they are distinct integers; beyond that they are fractions between 0 and 999, so that the
+    table is interpolated and never exceeded.
     """
     if views <= 1:
         return torch.zeros(batch, views, dtype=torch.long)
@@ -40,9 +39,9 @@ def counted_indices(batch: int, views: int) -> Tensor:
 def drawn_indices(batch: int, views: int, seed: int | None) -> Tensor:
     """The random draw of training, (batch, views): 0 for view 0, distinct rows of 1..999 for the others.
 
-    With a seed the draw is that of the official release after `torch.manual_seed(seed)`; without, the seed
-    comes from torch's global generator.  Beyond 1000 views a random order of evenly spread positions is
-    drawn.
+    With a seed, the draw equals that of the official release after `torch.manual_seed(seed)`; without one,
+    the seed comes from torch's global generator.  Beyond 1000 views, evenly spread positions are drawn in
+    random order.
     """
     source = None if seed is None else torch.Generator().manual_seed(seed)
     drawn_seed = int(torch.randint(0, 2**32, (1,), generator=source))
@@ -60,9 +59,9 @@ def drawn_indices(batch: int, views: int, seed: int | None) -> Tensor:
 
 
 def free_indices(taken: Sequence[int], count: int, spread: bool = True) -> list[int]:
-    """`count` whole indices that are not `taken`, for views that join others; `taken` has at least one.
+    """`count` whole indices not in `taken`, for views that join others; `taken` has at least one.
 
-    spread: one after the other in the middle of the widest gap of the trained range; otherwise the smallest.
+    spread: consecutive indices in the middle of the widest gap of the trained range; otherwise the smallest.
     """
     used = sorted(taken)
     found = []
@@ -78,8 +77,7 @@ def free_indices(taken: Sequence[int], count: int, spread: bool = True) -> list[
 
 
 def index_embedding(indices: Tensor, width: int) -> Tensor:
-    """The table's rows at `indices` (any shape, whole or fractional): (..., width) float32, sines then
-    cosines.
+    """The table's rows at `indices` (any shape, whole or fractional): (..., width) float32, sines first.
 
     Row p is [sin(p w_0), ...; cos(p w_0), ...] with w_k = 10000^(-k / (width / 2)), computed in float64.
     """

@@ -1,4 +1,4 @@
-"""The transformer block that the encoder and the fusion transformer share."""
+"""The transformer block of the encoder and the fusion transformer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ AttentionFunction = Callable[[Tensor, Tensor, Tensor, float, str], Tensor]
 class Attention(nn.Module):
     """Multi-head self-attention; `kernel` is one of ATTENTION_NAMES, `scale` multiplies the logits.
 
-    heads: those computed here, fewer than the network has where tensor parallelism splits them.
+    heads: number computed here, fewer than the network's if tensor parallelism splits them.
     """
 
     def __init__(self, width: int, heads: int, bias: bool = True) -> None:
@@ -75,7 +75,7 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """A pre-norm transformer block: x += attention(norm(x)); x += mlp(norm(x)).
 
-    inner: what attention and MLP compute in, None for the dtype of x.
+    inner: dtype of attention and MLP, None for that of x.
     """
 
     def __init__(
@@ -95,20 +95,22 @@ class Block(nn.Module):
         scale: float | None = None,
         function: AttentionFunction = attend,
     ) -> Tensor:
-        """(B, N, C) to (B, N, C); `function` mixes the values, exactly and in this process by default."""
+        """(B, N, C) to (B, N, C); `function` mixes the values, by default exactly and in this process."""
         scale = self.attn.scale if scale is None else scale
         if torch.is_grad_enabled():
             x = x + self.attn(narrowed(self.inner, self.norm1(x)), rotation, scale, function)
             return x + self.mlp(narrowed(self.inner, self.norm2(x)))
         x = self._attended(x, rotation, scale, function)
-        for part in x.split(TOKENS_AT_ONCE, dim=1):  # the hidden layer of 1500 views would need tens of GB
+        for part in x.split(
+            TOKENS_AT_ONCE, dim=1
+        ):  # in parts: the hidden layer of 1500 views would need tens of GB
             part.add_(self.mlp(narrowed(self.inner, self.norm2(part))))
         return x
 
     def _attended(
         self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, scale: float, function: AttentionFunction
     ) -> Tensor:
-        """x + attention(norm(x)) without gradients: beside x only queries, keys, values and their mix."""
+        """x + attention(norm(x)) without gradients: allocates only queries, keys, values and their mix."""
         qkv = in_parts(lambda part: self.attn.qkv(narrowed(self.inner, self.norm1(part))), x)
         mixed = self.attn.mix(qkv, rotation, scale, function)
         del qkv  # three times the size of x
@@ -116,12 +118,12 @@ class Block(nn.Module):
 
 
 def narrowed(inner: torch.dtype | None, x: Tensor) -> Tensor:
-    """x in a block's `inner`, as it is for None."""
+    """x in a block's `inner` dtype, unchanged for None."""
     return x if inner is None else x.to(inner)
 
 
 def widened(x: Tensor, blocks: nn.ModuleList) -> tuple[Tensor, torch.dtype | None]:
-    """x in the dtype of what the blocks add to, and what they compute in where that is another one."""
+    """x in the dtype of the residual stream, and the blocks' dtype if it differs."""
     first = next(iter(blocks), None)
     if not isinstance(first, Block) or first.inner is None:
         return x, None
@@ -129,7 +131,7 @@ def widened(x: Tensor, blocks: nn.ModuleList) -> tuple[Tensor, torch.dtype | Non
 
 
 def in_parts(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """`function` of (B, N, C) tokens, each for itself, on TOKENS_AT_ONCE at a time: (B, N, C')."""
+    """`function`, which treats tokens independently, of (B, N, C) in parts of TOKENS_AT_ONCE: (B, N, C')."""
     parts = x.split(TOKENS_AT_ONCE, dim=1)
     if len(parts) == 1:
         return function(x)

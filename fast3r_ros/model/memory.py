@@ -1,14 +1,13 @@
-"""What one pass over many views takes on the network's device, by arithmetic.
+"""The memory of one pass over many views on the network's device, by calculation.
 
-With T tokens in all, U = T x width x element size is one tensor of all tokens.  Fusion holds the views'
-tokens as they were encoded, the same tokens one after the other (hook 0), two more hooks, and in a block
-either
+With T tokens in total, U = T x width x element size is one tensor of all tokens.  Fusion holds the encoded
+tokens of the views, the concatenated tokens (hook 0), two more hooks, and in a block either
 
-    5 U   its input, queries, keys and values (3 U), and their mix, at the attention, or
+    5 U   its input, queries, keys and values (3 U), and their mix, in attention, or
     2 U   its input and result, and the hidden layer of TOKENS_AT_ONCE tokens, in the MLP.
 
-So the peak is 9 U for many views: 21 GB for 1500 views of 512x384 in bfloat16 with the released fusion.
-Counted are tensors, not what an allocator loses to fragments nor what kernels take for themselves.
+The peak is therefore 9 U for many views: 21 GB for 1500 views of 512x384 in bfloat16 with the released
+fusion.  Only tensors are counted, neither the allocator's fragmentation nor the kernels' own buffers.
 """
 
 from __future__ import annotations
@@ -22,16 +21,16 @@ from fast3r_ros.model.fast3r import GPU_MEMORY_BUDGET, Fast3R
 from fast3r_ros.model.heads import COARSE_PER_FINE
 from fast3r_ros.model.layers import TOKENS_AT_ONCE
 
-RESULT_BYTES = 16  # of a pixel: a point and its confidence, float32
-ACTIVATION_BYTES = 40  # of a pixel while points and confidence are made of the head's channels
+RESULT_BYTES = 16  # per pixel: a point and its confidence, float32
+ACTIVATION_BYTES = 40  # per pixel while the head's channels are converted to points and confidence
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes for one scene of equal views, the steps one after the other.
+    """Bytes for one scene of equal views, step by step.
 
-    weights: the network's.  encode, fuse, heads: the peak of each step above the weights, with what earlier
-    steps left for it; the images themselves are not counted.
+    weights: the network's.  encode, fuse, heads: the peak of each step above the weights, including the
+    results of earlier steps; the images are not counted.
     """
 
     weights: int
@@ -41,7 +40,7 @@ class MemoryPlan:
 
     @property
     def peak(self) -> int:
-        """The most that is needed at any time."""
+        """The overall peak."""
         return self.weights + max(self.encode, self.fuse, self.heads)
 
 
@@ -55,8 +54,8 @@ def predict_memory(
 ) -> MemoryPlan:
     """The memory of one pass in inference over `views` images of `size` (width, height) pixels.
 
-    at_once: the views given to one call of `encode` and of a head, all by default; the results of one call of
-    a head are counted.  budget: the model's `memory_budget`, by default that of a GPU.
+    at_once: number of views per call of `encode` and of a head, default all; the results of one call of a
+    head are counted.  budget: the model's `memory_budget`, default that of a GPU.
     """
     with torch.device("meta"):
         model = Fast3R(config)
@@ -76,19 +75,19 @@ def predict_memory(
 
 
 def _encoder_chunk(model: Fast3R, size: tuple[int, int], at_once: int, budget: int, element: int) -> int:
-    """The widest place of an encoder block: its MLP, or the rotation, which is computed in float32."""
+    """The widest point of an encoder block: its MLP, or the rotation, which is computed in float32."""
     config = model.config.encoder
     images = min(at_once, max(1, budget // model.encoder.bytes_per_image(size, element)))
     values = size[0] * size[1] // config.patch_size**2 * config.embed_dim
     mlp = (3 + 2 * config.mlp_ratio) * element
-    # x, qkv; q and k in float32 where they are not, both turned halves of them, and these stacked
+    # x, qkv; q and k in float32, their two rotated halves, and these stacked
     rotation = 4 * element + (8 if element < 4 else 0) + 2 * 4 + 2 * 4
     check = 2 * 3 * 4 * size[0] * size[1] * at_once  # for NaN and Inf: an image's magnitude and flags
     return max(int(images * values * max(mlp, rotation)), check)
 
 
 def _fusion_block(config: Fast3RConfig, tokens: int, element: int) -> int:
-    """The widest of a block's places: its linear layers work on `part` bytes of tokens at a time."""
+    """The widest point of a block; its linear layers process `part` bytes of tokens at a time."""
     width = config.decoder.embed_dim * element
     whole, part = tokens * width, min(tokens, TOKENS_AT_ONCE) * width
     logits = 4 * tokens * config.decoder.num_heads  # the attention kernel's float32 for each query
@@ -98,7 +97,7 @@ def _fusion_block(config: Fast3RConfig, tokens: int, element: int) -> int:
 
 
 def _head_call(model: Fast3R, grid: tuple[int, int], at_once: int, budget: int, element: int) -> int:
-    """The results of a call, and the chunk that is computed beside those that are ready."""
+    """The results of a call, and the chunk in computation."""
     config, head = model.config, model.downstream_head
     per_view = head.bytes_per_view(grid, element)
     fine = min(at_once, max(1, budget // per_view))

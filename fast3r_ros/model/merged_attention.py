@@ -1,16 +1,16 @@
 """Fusion attention to merged tokens of far views, for scenes of hundreds of views.
 
-Neighbouring tokens of a view are nearly alike.  Every group of consecutive views attends to its own tokens
-and to those of view 0, whose camera is the frame of the global points, one by one; the keys and values of
-all other views are merged: the mean of a cell of merge x merge patches stands for its tokens, with the
-logarithm of their number added to its logit (Bolya et al., Token Merging, ICLR 2023, "proportional
-attention").  Nothing is trained.  For many views the work falls to 1 / merge^2 of the exact one.
+Neighbouring tokens of a view are similar.  Every group of consecutive views attends to each of its own tokens
+and of view 0's, whose camera is the frame of the global points.  The keys and values of all other views are
+merged: the mean of a cell of merge x merge patches represents its tokens, with the logarithm of their number
+added to its logit (Bolya et al., Token Merging, ICLR 2023, "proportional attention").  No training is needed.
+For many views the work falls to 1 / merge^2 of the exact one.
 
-A group's attention is joined from plain ones, of the width of a head: to the tokens that are near, to the
-cells of all views before the group, and to those after it.  Cells are merged once and lie view after view, so
-that either is a slice.  Where merge does not divide a grid, the smaller cells at its right and its bottom
-make further slices: the logarithm of their number is the same for all cells of a slice, and is added to its
-sum instead of to each logit.
+A group's attention is joined from plain ones: to the near tokens, to the cells of all views before the group,
+and to those after it.  Cells are merged once and stored view by view, so that both are slices.  If merge does
+not divide a grid, the smaller cells at its right and bottom edges form further slices.  The logarithm of the
+number of tokens is equal for all cells of a slice, so it is added to the slice's sum instead of to each
+logit.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from torch import Tensor
 from fast3r_ros.model.attention import attend
 from fast3r_ros.model.attention_sums import MixedAndSums, attend_with_sums, joined
 
-GROUP = 8  # consecutive views whose tokens are not merged for each other
+GROUP = 8  # number of consecutive views that attend to each other's unmerged tokens
 
-_Size = tuple[int, int]  # tokens of a cell, one above the other and side by side
+_Size = tuple[int, int]  # tokens of a cell, vertically and horizontally
 
 
 @dataclass(frozen=True)
 class _Cells:
     """The merged cells of one size, view after view.
 
-    keys, values: (B, heads, cells, D).  starts: where each view's begin, and their end.  log_size: of the
-    number of tokens in a cell.
+    keys, values: (B, heads, cells, D).  starts: index of each view's first cell, and the end.  log_size:
+    logarithm of the number of tokens in a cell.
     """
 
     keys: Tensor
@@ -62,7 +62,7 @@ class MergedAttention:
         if len(self._groups) == 1:
             return attend(query, key, value, scale, kernel)
         cells = self._merged(key, value)
-        # tokens before heads in memory: the projection after it reads this without a copy
+        # tokens before heads in memory, which the next projection reads without a copy
         mixed = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
         for group in self._groups:
             tokens = slice(self._starts[group.start], self._starts[group.stop])
@@ -78,9 +78,9 @@ class MergedAttention:
         return mixed
 
     def _merged(self, key: Tensor, value: Tensor) -> list[_Cells]:
-        """The cells of all views, those of one size together."""
-        found: dict[_Size, list[tuple[Tensor, Tensor]]] = {}  # size -> of views that follow one another
-        counts: dict[_Size, list[int]] = {}  # size -> of each view
+        """The cells of all views, grouped by size."""
+        found: dict[_Size, list[tuple[Tensor, Tensor]]] = {}  # size -> keys and values of consecutive views
+        counts: dict[_Size, list[int]] = {}  # size -> number of cells of each view
         done = 0
         for grid, run in groupby(self._grids):
             views = len(list(run))
@@ -109,9 +109,9 @@ class MergedAttention:
 
 
 def _regions(grid: tuple[int, int], merge: int) -> list[tuple[_Size, slice, slice]]:
-    """The rectangles of cells of equal size: that size, the cells' rows and columns.
+    """The rectangles of cells of equal size: their size, rows and columns.
 
-    Whole cells, those at the right, at the bottom, and the one in the corner; without those that are empty.
+    Whole cells, those at the right, those at the bottom, and the corner; empty rectangles are omitted.
     """
     sides = []
     for length in grid:
@@ -126,7 +126,7 @@ def _any(cells: _Cells, views: range) -> bool:
 
 
 def _attended(query: Tensor, cells: _Cells, views: range, scale: float, kernel: str) -> MixedAndSums:
-    """Attention to the cells of some views that follow one another."""
+    """Attention to the cells of some consecutive views."""
     part = slice(cells.starts[views.start], cells.starts[views.stop])
     mixed, sums = attend_with_sums(query, cells.keys[:, :, part], cells.values[:, :, part], scale, kernel)
     return mixed, sums + cells.log_size

@@ -1,4 +1,4 @@
-"""What passes between the network's steps."""
+"""The data between the network's steps."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class ViewTokens:
 
 @dataclass(frozen=True)
 class FusedFeatures:
-    """What the heads read.
+    """The input of the heads.
 
-    hooks: four tensors (B, T, C) over the views' tokens.  grids: (h, w) of every view.  held: the views whose
-    tokens are in the hooks, one after the other; all of them unless several processes share the views.
+    hooks: four tensors (B, T, C) over the views' tokens.  grids: (h, w) of every view.  held: indices of the
+    views whose tokens are in the hooks, in order; all views unless several processes share them.
     """
 
     hooks: tuple[Tensor, ...]
@@ -31,7 +31,7 @@ class FusedFeatures:
 
     @cached_property
     def offsets(self) -> dict[int, int]:
-        """The place in the hooks of the first token of every view held."""
+        """The index of each held view's first token in the hooks."""
         held = range(len(self.grids)) if self.held is None else self.held
         counts = (self.grids[view][0] * self.grids[view][1] for view in held)
         return dict(zip(held, accumulate(counts, initial=0), strict=False))

@@ -9,8 +9,8 @@ tensor    every rank has all tokens, but only its part of the attention heads an
 sequence  every rank has all weights, but only the tokens of its views; the keys and values of all ranks are
           gathered in every block.  Memory for hooks and block results shrinks with the number of ranks.
 
-The layers are split by hand, not as DTensors, which plan every layer anew for every number of tokens.  Only
-inference is split.  Training has its own data parallelism in `fast3r_ros/training/parallel.py`.
+The layers are split explicitly, not as DTensors, which plan every layer again for every number of tokens.
+Only inference is split.  Training has its own data parallelism in `fast3r_ros/training/parallel.py`.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ MODES = ("none", "tensor", "sequence")
 def parallelise(model: Fast3R, mode: str, group: dist.ProcessGroup | None = None) -> Fast3R:
     """Split a loaded model over the ranks of `group` (all ranks by default); changes it and returns it.
 
-    mode: one of MODES.  The model is put in eval mode without gradients.  Raises UserError when there is no
-    process group, when the model is split already, and in tensor mode when heads or hidden layer cannot be
-    split evenly.
+    mode: one of MODES.  The model is put in eval mode without gradients.  Raises UserError without a process
+    group, for a model that is already split, and in tensor mode when heads or hidden layer cannot be split
+    evenly.
     """
     if mode not in MODES:
         raise UserError(f"parallel mode is {mode!r}, expected one of {', '.join(MODES)}")
@@ -52,10 +52,10 @@ def parallelise(model: Fast3R, mode: str, group: dist.ProcessGroup | None = None
             f"parallel mode {mode} needs several processes; start them with torchrun --nproc_per_node N"
         )
     if model.split is not None:
-        raise UserError("this model is split over processes already; load it again to split it otherwise")
+        raise UserError("this model is already split over processes; load it again to split it differently")
     if str(model.acceleration) != "exact":
         raise UserError(
-            f"acceleration {model.acceleration} and several processes do not work together; choose one"
+            f"acceleration {model.acceleration} cannot be combined with several processes; choose one"
         )
     group = group or cast(dist.ProcessGroup, dist.group.WORLD)
     model.eval().requires_grad_(False)
@@ -66,10 +66,10 @@ def parallelise(model: Fast3R, mode: str, group: dist.ProcessGroup | None = None
 
 
 def join_processes(device: str) -> str:
-    """Join the processes that torchrun started; returns this process's device, as cuda:1.
+    """Join the processes that torchrun started; returns this process's device, such as cuda:1.
 
-    device: auto, cpu or cuda.  Raises UserError outside torchrun, for the name of one single GPU, and where
-    there are fewer GPUs than processes.
+    device: auto, cpu or cuda.  Raises UserError outside torchrun, for the name of a single GPU, and with
+    fewer GPUs than processes.
     """
     if not dist.is_torchelastic_launched():
         raise UserError("--parallel needs several processes; start with torchrun --nproc_per_node N")
@@ -81,7 +81,9 @@ def join_processes(device: str) -> str:
     if device == "cuda":
         number, found = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if number >= found:
-            raise UserError(f"process {number} has no GPU, there are {found}; give --nproc_per_node {found}")
+            raise UserError(
+                f"process {number} has no GPU, this machine has {found}; give --nproc_per_node {found}"
+            )
         device = f"cuda:{number}"
         torch.cuda.set_device(device)
     dist.init_process_group("gloo" if device == "cpu" else "nccl")
@@ -89,7 +91,7 @@ def join_processes(device: str) -> str:
 
 
 class Split:
-    """How the ranks of a group share the work on one model: views in turn, view v to rank v mod size."""
+    """The division of work among the ranks of a group: view v belongs to rank v mod size."""
 
     def __init__(self, group: dist.ProcessGroup, mode: str) -> None:
         self.group = group
@@ -103,7 +105,7 @@ class Split:
     def encode(self, encode: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
         """Tokens (B, N, C) of images (B, 3, H, W): every rank encodes a part of the batch.
 
-        A single image is encoded by every rank, which is as fast as waiting for another.
+        A single image is encoded by every rank, which is as fast as waiting for another rank.
         """
         if len(images) == 1:
             return encode(images)
@@ -149,7 +151,7 @@ class Split:
         return results
 
     def exchange(self, tensors: Sequence[Tensor], owners: Sequence[int]) -> None:
-        """Give every rank each tensor as its owner (a rank of the group) has it; sizes may differ."""
+        """Give every rank the owner's values of each tensor; owners are ranks, sizes may differ."""
         works = [
             dist.broadcast(tensor, dist.get_global_rank(self.group, owner), self.group, async_op=True)
             for tensor, owner in zip(tensors, owners, strict=True)
@@ -163,7 +165,7 @@ class GatheredAttention:
     """Attention of this rank's queries to the keys and values of all ranks, an `AttentionFunction`.
 
     lengths: the number of tokens of each rank.  The order of the tokens differs from that of one process,
-    which attention does not depend on but for rounding.
+    which changes attention only by rounding.
     """
 
     def __init__(self, split: Split, lengths: Sequence[int]) -> None:
@@ -186,7 +188,7 @@ class GatheredAttention:
 
 
 def _split_fusion(fusion: Fusion, config: DecoderConfig, group: dist.ProcessGroup) -> None:
-    """Leave each rank its heads and its part of the MLP of every block."""
+    """Reduce each block to this rank's heads and its part of the MLP."""
     size = dist.get_world_size(group)
     hidden = int(config.embed_dim * config.mlp_ratio)
     for name, count in (("attention heads", config.num_heads), ("MLP columns", hidden)):
@@ -197,7 +199,7 @@ def _split_fusion(fusion: Fusion, config: DecoderConfig, group: dist.ProcessGrou
             )
     for block in fusion.dec_blocks:
         attention, mlp = cast(Block, block).attn, cast(Block, block).mlp
-        _keep_outputs(attention.qkv, 3, group)  # queries, keys and values, each of all heads
+        _keep_outputs(attention.qkv, 3, group)  # queries, keys and values, each for all heads
         _keep_inputs(attention.proj, group)
         _keep_outputs(mlp.fc1, 1, group)
         _keep_inputs(mlp.fc2, group)
@@ -205,7 +207,7 @@ def _split_fusion(fusion: Fusion, config: DecoderConfig, group: dist.ProcessGrou
 
 
 def _keep_outputs(linear: nn.Linear, runs: int, group: dist.ProcessGroup) -> None:
-    """Leave this rank's part of each of `runs` equal runs of a layer's outputs."""
+    """Reduce a layer to this rank's part of each of `runs` equal runs of its outputs."""
     shape = (runs, dist.get_world_size(group), -1)
     for name, rows in list(linear.named_parameters()):
         kept = rows.unflatten(0, shape)[:, dist.get_rank(group)].flatten(0, 1)
@@ -214,7 +216,7 @@ def _keep_outputs(linear: nn.Linear, runs: int, group: dist.ProcessGroup) -> Non
 
 
 def _keep_inputs(linear: nn.Linear, group: dist.ProcessGroup) -> None:
-    """Leave this rank's part of a layer's inputs, and let the layer give the sum over all ranks."""
+    """Reduce a layer to this rank's part of its inputs; its result becomes the sum over all ranks."""
     rank, size = dist.get_rank(group), dist.get_world_size(group)
     kept = linear.weight.chunk(size, dim=1)[rank].clone()
     linear.weight = nn.Parameter(kept, requires_grad=False)

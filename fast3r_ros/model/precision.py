@@ -1,10 +1,10 @@
-"""Which device the network runs on and what it computes in: one rule for the node, commands, benchmarks and
-parallel runs.
+"""The device and the dtype of the network: one rule for the node, commands, benchmarks and parallel runs.
 
-`auto` is float32 on a CPU and float16 on a GPU, with or without bfloat16.  With float16 weights the residual
-stream of the transformers (what every block adds to) and its norms are float32: sums of 48 blocks would lose
-bits, and are what grows.  So are the heads' last layers, as an exponential makes points of their results: a
-rounding of 0.001 is 0.1 % of a distance.  A result that is not finite is computed again by `safer` weights.
+`auto` is float32 on a CPU and float16 on a GPU, with or without bfloat16.  With float16 weights, the residual
+stream of the transformers (to which every block adds) and its norms are float32: sums over 48 blocks grow and
+would lose precision.  The heads' last layers are float32 as well, because their results go through an
+exponential: a rounding error of 0.001 is 0.1 % of a distance.  A result that is not finite is computed again
+with `safer` weights.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 
 def resolve_device(device: str) -> str:
-    """A PyTorch device name for auto, cpu, cuda or cuda:1.  Raises UserError when there is no such device."""
+    """A PyTorch device name for auto, cpu, cuda or cuda:1.  Raises UserError for an unavailable device."""
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -43,9 +43,9 @@ def resolve_device(device: str) -> str:
 
 
 def resolve_dtype(dtype: str | None, device: str | torch.device) -> torch.dtype:
-    """What weights are for `auto` (also None) or a name of DTYPES, on a device of `resolve_device`.
+    """The dtype of the weights for `auto` (or None) or a name of DTYPES, on a device of `resolve_device`.
 
-    bfloat16 becomes float16, with a warning, on a GPU that only emulates it.  float32 on a GPU is exact: TF32
+    On a GPU that only emulates bfloat16 it becomes float16, with a warning.  float32 on a GPU is exact: TF32
     is switched off for this process.  Raises UserError for another name.
     """
     on_gpu = torch.device(device).type == "cuda"
@@ -54,17 +54,17 @@ def resolve_dtype(dtype: str | None, device: str | torch.device) -> torch.dtype:
     if dtype not in DTYPES:
         raise UserError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPE_NAMES)}")
     if dtype == "bfloat16" and on_gpu and not _has_bfloat16():
-        _log.warning("dtype bfloat16: this GPU does not have it; using float16")
+        _log.warning("dtype bfloat16: this GPU does not support it; using float16")
         return torch.float16
     if dtype == "float32" and on_gpu:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-        _log.info("float32: TF32 is off, for convolutions too")
+        _log.info("float32: TF32 is off, also for convolutions")
     return DTYPES[dtype]
 
 
 @contextmanager
 def exact_float32() -> Iterator[None]:
-    """Without TF32 inside; afterwards the flags are as before."""
+    """Inside, TF32 is off; afterwards the flags are restored."""
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     try:
@@ -79,7 +79,7 @@ def name_of(dtype: torch.dtype) -> str:
 
 
 def stream_names(model: nn.Module) -> set[str]:
-    """Parameters that are float32 beside float16 weights: the transformers' norms, the heads' last layers."""
+    """Parameters that stay float32 with float16 weights: the transformers' norms, the heads' last layers."""
     return {
         f"{name}.{parameter}"
         for name, module in model.named_modules()
@@ -89,7 +89,7 @@ def stream_names(model: nn.Module) -> set[str]:
 
 
 def in_dtype(model: Fast3R, dtype: torch.dtype) -> Fast3R:
-    """Change a network's weights to a dtype of `resolve_dtype`, as `Fast3R.from_pretrained` loads them."""
+    """Convert a network's weights to a dtype of `resolve_dtype`, like `Fast3R.from_pretrained`."""
     wide = stream_names(model) if dtype == torch.float16 else set()
     for name, parameter in model.named_parameters():
         parameter.data = parameter.data.to(torch.float32 if name in wide else dtype)
@@ -98,7 +98,7 @@ def in_dtype(model: Fast3R, dtype: torch.dtype) -> Fast3R:
 
 
 def set_inner_dtype(model: nn.Module, dtype: torch.dtype) -> None:
-    """Tell the blocks what their layers compute in where that is not the dtype of what they add to."""
+    """Set the dtype of the blocks' layers where it differs from the residual stream's."""
     for module in model.modules():
         if isinstance(module, Block):
             module.inner = dtype if module.norm1.weight.dtype != dtype else None
@@ -106,23 +106,24 @@ def set_inner_dtype(model: nn.Module, dtype: torch.dtype) -> None:
 
 @torch.inference_mode(False)
 def safer_copy(model: Fast3R) -> Fast3R | None:
-    """The same network in bfloat16, whose range is that of float32, or in float32 on a GPU without it; the
-    residual stream is float32.  None for a network that is not in float16: there is nothing safer.
+    """The same network in bfloat16, whose range is that of float32, or in float32 on a GPU without it.
+
+    The residual stream is float32.  None for a network that is not float16: there is no safer dtype.
     """
     if model.dtype != torch.float16:
         return None
     on_cpu = next(model.parameters()).device.type == "cpu"
     safe = torch.bfloat16 if on_cpu or _has_bfloat16() else torch.float32
-    other = copy.deepcopy(model, {id(model.split): model.split})  # the processes are the same
+    other = copy.deepcopy(model, {id(model.split): model.split})  # shares the processes
     stream = stream_names(other)
-    for name, parameter in other.named_parameters():  # scales of 8 bits are buffers and stay
+    for name, parameter in other.named_parameters():  # scales of 8-bit layers are buffers and stay
         parameter.data = parameter.data.to(torch.float32 if name in stream else safe)
     set_inner_dtype(other, safe)
     return other
 
 
 def all_finite(tensors: Sequence[torch.Tensor]) -> bool:
-    """Whether all numbers are finite; waits for the device once."""
+    """Whether all numbers are finite; synchronises with the device once."""
     flags = [tensor.isfinite().all() for tensor in tensors]
     return not flags or bool(torch.stack(flags).all())
 

@@ -1,4 +1,4 @@
-"""An image of any size to the network's input, with the pixel transform that intrinsics follow.
+"""An image of any size to the network's input, with the pixel transform for its intrinsics.
 
 The rule is the official loader's: the long side becomes `long_side` (Lanczos when shrinking, bicubic
 otherwise, Pillow's filters), then a centre crop to multiples of 16; a square becomes 4:3.
@@ -49,14 +49,14 @@ class Resize:
 
     @property
     def shrinks(self) -> bool:
-        """Whether the long side gets smaller, which decides the filter."""
+        """Whether the long side gets smaller, which determines the filter."""
         return max(self.scaled) < max(self.source)
 
 
 def plan_resize(width: int, height: int, long_side: int, patch: int = PATCH, squares: bool = False) -> Resize:
-    """How an image of this size is scaled and cropped.  Raises UserError when no patch would remain.
+    """The scaling and crop of an image of this size.  Raises UserError when no patch would remain.
 
-    patch: both sides become multiples of it; it is even.  squares: they stay as they are.
+    patch: both sides become multiples of it; must be even.  squares: square images stay square.
     """
     longest = max(width, height)
     scaled = (round(width * long_side / longest), round(height * long_side / longest)) if longest else (0, 0)
@@ -67,7 +67,7 @@ def plan_resize(width: int, height: int, long_side: int, patch: int = PATCH, squ
     if half_width < patch // 2 or half_height < patch // 2:
         raise UserError(
             f"an image of {width}x{height} pixels cannot become {long_side} pixels long: "
-            f"both sides would have to keep {patch} pixels or more"
+            f"both sides must have at least {patch} pixels after resizing"
         )
     size = (2 * half_width, 2 * half_height)
     return Resize((width, height), scaled, centre_x - half_width, centre_y - half_height, size)
@@ -76,8 +76,9 @@ def plan_resize(width: int, height: int, long_side: int, patch: int = PATCH, squ
 def prepare_image(
     image: NDArray[np.uint8], long_side: int, patch: int = PATCH, squares: bool = False
 ) -> PreparedImage:
-    """Resize and crop one uint8 RGB image (H, W, 3) with Pillow, see `plan_resize`.  Raises UserError for
-    another type or shape.
+    """Resize and crop one uint8 RGB image (H, W, 3) with Pillow, see `plan_resize`.
+
+    Raises UserError for another type or shape.
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise UserError(

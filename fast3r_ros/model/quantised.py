@@ -1,4 +1,4 @@
-"""Linear layers in 8 bits: weights rounded once, activations at every call (dynamic quantisation).
+"""Linear layers in 8 bits: weights rounded once, activations in every call (dynamic quantisation).
 
 Scales are one per output of the weights and one per token of the activations (Dettmers et al., LLM.int8(),
 2022, without its outlier columns; Micikevicius et al., FP8 Formats for Deep Learning, 2022).
@@ -19,7 +19,7 @@ FP8 = torch.float8_e4m3fn
 LARGEST_FP8 = torch.finfo(FP8).max
 FP8_CAPABILITY = (8, 9)  # Ada; Hopper is (9, 0)
 FEWEST_ROWS = 17  # of CUDA's int8 product
-CUDA_STEPS = {"int8": 8, "fp8": 16}  # what inputs and outputs must be multiples of
+CUDA_STEPS = {"int8": 8, "fp8": 16}  # required divisors of inputs and outputs
 
 
 class Int8Linear(nn.Module):
@@ -66,7 +66,7 @@ class Fp8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., inputs) to (..., outputs), of x's dtype."""
         rounded, scales = _rounded(x.flatten(0, -2), LARGEST_FP8)
-        # the product adds a bias of its own dtype to its sums; another one is added to what is rounded
+        # the product adds a bias only in its own dtype; any other bias is added after rounding
         inside = self.bias is not None and self.bias.dtype == torch.bfloat16
         result = torch._scaled_mm(
             rounded.to(FP8),
@@ -82,14 +82,14 @@ class Fp8Linear(nn.Module):
 
 
 def check_shapes(linears: Iterable[nn.Linear], name: str, device: torch.device) -> None:
-    """Raise UserError for layers whose shapes the 8-bit product of CUDA does not take.  name: int8 or fp8."""
+    """Raise UserError for layers whose shapes CUDA's 8-bit product cannot take.  name: int8 or fp8."""
     if device.type != "cuda":
         return
     step = CUDA_STEPS[name]
     for linear in linears:
         if linear.in_features % step or linear.out_features % step:
             raise UserError(
-                f"{name} linears need widths that {step} divides on a GPU, this network has a layer of "
+                f"{name} linears need widths divisible by {step} on a GPU, this network has a layer of "
                 f"{linear.in_features} to {linear.out_features}; use exact"
                 + (" or int8" if name == "fp8" else "")
             )
@@ -109,11 +109,9 @@ def check_fp8(device: torch.device) -> None:
 
 
 def _rounded(rows: Tensor, largest: float) -> tuple[Tensor, Tensor]:
-    """(M, K) rows scaled so that each reaches `largest` (and whole where that is int8's), and the scales
-    (M, 1), both float32.
-    """
+    """(M, K) rows scaled to reach `largest` each (rounded for int8), and the scales (M, 1), both float32."""
     rows = rows.detach()
     peaks = torch.maximum(rows.amax(dim=1, keepdim=True), -rows.amin(dim=1, keepdim=True))
     scales = peaks.float().clamp_min(torch.finfo(torch.float32).tiny * 1e6) / largest
-    scaled = rows / scales  # float32, as the scales
+    scaled = rows / scales  # float32, like the scales
     return (scaled.round_() if largest == LARGEST_INT8 else scaled), scales

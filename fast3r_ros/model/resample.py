@@ -1,10 +1,10 @@
 """Preprocessing on any device: the resize and crop of `prepare_image` as two matrix products.
 
-Pillow's antialiased filters are separable, so each pass is a product with a banded matrix of filter
-weights.  As in Pillow the rows are resized first and rounded to uint8 between the passes.  Measured on
-noise, the worst input, 1 value of 1000 or fewer differs, nearly always by one grey level and never by more
-than two.  (Pillow 13 resizes the columns first where an image is about twice as high as wide, or more;
-there single values of noise differ by up to 20 levels.)
+Pillow's antialiased filters are separable, so each pass is a product with a banded matrix of filter weights.
+As in Pillow, the rows are resized first and rounded to uint8 between the passes.  On noise, the worst input,
+at most 1 value in 1000 differs, nearly always by one grey level and never by more than two.  (Pillow 13
+resizes the columns first if an image is at least about twice as high as wide; there, single values of noise
+differ by up to 20 levels.)
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fast3r_ros.model.preprocess import plan_resize
 def prepare_images(images: Tensor, long_side: int) -> tuple[Tensor, NDArray[np.float64]]:
     """Resize and crop uint8 RGB images (B, H, W, 3) of one size on their own device.
 
-    Returns the pixels (B, h, w, 3) uint8 and the (3, 3) pixel transform, both as `prepare_image` does.
+    Returns the pixels (B, h, w, 3) uint8 and the (3, 3) pixel transform, both as from `prepare_image`.
     Raises UserError for another type or shape.
     """
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[3] != 3:
@@ -44,9 +44,7 @@ def prepare_images(images: Tensor, long_side: int) -> tuple[Tensor, NDArray[np.f
 
 @functools.lru_cache(maxsize=16)
 def _weights(source: int, scaled: int, start: int, count: int, kind: str, device: torch.device) -> Tensor:
-    """Filter weights (count, source) float32 of the scaled pixels start..start + count - 1; rows sum to
-    one.
-    """
+    """Filter weights (count, source) float32 of scaled pixels start..start + count - 1; rows sum to one."""
     function, support = _FILTERS[kind]
     scale = source / scaled
     width = max(scale, 1.0)

@@ -1,7 +1,7 @@
-"""The encoder's 2D rotary embedding (RoPE), on a GPU as one kernel.
+"""The encoder's 2D rotary embedding (RoPE), as one kernel on a GPU.
 
-PyTorch's compiler makes the kernel at its first use, for all sizes.  Step by step it is nine, each of
-which reads and writes all queries and keys, in float32.
+PyTorch's compiler makes the kernel on first use, for all sizes.  The stepwise version takes nine kernels,
+each of which reads and writes all queries and keys in float32.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _log = logging.getLogger(__name__)
 def rope_tables(grid: tuple[int, int], head_dim: int, base: float, like: Tensor) -> tuple[Tensor, Tensor]:
     """Cosines and sines of the 2D rotary embedding for a row-major grid, each (h*w, 1, 1, 2, head_dim / 4).
 
-    The first half of a head turns with the token's row, the second with its column; within a half of size m
-    pair (i, i + m/2) turns by position * base^(-2i/m).  Angles are float32; the tables are at least float32.
+    The first half of a head rotates with the token's row, the second with its column; within a half of size m
+    pair (i, i + m/2) rotates by position * base^(-2i/m).  Angles are float32; the tables at least float32.
     """
     quarter = head_dim // 4
     steps = torch.arange(0, 2 * quarter, 2, device=like.device).float()
@@ -44,38 +44,38 @@ def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
 
 
 def fused(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-    """As `rotate` in one kernel; step by step, with a warning, where none can be made.
+    """Like `rotate`, in one kernel; stepwise, with a warning, if it cannot be compiled.
 
-    Raises torch.OutOfMemoryError where the device has no memory.
+    Raises torch.OutOfMemoryError when the device is out of memory.
     """
-    if torch.compiler.is_compiling() or _refusals:  # within a graph it is fused anyway
+    if torch.compiler.is_compiling() or _refusals:  # a graph fuses it anyway
         return stepwise(x, cosines, sines)
     try:
         return _kernel()(x, cosines, sines)
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # without Triton, or without the C compiler that it needs: of any kind
+    except Exception as error:  # any type: without Triton or the C compiler that it needs
         _refusals.append(one_line(error))
-        _log.warning("the rotation runs step by step, as it cannot be compiled: %s", _refusals[0])
+        _log.warning("the rotation cannot be compiled and runs step by step: %s", _refusals[0])
     return stepwise(x, cosines, sines)
 
 
 def stepwise(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-    """As `rotate`, one operation after the other."""
+    """Like `rotate`, one operation after the other."""
     halves = x.unflatten(-1, (2, 2, cosines.shape[-1])).to(cosines.dtype)
     first, second = halves.unbind(-2)
     turned = torch.stack([first * cosines - second * sines, second * cosines + first * sines], dim=-2)
     return turned.flatten(-3).to(x.dtype)
 
 
-_refusals: list[str] = []  # why this process cannot compile
+_refusals: list[str] = []  # reason why this process cannot compile
 
 
 @functools.cache
 def _kernel() -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    from torch._inductor import config  # only now: this takes seconds
+    from torch._inductor import config  # imported late: takes seconds
 
-    options: dict[str, Any] = {"compile_threads": 1}  # one kernel is not worth a pool of processes
-    if hasattr(config, "force_pointwise_cat"):  # else two kernels, one for each half of the pairs
+    options: dict[str, Any] = {"compile_threads": 1}  # no pool of processes for one kernel
+    if hasattr(config, "force_pointwise_cat"):  # otherwise two kernels, one per half of the pairs
         options["force_pointwise_cat"] = True
     return torch.compile(stepwise, dynamic=True, fullgraph=True, options=options)

@@ -1,7 +1,7 @@
 """Tensors in safetensors files: eight bytes of length, a JSON header, then the tensors' bytes.
 
-The format is small, and the package of that name is in no package list of a robot's system.
-https://github.com/huggingface/safetensors says what a file may hold; what it may not is refused here too.
+The format is small, and robots' package lists do not include the package of that name.
+https://github.com/huggingface/safetensors specifies valid files; invalid files are rejected here as well.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fast3r_ros.files import open_regular, unique_keys
 
-_HEADER_BYTES = 1 << 24  # that of the official model has 200 kB
+_HEADER_BYTES = 1 << 24  # the official model's has 200 kB
 _TYPES = {
     **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
     **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8},
@@ -31,9 +31,9 @@ _NAMES = {dtype: name for name, dtype in _TYPES.items()}
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file by name, mapped into memory: a page is read when it is first used.
+    """The tensors of a file by name, mapped into memory: a page is read on first use.
 
-    Raises OSError when it cannot be opened and ValueError when it is not exactly what its header says.
+    Raises OSError when it cannot be opened and ValueError when it does not match its header exactly.
     """
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
@@ -60,14 +60,14 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write tensors and metadata as the package does: wide types first, so that each is aligned.
+    """Write tensors and metadata like the package: wide types first, so that each is aligned.
 
-    Raises OSError when the disk is full, and ValueError for a type that the format does not have.
+    Raises OSError when the disk is full, and ValueError for a type that the format lacks.
     """
     unknown = [name for name, tensor in tensors.items() if tensor.dtype not in _NAMES]
     if unknown:
         raise ValueError(
-            f"{unknown[0]} has type {tensors[unknown[0]].dtype}, which safetensors does not know"
+            f"{unknown[0]} has type {tensors[unknown[0]].dtype}, which safetensors does not support"
         )
     names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
@@ -87,7 +87,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mappi
 
 @dataclass(frozen=True)
 class _Entry:
-    """What the bytes of one tensor are, and from where to where they lie behind the header."""
+    """The type, shape and byte range (relative to the header's end) of one tensor."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -104,13 +104,13 @@ class _Entry:
             raise ValueError(f"the header's entry of {label} is {str(entry)[:80]!r}") from error
         numbers = [*shape, begin, end] if isinstance(shape, list) else [None]
         if not all(type(number) is int and 0 <= number < 2**63 for number in numbers):
-            raise ValueError(f"shape or place of {label} are no whole numbers")
+            raise ValueError(f"shape or byte range of {label} are not whole numbers")
         if math.prod(shape) * dtype.itemsize != end - begin:
             raise ValueError(f"{label} of shape {str(shape)[:60]} has {end - begin} bytes")
         return _Entry(dtype, tuple(shape), begin, end)
 
     def tensor(self, content: Tensor) -> Tensor:
-        """The bytes (N,) as the tensor; a copy where they are not aligned, as old files have it."""
+        """The bytes (N,) as the tensor; a copy if they are not aligned, as in old files."""
         if not len(content):
             return torch.empty(self.shape, dtype=self.dtype)
         aligned = content.storage_offset() % self.dtype.itemsize == 0
@@ -123,8 +123,8 @@ def _parsed(text: bytes) -> dict[str, Any]:
     except RecursionError as error:
         raise ValueError("its header is nested too deeply") from error
     if not isinstance(header, dict):
-        raise ValueError("its header is no JSON object")
+        raise ValueError("its header is not a JSON object")
     metadata = header.get("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise ValueError("its metadata are not texts by name")
+        raise ValueError("its metadata are not strings")
     return header

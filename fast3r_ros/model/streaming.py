@@ -1,10 +1,10 @@
-"""Fusion of new views with what the fusion remembers of others.
+"""Fusion of new views with the cached keys and values of earlier ones.
 
-Most views of a window that slides were fused before.  Their keys and values are kept, block by block, and a
-later pass takes only the tokens of new views through the blocks; these attend to each other and to what is
-kept.  The views that are kept do not look at the new ones, which an exact pass would let them do.  It is the
-cache of language models; Zhuo et al. (Streaming 4D Visual Geometry Transformer, 2025) train a network for it,
-here nothing is trained.
+Most views of a sliding window have been fused before.  Their keys and values are cached, block by block, and
+a later pass takes only the tokens of new views through the blocks; these attend to each other and to the
+cache.  The cached views do not attend to the new ones, unlike in an exact pass.  This is the KV cache of
+language models; Zhuo et al. (Streaming 4D Visual Geometry Transformer, 2025) train a network for it, here
+nothing is trained.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fast3r_ros.model.attention import attend
 
 @dataclass(frozen=True)
 class FusionMemory:
-    """What the blocks of the fusion made of some views.
+    """The cached keys and values of some views in the fusion's blocks.
 
     keys, values: (B, heads, T, D) of each block, over the tokens of all views.  counts: tokens of each view.
     """
@@ -31,7 +31,7 @@ class FusionMemory:
     counts: tuple[int, ...]
 
     def spans(self, views: Sequence[int]) -> list[slice]:
-        """Where the tokens of some views are, in the views' order; neighbours together."""
+        """The token ranges of some views, in the views' order; adjacent ranges are joined."""
         starts = list(accumulate(self.counts, initial=0))
         spans: list[slice] = []
         for view in views:
@@ -43,9 +43,9 @@ class FusionMemory:
 
 
 class Remembering:
-    """An `AttentionFunction` for one pass of the fusion, which keeps what a later pass can attend to.
+    """An `AttentionFunction` for one pass of the fusion that caches keys and values for later passes.
 
-    memory, views: attend to these views of an earlier pass, too.
+    memory, views: also attend to these views of an earlier pass.
     """
 
     def __init__(self, memory: FusionMemory | None = None, views: Sequence[int] = ()) -> None:
@@ -61,7 +61,7 @@ class Remembering:
         before = ((), ()) if self._memory is None else (self._memory.keys, self._memory.values)
         for seen, tokens, kept in zip(before, (key, value), (self._keys, self._values), strict=True):
             old = [seen[block][:, :, span] for span in self._spans]
-            kept.append(torch.cat([*old, tokens], dim=2))  # always a copy: keys lie between queries
+            kept.append(torch.cat([*old, tokens], dim=2))  # always a copy: in memory keys lie between queries
         return attend(query, self._keys[block], self._values[block], scale, kernel)
 
     def memory(self, counts: Sequence[int]) -> FusionMemory:

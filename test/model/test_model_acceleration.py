@@ -187,7 +187,7 @@ def test_int8_weights_take_a_quarter_and_copies_keep_them() -> None:
     ("text", "message"),
     [
         ("merge=0", "merge is 0"),
-        ("merge=1.5", "no whole number"),
+        ("merge=1.5", "not a whole number"),
         ("linears=int4", "linears is 'int4'"),
         ("speed=2", "'speed=2' is unknown"),
         ("merge", "'merge' is unknown"),

@@ -67,7 +67,7 @@ def test_a_process_without_a_gpu_of_its_own_is_told(monkeypatch: pytest.MonkeyPa
     count = torch.cuda.device_count()
     for name, value in (("TORCHELASTIC_RUN_ID", "test"), ("LOCAL_RANK", str(count))):
         monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match=f"process {count} has no GPU, there are {count}"):
+    with pytest.raises(UserError, match=f"process {count} has no GPU, this machine has {count}"):
         join_processes("cuda")
     with pytest.raises(UserError, match="cuda:0 names one device"):
         join_processes("cuda:0")
@@ -97,9 +97,9 @@ def test_heads_that_cannot_be_shared_are_refused_and_the_model_stays_whole() -> 
 @pytest.mark.usefixtures("three_ranks")
 def test_acceleration_and_several_processes_are_not_combined() -> None:
     merging = Acceleration(merge=2)
-    with pytest.raises(UserError, match="do not work together"):
+    with pytest.raises(UserError, match="cannot be combined"):
         parallelise(accelerate(small_model(), merging), "sequence")
-    with pytest.raises(UserError, match="do not work together"):
+    with pytest.raises(UserError, match="cannot be combined"):
         accelerate(parallelise(small_model(), "sequence"), merging)
 
 

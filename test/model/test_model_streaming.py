@@ -128,8 +128,8 @@ def test_streaming_is_said_and_read_again() -> None:
     ("text", "message"),
     [
         ("stream=0", "stream is 0"),
-        ("stream=many", "stream=many is no whole number"),
-        ("merge=2,stream=2", "do not work together"),
+        ("stream=many", "stream=many is not a whole number"),
+        ("merge=2,stream=2", "cannot be combined"),
     ],
 )
 def test_wrong_streaming_is_named(text: str, message: str) -> None:
