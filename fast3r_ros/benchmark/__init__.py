@@ -1,1 +1,1 @@
-"""What `fast3r benchmark` measures, one module per benchmark."""
+"""The measurements of `fast3r benchmark`, one module per benchmark."""

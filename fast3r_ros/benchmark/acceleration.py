@@ -1,8 +1,10 @@
-"""`fast3r benchmark acceleration`: what each acceleration saves, and its error against the exact result.
+"""`fast3r benchmark acceleration`: the time saved by each acceleration, and its error against the exact
+result.
 
-The views are a walk through the synthetic room.  The error says something only of a trained model; with
-random weights just the times count.  Of streaming it is the step from one window to the next: the last
-eighth of the views is looked at with what is remembered of the others, and compared with a pass over all.
+The views are a walk through the synthetic room.  The error is meaningful only for a trained model; with
+random weights only the times count.  For streaming, the measured step is the one from a window to the next:
+the last eighth of the views is processed with the cached keys and values of the others, and compared with a
+full pass.
 """
 
 from __future__ import annotations
@@ -55,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """One pass exactly and one with each acceleration; returns the JSON document."""
+    """One exact pass and one with each acceleration; returns the JSON document."""
     device = chosen_device(arguments)
     accelerations = [Acceleration.parse(text) for text in arguments.accelerate]
     dtype = arguments.dtype or default_dtype(device)
@@ -77,7 +79,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def walk(views: int, size: tuple[int, int], device: torch.device) -> list[Tensor]:
-    """Views (1, 3, H, W) along a walk through the synthetic room.  Raises UserError for a wrong size."""
+    """Views (1, 3, H, W) along a walk through the synthetic room.  Raises UserError for an invalid size."""
     if size[0] % 16 or size[1] % 16:
         raise UserError(f"--size {size[0]}x{size[1]}: both sides must be multiples of 16")
     sequence = demo_sequence(DURATION, width=size[0], height=size[1])
@@ -89,7 +91,7 @@ def walk(views: int, size: tuple[int, int], device: torch.device) -> list[Tensor
 def against(
     exact: list[ViewPrediction], model: Fast3R, acceleration: Acceleration, images: list[Tensor], runs: int
 ) -> dict[str, Any]:
-    """Time and error of one acceleration, or why it cannot be used here."""
+    """Time and error of one acceleration, or why it cannot run here."""
     try:
         faster = accelerate(copy.deepcopy(model), acceleration)
     except UserError as error:
@@ -110,7 +112,7 @@ def against(
 
 
 def streamed_step(model: Fast3R, images: list[Tensor], new: int) -> Callable[[], list[ViewPrediction]]:
-    """A function that looks at the last `new` images with what the fusion remembers of all others."""
+    """A function that processes the last `new` images with the cached keys and values of all others."""
     known = [model.encode(image) for image in images[:-new]]
     first = Remembering()
     model.fuse(known, function=first)

@@ -1,4 +1,4 @@
-"""What the device in use reaches: its matrix rate and its memory bandwidth, measured."""
+"""The measured peak rates of the device: matrix products and memory bandwidth."""
 
 from __future__ import annotations
 
@@ -32,8 +32,9 @@ def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
 
 
 def comparable_seconds(stage: Measurement, device: torch.device) -> float:
-    """What is compared with the floor: wall time, but on one CPU thread processor time, which is the same on
-    a machine that does nothing else and hardly changes on one that does.
+    """The time to compare with the roofline: wall time, or processor time on one CPU thread.
+
+    Processor time is nearly independent of other work on the machine.
     """
     if device.type == "cpu" and torch.get_num_threads() == 1 and stage.processor_s:
         return stage.processor_s
@@ -43,8 +44,9 @@ def comparable_seconds(stage: Measurement, device: torch.device) -> float:
 def compared(
     stage: Measurement, work: Sequence[Operation] | None, ceilings: Ceilings, device: torch.device
 ) -> dict[str, Any]:
-    """The measurement as the content of a JSON object, with what had to be done, and how much longer it took
-    than the floor; without the latter where nothing is known of the work.
+    """The measurement as a JSON object, with the required work, and its time relative to the roofline.
+
+    The latter two are omitted when the work is unknown.
     """
     if work is None:
         return stage.content()

@@ -1,8 +1,8 @@
-"""The floor under the network's time: the arithmetic and the memory traffic that no implementation avoids.
+"""The roofline of the network's time: the arithmetic and memory traffic that every implementation needs.
 
-Every matrix product, convolution and attention of a pass is one `Operation`.  Its floor is the larger of
-FLOPs over the matrix rate and bytes over the bandwidth; those of a stage add up.  Counted as
-`torch.utils.flop_counter` does: two FLOPs per multiply-add, nothing for norms, activations and resizing.
+Every matrix product, convolution and attention of a pass is one `Operation`.  Its minimum time is the larger
+of FLOPs over the matrix rate and bytes over the bandwidth; the times of a stage add up.  FLOPs are counted
+like in `torch.utils.flop_counter`: two per multiply-add, none for norms, activations and resizing.
 """
 
 from __future__ import annotations
@@ -12,14 +12,12 @@ from dataclasses import dataclass
 
 from fast3r_ros.model.config import Fast3RConfig
 
-CHANNELS = 4  # of a head's result: a point and its confidence
+CHANNELS = 4  # in a head's result: a point and its confidence
 
 
 @dataclass(frozen=True)
 class Operation:
-    """One product, convolution or attention: its FLOPs, and the bytes of its operands and result, each moved
-    once.
-    """
+    """One product, convolution or attention: its FLOPs, and the bytes of its operands and result."""
 
     name: str
     flops: float
@@ -28,8 +26,10 @@ class Operation:
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What a device reaches: matrix_rate in FLOP/s of one large matrix product, bandwidth in byte/s of one
-    large copy (read and written bytes counted).
+    """Peak rates of a device.
+
+    matrix_rate: FLOP/s of one large matrix product.  bandwidth: byte/s of one large copy, counting bytes read
+    and written.
     """
 
     matrix_rate: float
@@ -37,7 +37,7 @@ class Ceilings:
 
 
 def floor_seconds(operations: Iterable[Operation], ceilings: Ceilings) -> float:
-    """The least time for these operations one after the other."""
+    """The minimum time of these operations in sequence."""
     return sum(max(each.flops / ceilings.matrix_rate, each.bytes / ceilings.bandwidth) for each in operations)
 
 
@@ -51,7 +51,7 @@ def stages(
     """The operations of `encode`, `fuse` and `heads` for one scene of equal views.
 
     size_wh: width and height in pixels, multiples of 16.  element_size: bytes of a number of the network's
-    dtype.  encoded: how many views are encoded, all by default; the others' tokens are at hand.
+    dtype.  encoded: number of encoded views, default all; the tokens of the others are cached.
     """
     patch = config.encoder.patch_size
     grid = (size_wh[1] // patch, size_wh[0] // patch)
@@ -105,7 +105,7 @@ def _head(config: Fast3RConfig, views: int, grid: tuple[int, int], size: int) ->
         return _convolution(result, result * stride**2, inputs, outputs, kernel**2, size)
 
     def transposed(channels: int, factor: int) -> Operation:
-        """No two taps overlap, so that each result takes one of the kernel's positions."""
+        """Taps do not overlap, so each result uses one position of the kernel."""
         result = views * h * w * factor**2
         flops = 2.0 * result * channels * channels
         moved = views * h * w * channels + result * channels + channels**2 * factor**2
@@ -150,7 +150,7 @@ def _product(name: str, rows: int, inputs: int, outputs: int, size: int) -> Oper
 
 
 def _attention(name: str, batch: int, tokens: int, width: int, size: int) -> Operation:
-    """Queries on keys and weights on values; no kernel of today writes the logits to memory."""
+    """Queries times keys and weights times values; modern kernels do not write the logits to memory."""
     flops = 4.0 * batch * tokens * tokens * width
     return Operation(name, flops, float(size * 4 * batch * tokens * width))
 

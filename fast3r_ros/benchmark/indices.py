@@ -1,4 +1,4 @@
-"""`fast3r benchmark indices`: how the choice of image indices changes a model's accuracy.
+"""`fast3r benchmark indices`: a model's accuracy by the choice of image indices.
 
 Walks through held-out synthetic rooms are reconstructed with the same images and different rows of the
 index table.
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The benchmark's arguments."""
     parser.add_argument("--model", default="demo", help="demo, a directory or a hub name")
     parser.add_argument(
-        "--config", type=Path, help="training configuration whose `data` says what rooms look like"
+        "--config", type=Path, help="training configuration whose section `data` describes the rooms"
     )
     parser.add_argument("--views", type=int, nargs="+", default=[8], help="numbers of views")
     parser.add_argument("--scenes", type=int, default=16, help="held-out walks (default: %(default)s)")

@@ -1,4 +1,4 @@
-"""What a benchmark has measured so far, told and kept case by case: a run that is cut off loses one case."""
+"""A benchmark's results so far, reported and saved case by case: an aborted run loses only one case."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ def add_keep_argument(parser: argparse.ArgumentParser) -> None:
         "--keep",
         type=Path,
         metavar="FILE",
-        help="also write the document to this file, anew after every case, for runs that may be cut off",
+        help="also write the document to this file after every case, for runs that may be aborted",
     )
 
 
 def collected(
     document: dict[str, Any], results: Iterable[dict[str, Any]], path: Path | None
 ) -> dict[str, Any]:
-    """The document with all `results`, which are measured as they are asked for.
+    """The document with all `results`, which are measured while iterating.
 
-    Each is told on stderr as it comes, and the file holds those that there are, with `unfinished` until it
-    is the document that is returned.  Raises UserError for a file that cannot be written.
+    Each result is reported on stderr.  The file holds the results so far, with the key `unfinished`, until it
+    holds the returned document.  Raises UserError for a file that cannot be written.
     """
     found: list[dict[str, Any]] = []
     document = {**document, "results": found}
@@ -41,14 +41,14 @@ def collected(
 
 
 def keep(document: dict[str, Any], path: Path | None) -> None:
-    """Put the document in the place of what the file held, if there is a file.  Raises UserError."""
+    """Replace the file's content by the document, if `path` is given.  Raises UserError."""
     if path is not None:
         with whole_file(path) as temporary:
             temporary.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
 def _line(result: dict[str, Any]) -> str:
-    """The numbers and texts of a case, without what is nested."""
+    """The numbers and texts of a case, without nested values."""
     cells = {name: value for name, value in result.items() if isinstance(value, (int, float, str))}
     return ", ".join(f"{name} {_short(value)}" for name, value in cells.items())
 

@@ -1,8 +1,8 @@
-"""`benchmark mapping`: what the mapper promises, measured against the synthetic truth.
+"""`benchmark mapping`: the mapper's guarantees, measured against synthetic ground truth.
 
-Every scenario is a function of a seed that returns numbers; `run` repeats it with other seeds and puts
-medians and spread into one JSON-able dictionary.  The tests call the same scenarios, smaller, and hold the
-promises to them.
+Every scenario is a function of a seed that returns numbers; `run` repeats it with other seeds and summarises
+medians and spread in one JSON-able dictionary.  The tests run the same scenarios, smaller, and check the
+guarantees.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ def loop_accuracy(
     background: bool = False,
     disturbance: Disturbance | None = None,
 ) -> dict[str, float]:
-    """600 frames over a 60 m loop: 1 % depth error, half of it smooth, 5 % outliers, unknown scale per
+    """600 frames over a 60 m loop: 1 % depth error, half of it smooth, 5 % outliers, a random scale per
     window.
 
-    background: optimise in a thread as the node does, so that no two runs are quite alike.
+    background: optimise in a thread like the node, so that runs differ slightly.
     disturbance: other errors of the network than these.
     """
     sequence, frames = the_loop(size=size, seed=seed)
@@ -64,7 +64,7 @@ def recorded_way(
 
 
 def recorded_scenarios(sequence: RecordedSequence) -> dict[str, Callable[..., dict[str, Any]]]:
-    """What `--recorded` measures: without and with the errors of trained networks."""
+    """The scenarios of `--recorded`, without and with the errors of trained networks."""
     errors = {"": None, "trained_": REALISTIC, "trained_focal_": _OTHER_FOCAL}
     ways = {"out": (False, False), "out_and_back": (True, False), "out_and_back_with_closure": (True, True)}
     return {
@@ -77,14 +77,14 @@ def recorded_scenarios(sequence: RecordedSequence) -> dict[str, Callable[..., di
 def many_outliers(
     frames: int = 200, seed: int = 0, disturbance: Disturbance | None = None
 ) -> dict[str, float]:
-    """30 % outlier pixels that are as confident as the others."""
+    """30 % outlier pixels with full confidence."""
     sequence, all_frames = the_loop()
     outliers = replace(disturbance or Disturbance(), outliers=0.3, wrong_confidence=True)
     return start(sequence, outliers, seed).feed(all_frames[:frames]).scores()
 
 
 def pure_noise(frames: int = 120, seed: int = 0, disturbance: Disturbance | None = None) -> dict[str, Any]:
-    """One window of nonsense in the middle: it must be refused and leave the map bit for bit as it was."""
+    """One window of nonsense in the middle: it must be rejected and leave the map bit-identical."""
     sequence, all_frames = the_loop()
     run = start(sequence, disturbance, seed).feed(all_frames[:frames], finish=False)
     run.mapper.map.fuse_moved()
@@ -126,9 +126,7 @@ def odometry_scale(
     frames: int = 300,
     disturbance: Disturbance | None = None,
 ) -> dict[str, Any]:
-    """The scale from odometry whose increments are noisy and, for a share of the way, too long (slipping
-    wheels).
-    """
+    """Scale from odometry with noisy increments that are too long for a share of the path (wheel slip)."""
     sequence, all_frames = the_loop()
     run = start(sequence, disturbance, seed, scale__source="odometry")
     for stamp_ns, odom_from_base in odometry_of(sequence, noise, slipping, seed, frames):
@@ -140,9 +138,9 @@ def odometry_scale(
 def standing_robot(
     seconds: int = 120, max_similarity: float = 1.0, seed: int = 0, disturbance: Disturbance | None = None
 ) -> dict[str, Any]:
-    """A robot that stands, with odometry that trembles by a millimetre: there is no scale to be had.
+    """A stationary robot whose odometry jitters by a millimetre: no scale can be measured.
 
-    max_similarity: at 1, the same view becomes a keyframe again and again.
+    max_similarity: with 1, the same view becomes a keyframe repeatedly.
     """
     sequence, all_frames = the_loop()
     still = replace(
@@ -164,7 +162,7 @@ def standing_robot(
 def rig_scale(
     baseline: float = 0.3, frames: int = 240, seed: int = 0, disturbance: Disturbance | None = None
 ) -> dict[str, Any]:
-    """The scale from two cameras side by side whose images are taken together."""
+    """The scale from two cameras next to each other with synchronous images."""
     left, left_frames = the_loop()
     offset = np.eye(4)
     offset[0, 3] = baseline  # to the right, in the optical frame
@@ -188,7 +186,7 @@ def other_scale(
 
 
 def lost_track(seed: int = 0, disturbance: Disturbance | None = None) -> dict[str, Any]:
-    """10 s without features while the camera moves on, then the way back to the start."""
+    """10 s without features while the camera moves on, then the path back to the start."""
     sequence, frames = the_loop()
     blank = [replace(frame, image=np.full_like(frame.image, 128)) for frame in frames[150:250]]
     run = start(sequence, disturbance, seed)
@@ -213,7 +211,7 @@ def localization(
     directory: Path | None = None,
     disturbance: Disturbance | None = None,
 ) -> dict[str, Any]:
-    """Single frames from random places near the mapped way, localised in the saved and loaded map."""
+    """Single frames from random places near the mapped trajectory, localised in the saved and loaded map."""
     sequence, all_frames = the_loop()
     rng = np.random.default_rng(seed)
     chosen = rng.integers(0, frames, places)
@@ -233,7 +231,7 @@ def localization(
 
 
 def localized(mapper: Mapper, queries: SyntheticSequence, world_from_map: Sim3) -> dict[str, Any]:
-    """How many frames of `queries` are localised within 5 cm and 2 degrees, and the errors of those found."""
+    """Number of `queries` localised within 5 cm and 2 degrees, and the errors of the localised ones."""
     position, angle = [], []
     for query, truth in zip(queries, queries.world_from_camera, strict=True):
         found = mapper.localize(query)
@@ -254,7 +252,7 @@ def long_run(
     seed: int = 0,
     disturbance: Disturbance | None = None,
 ) -> dict[str, Any]:
-    """Lap after lap: what a window costs outside of the network early and late, and the memory of the map."""
+    """Many laps: the cost of a window outside of the network early and late, and the memory of the map."""
     sequence, frames = the_loop(size=(56, 40))
     frames, lap = frames[::5], 0
     run = start(sequence, disturbance, seed, map__memory_mb=memory_mb, loop__background=background)
@@ -291,11 +289,11 @@ def window_cost(
     seed: int = 0,
     disturbance: Disturbance | None = None,
 ) -> dict[str, float]:
-    """Milliseconds per stage of a window of 16 views, and of everything but the network."""
+    """Milliseconds per stage of a window of 16 views, and of everything except the network."""
     sequence = loop_sequence(width=size[0], height=size[1])
     run = start(sequence, disturbance, seed)
     frame = 0
-    while len(run.results) < windows:  # every third frame, to render fewer
+    while len(run.results) < windows:  # every third frame, to save rendering
         run.feed([sequence[frame]], finish=False)
         frame += 3
     full = run.results[4:]
@@ -328,7 +326,7 @@ _PROMISES: dict[str, Callable[..., dict[str, Any]]] = {
     "window_cost": window_cost,
     "long_run": long_run,
 }
-# every promise without and with the errors of trained networks
+# every guarantee, without and with the errors of trained networks
 SCENARIOS: dict[str, Callable[..., dict[str, Any]]] = {
     **_PROMISES,
     **{f"trained_{name}": partial(scenario, disturbance=REALISTIC) for name, scenario in _PROMISES.items()},
@@ -337,7 +335,7 @@ SCENARIOS: dict[str, Callable[..., dict[str, Any]]] = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which scenarios to measure, and how often."""
+    """The options: scenarios and number of runs."""
     parser.add_argument(
         "scenarios",
         nargs="*",
@@ -349,7 +347,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--recorded",
         type=Path,
         metavar="FOLDER",
-        help="also on this folder's recorded RGB-D (7-Scenes); only there unless scenarios are named",
+        help="also measure on this folder's recorded RGB-D (7-Scenes); only there unless scenarios are given",
     )
     parser.add_argument(
         "--runs", type=int, default=3, help="runs of each, with seeds from 0 (default: %(default)s)"
@@ -369,7 +367,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _timed(scenario: Callable[..., dict[str, Any]], seed: int) -> dict[str, Any]:
-    """What a scenario returns, and the processor time it took with its stand-in network."""
+    """A scenario's result, and its processor time including the stand-in network."""
     start_time = time.process_time()
     return {**scenario(seed=seed), "processor_s": time.process_time() - start_time}
 
@@ -378,7 +376,7 @@ def _timed(scenario: Callable[..., dict[str, Any]], seed: int) -> dict[str, Any]
 
 
 def _fingerprint(mapper: Mapper) -> tuple[bytes, ...]:
-    """Everything that the map is, as bytes."""
+    """The complete content of the map, as bytes."""
     cloud = mapper.map.cloud()
     poses = b"".join(
         pose.map_from_camera.tobytes() + pose.covariance.tobytes() for pose in mapper.trajectory()
@@ -397,13 +395,11 @@ def _later(sequence: SyntheticSequence, frame: int, seconds: float) -> int:
 def odometry_of(
     sequence: SyntheticSequence, noise: float, slipping: float, seed: int, frames: int
 ) -> list[tuple[int, Float64]]:
-    """Poses of the base (the body frame at the camera) with noisy increments, in an odometry frame of its
-    own.
-    """
+    """Base poses (the body frame at the camera) with noisy increments, in their own odometry frame."""
     rng = np.random.default_rng(seed)
     base = body_pose_from_optical(sequence.world_from_camera[:frames])
     pose = np.eye(4)
-    pose[:3, :3] = base[0, :3, :3]  # odometry knows gravity
+    pose[:3, :3] = base[0, :3, :3]  # odometry is aligned with gravity
     poses = [(sequence.stamp_ns(0), pose)]
     # wheels slip in stretches of 5 s
     slips = rng.permutation(np.arange((frames + 49) // 50) < round(slipping * ((frames + 49) // 50)))
@@ -416,7 +412,7 @@ def odometry_of(
 
 
 def _scale_report(run: Run) -> dict[str, Any]:
-    """Whether the map is metric and how far its scale is from the truth's."""
+    """Whether the map is metric, and its scale error against the ground truth."""
     status = run.mapper.status()
     error = 100 * abs(np.log(run.world_from_map().scale))
     return {

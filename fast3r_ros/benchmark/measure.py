@@ -1,4 +1,4 @@
-"""Timing, peak memory and a description of the machine, alike for every benchmark."""
+"""Timing, peak memory and a description of the machine, the same for every benchmark."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Measurement:
-    """Wall time of several runs of one stage in seconds, and the memory above what was there before.
+    """Wall time of several runs of one stage in seconds, and the memory above the initial usage.
 
-    peak_bytes: the most that one run needed: of the GPU's allocator, or of the process's resident memory on
-    the CPU; None where the system does not tell.  processor_s: median processor time of all threads, which
-    other work on the machine hardly changes; None where it was not taken.
+    peak_bytes: the peak of one run: of the GPU's allocator, or of the process's resident memory on the CPU;
+    None if the system does not report it.  processor_s: median processor time of all threads, nearly
+    independent of other work on the machine; None if not measured.
     """
 
     median_s: float
@@ -38,16 +38,16 @@ class Measurement:
     processor_s: float | None = None
 
     def content(self) -> dict[str, Any]:
-        """The measurement as the content of a JSON object, without what was not taken."""
+        """The measurement as a JSON object, without missing values."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 def measure(
     stage: Callable[[], Result], device: torch.device, runs: int = 5, warmup: int = 1, memory: bool = True
 ) -> tuple[Result, Measurement]:
-    """Run a stage `warmup` times unmeasured, then `runs` times; returns the last result too.
+    """Run a stage `warmup` times unmeasured, then `runs` times; also returns the last result.
 
-    memory: whether the peak is measured, which takes longer than a short stage.
+    memory: whether to measure the peak, which takes longer than a short stage.
     """
     for _ in range(warmup):
         stage()
@@ -72,9 +72,9 @@ def summary(seconds: Sequence[float]) -> Measurement:
 
 
 class PeakMemory:
-    """The most memory above what was in use before, of a stretch of code: `with PeakMemory(device) as peak`.
+    """Peak memory of a block of code above the initial usage: `with PeakMemory(device) as peak`.
 
-    bytes: as `Measurement.peak_bytes`, known after the block.
+    bytes: see `Measurement.peak_bytes`; set after the block.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -93,7 +93,7 @@ class PeakMemory:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What was measured on: names, counts and versions, no host name."""
+    """The machine of the measurement: names, counts and versions, no host name."""
     content = {
         "device": device.type,
         "processor": _processor(),
@@ -119,13 +119,13 @@ def _processor() -> str:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what it was told."""
+    """Wait until the device has finished all queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def _start_peak(device: torch.device) -> int | None:
-    """Forget the peak so far; returns the memory in use."""
+    """Reset the peak; returns the memory in use."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
@@ -138,7 +138,7 @@ def _start_peak(device: torch.device) -> int | None:
 
 
 def _return_free_memory() -> None:
-    """Give memory that was freed back to the system, so that using it again is counted (glibc only)."""
+    """Return freed memory to the system, so that reusing it is counted (glibc only)."""
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:

@@ -1,4 +1,4 @@
-"""The networks that benchmarks run: real ones by name, or full-size ones with random weights."""
+"""The networks for benchmarks: trained ones by name, or full-size ones with random weights."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_dtype_argument(parser: argparse.ArgumentParser, several: bool = False) -> None:
-    """--dtype: one, or a list of them; None, where it is not given, stands for `default_dtype`."""
+    """--dtype: one, or a list of them; None (not given) means `default_dtype`."""
     parser.add_argument(
         "--dtype",
         nargs="+" if several else None,
@@ -46,7 +46,7 @@ def add_dtype_argument(parser: argparse.ArgumentParser, several: bool = False) -
 
 
 def default_dtype(device: torch.device) -> str:
-    """What networks run in on this device, and what figures are of: as the node and `fast3r reconstruct`."""
+    """The dtype of networks on this device, the same as for the node and `fast3r reconstruct`."""
     return name_of(resolve_dtype("auto", device))
 
 
@@ -67,12 +67,12 @@ def parse_size(text: str) -> tuple[int, int]:
     """`512x384` as (width, height) in pixels.  Raises UserError."""
     width, mark, height = text.partition("x")
     if not (mark and width.isdigit() and height.isdigit()):
-        raise UserError(f"size is {text!r}, expected WIDTHxHEIGHT as 512x384")
+        raise UserError(f"size is {text!r}, expected WIDTHxHEIGHT such as 512x384")
     return int(width), int(height)
 
 
 def parse_network_size(text: str) -> tuple[int, int]:
-    """As `parse_size`, of a view that preprocessing leaves as it is.  Raises UserError for others."""
+    """Like `parse_size`, for a size that preprocessing does not change.  Raises UserError for others."""
     size = parse_size(text)
     kept = plan_resize(*size, max(size)).size
     if kept != size:
@@ -83,7 +83,7 @@ def parse_network_size(text: str) -> tuple[int, int]:
 
 
 def load(name: str, device: torch.device, dtype: torch.dtype, attention: str) -> Fast3R:
-    """A model by name, or one of RANDOM_MODELS with random weights; no download is needed for those."""
+    """A model by name, or one of RANDOM_MODELS with random weights; these need no download."""
     if name not in RANDOM_MODELS:
         return Fast3R.from_pretrained(name, device, dtype, attention)
     (width, depth, heads), (fused, fused_depth, fused_heads) = RANDOM_MODELS[name]
@@ -100,8 +100,9 @@ def load(name: str, device: torch.device, dtype: torch.dtype, attention: str) ->
 
 
 def attention_kernel(model: Fast3R, asked: str, views: int, size: tuple[int, int]) -> str:
-    """Set the kernel that was asked for; on a GPU `auto` is the fastest one for so many tokens, as in the
-    node.  Returns its name.
+    """Set the kernel `asked`; returns its name.
+
+    On a GPU, `auto` is the fastest kernel for the number of tokens, as in the node.
     """
     model.set_attention(asked)
     if next(model.parameters()).device.type != "cuda":

@@ -1,4 +1,4 @@
-"""`fast3r benchmark network`: the network's stages by number of views, size and dtype, and their floor."""
+"""`fast3r benchmark network`: the network's stages by number of views, size and dtype, and their roofline."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure every combination; returns the JSON document."""
     device = chosen_device(arguments)
     sizes = [parse_size(text) for text in arguments.size]
-    rates: dict[str, dict[str, float]] = {}  # of each dtype, once it was its turn
+    rates: dict[str, dict[str, float]] = {}  # dtype -> rates, measured on first use
 
     def results() -> Iterator[dict[str, Any]]:
         for dtype in arguments.dtype or [default_dtype(device)]:
@@ -70,9 +70,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 def measure_stages(
     model: Fast3R, views: int, size: tuple[int, int], runs: int, ceilings: Ceilings
 ) -> dict[str, Any]:
-    """Seconds, peak memory and floor of encode, fuse, heads and pose for one scene, and their sum.
+    """Seconds, peak memory and roofline of encode, fuse, heads and pose for one scene, and their sum.
 
-    `fusion_attention` is the part of `fuse` that grows with the square of the views, measured alone.
+    `fusion_attention` is the part of `fuse` that grows with the square of the views, measured separately.
     """
     weight = next(model.parameters())
     device = weight.device

@@ -1,10 +1,10 @@
-"""`benchmark node`: what the ROS interface costs, measured over DDS between processes on this machine.
+"""`benchmark node`: the cost of the ROS interface, measured over DDS between processes on this machine.
 
-Run by itself, this module is the camera of the measurement: 1280x720 raw images, 30 a second if not told.
+Run as a program, this module is the camera of the measurement: 1280x720 raw images, 30 per second by default.
 
     python -m fast3r_ros.benchmark.node SECONDS [reliable|best_effort] [RATE]
 
-ROS is imported only where it is used, so that `fast3r benchmark` needs none for its other measurements.
+ROS is imported only where it is used, so that the other benchmarks run without it.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ CAMERA_MODULE = "fast3r_ros.benchmark.node"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What is measured, and for how long."""
+    """The options: measurements and their length."""
     parser.add_argument("--model", default="demo", help="the network of the node (default: demo)")
     parser.add_argument(
         "--seconds", type=float, default=10.0, help="length of each measurement (default: 10)"
     )
     parser.add_argument("--rate", type=float, default=RATE, help="images per second (default: %(default)s)")
-    parser.add_argument("--dds", action="store_true", help="measure the loss of images by DDS settings, too")
+    parser.add_argument("--dds", action="store_true", help="also measure the loss of images by DDS settings")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Measure and return the document.  Raises UserError where ROS is missing."""
+    """Measure and return the document.  Raises UserError without ROS."""
     try:
         import rclpy  # noqa: F401
     except ImportError as error:
@@ -105,7 +105,7 @@ def _conversion() -> dict[str, dict[str, float]]:
 
 
 def _node(model: str, seconds: float, rate: float, domain: int) -> dict[str, Any]:
-    """The mapping node under images of 1280x720: what it takes, drops and costs."""
+    """The mapping node with images of 1280x720: frames used and dropped, latency and cost."""
     import rclpy
     from sensor_msgs.msg import PointCloud2
 
@@ -143,7 +143,9 @@ def _node(model: str, seconds: float, rate: float, domain: int) -> dict[str, Any
             sent = int((camera.communicate()[0] or "0").split()[0])
         busy = (_cpu_seconds(node.pid) - before) / (time.monotonic() - start)
         limit = time.monotonic() + FIRST_CLOUD_SECONDS
-        while not delays and time.monotonic() < limit:  # a slow machine may still be at its first window
+        while (
+            not delays and time.monotonic() < limit
+        ):  # a slow machine may still be processing its first window
             executor.spin_once(timeout_sec=0.2)
     finally:
         node.terminate()
@@ -165,13 +167,13 @@ def _node(model: str, seconds: float, rate: float, domain: int) -> dict[str, Any
         "frame_to_cloud_s": _spread(delays),
         "stages_s": _stages([each for each in newest if each.windows]),
         "cpu_cores": round(busy, 2),
-        # by fifths of the time: flat after the first, which loads the network's working memory
+        # in fifths of the time: flat after the first, which allocates the network's working memory
         "memory_mb": [round(max(part)) for part in np.array_split(memory, 5) if len(part)],
     }
 
 
 def _stages(statuses: Sequence[Any]) -> dict[str, dict[str, float]]:
-    """Stage -> median and spread over the windows; a window that several statuses tell of counts once."""
+    """Stage -> median and spread over the windows; a window in several statuses counts once."""
     windows = {each.windows: each for each in statuses}
     times: dict[str, list[float]] = {}
     for status in windows.values():
@@ -181,7 +183,7 @@ def _stages(statuses: Sequence[Any]) -> dict[str, dict[str, float]]:
 
 
 def _spread(seconds: Sequence[float]) -> dict[str, float]:
-    """Median, least and most of some times; empty without any."""
+    """Median, minimum and maximum of some times; empty without any."""
     if not seconds:
         return {}
     times = {"median_s": statistics.median(seconds), "fastest_s": min(seconds), "slowest_s": max(seconds)}
@@ -194,7 +196,7 @@ def _age(stamp: Any) -> float:
 
 
 def _delivery(reliability: str, profile: bool, seconds: float, rate: float, domain: int) -> dict[str, Any]:
-    """How many images of another process arrive, by reliability and with or without config/fastdds.xml."""
+    """Number of images received from another process, by reliability, with or without config/fastdds.xml."""
     import rclpy
     from rclpy.qos import QoSProfile, ReliabilityPolicy
     from sensor_msgs.msg import Image
@@ -223,7 +225,7 @@ def _delivery(reliability: str, profile: bool, seconds: float, rate: float, doma
 def _camera(
     seconds: float, reliability: str, rate: float, environment: dict[str, str]
 ) -> subprocess.Popen[str]:
-    """This module as a camera, in a process of its own."""
+    """This module as a camera, in a separate process."""
     command = [sys.executable, "-m", CAMERA_MODULE, str(seconds), reliability, str(rate)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
@@ -249,7 +251,7 @@ def _memory_mb(pid: int) -> float:
 
 
 def moving_pictures(count: int = 20) -> list[np.ndarray]:
-    """A coarse pattern that moves by 16 pixels a picture, (720, 1280, 3) uint8 each."""
+    """A coarse pattern that moves by 16 pixels per image, (720, 1280, 3) uint8 each."""
     coarse = np.random.default_rng(0).integers(0, 256, (45, 80 + count, 3), np.uint8)
     wide = np.kron(coarse, np.ones((16, 16, 1), np.uint8))
     return [np.ascontiguousarray(wide[:HEIGHT, 16 * i : 16 * i + WIDTH]) for i in range(count)]
@@ -277,7 +279,7 @@ def camera(seconds: float, reliability: str = "reliable", rate: float = RATE) ->
         publisher.publish(message)
         count += 1
         time.sleep(max(0.0, start + count / rate - time.monotonic()))
-    time.sleep(0.5)  # for what is still on its way
+    time.sleep(0.5)  # for images still in transport
     print(f"{count} images in {time.monotonic() - start:.1f} s", flush=True)
     rclpy.shutdown()
 

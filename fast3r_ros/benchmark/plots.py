@@ -1,4 +1,4 @@
-"""A benchmark's document as pictures."""
+"""A benchmark's document as figures."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 SIZE = (8.0, 4.5)
-FEWEST_BARS = 3  # fewer would be drawn wider
+FEWEST_BARS = 3  # fewer bars would be drawn wider
 
 
 def figures(document: Mapping[str, Any]) -> dict[str, Figure]:
-    """Name -> figure; none for a benchmark that has no curve to show."""
+    """Name -> figure; empty for a benchmark without curves."""
     draw = _FIGURES.get(document["benchmark"])
     return {} if draw is None else draw(document)
 
 
 def _network(document: Mapping[str, Any]) -> dict[str, Figure]:
-    """Stages by number of views, one figure per size and dtype, with the floor as a line."""
+    """Stages by number of views, one figure per size and dtype, with the roofline as a line."""
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for result in document["results"]:
         size = "x".join(str(side) for side in result["size_wh"])
@@ -32,7 +32,7 @@ def _network(document: Mapping[str, Any]) -> dict[str, Figure]:
         stacks = [{name: stage["median_s"] for name, stage in result["stages"].items()} for result in results]
         _stack(axes, [str(result["views"]) for result in results], stacks)
         floors = [sum(stage.get("floor_s", 0.0) for stage in result["stages"].values()) for result in results]
-        axes.plot(range(len(results)), floors, "k_", markersize=30, label="floor of encode, fuse, heads")
+        axes.plot(range(len(results)), floors, "k_", markersize=30, label="roofline of encode, fuse, heads")
         axes.set_xlabel("views")
         figure.legend(loc="outside right upper", fontsize="small")
         drawn[f"network_{size}_{dtype}"] = figure

@@ -1,7 +1,7 @@
-"""`fast3r benchmark precision`: what each way to compute costs in accuracy, against float32.
+"""`fast3r benchmark precision`: the accuracy of each dtype, against float32.
 
-The dtypes of a GPU are emulated: PyTorch computes in them on a CPU, too, only slowly.  `auto` is what a GPU
-runs.  Errors are of the global points, relative to their distance from view 0's camera.
+The dtypes of a GPU are emulated: PyTorch also computes in them on a CPU, only slowly.  `auto` is the choice
+on a GPU.  Errors are of the global points, relative to their distance from view 0's camera.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--golden",
         type=Path,
         metavar="FOLDER",
-        help="instead the random network and the views of a golden case, as test/golden/forward/landscape",
+        help="use the random network and the views of a golden case, such as test/golden/forward/landscape",
     )
     parser.add_argument("--views", type=int, default=8, help="number of views (default: %(default)s)")
     parser.add_argument("--size", default="224x160", metavar="WxH", help="size of a view")
@@ -84,7 +84,7 @@ def errors(model: Fast3R, images: list[Tensor], indices: Tensor | None) -> Itera
 
 
 def in_dtypes(model: Fast3R, trunk: torch.dtype, stream: torch.dtype, heads: torch.dtype) -> Fast3R:
-    """Change a float32 network: its transformers' layers, what their blocks add to, and its heads."""
+    """Convert a float32 network: its transformers' layers, their residual stream, and its heads."""
     wide = stream_names(model)
     for name, parameter in model.named_parameters():
         inside = heads if name.startswith("downstream_head") else trunk

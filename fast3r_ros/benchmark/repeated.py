@@ -1,4 +1,4 @@
-"""The numbers of several runs of one scenario: median and spread of each."""
+"""Statistics over several runs of one scenario."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from typing import Any
 
 
 def summarised(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Name -> what the runs say: of numbers median, least and most; of yes and no how often it was yes; of
-    texts those that came.  Numbers that are not finite do not count; without any the median is None.
+    """Name -> statistics over the runs.
+
+    Numbers: median, minimum and maximum.  Booleans: the number of True.  Texts: the distinct ones.  Numbers
+    that are not finite are ignored; without any finite one the median is None.
     """
     return {name: _summary([run[name] for run in runs]) for name in runs[0]}
 

@@ -1,4 +1,4 @@
-"""`fast3r benchmark report FILES --output DIR`: the documents of other benchmarks as tables and pictures."""
+"""`fast3r benchmark report FILES --output DIR`: other benchmarks' documents as tables and figures."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from fast3r_ros.files import whole_file, writable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which documents, and where to."""
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="JSON that a benchmark printed")
-    parser.add_argument("--output", type=Path, required=True, help="folder for report.md and its pictures")
+    """The options: documents and output folder."""
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="JSON printed by a benchmark")
+    parser.add_argument("--output", type=Path, required=True, help="folder for report.md and its figures")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Write report.md and the pictures; returns which files.  Raises UserError naming a file that is none."""
+    """Write report.md and the figures; returns their paths.  Raises UserError for an invalid file."""
     documents = [(path, read_document(path)) for path in arguments.files]
     with writable(arguments.output):
         arguments.output.mkdir(parents=True, exist_ok=True)
@@ -42,13 +42,13 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def read_document(path: Path) -> dict[str, Any]:
-    """The document that a benchmark printed into a file.  Raises UserError."""
+    """A benchmark's document, read from a file.  Raises UserError."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}; give what fast3r benchmark printed") from error
+        raise UserError(f"{path} is not JSON: {error}; give the output of fast3r benchmark") from error
     if not isinstance(document, dict) or "benchmark" not in document:
-        raise UserError(f"{path} names no benchmark; give what fast3r benchmark printed")
+        raise UserError(f"{path} is not from a benchmark; give the output of fast3r benchmark")
     return document

@@ -1,7 +1,7 @@
-"""`fast3r benchmark scale`: one forward pass over hundreds of views, as `reconstruct --mode all` runs it.
+"""`fast3r benchmark scale`: one forward pass over hundreds of views, as in `reconstruct --mode all`.
 
-Pictures come and are encoded a few at a time, only the hooks are kept, and the heads' results are brought to
-the host a few views at a time and dropped there, so that what is measured does not depend on a disk.
+Pictures arrive and are encoded a few at a time, only the hooks are stored, and the heads' results are copied
+to the host a few views at a time and dropped, so that the measurement does not depend on a disk.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from fast3r_ros.mapping.transfer import to_host
 from fast3r_ros.model import Fast3R
 from fast3r_ros.model.precision import resolve_dtype
 
-PICTURES = 8  # different ones, which come again and again
+PICTURES = 8  # number of different ones, used repeatedly
 FEW_RUNS = 3
-LONG = 500  # views; one pass over more takes so long that its spread is not worth another
+LONG = 500  # views; longer passes run only once
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Some passes for each number of views, after one over few that warms up; returns the JSON document."""
+    """Passes for each number of views, after a short warm-up pass; returns the JSON document."""
     device = chosen_device(arguments)
     size, dtype = parse_network_size(arguments.size), arguments.dtype or default_dtype(device)
     model = load(arguments.model, device, resolve_dtype(dtype, device), arguments.attention)
@@ -97,9 +97,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 def measure_passes(
     model: Fast3R, views: int, size: tuple[int, int], chunk: int, ceilings: Ceilings, runs: int
 ) -> dict[str, Any]:
-    """Each stage with its floor, and the peak memory of the device and the host above what was there before.
+    """Each stage with its roofline, and the peak memory of device and host above the initial usage.
 
-    `failed` says why there are none: a pass that does not fit into memory is a result, too.
+    `failed` gives the reason for missing numbers: a pass that does not fit into memory is also a result.
     """
     network, device = Fast3RNetwork(model, max(size)), next(model.parameters()).device
     passes, peaks, host_peaks = [], [], []
@@ -126,7 +126,7 @@ def measure_passes(
 
 
 def _most(counts: Sequence[int | None]) -> int | None:
-    """The largest, None where the system does not tell."""
+    """The largest count, None if the system does not report it."""
     known = [count for count in counts if count is not None]
     return max(known) if known else None
 
@@ -156,7 +156,7 @@ def _run_pass(
 
 
 def _frames(views: int, size: tuple[int, int]) -> Iterator[Frame]:
-    """Pictures of the network's size, made beforehand; only they are kept."""
+    """Frames at the network's size, from prepared pictures."""
     rng = np.random.default_rng(0)
     pictures = [rng.integers(0, 256, (size[1], size[0], 3), np.uint8) for _ in range(PICTURES)]
     return (Frame(i, "camera", pictures[i % PICTURES]) for i in range(views))

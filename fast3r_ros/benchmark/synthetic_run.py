@@ -1,4 +1,4 @@
-"""A mapper run over synthetic truth with the stand-in network, and how far it is from the truth."""
+"""A mapper run with the stand-in network, compared with the synthetic ground truth."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from fast3r_ros.synthetic.network_double import Disturbance, KnownSequence, True
 from fast3r_ros.synthetic.sequence import RecordedSequence, SyntheticSequence, loop_sequence
 
 Float64 = NDArray[np.float64]
-SMALL = (64, 48)  # pixels; the stand-in network needs no more for the accuracy of poses
+SMALL = (64, 48)  # pixels; enough for accurate poses with the stand-in network
 
 
 class MeteredNetwork(WindowNetwork):
-    """A network that counts the processor time it takes, so that the rest can be told apart."""
+    """A network that measures its own processor time, to separate it from the rest."""
 
     def __init__(self, network: TrueNetwork) -> None:
         self._network = network
@@ -52,10 +52,10 @@ class MeteredNetwork(WindowNetwork):
 
 @dataclass
 class Run:
-    """A mapper that has seen frames of sequences, and what its windows said.
+    """A mapper that has processed frames of sequences, and its windows' results.
 
-    seconds: processor time of each window outside of the network, on the calling thread; unlike wall time
-    it does not depend on what else the machine does.
+    seconds: processor time of each window outside of the network, on the calling thread; unlike wall time it
+    does not depend on other work on the machine.
     """
 
     mapper: Mapper
@@ -87,16 +87,18 @@ class Run:
         return estimated, np.array([truth[pose.camera, pose.stamp_ns][:3, 3] for pose in poses])
 
     def world_from_map(self) -> Sim3:
-        """The similarity that fits the trajectory to the truth best."""
+        """The similarity that best fits the trajectory to the ground truth."""
         return fit_similarity(*self.positions())
 
     def scores(self) -> dict[str, float]:
         """Trajectory RMSE after one similarity, in metres and percent of the path, and the drift of the
-        scale.  Raises UserError when there are fewer than three keyframes.
+        scale.
+
+        Raises UserError when there are fewer than three keyframes.
         """
         estimated, true = self.positions()
         if len(true) < 3:
-            raise UserError(f"{len(true)} keyframes are too few to measure; give frames of a longer way")
+            raise UserError(f"{len(true)} keyframes are too few to measure; give frames of a longer path")
         error = np.linalg.norm(fit_similarity(estimated, true).apply(estimated) - true, axis=1)
         rmse = float(np.sqrt((error**2).mean()))
         path = float(np.linalg.norm(np.diff(true, axis=0), axis=1).sum())
@@ -122,7 +124,7 @@ def start(
     seed: int = 0,
     **parameters: Any,
 ) -> Run:
-    """A fresh mapper on a stand-in network; parameters by dotted name with `__` for the dot."""
+    """A new mapper with a stand-in network; parameters by dotted name, with `__` for the dot."""
     several = list(sequences) if isinstance(sequences, Sequence) else [sequences]
     network = TrueNetwork(several, disturbance, seed)
     flat = {name.replace("__", "."): value for name, value in parameters.items()}

@@ -1,4 +1,4 @@
-"""A benchmark's document as tables for people."""
+"""A benchmark's document as human-readable tables."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Table:
-    """title: one line.  rows: as many cells each as there are columns."""
+    """title: one line.  rows: one cell per column each."""
 
     title: str
     columns: Sequence[str]
@@ -22,7 +22,7 @@ class Table:
 
 
 def tables(document: Mapping[str, Any]) -> list[Table]:
-    """What was measured, on what, and the setting."""
+    """The results, the machine and the settings."""
     name = document["benchmark"]
     body = _TABLES.get(name, _everything)(document)
     setting = {key: value for key, value in document.items() if key not in _SHOWN_ELSEWHERE}
@@ -80,11 +80,11 @@ def _floors(document: Mapping[str, Any]) -> Table:
         "stage",
         "GFLOP",
         "MiB",
-        "floor ms",
-        "times the floor",
+        "roofline ms",
+        "times the roofline",
         "matrix rate",
     )
-    return Table(f"Floor, with the rates measured on this device: {ceilings}", columns, rows)
+    return Table(f"Roofline, with the rates measured on this device: {ceilings}", columns, rows)
 
 
 def _window(document: Mapping[str, Any]) -> list[Table]:
@@ -137,7 +137,7 @@ def _scale(document: Mapping[str, Any]) -> list[Table]:
         "sum s",
         "peak MiB",
         "host peak MiB",
-        "fuse, times its floor",
+        "fuse, times its roofline",
     )
     return [Table("One pass over many views, medians; memory above the weights", columns, rows)]
 
@@ -159,11 +159,11 @@ def _mapping(document: Mapping[str, Any]) -> list[Table]:
         for what, summary in numbers.items()
     ]
     columns = ("scenario", "what", "median", "least", "most", "runs")
-    return [Table("The mapper on synthetic truth", columns, rows)]
+    return [Table("The mapper against synthetic ground truth", columns, rows)]
 
 
 def _cells(summary: Mapping[str, Any]) -> list[str]:
-    """Median, least and most of numbers; a count of yes, or the texts, in the first of three cells."""
+    """Median, minimum and maximum of numbers; the count of True or the texts, in the first of three cells."""
     if "yes" in summary:
         return [f"yes {summary['yes']} times", "", ""]
     if "texts" in summary:
@@ -176,7 +176,7 @@ _SHOWN_ELSEWHERE = ("benchmark", "results", "ceilings", "scenarios")
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    """Every number and text of nested mappings and lists, with the way to it."""
+    """Every number and text of nested mappings and lists, with its path."""
     if isinstance(value, Mapping):
         for key, item in value.items():
             yield from _flat(item, f"{name}.{key}" if name else str(key))

@@ -1,10 +1,10 @@
 """`fast3r benchmark window`: from the newest frame's arrival to the packed message, stage by stage.
 
-A window of a fixed number of views slides by 1, 2, 4, 8 frames.  The network runs in full on what a camera
-would send; with random weights its answer is of no use, so mapping goes on with the synthetic truth of the
-same views on the same device.  What the stand-in takes is not counted.  Packed are what the node sends of
-a window: the newest view's cloud, and confidence and depth of every new view.  Beside it stands a full pass:
-all views of a window encoded, fused and decoded anew, by the same network in the same run.
+A window of a fixed number of views slides by 1, 2, 4, 8 frames.  The network processes the camera's images in
+full.  With random weights its results are meaningless, so mapping continues with the synthetic ground truth
+of the same views on the same device; the stand-in's time is not counted.  The node's messages of a window are
+packed: the newest view's cloud, and confidence and depth of every new view.  For comparison a full pass runs
+the same network in the same process: all views of a window are encoded, fused and decoded again.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from fast3r_ros.synthetic.network_double import TrueNetwork
 from fast3r_ros.synthetic.sequence import SyntheticSequence, loop_sequence
 
 NETWORK_STAGES = ("encode", "fuse", "heads")
-CAMERA_FACTOR = 2.5  # pixels of the camera per pixel at the network, along a side
+CAMERA_FACTOR = 2.5  # camera pixels per network pixel, along a side
 OVERLAP = 4
 
 
@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     wrong = [slide for slide in arguments.slides if not 0 < slide < arguments.views]
     if wrong:
         raise UserError(
-            f"--slides {wrong[0]}: a window of {arguments.views} views slides by 1 or more, not all"
+            f"--slides {wrong[0]}: a window of {arguments.views} views slides by 1 or more, but not by all"
         )
     device = chosen_device(arguments)
     size = parse_network_size(arguments.size)
@@ -83,7 +83,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             network.warm_up(arguments.views, size, slide)
     most = max(arguments.slides)
     sequence = loop_sequence(width=size[0], height=size[1])
-    runs = -(-arguments.runs // acceleration.stream) * acceleration.stream  # of every kind of pass its share
+    runs = (
+        -(-arguments.runs // acceleration.stream) * acceleration.stream
+    )  # a whole number of cycles of passes
     frames = [sequence[i] for i in range(arguments.views + OVERLAP + most * (2 + runs))]
     anew = full_pass(network, frames[: arguments.views], device, arguments.runs)
     results = (
@@ -106,10 +108,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 class StandIn(WindowNetwork):
-    """A `WindowNetwork` that runs the real one on the camera's picture and answers with the truth.
+    """A `WindowNetwork` that runs the real one on the camera's image and returns the ground truth.
 
-    seconds, processor: stage -> wall and processor time since the last `clear`.  `stand_in` is what the truth
-    took: nobody else would spend that.
+    seconds, processor: stage -> wall and processor time since the last `clear`.  `stand_in` is the time of
+    the ground truth, which is only needed for the benchmark.
     """
 
     def __init__(
@@ -132,7 +134,7 @@ class StandIn(WindowNetwork):
         self.processor.clear()
 
     def encode(self, frame: Frame) -> EncodedView:
-        """See `WindowNetwork`; the tokens are a pair of the real ones and the truth's."""
+        """See `WindowNetwork`; the tokens are a pair of the real network's and the ground truth's."""
         self._begin()
         real = self._network.encode(self._pictures[frame.stamp_ns], self._lap)
         true = self._truth.encode(frame)
@@ -181,7 +183,7 @@ class StandIn(WindowNetwork):
 def full_pass(
     network: Fast3RNetwork, frames: Sequence[Frame], device: torch.device, runs: int
 ) -> Measurement:
-    """A window of which nothing was seen before: every view encoded, all fused exactly and decoded."""
+    """A completely new window: every view encoded, all fused exactly and decoded."""
     prepared = [network.prepare(_from_camera(frame)) for frame in frames]
 
     def run_all() -> None:
@@ -195,8 +197,8 @@ def measure_slide(
 ) -> dict[str, Any]:
     """Fill a window, let it slide twice unmeasured, then measure `runs` windows.
 
-    mean_s: of the windows, from the newest frame to the messages.  share_of_full_pass: that over a full pass
-    of the network, `anew`.
+    mean_s: mean time of the windows, from the newest frame to the messages.  share_of_full_pass: its ratio to
+    the full pass of the network, `anew`.
     """
     mapper = Mapper(network, window_config(views, slide))
     waiting = iter(frames)
@@ -220,7 +222,7 @@ def measure_slide(
         "mean_s": mean_s,
         "share_of_full_pass": mean_s / anew.median_s,
         **outside(network_s, stages["total"].median_s),
-        # of all threads of the host, which other work on the machine hardly changes
+        # of all threads of the host, nearly independent of other work
         "processor": {
             "mean_s": busy_mean_s,
             "share_of_full_pass": busy_mean_s / anew.processor_s,
@@ -230,13 +232,13 @@ def measure_slide(
 
 
 def outside(network_s: float, total_s: float) -> dict[str, float]:
-    """What a window takes beside its network, and how much that is of the network's time."""
+    """The time of a window outside of its network, and its ratio to the network's time."""
     rest = total_s - network_s
     return {"network_s": network_s, "outside_network_s": rest, "outside_share": rest / network_s}
 
 
 def window_config(views: int, slide: int) -> MapperConfig:
-    """Every frame is a keyframe, windows hold `views`, and no loop is looked for."""
+    """Every frame is a keyframe, windows hold `views`, and loop closure is off."""
     return MapperConfig.from_flat(
         {
             "keyframes.motion": 0.0,
@@ -254,8 +256,9 @@ def window_config(views: int, slide: int) -> MapperConfig:
 def _window(
     mapper: Mapper, network: StandIn, frames: Iterator[Frame], count: int
 ) -> tuple[dict[str, float], tuple[float, float]]:
-    """One window with `count` new frames, of which all but the newest wait already: seconds per stage, and
-    the processor time of the network and of all.
+    """One window with `count` new frames, of which all but the newest are already pending.
+
+    Returns seconds per stage, and the processor time of the network and of everything.
     """
     *early, newest = (next(frames) for _ in range(count))
     for frame in early:
@@ -283,7 +286,7 @@ def _window(
 
 
 def pack(views: Sequence[ViewEstimate]) -> list[bytes]:
-    """What the messages of some new views hold: the cloud of the newest, confidence and depth of all."""
+    """The content of the messages of some new views: the newest's cloud, confidence and depth of all."""
     if not views:
         return []
     images = [image for view in views for image in (view.maps.confidence_image(), view.maps.depth_image())]
@@ -291,7 +294,7 @@ def pack(views: Sequence[ViewEstimate]) -> list[bytes]:
 
 
 def _from_camera(frame: Frame) -> Frame:
-    """The frame as a camera of more pixels would send it."""
+    """The frame as sent by a camera of higher resolution."""
     height, width = (round(side * CAMERA_FACTOR) for side in frame.image.shape[:2])
     picture = cv2.resize(frame.image, (width, height), interpolation=cv2.INTER_LINEAR)
     return Frame(frame.stamp_ns, frame.camera, np.asarray(picture, np.uint8))
