@@ -279,7 +279,7 @@ def test_verdict_of_a_way_with_noise(walk, noise, word):
     for truth in (None, walk.truth):
         assert verdict(walk.cloud, moved, truth, caveat="the demo model …") == "The demo model …"
         lost = verdict(walk.cloud, moved, truth, [41, 12, 7])
-        assert lost.startswith("The camera lost track: 3 parts")
+        assert lost.startswith("The camera lost track: 3 unconnected parts")
         assert "41 of 60 keyframes" in lost
 
 

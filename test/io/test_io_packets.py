@@ -197,7 +197,7 @@ def test_a_thermal_camera_is_stretched_and_no_depth(tmp_path):
     assert first.image.min() <= 1
     assert first.image.max() >= 254
     depth = write_bag(tmp_path / "depth", {"/front/depth/image": (IMAGE, [raw(kelvin, "16UC1")])})
-    with pytest.raises(UserError, match="not read"):
+    with pytest.raises(UserError, match="unsupported format"):
         open_source(depth)
 
 
