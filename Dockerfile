@@ -1,4 +1,4 @@
-# The mapping node as a container; the installing commands are those of docs/robot.md (a test compares them).
+# The mapping node as a container; the installation commands are those of docs/robot.md (a test compares them).
 #     docker build -t fast3r_ros .
 #     docker run --rm --net=host --ipc=host fast3r_ros --ros-args -r image:=/camera/image_raw
 # With an NVIDIA GPU:

@@ -1,14 +1,14 @@
 # The two commands:
 #     make demo [SOURCE=video|folder|bag] [MODEL=demo|folder|hub name|da3:small] [DISTRO=jazzy|kilted]
 #     make test [DISTRO=jazzy|kilted] [PYTEST="-k name"]
-# and `make check`, which leaves out the slow tests.
-# Both make what they need first: .venv, pinned dependencies, the colcon build in install/.  A sourced ROS 2
+# and `make check`, which skips the slow tests.
+# Both first make what they need: .venv, pinned dependencies, the colcon build in install/.  A sourced ROS 2
 # distribution (Jazzy or newer) is used instead of the wheels from PyPI.  PYTHON chooses the interpreter.
-# Without an NVIDIA driver PyTorch comes without CUDA; TORCH_INDEX names another index of its builds.
+# Without an NVIDIA driver PyTorch is installed without CUDA; TORCH_INDEX names another index of its builds.
 #
 # To run anything else in the same environment:
 #     make setup && . scripts/ros_env.sh && python -m fast3r_ros.ros.mapping_node
-# Sources are linked into install/, so edits count at once; new files and messages need `make setup` again.
+# Sources are linked into install/, so edits take effect at once; new files and messages need `make setup` again.
 
 SHELL := /bin/bash
 PYTHON ?= python3

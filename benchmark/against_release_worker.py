@@ -30,7 +30,7 @@ from fast3r_ros.model.attention_choice import choose_attention
 from fast3r_ros.model.checkpoint import aliases
 from fast3r_ros.model.image_index import index_embedding
 from fast3r_ros.model.precision import DTYPES, in_dtype
-from fast3r_ros.model.streaming import Remembering
+from fast3r_ros.model.streaming import KvCache
 
 CHUNK = 16  # of many views, those in work at a time
 # width, depth, heads of encoder and fusion
@@ -182,9 +182,9 @@ class OurPasses:
         It is the pass that all but one of N windows take under the acceleration `stream=N`.
         """
         known, model = self._known_tokens(), self._model
-        first = Remembering()
+        first = KvCache()
         model.fuse(known, function=first)
-        function = Remembering(first.memory([view.tokens.shape[1] for view in known]), range(len(known)))
+        function = KvCache(first.memory([view.tokens.shape[1] for view in known]), range(len(known)))
         taken = model.default_indices(1, len(known))[0].tolist()
         indices = torch.tensor([model.further_indices(taken, len(self._new))])
 

@@ -2,36 +2,36 @@
 # Every figure that docs/performance.md marks "not measured", on a machine with a GPU:
 #     scripts/gpu_figures.sh
 #     RELEASE=PATH_TO_A_CHECKOUT_OF_facebookresearch/fast3r TIME_LIMIT=1200 scripts/gpu_figures.sh
-# The figures that are worth the most per minute come first.  Each step keeps its JSON and its log in OUTPUT as it
-# goes; one that fails or runs out of time does not stop the others, and is named at the end.  Runs what is
-# installed for `python` (or PYTHON); RELEASE wants einops and omegaconf, too.
+# The most valuable figures per minute come first.  Each step writes its JSON and its log to OUTPUT; a step that fails
+# or runs out of time does not stop the others, and is listed at the end.  Runs the package that is installed for
+# `python` (or PYTHON); RELEASE also needs einops and omegaconf.
 cd "$(dirname "$0")/.." || exit 2
 PYTHON=${PYTHON:-python}
 OUTPUT=${OUTPUT:-build/gpu_figures}
 DEVICE=${DEVICE:-cuda}
 MODELS=${MODELS:-large paper}      # the released network's shape, and the paper's
-SIZE=${SIZE:-512x384}              # of a view, width x height
-VIEWS=${VIEWS:-32}                 # of a window
+SIZE=${SIZE:-512x384}              # size of a view, width x height
+VIEWS=${VIEWS:-32}                 # views of a window
 SLIDES=${SLIDES:-4 1 2 8}          # new views of a window that slides; the first is compared with the release
 MANY=${MANY:-320 1000 1500}        # views of one pass; the last is compared with the release
 RUNS=${RUNS:-5}                    # measured runs of each stage, window and round
-RELEASE=${RELEASE:-}               # a checkout of the official release; without it nothing is compared
+RELEASE=${RELEASE:-}               # a checkout of the official release; without it there is no comparison
 TESTS=${TESTS:-test/benchmark test/geometry test/mapping test/model}
 STEPS=${STEPS:-.}                  # regular expression: only steps whose names match it
-TIME_LIMIT=${TIME_LIMIT:-3600}     # seconds that one step may take
+TIME_LIMIT=${TIME_LIMIT:-3600}     # seconds per step
 mkdir -p "$OUTPUT" || exit 2
 export PYTHONUNBUFFERED=1
 failed=()
 child=
 trap 'kill -TERM $child 2>/dev/null; exit 130' INT TERM HUP # timeout ends the whole group of a step
 
-# step NAME COMMAND...: what it prints goes to NAME.log
+# step NAME COMMAND...: writes its output to NAME.log
 step() {
     local name=$1 status begin=$SECONDS
     shift
     [[ $name =~ $STEPS ]] || return 0
     echo "== $name"
-    rm -f "$OUTPUT/$name.json" # of an earlier run
+    rm -f "$OUTPUT/$name.json" # from an earlier run
     timeout --kill-after=20 "$TIME_LIMIT" "$@" >"$OUTPUT/$name.log" 2>&1 &
     child=$!
     wait "$child"
@@ -45,7 +45,7 @@ step() {
     tail -n 5 "$OUTPUT/$name.log"
 }
 
-# benchmark FILE NAME OPTIONS...: keeps FILE.json, case by case
+# benchmark FILE NAME OPTIONS...: writes FILE.json, case by case
 benchmark() {
     local file=$1 name=$2
     shift 2
@@ -53,7 +53,7 @@ benchmark() {
         --keep "$OUTPUT/$file.json"
 }
 
-# against FILE NETWORK OPTIONS...: likewise, beside the official release
+# against FILE NETWORK OPTIONS...: the same, compared with the official release
 against() {
     local file=$1 network=$2
     shift 2

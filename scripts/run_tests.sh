@@ -1,6 +1,6 @@
 #!/bin/bash
 # Every check and test, in an environment that setup_environment.py has made; arguments go to pytest.
-# Goes on after a failure, so that one run shows everything; the exit status tells.
+# Continues after a failure, so that one run shows everything; the exit status reports failures.
 cd "$(dirname "$0")/.." || exit 2
 . scripts/ros_env.sh || exit
 failed=0
@@ -16,9 +16,9 @@ check "ruff" ruff check .
 check "ruff format" ruff format --check --quiet .
 check "documentation" zensical build --strict
 
-# The core's tests run as on a machine without ROS, beside those of the nodes, which mostly wait for messages
-# and leave two cores half idle.
-mkdir -p build && core_log=$PWD/build/test-core.txt # stays there
+# The core's tests run as on a machine without ROS, in parallel with those of the nodes, which mostly wait for
+# messages and leave two cores half idle.
+mkdir -p build && core_log=$PWD/build/test-core.txt # kept for inspection
 scripts/run_stoppable.sh nice -n 19 env -u LD_LIBRARY_PATH -u AMENT_PREFIX_PATH -u CMAKE_PREFIX_PATH \
     PYTHONPATH="$PWD/test/without_ros" \
     python -m pytest --ignore test/ros --ignore test/package -n 2 --dist loadfile "$@" >"$core_log" 2>&1 &
@@ -28,7 +28,7 @@ trap 'exit 130' INT TERM HUP
 core_result() {
     wait "$core_tests"
     local status=$?
-    core_tests= # over: its number may be another process's now
+    core_tests= # ended: its number may belong to another process now
     cat "$core_log"
     return $status
 }

@@ -33,7 +33,7 @@ from fast3r_ros.errors import UserError
 from fast3r_ros.model import Fast3R, ViewPrediction, normalize
 from fast3r_ros.model.acceleration import Acceleration, accelerate, pointmap_error
 from fast3r_ros.model.precision import resolve_dtype
-from fast3r_ros.model.streaming import Remembering
+from fast3r_ros.model.streaming import KvCache
 from fast3r_ros.synthetic.sequence import demo_sequence
 
 DURATION = 20.0  # of the walk, in seconds
@@ -114,7 +114,7 @@ def against(
 def streamed_step(model: Fast3R, images: list[Tensor], new: int) -> Callable[[], list[ViewPrediction]]:
     """A function that processes the last `new` images with the cached keys and values of all others."""
     known = [model.encode(image) for image in images[:-new]]
-    first = Remembering()
+    first = KvCache()
     model.fuse(known, function=first)
     memory = first.memory([view.tokens.shape[1] for view in known])
     taken = model.default_indices(1, len(known))[0].tolist()
@@ -122,7 +122,7 @@ def streamed_step(model: Fast3R, images: list[Tensor], new: int) -> Callable[[],
 
     def step() -> list[ViewPrediction]:
         fresh = [model.encode(image) for image in images[-new:]]
-        features = model.fuse(fresh, indices, function=Remembering(memory, range(len(known))))
+        features = model.fuse(fresh, indices, function=KvCache(memory, range(len(known))))
         maps = zip(model.global_head(features), model.local_head(features), strict=True)
         return [ViewPrediction(*pair) for pair in maps]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from fast3r_ros.benchmark.floor import Ceilings, Operation, floor_seconds
+from fast3r_ros.benchmark.floor import DevicePeaks, Operation, roofline_seconds
 from fast3r_ros.benchmark.measure import Measurement, measure
 
 # large enough to fill the device, and the copy larger than any cache
@@ -16,7 +16,7 @@ COPIED_BYTES = {"cpu": 64 * 2**20, "cuda": 2 * 2**30}
 RUNS = 9
 
 
-def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
+def measure_device_peaks(device: torch.device, dtype: torch.dtype) -> DevicePeaks:
     """The rates of a large square matrix product in `dtype`, and of a large copy."""
     side = MATRIX_SIDE.get(device.type, MATRIX_SIDE["cuda"])
     left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
@@ -26,7 +26,7 @@ def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
     source = torch.ones(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     copy = measure(lambda: target.copy_(source), device, RUNS, memory=False)[1]
-    return Ceilings(
+    return DevicePeaks(
         2.0 * side**3 / comparable_seconds(product, device), 2.0 * size / comparable_seconds(copy, device)
     )
 
@@ -42,7 +42,7 @@ def comparable_seconds(stage: Measurement, device: torch.device) -> float:
 
 
 def compared(
-    stage: Measurement, work: Sequence[Operation] | None, ceilings: Ceilings, device: torch.device
+    stage: Measurement, work: Sequence[Operation] | None, peaks: DevicePeaks, device: torch.device
 ) -> dict[str, Any]:
     """The measurement as a JSON object, with the required work, and its time relative to the roofline.
 
@@ -50,7 +50,7 @@ def compared(
     """
     if work is None:
         return stage.content()
-    floor, seconds = floor_seconds(work, ceilings), comparable_seconds(stage, device)
+    floor, seconds = roofline_seconds(work, peaks), comparable_seconds(stage, device)
     flops = sum(operation.flops for operation in work)
     return {
         **stage.content(),
@@ -58,5 +58,5 @@ def compared(
         "bytes": sum(operation.bytes for operation in work),
         "floor_s": floor,
         "times_floor": seconds / floor,
-        "share_of_matrix_rate": flops / seconds / ceilings.matrix_rate,
+        "share_of_matrix_rate": flops / seconds / peaks.matrix_rate,
     }

@@ -25,7 +25,7 @@ class Operation:
 
 
 @dataclass(frozen=True)
-class Ceilings:
+class DevicePeaks:
     """Peak rates of a device.
 
     matrix_rate: FLOP/s of one large matrix product.  bandwidth: byte/s of one large copy, counting bytes read
@@ -36,9 +36,9 @@ class Ceilings:
     bandwidth: float
 
 
-def floor_seconds(operations: Iterable[Operation], ceilings: Ceilings) -> float:
+def roofline_seconds(operations: Iterable[Operation], peaks: DevicePeaks) -> float:
     """The minimum time of these operations in sequence."""
-    return sum(max(each.flops / ceilings.matrix_rate, each.bytes / ceilings.bandwidth) for each in operations)
+    return sum(max(each.flops / peaks.matrix_rate, each.bytes / peaks.bandwidth) for each in operations)
 
 
 def stages(

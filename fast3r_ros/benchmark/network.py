@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from fast3r_ros.benchmark.ceilings import compared, measure_ceilings
-from fast3r_ros.benchmark.floor import Ceilings, fusion_attention, stages
+from fast3r_ros.benchmark.ceilings import compared, measure_device_peaks
+from fast3r_ros.benchmark.floor import DevicePeaks, fusion_attention, stages
 from fast3r_ros.benchmark.kept import add_keep_argument, collected
 from fast3r_ros.benchmark.measure import machine, measure
 from fast3r_ros.benchmark.models import (
@@ -49,12 +49,12 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     def results() -> Iterator[dict[str, Any]]:
         for dtype in arguments.dtype or [default_dtype(device)]:
             model = load(arguments.model, device, resolve_dtype(dtype, device), arguments.attention)
-            ceilings = measure_ceilings(device, resolve_dtype(dtype, device))
-            rates[dtype] = asdict(ceilings)
+            peaks = measure_device_peaks(device, resolve_dtype(dtype, device))
+            rates[dtype] = asdict(peaks)
             for size, views in itertools.product(sizes, arguments.views):
                 kernel = attention_kernel(model, arguments.attention, views, size)
                 setting = {"views": views, "size_wh": list(size), "dtype": dtype, "attention": kernel}
-                yield {**setting, **measure_stages(model, views, size, arguments.runs, ceilings)}
+                yield {**setting, **measure_stages(model, views, size, arguments.runs, peaks)}
 
     document = {
         "benchmark": "network",
@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 @torch.inference_mode()
 def measure_stages(
-    model: Fast3R, views: int, size: tuple[int, int], runs: int, ceilings: Ceilings
+    model: Fast3R, views: int, size: tuple[int, int], runs: int, peaks: DevicePeaks
 ) -> dict[str, Any]:
     """Seconds, peak memory and roofline of encode, fuse, heads and pose for one scene, and their sum.
 
@@ -103,9 +103,9 @@ def measure_stages(
     one_block = fusion_attention(model.config, count, element)
 
     return {
-        "stages": {name: compared(each, work.get(name), ceilings, device) for name, each in measured.items()},
+        "stages": {name: compared(each, work.get(name), peaks, device) for name, each in measured.items()},
         "total_median_s": sum(each.median_s for each in measured.values()),
-        "fusion_attention": compared(attention, model.config.decoder.depth * [one_block], ceilings, device),
+        "fusion_attention": compared(attention, model.config.decoder.depth * [one_block], peaks, device),
     }
 
 

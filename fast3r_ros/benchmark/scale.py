@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from fast3r_ros.benchmark.ceilings import compared, measure_ceilings
-from fast3r_ros.benchmark.floor import Ceilings, stages
+from fast3r_ros.benchmark.ceilings import compared, measure_device_peaks
+from fast3r_ros.benchmark.floor import DevicePeaks, stages
 from fast3r_ros.benchmark.kept import add_keep_argument, collected
 from fast3r_ros.benchmark.measure import PeakMemory, machine, summary, synchronize
 from fast3r_ros.benchmark.models import (
@@ -73,15 +73,15 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     device = chosen_device(arguments)
     size, dtype = parse_network_size(arguments.size), arguments.dtype or default_dtype(device)
     model = load(arguments.model, device, resolve_dtype(dtype, device), arguments.attention)
-    ceilings = measure_ceilings(device, resolve_dtype(dtype, device))
-    measure_passes(model, 2, size, arguments.chunk, ceilings, 1)
+    peaks = measure_device_peaks(device, resolve_dtype(dtype, device))
+    measure_passes(model, 2, size, arguments.chunk, peaks, 1)
 
     def results() -> Iterator[dict[str, Any]]:
         for views in sorted(arguments.views):
             runs = arguments.runs or (FEW_RUNS if views <= LONG else 1)
             kernel = attention_kernel(model, arguments.attention, views, size)
             setting = {"views": views, "size_wh": list(size), "dtype": dtype, "attention": kernel}
-            yield {**setting, **measure_passes(model, views, size, arguments.chunk, ceilings, runs)}
+            yield {**setting, **measure_passes(model, views, size, arguments.chunk, peaks, runs)}
 
     document = {
         "benchmark": "scale",
@@ -89,20 +89,20 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "model": arguments.model,
         "attention": arguments.attention,
         "chunk": arguments.chunk,
-        "ceilings": {dtype: asdict(ceilings)},
+        "ceilings": {dtype: asdict(peaks)},
     }
     return collected(document, results(), arguments.keep)
 
 
 def measure_passes(
-    model: Fast3R, views: int, size: tuple[int, int], chunk: int, ceilings: Ceilings, runs: int
+    model: Fast3R, views: int, size: tuple[int, int], chunk: int, peaks: DevicePeaks, runs: int
 ) -> dict[str, Any]:
     """Each stage with its roofline, and the peak memory of device and host above the initial usage.
 
     `failed` gives the reason for missing numbers: a pass that does not fit into memory is also a result.
     """
     network, device = Fast3RNetwork(model, max(size)), next(model.parameters()).device
-    passes, peaks, host_peaks = [], [], []
+    passes, memory_peaks, host_peaks = [], [], []
     for _ in range(max(runs, 1)):
         try:
             with PeakMemory(device) as peak, PeakMemory(torch.device("cpu")) as host:
@@ -111,16 +111,16 @@ def measure_passes(
             if device.type == "cuda":
                 torch.cuda.empty_cache()
             return {"failed": "out of memory"}
-        peaks.append(peak.bytes)
+        memory_peaks.append(peak.bytes)
         host_peaks.append(host.bytes)
     work = stages(model.config, views, size, next(model.parameters()).element_size())
     return {
         "stages": {
-            name: compared(summary([each[name] for each in passes]), operations, ceilings, device)
+            name: compared(summary([each[name] for each in passes]), operations, peaks, device)
             for name, operations in work.items()
         },
         "total_s": statistics.median(sum(each.values()) for each in passes),
-        "peak_bytes": _most(peaks),
+        "peak_bytes": _most(memory_peaks),
         "host_peak_bytes": _most(host_peaks),
     }
 

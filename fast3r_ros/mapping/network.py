@@ -25,7 +25,7 @@ from fast3r_ros.model.image_index import index_embedding
 from fast3r_ros.model.precision import all_finite
 from fast3r_ros.model.preprocess import normalize, prepare_image
 from fast3r_ros.model.resample import prepare_images
-from fast3r_ros.model.streaming import FusionMemory, Remembering
+from fast3r_ros.model.streaming import FusionMemory, KvCache
 
 Lap = Callable[[str], None]
 _Arguments = ParamSpec("_Arguments")
@@ -263,11 +263,11 @@ class Fast3RNetwork(WindowNetwork):
             kept = [seen.indices[i] for i in step.kept]
             indices = self._model.further_indices(kept, len(step.fresh))
             tokens = [view.tokens for view in step.fresh]
-            remembering = Remembering(seen.memory, step.kept)
-            features = self._model.fuse(tokens, torch.tensor([indices]), function=remembering)
+            cache = KvCache(seen.memory, step.kept)
+            features = self._model.fuse(tokens, torch.tensor([indices]), function=cache)
             lap("fuse")
             maps = maps_by_view(self.pointmaps(features))
-            memory = remembering.memory([view.tokens.shape[1] for view in tokens])
+            memory = cache.memory([view.tokens.shape[1] for view in tokens])
             self._seen = step.joined(seen, indices, maps, memory)
         lap("heads")
         return self._seen.maps_of(views)
@@ -279,8 +279,8 @@ class Fast3RNetwork(WindowNetwork):
         self._take_fastest_attention(sum(counts))
         results = self._replayed("remember", tokens)
         if results is None:
-            remembering = Remembering()
-            return self._model.fuse(tokens, function=remembering), remembering.memory(counts)
+            cache = KvCache()
+            return self._model.fuse(tokens, function=cache), cache.memory(counts)
         blocks = len(self._model.decoder.dec_blocks)
         hooks, keys, values = results[: -2 * blocks], results[-2 * blocks : -blocks], results[-blocks:]
         features = FusedFeatures(tuple(hooks), tuple(view.grid for view in tokens))
@@ -371,10 +371,10 @@ class Fast3RNetwork(WindowNetwork):
 
     def _hooks_and_memory_of(self, tokens: Tensor, rows: Tensor) -> Sequence[Tensor]:
         """As `_hooks_of`, then the keys and the values of every block."""
-        views, remembering = rows.shape[1], Remembering()
+        views, cache = rows.shape[1], KvCache()
         counts = [tokens.shape[1] // views] * views
-        hooks: tuple[Tensor, ...] = self._model.decoder(tokens, rows, counts, remembering)
-        memory = remembering.memory(counts)
+        hooks: tuple[Tensor, ...] = self._model.decoder(tokens, rows, counts, cache)
+        memory = cache.memory(counts)
         return [*hooks, *memory.keys, *memory.values]
 
     def _heads_of(self, grid: tuple[int, int], views: int) -> Callable[..., Sequence[Tensor]]:

@@ -22,7 +22,7 @@ from fast3r_ros.model.attention import check_attention
 from fast3r_ros.model.config import Fast3RConfig
 from fast3r_ros.model.convolution import layout_on
 from fast3r_ros.model.encoder import Encoder
-from fast3r_ros.model.fusion import Fusion, fuse_views
+from fast3r_ros.model.fusion import FusionTransformer, fuse_views
 from fast3r_ros.model.heads import PointmapHead
 from fast3r_ros.model.image_index import (
     counted_indices,
@@ -64,7 +64,7 @@ class Fast3R(nn.Module):
         self.repeated_passes = 0
         self._safer: list[Fast3R] = []  # in a list, so that it is not part of the state
         self.encoder = Encoder(config.encoder)
-        self.decoder = Fusion(config.decoder, config.hooks)
+        self.decoder = FusionTransformer(config.decoder, config.hooks)
         self.downstream_head = PointmapHead(config)
         self.downstream_head_local = PointmapHead(config) if config.head.with_local_head else None
 

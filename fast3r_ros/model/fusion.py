@@ -17,7 +17,7 @@ from fast3r_ros.model.outputs import FusedFeatures, ViewTokens
 INFERENCE_LOGIT_GAIN = math.sqrt(math.log(137) / math.log(20))
 
 
-class Fusion(nn.Module):
+class FusionTransformer(nn.Module):
     """Concatenated tokens of all views to the features for the heads."""
 
     def __init__(self, config: DecoderConfig, hooks: tuple[int, ...]) -> None:
@@ -56,7 +56,7 @@ class Fusion(nn.Module):
 
 
 def fuse_views(
-    fusion: Fusion, views: Sequence[ViewTokens], rows: Tensor, function: AttentionFunction = attend
+    fusion: FusionTransformer, views: Sequence[ViewTokens], rows: Tensor, function: AttentionFunction = attend
 ) -> FusedFeatures:
     """Fuse the tokens of views with their rows (B, V, C_d) of the index embedding."""
     tokens = torch.cat([view.tokens for view in views], dim=1) if len(views) > 1 else views[0].tokens

@@ -27,7 +27,7 @@ from fast3r_ros.errors import UserError
 from fast3r_ros.model.attention import attend
 from fast3r_ros.model.config import DecoderConfig
 from fast3r_ros.model.fast3r import Fast3R
-from fast3r_ros.model.fusion import Fusion, fuse_views
+from fast3r_ros.model.fusion import FusionTransformer, fuse_views
 from fast3r_ros.model.heads import PointmapHead
 from fast3r_ros.model.layers import Block
 from fast3r_ros.model.outputs import FusedFeatures, Pointmap, ViewTokens
@@ -119,7 +119,7 @@ class Split:
         self.exchange(parts, range(self.size))
         return tokens
 
-    def fuse(self, fusion: Fusion, views: Sequence[ViewTokens], rows: Tensor) -> FusedFeatures:
+    def fuse(self, fusion: FusionTransformer, views: Sequence[ViewTokens], rows: Tensor) -> FusedFeatures:
         """Fuse the tokens of all views with their rows (B, V, C_d) of the index embedding.
 
         In sequence mode the features hold this rank's views only.
@@ -187,7 +187,7 @@ class GatheredAttention:
         return attend(query, key, value, scale, kernel)
 
 
-def _split_fusion(fusion: Fusion, config: DecoderConfig, group: dist.ProcessGroup) -> None:
+def _split_fusion(fusion: FusionTransformer, config: DecoderConfig, group: dist.ProcessGroup) -> None:
     """Reduce each block to this rank's heads and its part of the MLP."""
     size = dist.get_world_size(group)
     hidden = int(config.embed_dim * config.mlp_ratio)

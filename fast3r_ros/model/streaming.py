@@ -42,7 +42,7 @@ class FusionMemory:
         return spans
 
 
-class Remembering:
+class KvCache:
     """An `AttentionFunction` for one pass of the fusion that caches keys and values for later passes.
 
     memory, views: also attend to these views of an earlier pass.

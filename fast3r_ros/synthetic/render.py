@@ -14,7 +14,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from fast3r_ros.synthetic.scene import Scene
+from fast3r_ros.synthetic.scene import SyntheticScene
 from fast3r_ros.synthetic.textures import LEVEL_OFFSETS, LEVEL_SIZES, LEVELS, SIZE, TEXELS, texture_bank
 
 NEAR = 0.02  # metres; nearer surfaces are not rendered
@@ -34,7 +34,7 @@ class Render:
 
 
 def render(
-    scene: Scene | Sequence[Scene],
+    scene: SyntheticScene | Sequence[SyntheticScene],
     world_from_camera: Tensor,
     intrinsics: Tensor,
     width: int,
@@ -46,9 +46,9 @@ def render(
     world_from_camera: (V, 4, 4), or (B, V, 4, 4) for a sequence of B scenes.  intrinsics: (3, 3) or any shape
     that broadcasts to (..., V, 3, 3); pixel centres at integer + 0.5.
     """
-    scenes = [scene] if isinstance(scene, Scene) else list(scene)
+    scenes = [scene] if isinstance(scene, SyntheticScene) else list(scene)
     poses = torch.as_tensor(world_from_camera, dtype=torch.float64, device=device)
-    poses = poses[None] if isinstance(scene, Scene) else poses
+    poses = poses[None] if isinstance(scene, SyntheticScene) else poses
     batch, views = poses.shape[:2]
     matrices = torch.as_tensor(intrinsics, dtype=torch.float64, device=device).expand(batch, views, 3, 3)
     rectangles = _stack(scenes, device)
@@ -67,7 +67,7 @@ def render(
         colors = _shade(table[part], own, inverse_depth, chosen, focal[part])
         images[part] = (colors * 255 + 0.5).to(torch.uint8) * hit[..., None]
         depth[part] = torch.where(hit, 1 / inverse_depth.clamp_min(1e-9), 0.0)
-    shape = (views, height, width) if isinstance(scene, Scene) else (batch, views, height, width)
+    shape = (views, height, width) if isinstance(scene, SyntheticScene) else (batch, views, height, width)
     return Render(images.reshape(*shape, 3), depth.reshape(shape))
 
 
@@ -108,7 +108,7 @@ class _Planes:
     row: Tensor
 
 
-def _stack(scenes: Sequence[Scene], device: torch.device | str) -> _Rectangles:
+def _stack(scenes: Sequence[SyntheticScene], device: torch.device | str) -> _Rectangles:
     count = max(scene.center.shape[0] for scene in scenes)
 
     def padded(arrays: list[Tensor], dtype: torch.dtype) -> Tensor:

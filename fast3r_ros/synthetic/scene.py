@@ -6,13 +6,13 @@ The world is x, y level and z up (REP-103), in metres, with the floor at z = 0.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fast3r_ros.synthetic.floor_plan import on_border, ring_cells, route_through
-from fast3r_ros.synthetic.painting import paint_by_role
+from fast3r_ros.synthetic.painting import painted_by_role
 from fast3r_ros.synthetic.textures import textures_of
 
 Float64 = NDArray[np.float64]
@@ -23,7 +23,7 @@ CLEARANCE = 0.7  # distance of furniture from the route, metres
 
 
 @dataclass(frozen=True)
-class Scene:
+class SyntheticScene:
     """Q one-sided textured rectangles, and the free space for a camera path.
 
     center: (Q, 3) metres.  axes: (Q, 3, 3), rows are unit u, unit v and the unit normal of the visible side.
@@ -81,10 +81,10 @@ def room_scene(
     size: tuple[float, float, float] | None = None,
     furniture: int | None = None,
     painted: bool = False,
-) -> Scene:
-    """One closed room with furniture and pictures; size: (length, width, height) in metres, drawn at random
-    if None.
+) -> SyntheticScene:
+    """One closed room with furniture and pictures.
 
+    size: (length, width, height) in metres, drawn at random if None.
     painted: a wooden floor, a white ceiling and one colour per wall, instead of any texture at any place.
     """
     rng = np.random.default_rng([seed, 1])
@@ -95,16 +95,20 @@ def room_scene(
     count = int(rng.integers(3, 8)) if furniture is None else furniture
     rectangles, obstacles = _furnished_room(rng, room, height, count, doors=(), route=np.zeros((0, 2)))
     scene = _assemble(rectangles, room[None], height, obstacles, np.zeros((0, 2)))
-    return paint_by_role(scene, np.random.default_rng([seed, 4])) if painted else scene
+    if not painted:
+        return scene
+    paint = np.random.default_rng([seed, 4])
+    look = painted_by_role(scene.look, scene.center, scene.axes, scene.half, scene.rooms[0], paint)
+    return replace(scene, look=look)
 
 
-def corridor_scene(seed: int) -> Scene:
+def corridor_scene(seed: int) -> SyntheticScene:
     """A long, narrow room."""
     rng = np.random.default_rng([seed, 2])
     return room_scene(seed, (rng.uniform(7, 12), rng.uniform(1.8, 2.6), rng.uniform(2.3, 2.8)), furniture=2)
 
 
-def ring_scene(seed: int, route_length: float = 60.0, columns: int = 4, rows: int = 3) -> Scene:
+def ring_scene(seed: int, route_length: float = 60.0, columns: int = 4, rows: int = 3) -> SyntheticScene:
     """Rooms on the border of a columns x rows grid, each joined to the next by a door: a loop to walk.
 
     The straight route through the doors has about `route_length` metres.  With 2 columns and 1 row the route
@@ -134,7 +138,7 @@ def ring_scene(seed: int, route_length: float = 60.0, columns: int = 4, rows: in
     return _assemble(rectangles, np.array(rooms), height, obstacles, route)
 
 
-def is_free(scene: Scene, xy: Float64, margin: float = 0.3) -> NDArray[np.bool_]:
+def is_free(scene: SyntheticScene, xy: Float64, margin: float = 0.3) -> NDArray[np.bool_]:
     """(N,) bool: whether the (N, 2) places are in a room and at least `margin` metres from obstacles."""
     low, high = scene.rooms[:, :2] + margin, scene.rooms[:, 2:] - margin
     inside = ((xy[:, None] >= low) & (xy[:, None] <= high)).all(-1).any(-1)
@@ -154,10 +158,10 @@ def _assemble(
     height: float,
     obstacles: Sequence[Float64],
     route: Float64,
-) -> Scene:
+) -> SyntheticScene:
     u = np.array([rectangle.u for rectangle in rectangles])
     v = np.array([rectangle.v for rectangle in rectangles])
-    return Scene(
+    return SyntheticScene(
         center=np.array([rectangle.center for rectangle in rectangles]),
         axes=np.stack([u, v, np.cross(u, v)], axis=1),
         half=np.array([rectangle.half for rectangle in rectangles], dtype=np.float64),

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.interpolate import CubicSpline
 from scipy.ndimage import gaussian_filter1d
 
-from fast3r_ros.synthetic.scene import Scene, is_free
+from fast3r_ros.synthetic.scene import SyntheticScene, is_free
 
 Float64 = NDArray[np.float64]
 
@@ -53,7 +53,9 @@ def look(
     return poses
 
 
-def walk(scene: Scene, rng: np.random.Generator, views: int, motion: Motion | None = None) -> Float64:
+def walk(
+    scene: SyntheticScene, rng: np.random.Generator, views: int, motion: Motion | None = None
+) -> Float64:
     """A smooth walk of `views` poses inside one room, away from walls and furniture.
 
     The camera looks roughly ahead, sideways or back; it follows the bends of the path, or turns
@@ -81,7 +83,7 @@ def walk(scene: Scene, rng: np.random.Generator, views: int, motion: Motion | No
 
 
 def scattered(
-    scene: Scene,
+    scene: SyntheticScene,
     rng: np.random.Generator,
     views: int,
     spread: float,
@@ -106,7 +108,7 @@ def scattered(
 
 
 def look_around(
-    scene: Scene, rng: np.random.Generator, views: int, sweep: float, radius: float = 0.25
+    scene: SyntheticScene, rng: np.random.Generator, views: int, sweep: float, radius: float = 0.25
 ) -> Float64:
     """The camera turns through `sweep` radians on a circle of `radius` metres, looking outwards."""
     center = _free_place(scene, rng, margin=radius + 0.3)
@@ -116,7 +118,12 @@ def look_around(
 
 
 def route_path(
-    scene: Scene, frames: int, seed: int = 0, laps: float = 1.0, height: float = 1.4, sway: float = 0.15
+    scene: SyntheticScene,
+    frames: int,
+    seed: int = 0,
+    laps: float = 1.0,
+    height: float = 1.4,
+    sway: float = 0.15,
 ) -> Float64:
     """`frames` evenly spaced poses along the scene's route, looking ahead; the last pose closes the lap.
 
@@ -150,7 +157,9 @@ def route_path(
     return look(np.concatenate([xy, (height + bob)[:, None]], axis=1), course + wander, 0.3 * bob)
 
 
-def room_path(scene: Scene, frames: int, seed: int = 0, height: float = 1.3, speed: float = 0.05) -> Float64:
+def room_path(
+    scene: SyntheticScene, frames: int, seed: int = 0, height: float = 1.3, speed: float = 0.05
+) -> Float64:
     """A calm walk of `frames` poses, `speed` metres apart, on a closed spline through free places."""
     rng = np.random.default_rng([seed, 12])
     best: Float64 | None = None
@@ -189,7 +198,7 @@ def _smooth(rng: np.random.Generator, count: int) -> Float64:
     return np.asarray((1 - share) * values[left] + share * values[left + 1])
 
 
-def _free_place(scene: Scene, rng: np.random.Generator, margin: float = 0.5) -> Float64:
+def _free_place(scene: SyntheticScene, rng: np.random.Generator, margin: float = 0.5) -> Float64:
     """(2,) a free place in a random room; the room's centre if it is too crowded."""
     room = scene.rooms[rng.integers(len(scene.rooms))]
     tries = rng.uniform(room[:2], room[2:], (64, 2))

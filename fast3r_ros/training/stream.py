@@ -17,7 +17,7 @@ from torch import Tensor
 from fast3r_ros.model import normalize
 from fast3r_ros.model.image_index import TRAINED_ROWS
 from fast3r_ros.synthetic.render import points_camera, render
-from fast3r_ros.synthetic.scene import Scene, corridor_scene, room_scene
+from fast3r_ros.synthetic.scene import SyntheticScene, corridor_scene, room_scene
 from fast3r_ros.synthetic.sequence import pinhole
 from fast3r_ros.synthetic.trajectories import Motion, look_around, scattered, walk
 from fast3r_ros.training.config import DataConfig, RecordedConfig, TrainConfig
@@ -58,7 +58,7 @@ class _Disturbance:
 
 @dataclass(frozen=True)
 class _Sample:
-    scene: Scene
+    scene: SyntheticScene
     poses: NDArray[np.float64]
     intrinsics: NDArray[np.float64]
     indices: NDArray[np.int64]

@@ -41,7 +41,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass
-class Run:
+class TrainingRun:
     """The mutable state of training: the wrapped objective, its optimisers, the averaged weights."""
 
     objective: nn.Module
@@ -87,7 +87,7 @@ def train(
     return metrics
 
 
-def train_step(run: Run, config: TrainConfig, process: Process) -> dict[str, float]:
+def train_step(run: TrainingRun, config: TrainConfig, process: Process) -> dict[str, float]:
     """One optimiser step over the global batch of `run.step`, which advances; returns values to log."""
     rate = learning_rate(config.optimizer, run.step, config.run.steps)
     for optimizer in run.optimizers:
@@ -116,7 +116,7 @@ def train_step(run: Run, config: TrainConfig, process: Process) -> dict[str, flo
     }
 
 
-def _start(config: TrainConfig, process: Process) -> Run:
+def _start(config: TrainConfig, process: Process) -> TrainingRun:
     needed = _BYTES_PER_WEIGHT * config.model.weights
     if needed > machine_memory():
         raise UserError(
@@ -140,7 +140,7 @@ def _start(config: TrainConfig, process: Process) -> Run:
     optimizers = make_optimizers(objective, config.optimizer)
     if config.run.parallel == "deepspeed":
         objective = zero.wrap(objective, optimizers[0], config, process)
-    return Run(objective, network, optimizers, average)
+    return TrainingRun(objective, network, optimizers, average)
 
 
 def _continue_from(network: Fast3R, weights: str) -> None:
@@ -154,7 +154,7 @@ def _continue_from(network: Fast3R, weights: str) -> None:
         ) from error
 
 
-def _resume(run: Run, output: Path, process: Process) -> None:
+def _resume(run: TrainingRun, output: Path, process: Process) -> None:
     state = load_state(output)
     if state is None:
         _log.info("nothing to resume in %s; starting from step 0", output)
@@ -178,7 +178,7 @@ def _resume(run: Run, output: Path, process: Process) -> None:
     run.step = state["step"]
 
 
-def _save(run: Run, config: TrainConfig, output: Path, process: Process) -> None:
+def _save(run: TrainingRun, config: TrainConfig, output: Path, process: Process) -> None:
     if zero.is_engine(run.objective):
         zero.save(run.objective, output, run.step)
     content = full_state(run.objective, run.optimizers)
@@ -193,7 +193,7 @@ def _save(run: Run, config: TrainConfig, output: Path, process: Process) -> None
         export(config, average or content["network"], output / "model")
 
 
-def _evaluate(run: Run, config: TrainConfig, process: Process) -> dict[str, float]:
+def _evaluate(run: TrainingRun, config: TrainConfig, process: Process) -> dict[str, float]:
     """Evaluate the weights to be exported, on one process; the others wait for it later."""
     tensors = full_state(run.objective, run.optimizers)["network"]
     if process.rank != 0:

@@ -38,7 +38,7 @@ WidgetCheck = Callable[[str, Any], Any]
 NameCheck = Callable[[str], bool]
 
 
-class Guard:
+class AccessGuard:
     """Accepts or rejects the requests and messages of one viewer.
 
     allowed_hosts: further names by which browsers reach the viewer, next to this machine's own.  token:
@@ -164,7 +164,7 @@ def _answer(status: HTTPStatus, text: str, headers: Mapping[str, str] | None = N
 
 
 @contextmanager
-def guarded(guard: Guard) -> Iterator[None]:
+def guarded(guard: AccessGuard) -> Iterator[None]:
     """viser servers that start inside are guarded.  Raises UserError for a viser version that starts
     otherwise.
 
@@ -198,7 +198,7 @@ def guarded(guard: Guard) -> Iterator[None]:
         )
 
 
-def _connections(guard: Guard) -> type[ServerConnection]:
+def _connections(guard: AccessGuard) -> type[ServerConnection]:
     """The class of one server's connections: bounded in number, their messages checked by the guard."""
     opened: set[ServerConnection] = set()
 

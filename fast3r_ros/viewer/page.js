@@ -1,9 +1,9 @@
-// What the viewer adds to viser's page: the points are filtered and coloured where they are drawn, so that a
-// slider's tick sends a few numbers and not the cloud.
+// The viewer's addition to viser's page: the points are filtered and coloured where they are drawn, so that a
+// slider's step sends a few numbers instead of the cloud.
 //
-// viser has no filters for points.  Its shader for points gets a few lines when it is compiled, and what they
-// compare with when points are drawn.  Each point brings its own confidence level and time slot in the lowest
-// 8 bits of its x, y and z (see points.py).
+// viser has no filters for points.  A few lines are added to its point shader when it is compiled, and their
+// values are set when points are drawn.  The lowest 8 bits of each point's x, y and z hold its confidence level
+// and time slot (see points.py).
 (() => {
   if (window.fast3r) return; // the page has connected again
 
@@ -19,7 +19,7 @@
   const DECLARED = `
     uniform highp vec4 fast3rLimits;
     uniform highp vec4 fast3rColour;
-    vec3 fast3rRamp(float at) {  // dark blue, teal, yellow: lighter is more, for the colour-blind too
+    vec3 fast3rRamp(float at) {  // dark blue, teal, yellow: lighter is more, also for the colour-blind
       vec3 low = mix(vec3(0.19, 0.07, 0.42), vec3(0.13, 0.57, 0.55), clamp(2.0 * at, 0.0, 1.0));
       return mix(low, vec3(0.99, 0.91, 0.14), clamp(2.0 * at - 1.0, 0.0, 1.0));
     }
@@ -30,7 +30,7 @@
     highp float fast3rSlot = float((fast3rBits.y >> 4) | (fast3rBits.z << 4));
     gl_PointSize = fast3rLimits.w * (scale / -world_pos.z);
     if (fast3rLevel < fast3rLimits.x || fast3rSlot > fast3rLimits.y || position.z > fast3rLimits.z) {
-      gl_Position = vec4(2.0, 2.0, 2.0, 1.0);  // outside of what is drawn
+      gl_Position = vec4(2.0, 2.0, 2.0, 1.0);  // outside of the drawn volume
     }
     if (fast3rColour.x > 0.5) {
       highp float fast3rValue = fast3rColour.x > 1.5 ? position.z : fast3rLevel;
@@ -57,7 +57,7 @@
     current = program;
     return useProgram.call(this, program);
   };
-  const known = new WeakMap(); // program -> where its numbers go, and which of them it has
+  const known = new WeakMap(); // program -> locations of its numbers, and their values
   gl.drawArrays = function (mode, first, count) {
     if (mode === this.POINTS && current) {
       let at = known.get(current);
@@ -76,7 +76,7 @@
     return drawArrays.call(this, mode, first, count);
   };
 
-  // On a small screen viser opens its panel over the lower half of the map.
+  // On small screens viser opens its panel over the lower half of the map.
   const closed = new WeakSet();
   const close = () => {
     for (const handle of document.querySelectorAll('[style*="cursor: pointer"][style*="height: 3.5em"]')) {

@@ -40,7 +40,7 @@ class _LookedThrough:
     arrived: bool = False
 
 
-class Views:
+class BrowserViews:
     """Moves the browsers' views; each browser has its own view and history."""
 
     def __init__(self, server: viser.ViserServer) -> None:

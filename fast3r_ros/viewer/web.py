@@ -34,10 +34,10 @@ with optional("viser", "the web viewer"):
     from viser import ViserServer
 
     from fast3r_ros.viewer.controls import Controls
-    from fast3r_ros.viewer.guard import Guard, guarded
+    from fast3r_ros.viewer.guard import AccessGuard, guarded
     from fast3r_ros.viewer.page import Style, send_script, send_style
     from fast3r_ros.viewer.scene import Cameras, Rulers, frustum_size
-    from fast3r_ros.viewer.views import Views
+    from fast3r_ros.viewer.views import BrowserViews
 
 MAX_POINTS = 1_000_000  # limit for a browser; a larger cloud is thinned evenly
 _PLAY_S, _PLAY_TICK_S = 30.0, 0.1  # a longer map is played faster than it was recorded
@@ -79,14 +79,14 @@ class WebViewer:
         self._images: dict[str, UInt8] = {}
         self._playing: threading.Event | None = None  # set to end it
         self._token = token
-        with guarded(Guard(tuple(allowed_hosts), token, self._widget_value, self._is_clickable)):
+        with guarded(AccessGuard(tuple(allowed_hosts), token, self._widget_value, self._is_clickable)):
             self._server = ViserServer(host=host, port=port, label=title, verbose=False)
         send_script(self._server, title)
         self._server.gui.configure_theme(show_logo=False, show_share_button=False)
         self._server.gui.main_panel.dock_right()  # next to the map, not over it
         self._server.scene.set_up_direction("+z")
         self._map = self._server.scene.add_frame("/map", show_axes=False)
-        self._views = Views(self._server)
+        self._views = BrowserViews(self._server)
         self._cameras = Cameras(self._server, self._look_through)
         self._rulers = Rulers(self._server)
         self._controls = Controls(self._server.gui)

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from fast3r_ros.benchmark.ceilings import measure_ceilings
-from fast3r_ros.benchmark.floor import Ceilings, Operation, floor_seconds, fusion_attention, stages
+from fast3r_ros.benchmark.ceilings import measure_device_peaks
+from fast3r_ros.benchmark.floor import DevicePeaks, Operation, fusion_attention, roofline_seconds, stages
 from fast3r_ros.model import Fast3R, Fast3RConfig, ViewTokens
 from fast3r_ros.model.config import DecoderConfig, EncoderConfig, HeadConfig
 
@@ -89,7 +89,9 @@ def test_views_whose_tokens_are_kept_cost_no_encoding() -> None:
 
 def test_the_slower_of_arithmetic_and_traffic_decides() -> None:
     operations = [Operation("products", 100.0, 1.0), Operation("copies", 1.0, 100.0)]
-    assert floor_seconds(operations, Ceilings(matrix_rate=10.0, bandwidth=50.0)) == pytest.approx(10 + 2)
+    assert roofline_seconds(operations, DevicePeaks(matrix_rate=10.0, bandwidth=50.0)) == pytest.approx(
+        10 + 2
+    )
 
 
 def test_the_released_network_of_32_views_has_the_known_arithmetic() -> None:
@@ -102,7 +104,7 @@ def test_the_released_network_of_32_views_has_the_known_arithmetic() -> None:
     assert flops(parts["fuse"]) == pytest.approx(linear + attention)
 
 
-def test_ceilings_are_those_of_this_machine() -> None:
-    found = measure_ceilings(torch.device("cpu"), torch.float32)
+def test_peaks_are_measured_on_this_machine() -> None:
+    found = measure_device_peaks(torch.device("cpu"), torch.float32)
     assert 1e8 < found.matrix_rate < 1e15
     assert 1e8 < found.bandwidth < 1e13

@@ -24,7 +24,7 @@ from fast3r_ros.model.attention import PACKAGES, _warn_once
 from fast3r_ros.model.memory import predict_memory
 from fast3r_ros.model.precision import in_dtype, resolve_dtype
 from fast3r_ros.model.resample import _weights
-from fast3r_ros.model.streaming import Remembering
+from fast3r_ros.model.streaming import KvCache
 
 __all__ = ["device_guard", "fake_cuda"]  # fixtures
 
@@ -152,11 +152,11 @@ def test_linear_layers_of_eight_bits(
 
 
 def test_a_window_goes_on_from_what_was_kept(fake_cuda: Launches) -> None:
-    model, first = network(), Remembering()
+    model, first = network(), KvCache()
     model.fuse(encoded(model, 3), function=first)
     memory = first.memory([TOKENS] * 3)
     assert_on_gpu([*memory.keys, *memory.values], FP16, 1, 4, 3 * TOKENS, 8)
-    function = Remembering(memory, [0, 2])
+    function = KvCache(memory, [0, 2])
     features = model.fuse(encoded(model, 1), torch.tensor([[500]]), function=function)
     assert_hooks(features.hooks, FP16, TOKENS)
     kept = function.memory([TOKENS])

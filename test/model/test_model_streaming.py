@@ -18,7 +18,7 @@ from fast3r_ros.errors import UserError
 from fast3r_ros.model import ViewTokens
 from fast3r_ros.model.acceleration import Acceleration, accelerate
 from fast3r_ros.model.image_index import TRAINED_ROWS, free_indices
-from fast3r_ros.model.streaming import FusionMemory, Remembering
+from fast3r_ros.model.streaming import FusionMemory, KvCache
 
 MODEL = small_model()
 few = settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
@@ -50,9 +50,9 @@ def seen_together(views: list[ViewTokens], indices: list[int], sees: Tensor) -> 
 def streamed(
     views: list[ViewTokens], indices: list[int], memory: FusionMemory | None, kept: list[int]
 ) -> tuple[tuple[Tensor, ...], FusionMemory]:
-    remembering = Remembering(memory, kept)
-    features = MODEL.fuse(views, torch.tensor([indices]), function=remembering)
-    return features.hooks, remembering.memory(count(views))
+    cache = KvCache(memory, kept)
+    features = MODEL.fuse(views, torch.tensor([indices]), function=cache)
+    return features.hooks, cache.memory(count(views))
 
 
 @few

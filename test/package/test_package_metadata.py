@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tomllib
 import xml.etree.ElementTree as ElementTree
+from collections import defaultdict
 from graphlib import TopologicalSorter
 from importlib import metadata
 from pathlib import Path
@@ -124,6 +125,15 @@ def test_folders_import_each_other_in_one_direction():
                 if other != folder and (ROOT / "fast3r_ros" / other).is_dir():
                     graph.setdefault(folder, set()).add(other)
     TopologicalSorter(graph).prepare()  # raises CycleError, which names the cycle
+
+
+def test_no_two_public_classes_have_one_name():
+    places = defaultdict(list)
+    for path in (ROOT / "fast3r_ros").rglob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places[node.name].append(str(path.relative_to(ROOT)))
+    assert {name: paths for name, paths in places.items() if len(paths) > 1} == {}
 
 
 def test_pins_install_on_the_python_of_debian_12():

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fast3r_ros.synthetic.render import points_camera, render
-from fast3r_ros.synthetic.scene import Scene, ring_scene, room_scene
+from fast3r_ros.synthetic.scene import SyntheticScene, ring_scene, room_scene
 from fast3r_ros.synthetic.sequence import pinhole
 from fast3r_ros.synthetic.trajectories import look, walk
 
@@ -24,7 +24,7 @@ def ray_directions(pose: np.ndarray) -> np.ndarray:
     return camera @ pose[:3, :3].T
 
 
-def depth_by_brute_force(scene: Scene, pose: np.ndarray) -> np.ndarray:
+def depth_by_brute_force(scene: SyntheticScene, pose: np.ndarray) -> np.ndarray:
     """(H, W) depth from intersecting every ray with every rectangle, in float64."""
     rays, origin = ray_directions(pose), pose[:3, 3]
     nearest = np.full((HEIGHT, WIDTH), np.inf)

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from fast3r_ros.synthetic.scene import Scene, corridor_scene, is_free, ring_scene, room_scene
+from fast3r_ros.synthetic.scene import SyntheticScene, corridor_scene, is_free, ring_scene, room_scene
 from fast3r_ros.synthetic.sequence import demo_sequence, loop_sequence
 from fast3r_ros.synthetic.trajectories import Motion, look, look_around, scattered, walk
 
@@ -17,7 +17,7 @@ def turn_degrees(poses: np.ndarray) -> np.ndarray:
     return np.degrees(np.arccos(np.clip((np.trace(relative, axis1=1, axis2=2) - 1) / 2, -1, 1)))
 
 
-def painted_scene(seed: int) -> Scene:
+def painted_scene(seed: int) -> SyntheticScene:
     return room_scene(seed, painted=True)
 
 
