@@ -33,18 +33,21 @@ def parameter(
     range: tuple[float, float] | None = None,
     choices: tuple[str, ...] | None = None,
     dynamic: bool = False,
+    constant: bool = False,
     key: str = "",
 ) -> Any:
     """A dataclass field with a setting's description, range and choices.
 
     range: inclusive, of a number or of every number in a list; without one any finite number is valid.
-    dynamic: may change at run time.  key: the name in a file, if it differs from the field's.
+    dynamic: may change at run time.  constant: no parameter of the ROS node, Python sets it.  key: the name
+    in a file, if it differs from the field's.
     """
     metadata = {
         "description": description,
         "range": range,
         "choices": choices,
         "dynamic": dynamic,
+        "constant": constant,
         "key": key,
     }
     return field(default=default, metadata=metadata)
@@ -150,12 +153,17 @@ def shown(value: Any) -> str:
 
 def unknown_parameter(name: Any, known: Collection[str]) -> str:
     """A sentence on a name that does not exist: those it may have been meant for, or all."""
+    meant = similar_names(name, known)
+    if meant:
+        return f"unknown parameter {shown(name)}; did you mean {' or '.join(meant)}?"
+    return f"unknown parameter {shown(name)}; known are {', '.join(sorted(known))}"
+
+
+def similar_names(name: Any, known: Collection[str]) -> list[str]:
+    """The dotted names that `name` may have been meant for, as a whole or by the last word; at most three."""
     whole = {each.rpartition(".")[2]: each for each in known} | {each: each for each in known}
     near = difflib.get_close_matches(str(name)[:60], whole, n=3, cutoff=0.7)
-    if near:
-        meant = " or ".join(dict.fromkeys(whole[each] for each in near))
-        return f"unknown parameter {shown(name)}; did you mean {meant}?"
-    return f"unknown parameter {shown(name)}; known are {', '.join(sorted(known))}"
+    return list(dict.fromkeys(whole[each] for each in near))
 
 
 def _nested(value: Any) -> bool:

@@ -1,7 +1,8 @@
-"""Every parameter of the mapper, once: default, meaning, range.
+"""Every setting of the mapper, once: default, meaning, range.
 
-The ROS parameters, the YAML file and the command line carry the same dotted names (`window.size`).
-What a field's metadata mean says `settings.parameter`.
+Python (`MapperConfig.from_flat`) and `fast3r reconstruct --set` know all of them by their dotted names
+(`window.size`).  The ROS node and its YAML file carry those that a user has a reason to change; the others
+are marked as `constant`.  `settings.parameter` explains a field's metadata.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from fast3r_ros.errors import UserError
 from fast3r_ros.mapping.data import DescriptorLimits
 from fast3r_ros.settings import from_flat, parameter, parameter_fields, unknown_parameter
 
+RENAMED = {"map.keyframes_refused": "map.moved_per_window"}  # a former name and the present one
+
 
 @dataclass(frozen=True)
 class KeyframeConfig:
@@ -21,38 +24,47 @@ class KeyframeConfig:
 
     motion: float = parameter(
         0.06,
-        "median image motion since the last keyframe, as a share of the image width, that makes a new"
-        " keyframe",
+        "Minimum median image motion since the last keyframe, as a share of the image width, that "
+        "makes a new keyframe",
         range=(0.0, 1.0),
         dynamic=True,
     )
     min_interval: float = parameter(
-        0.0, "least time between keyframes of one camera, in seconds", range=(0.0, 60.0), dynamic=True
+        0.0,
+        "Minimum time between keyframes of one camera, in seconds",
+        range=(0.0, 60.0),
+        dynamic=True,
+        constant=True,
     )
     max_interval: float = parameter(
         10.0,
-        "after this time, in seconds, a frame becomes a keyframe without motion (0: never)",
+        "Maximum time between keyframes without motion, in seconds (0: no limit)",
         range=(0.0, 3600.0),
         dynamic=True,
+        constant=True,
     )
     sharpness: float = parameter(
         0.5,
-        "a frame is blurred when its sharpness is below this share of recent sharp frames' (0: accept all)",
+        "Minimum sharpness of a keyframe, as a share of recent sharp frames' (0: accept all)",
         range=(0.0, 1.0),
         dynamic=True,
     )
     contrast: float = parameter(
         0.015,
-        "least standard deviation of brightness (0 to 1); below it a frame is featureless (0: accept all)",
+        "Minimum standard deviation of a frame's brightness, as a share of full brightness; below it "
+        "a frame is featureless (0: accept all)",
         range=(0.0, 0.5),
         dynamic=True,
+        constant=True,
     )
     max_similarity: float = parameter(
         0.0,
-        "a frame whose descriptor is more alike to its camera's last keyframe's than this (cosine) is "
-        "redundant, as a standing camera's are (1: accept all; 0: the network's own limit, 0.9999 of Fast3R)",
+        "Maximum similarity (cosine) of a frame's descriptor to that of its camera's last keyframe; "
+        "above it a frame is redundant, as those of a stationary camera are (1: accept all; 0: the "
+        "network's own limit, 0.9999 for Fast3R)",
         range=(0.0, 1.0),
         dynamic=True,
+        constant=True,
     )
 
 
@@ -62,12 +74,12 @@ class WindowConfig:
 
     size: int = parameter(
         16,
-        "views in a full window; the node lowers it when a window runs out of memory",
+        "Number of views in a full window; the node lowers it when a window runs out of memory",
         range=(2, 128),
         dynamic=True,
     )
-    stride: int = parameter(4, "new keyframes per window", range=(1, 64))
-    overlap: int = parameter(4, "views shared with the map, at least", range=(1, 64))
+    stride: int = parameter(4, "Number of new keyframes per window", range=(1, 64))
+    overlap: int = parameter(4, "Minimum number of views that a window shares with the map", range=(1, 64))
 
 
 @dataclass(frozen=True)
@@ -76,39 +88,55 @@ class RegistrationConfig:
 
     inlier_distance: float = parameter(
         0.1,
-        "a pixel agrees with the map when its points differ by less than this share of its distance",
+        "Maximum distance between a pixel's point and the map's, as a share of its distance from the "
+        "camera, at which the two agree",
         range=(0.001, 1.0),
         dynamic=True,
+        constant=True,
     )
     min_inlier_share: float = parameter(
-        0.3, "least share of agreeing pixels for a window to be accepted", range=(0.0, 1.0), dynamic=True
+        0.3, "Minimum share of agreeing pixels for a window to be accepted", range=(0.0, 1.0), dynamic=True
     )
     min_view_share: float = parameter(
         0.3,
-        "least share of a view's pixels that its camera pose must explain for the view to be accepted",
+        "Minimum share of a view's pixels that its camera pose must explain for the view to be accepted",
         range=(0.0, 1.0),
         dynamic=True,
+        constant=True,
     )
     min_view_confidence: float = parameter(
         0.2,
-        "a new view is connected when its median confidence (above 1) is at least this share of the "
-        "known views'",
+        "Minimum median confidence (above 1) of a new view, as a share of the known views', for it to "
+        "be connected",
         range=(0.0, 1.0),
         dynamic=True,
+        constant=True,
     )
     retries: int = parameter(
-        1, "other reference views that are tried when a window fails", range=(0, 8), dynamic=True
+        1,
+        "Maximum number of other reference views that are tried when a window is rejected",
+        range=(0, 8),
+        dynamic=True,
+        constant=True,
     )
     lost_after: int = parameter(
-        2, "windows failed in a row after which a new submap is started", range=(1, 100), dynamic=True
+        2,
+        "Number of windows rejected in a row after which a new submap is started",
+        range=(1, 100),
+        dynamic=True,
+        constant=True,
     )
     pixels: int = parameter(
-        2000, "pixels per view that take part in a registration", range=(100, 100000), dynamic=True
+        2000,
+        "Number of pixels per view that take part in a registration",
+        range=(100, 100000),
+        dynamic=True,
+        constant=True,
     )
     planar: bool = parameter(
         False,
-        "the base drives on one level floor: its height, roll and pitch are held to the map's ground plane "
-        "(needs base -> camera, and a map in metres for the height)",
+        "Motion of the base on one level floor only: its height, roll and pitch are held to the map's "
+        "ground plane (needs base -> camera, and a map in metres for the height)",
         dynamic=True,
     )
 
@@ -119,24 +147,28 @@ class PointsConfig:
 
     min_confidence: float = parameter(
         1.0,
-        "least confidence of a point (the network's confidence starts at 1)",
+        "Minimum confidence of a point (a number without unit; the network's confidence starts at 1)",
         range=(1.0, 1e6),
         dynamic=True,
+        constant=True,
     )
     drop_share: float = parameter(
-        0.1, "this share of a view's pixels, the least confident, is dropped", range=(0.0, 0.95), dynamic=True
+        0.1, "Share of a view's pixels, the least confident, that is dropped", range=(0.0, 0.95), dynamic=True
     )
     edge_ratio: float = parameter(
         0.1,
-        "a pixel is at a depth edge when its 3 x 3 neighbourhood spans more than this share of its depth",
+        "Maximum depth range in a pixel's 3 x 3 neighbourhood, as a share of its depth; above it the "
+        "pixel is at a depth edge",
         range=(0.001, 10.0),
         dynamic=True,
+        constant=True,
     )
     max_depth_ratio: float = parameter(
         6.0,
-        "points farther than this many times the median depth of what their view is surer of are dropped",
+        "Maximum depth of a point, as a multiple of the median depth of the view's more confident half",
         range=(1.0, 1e6),
         dynamic=True,
+        constant=True,
     )
 
 
@@ -146,37 +178,43 @@ class ScaleConfig:
 
     source: str = parameter(
         "none",
-        "what gives the metric scale: none (map units), odometry, rig (known baseline between "
-        "cameras), depth "
-        "(metric depth images), camera_height (above the floor), network (where its points are in metres), "
-        "or fixed",
+        "Source of the metric scale: none (map units), odometry, rig (known baseline between "
+        "cameras), depth (metric depth images), camera_height (above the floor), network (where its "
+        "points are in metres), or fixed",
         choices=("none", "odometry", "rig", "depth", "camera_height", "network", "fixed"),
     )
     accept_sigma: float = parameter(
         0.05,
-        "relative standard deviation below which a scale is adopted; it is refined to one percent afterwards",
+        "Maximum standard deviation of a scale, as a share of it, for it to be adopted; it is refined "
+        "to one percent afterwards",
         range=(0.0001, 1.0),
         dynamic=True,
+        constant=True,
     )
     hysteresis: float = parameter(
         0.005,
-        "what comes next is placed with another scale only when newer measurements differ from the adopted "
-        "one by more than this share (and by three standard deviations)",
+        "Minimum difference of newer measurements from the adopted scale, as a share of it, for what "
+        "comes next to be placed with another scale (it has to exceed three standard deviations, too)",
         range=(0.0, 10.0),
         dynamic=True,
+        constant=True,
     )
     min_baseline: float = parameter(
         0.3,
-        "odometry gives a scale only after the camera has moved this far, in metres",
+        "Minimum distance that the camera has moved before odometry gives a scale, in metres",
         range=(0.001, 100.0),
         dynamic=True,
+        constant=True,
     )
     camera_height: float = parameter(
-        1.0, "height of the camera above the floor in metres, for camera_height", range=(0.01, 1000.0)
+        1.0,
+        "Height of the camera above the floor, in metres, for scale.source camera_height",
+        range=(0.01, 1000.0),
     )
     metres_per_unit: float = parameter(
         1.0,
-        "for fixed: metres per map unit (one map unit is the median depth of the first window)",
+        "Length of a map unit, in metres, for scale.source fixed (a map unit is the median depth of "
+        "the first window)",
         range=(1e-6, 1e6),
     )
 
@@ -185,30 +223,44 @@ class ScaleConfig:
 class LoopConfig:
     """Recognising places that were seen before."""
 
-    enabled: bool = parameter(True, "look for places that were seen before", dynamic=True)
+    enabled: bool = parameter(True, "Search for places that were seen before", dynamic=True)
     candidates: int = parameter(
-        3, "retrieved keyframes that are put into the window for verification", range=(1, 16), dynamic=True
+        3,
+        "Maximum number of retrieved keyframes that are put into the window for verification",
+        range=(1, 16),
+        dynamic=True,
+        constant=True,
     )
     min_similarity: float = parameter(
         -1.0,
-        "least similarity of descriptors for a candidate (cosine of the differences from their mean; -1: the "
-        "network's own limit, 0.5 of Fast3R)",
+        "Minimum similarity of descriptors for a candidate (cosine of the differences from their "
+        "mean; -1: the network's own limit, 0.5 for Fast3R)",
         range=(-1.0, 1.0),
         dynamic=True,
+        constant=True,
     )
     interval: int = parameter(
         2,
-        "windows between two attempts to verify candidates, which have to be encoded again (1: every window)",
+        "Number of windows between two attempts to verify candidates, which have to be encoded again "
+        "(1: every window)",
         range=(1, 1000),
         dynamic=True,
     )
     min_separation: int = parameter(
-        24, "keyframes that must lie between a place and its revisit", range=(1, 100000), dynamic=True
+        24,
+        "Minimum number of keyframes between a place and its revisit",
+        range=(1, 100000),
+        dynamic=True,
+        constant=True,
     )
     min_inlier_share: float = parameter(
-        0.3, "least share of agreeing pixels for a loop to be closed", range=(0.0, 1.0), dynamic=True
+        0.3,
+        "Minimum share of agreeing pixels for a loop to be closed",
+        range=(0.0, 1.0),
+        dynamic=True,
+        constant=True,
     )
-    background: bool = parameter(True, "optimise the pose graph in a background thread")
+    background: bool = parameter(True, "Optimisation of the pose graph in a background thread", constant=True)
 
 
 @dataclass(frozen=True)
@@ -217,25 +269,28 @@ class MapConfig:
 
     voxel_size: float = parameter(
         0.0,
-        "edge of a voxel of the fused cloud, in metres (map units while no scale is known); 0: a "
-        "hundredth of "
-        "the median depth of the first window",
+        "Edge length of a voxel of the fused cloud, in metres (map units while no scale is known); 0: "
+        "a hundredth of the median depth of the first window",
         range=(0.0, 10.0),
     )
     points_per_keyframe: int = parameter(
-        10000, "points that a keyframe keeps, at most (a regular pixel grid)", range=(100, 1000000)
+        10000,
+        "Maximum number of points that a keyframe keeps (a regular pixel grid)",
+        range=(100, 1000000),
+        constant=True,
     )
     max_points: int = parameter(
-        2000000, "points of the fused cloud, at most", range=(1000, 100000000), dynamic=True
+        2000000, "Maximum number of points of the fused cloud", range=(1000, 100000000), dynamic=True
     )
     memory_mb: float = parameter(
-        2048.0, "memory of the map in MiB, at most; redundant keyframes are dropped first", range=(1.0, 1e6)
+        2048.0, "Maximum memory of the map, in MiB; redundant keyframes are dropped first", range=(1.0, 1e6)
     )
-    keyframes_refused: int = parameter(
+    moved_per_window: int = parameter(
         8,
-        "keyframes per window that are fused again after they moved, at most",
+        "Maximum number of moved keyframes that are fused again per window",
         range=(1, 10000),
         dynamic=True,
+        constant=True,
     )
 
 
@@ -273,10 +328,13 @@ class MapperConfig:
     def from_flat(values: Mapping[str, Any]) -> MapperConfig:
         """A configuration from dotted names (`{"window.size": 8}`); what is not named keeps its default.
 
-        Raises UserError for an unknown name, a wrong type, a value out of range or not among the choices.
+        Raises UserError for an unknown or former name, a wrong type, a value out of range or not among the
+        choices.
         """
         known = dict(flat_parameters())
         for name in values:
+            if name in RENAMED:
+                raise UserError(f"parameter {name} is called {RENAMED[name]} now; use that name")
             if name not in known:
                 raise UserError(unknown_parameter(name, known))
         config = from_flat(MapperConfig, values)

@@ -444,7 +444,7 @@ class Mapper:
         self.map.refine(final=settled, provisional=fresh)
         self.map.fuse(settled)
         self.map.fuse(fresh, final=False)
-        self.map.fuse_moved(self.config.map.keyframes_refused, later=self._window.ids)
+        self.map.fuse_moved(self.config.map.moved_per_window, later=self._window.ids)
         self._loops.forget(self.map.cull(set(self._window.ids), self._loops.nbytes))
         return fusion, moved
 

@@ -37,15 +37,23 @@ _BASE_ABOVE = 0.1  # metres by which a floor that is seen may be higher than the
 class GridConfig:
     """An occupancy grid from the map's points between two heights above the floor."""
 
-    enabled: bool = parameter(False, "publish ~/grid", dynamic=True)
-    resolution: float = parameter(0.05, "edge of a cell, in metres", range=(0.001, 10.0), dynamic=True)
+    enabled: bool = parameter(False, "Publication of ~/grid", dynamic=True)
+    resolution: float = parameter(0.05, "Edge length of a cell, in metres", range=(0.001, 10.0), dynamic=True)
     min_height: float = parameter(
-        0.1, "points below are floor, in metres above the floor", range=(-1000.0, 1000.0), dynamic=True
+        0.1,
+        "Minimum height of an obstacle above the floor, in metres; points below are floor",
+        range=(-1000.0, 1000.0),
+        dynamic=True,
     )
     max_height: float = parameter(
-        1.5, "points above are ignored, in metres above the floor", range=(-1000.0, 1000.0), dynamic=True
+        1.5,
+        "Maximum height of an obstacle above the floor, in metres; points above are ignored",
+        range=(-1000.0, 1000.0),
+        dynamic=True,
     )
-    min_points: int = parameter(3, "points that make a cell occupied", range=(1, 10000), dynamic=True)
+    min_points: int = parameter(
+        3, "Minimum number of points that make a cell occupied", range=(1, 10000), dynamic=True, constant=True
+    )
 
 
 @dataclass(frozen=True)

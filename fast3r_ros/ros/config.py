@@ -1,4 +1,4 @@
-"""Every parameter of the node that is not the mapper's, once: default, meaning, range.
+"""Every setting of the node that is not the mapper's, once: default, meaning, range.
 
 Read and checked by `fast3r_ros.settings` as the mapper's; `parameters` declares both together.
 """
@@ -22,32 +22,43 @@ class InputConfig:
 
     transport: str = parameter(
         "auto",
-        "image transport: raw (<camera>/image), compressed (<camera>/image/compressed), or auto: compressed "
-        "where nobody publishes raw images",
+        "Transport of the images: raw (<camera>/image), compressed (<camera>/image/compressed), or "
+        "auto: compressed where nobody publishes raw images",
         choices=("auto", "raw", "compressed"),
     )
     reliability: str = parameter(
         "auto",
-        "QoS of the image subscriptions: auto (reliable where every publisher is), reliable or best_effort",
+        "Reliability (QoS) of the image subscriptions: auto (reliable where every publisher is), "
+        "reliable or best_effort",
         choices=("auto", "reliable", "best_effort"),
     )
     use_camera_info: bool = parameter(
-        True, "take intrinsics and distortion from camera_info; otherwise intrinsics are estimated"
+        True, "Use of intrinsics and distortion from camera_info; false: intrinsics are estimated"
     )
-    frame_id: str = parameter("", "camera frame to use instead of the one in the images (one camera only)")
+    frame_id: str = parameter(
+        "",
+        "Name of the camera frame in place of the one in the images (one camera only; empty: the "
+        "images' own)",
+    )
     jump_back: float = parameter(
         1.0,
-        "stamps that go back by more than this many seconds restart the window (a looping bag); frames with "
-        "a smaller step back are dropped",
+        "Maximum step back of stamps, in seconds, at which a frame is dropped; a larger one restarts "
+        "the window (a looping bag)",
         range=(0.0, 3600.0),
         dynamic=True,
+        constant=True,
     )
     timeout: float = parameter(
-        3.0, "seconds without an image after which diagnostics warn", range=(0.1, 3600.0), dynamic=True
+        3.0,
+        "Maximum time without an image, in seconds, before diagnostics warn",
+        range=(0.1, 3600.0),
+        dynamic=True,
+        constant=True,
     )
     odometry: str = parameter(
         "topic",
-        "metric motion: none, topic (nav_msgs/Odometry on `odometry`) or tf (odom -> base frame)",
+        "Source of the metric motion: none, topic (nav_msgs/Odometry on `odometry`) or tf (odom -> "
+        "base frame)",
         choices=("none", "topic", "tf"),
     )
 
@@ -58,14 +69,18 @@ class FramesConfig:
 
     map: str = parameter(
         "map",
-        "the map frame; a node in namespace /a calls it a/map unless its /tf is remapped, and map where /map "
-        "is set",
+        "Name of the map frame; a node in namespace /a calls it a/map unless its /tf is remapped, and "
+        "map where /map is set",
     )
-    odom: str = parameter("odom", "the odometry frame, which is hung below the map in metres only")
-    base: str = parameter("base_link", "the robot's base frame")
+    odom: str = parameter(
+        "odom", "Name of the odometry frame, which is broadcast below the map in metres only"
+    )
+    base: str = parameter("base_link", "Name of the robot's base frame")
     camera: str = parameter(
         "fast3r_camera",
-        "the estimated camera in tf_mode camera; _<name> is added in a rig, a namespace as for frames.map",
+        "Name of the estimated camera's frame in tf_mode camera; _<name> is added in a rig, a "
+        "namespace as for frames.map",
+        constant=True,
     )
 
     def __post_init__(self) -> None:
@@ -93,29 +108,41 @@ class OutputConfig:
     """What is published, and how often."""
 
     map_rate: float = parameter(
-        1.0, "most messages per second on ~/map_cloud, ~/grid and ~/path", range=(0.01, 30.0), dynamic=True
+        1.0, "Maximum rate of ~/map_cloud, ~/grid and ~/path, in Hz", range=(0.01, 30.0), dynamic=True
     )
     image_size: str = parameter(
         "input",
-        "size of ~/confidence, ~/confidence_color and ~/depth/image_rect: input (the camera image's) or "
-        "network",
+        "Size of ~/confidence, ~/confidence_color and ~/depth/image_rect: input (the camera image's) "
+        "or network",
         choices=("input", "network"),
         dynamic=True,
     )
     max_confidence: float = parameter(
-        10.0, "confidence shown as the warmest colour in ~/confidence_color", range=(1.1, 1e6), dynamic=True
+        10.0,
+        "Confidence shown as the warmest colour in ~/confidence_color (a number without unit)",
+        range=(1.1, 1e6),
+        dynamic=True,
+        constant=True,
     )
-    path_length: int = parameter(2000, "newest poses on ~/path, at most", range=(1, 1000000), dynamic=True)
-    status_rate: float = parameter(1.0, "messages per second on ~/status", range=(0.1, 30.0), dynamic=True)
+    path_length: int = parameter(
+        2000, "Maximum number of poses on ~/path, the newest", range=(1, 1000000), dynamic=True
+    )
+    status_rate: float = parameter(1.0, "Rate of ~/status, in Hz", range=(0.1, 30.0), dynamic=True)
 
 
 @dataclass(frozen=True)
 class TransformConfig:
     """How transforms are broadcast."""
 
-    rate: float = parameter(20.0, "messages per second for map -> odom", range=(1.0, 200.0), dynamic=True)
+    rate: float = parameter(
+        20.0, "Rate of map -> odom, in Hz", range=(1.0, 200.0), dynamic=True, constant=True
+    )
     tolerance: float = parameter(
-        0.1, "seconds that map -> odom is stamped into the future", range=(0.0, 10.0), dynamic=True
+        0.1,
+        "Time by which map -> odom is stamped into the future, in seconds",
+        range=(0.0, 10.0),
+        dynamic=True,
+        constant=True,
     )
 
 
@@ -125,20 +152,20 @@ class ViewerConfig:
 
     port: int = parameter(
         0,
-        "port of the web viewer, which shows the map as it grows (needs viser); 0: none; a port in use is "
-        "replaced by the next free one",
+        "Port number of the web viewer, which shows the map as it grows (needs viser); 0: none; a "
+        "port in use is replaced by the next free one",
         range=(0, 65535),
     )
     host: str = parameter(
-        "127.0.0.1", "address that the viewer listens on; 0.0.0.0 lets everybody on the network look"
+        "127.0.0.1", "Address that the viewer listens on; 0.0.0.0 lets everybody on the network look"
     )
     token: str = parameter(
         "",
-        "token that a browser has to give once in the viewer's address (?token=…), 8 to 128 letters, digits, "
-        "- and _; empty: none is asked for",
+        "Token that a browser has to give once in the viewer's address (?token=…), 8 to 128 letters, "
+        "digits, - and _; empty: none is asked for",
     )
     allowed_hosts: tuple[str, ...] = parameter(
-        (), "names, besides this machine's own, by which browsers may reach the viewer (robot.lan)"
+        (), "Names, in addition to this machine's own, by which browsers may reach the viewer (robot.lan)"
     )
 
 
@@ -148,51 +175,64 @@ class NodeConfig:
 
     model: str = parameter(
         "demo",
-        "the network: demo (ships with the package), a checkpoint folder or a hub name of Fast3R, or "
-        "name:checkpoint of another network",
+        "Name of the network: demo (ships with the package), a checkpoint folder or a hub name of "
+        "Fast3R, or name:checkpoint of another network",
     )
     device: str = parameter(
-        "auto", "where the network runs: auto (a GPU if there is one), cpu, cuda, cuda:1 …"
+        "auto", "Device of the network: auto (a GPU if there is one), cpu, cuda, cuda:1 …"
     )
     dtype: str = parameter(
         "auto",
-        "precision of the network: auto (float16 with float32 sums on a GPU, float32 on a CPU), float32, "
-        "bfloat16 or float16",
+        "Precision of the network: auto (float16 with float32 sums on a GPU, float32 on a CPU), "
+        "float32, bfloat16 or float16",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
     accelerate: str = parameter(
         "exact",
-        "faster and not exact: merge=2 (tokens of far views), stream=4 (three windows of four are looked at "
-        "where they are new), linears=int8 or fp8, or two with a comma; exact: none",
+        "Approximate speed-ups of the network: merge=2 (tokens of far views), stream=4 (three windows "
+        "of four are processed only where they are new), linears=int8 or fp8, or two with a comma; "
+        "exact: none",
     )
     expected_image: str = parameter(
         "640x480",
-        "WIDTHxHEIGHT of the cameras' images, for which a GPU is warmed up at configure; with others windows "
-        "are slower (empty: no warm-up)",
+        "Size of the cameras' images, WIDTHxHEIGHT in pixels, for which a GPU is warmed up at "
+        "configure; with others windows are slower (empty: no warm-up)",
     )
-    torch_threads: int = parameter(0, "CPU threads of the network (0: PyTorch's choice)", range=(0, 1024))
-    autostart: bool = parameter(True, "configure and activate at start; false waits for a lifecycle manager")
+    torch_threads: int = parameter(
+        0,
+        "Number of CPU threads of the network (0: PyTorch's choice, which OMP_NUM_THREADS sets)",
+        range=(0, 1024),
+        constant=True,
+    )
+    autostart: bool = parameter(
+        True, "Automatic configuration and activation at start; false waits for a lifecycle manager"
+    )
     cameras: tuple[str, ...] = parameter(
-        (), "names of the cameras of a rig: <name>/image, <name>/camera_info; empty: image, camera_info"
+        (), "Names of the cameras of a rig: <name>/image, <name>/camera_info; empty: image, camera_info"
     )
-    map_directory: str = parameter("~/.ros/fast3r_maps", "the folder that ~/save_map and ~/load_map may use")
+    map_directory: str = parameter(
+        "~/.ros/fast3r_maps", "Path of the folder that ~/save_map and ~/load_map may use"
+    )
     map_path: str = parameter(
-        "", "a folder of ~/save_map that is loaded at configure: absolute, or relative to map_directory"
+        "",
+        "Path of a map of ~/save_map that is loaded at configure: absolute, or relative to "
+        "map_directory (empty: none)",
     )
     localization: bool = parameter(
         False,
-        "place the camera in the map without changing it (~/localize switches this); false: extend the map",
+        "Localisation in the map without changing it (~/localize switches this); false: the map is extended",
         dynamic=True,
     )
     tf_mode: str = parameter(
         "auto",
-        "what is hung below the map frame: auto (the root of the camera's tree on TF: its own frame, the "
-        "base or odom), camera (the estimated camera), base (needs base -> camera on TF), map_to_odom (odom, "
-        "needs odom -> base -> camera on TF and scale.source other than none), or none",
+        "Frame that is broadcast below the map frame: auto (the root of the camera's tree on TF: its "
+        "own frame, the base or odom), camera (the estimated camera), base (needs base -> camera on "
+        "TF), map_to_odom (odom, needs odom -> base -> camera on TF and scale.source other than "
+        "none), or none",
         choices=("auto", "base", "camera", "map_to_odom", "none"),
     )
     publish_view_frames: bool = parameter(
-        False, "broadcast a frame fast3r_view_<i> for every view of the newest window", dynamic=True
+        False, "Broadcast of a frame fast3r_view_<i> for every view of the newest window", dynamic=True
     )
     input: InputConfig = field(default_factory=InputConfig)
     frames: FramesConfig = field(default_factory=FramesConfig)

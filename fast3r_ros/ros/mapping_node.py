@@ -23,6 +23,7 @@ from rcl_interfaces.msg import SetParametersResult
 from rclpy.callback_groups import CallbackGroup, MutuallyExclusiveCallbackGroup
 from rclpy.clock import Clock, ClockType, JumpThreshold
 from rclpy.duration import Duration
+from rclpy.exceptions import ParameterNotDeclaredException
 from rclpy.executors import MultiThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
@@ -84,13 +85,19 @@ class MappingNode(LifecycleNode):
     """The lifecycle node.
 
     configure loads the model, activate subscribes and maps, deactivate pauses, cleanup frees.
-    load_network: turns the configuration into a network.  Raises UserError for unusable parameters.
+    load_network: turns the configuration into a network.  defaults: of the parameters, and the values of what
+    is no parameter.  Raises UserError for unusable parameters.
     """
 
-    def __init__(self, load_network: NetworkLoader = load_network) -> None:
+    def __init__(
+        self, load_network: NetworkLoader = load_network, defaults: NodeConfig | None = None
+    ) -> None:
         super().__init__(NODE_NAME)
-        parameters.declare(self)
-        self.config = self._own_names(parameters.read(self))
+        defaults = defaults or NodeConfig()
+        parameters.declare(self, defaults)
+        self.config = self._own_names(parameters.read(self, defaults))
+        for sentence in parameters.ignored(self, self.config):
+            self.get_logger().warning(sentence)
         self._load_network = load_network
         self._counters = Counters()
         self._own_frames = OwnFrames()
@@ -408,6 +415,16 @@ class MappingNode(LifecycleNode):
             return parameters.refused(UserError(f"cannot be used: {error!r}"))
         return SetParametersResult(successful=True)
 
+    def set_parameters_atomically(self, parameter_list: list[Parameter]) -> SetParametersResult:
+        """As rclpy's, which the parameter services call; unknown names are answered with what to do."""
+        try:
+            return super().set_parameters_atomically(parameter_list)
+        except ParameterNotDeclaredException:
+            unknown = [each.name for each in parameter_list if not self.has_parameter(each.name)]
+            sentences = [parameters.not_declared(name, self.config) for name in unknown]
+            plain = f"the node has no parameter {', '.join(unknown)}; `ros2 param list` names all"
+            return parameters.refused(UserError("; ".join(filter(None, sentences)) or plain))
+
     def _apply_parameters(self, changes: Sequence[Parameter]) -> None:
         self._guard.run("parameters", lambda: self._use_parameters(changes))
 
@@ -542,11 +559,18 @@ def clock_difference(inputs: Inputs, now_ns: int) -> float:
     return apart if abs(apart) > CLOCKS_APART_SECONDS else 0.0
 
 
-def main(arguments: Sequence[str] | None = None, load_network: NetworkLoader = load_network) -> NoReturn:
-    """Run the node until a signal.  Ends the process: 0 after a signal, 2 when the node cannot start."""
+def main(
+    arguments: Sequence[str] | None = None,
+    load_network: NetworkLoader = load_network,
+    defaults: NodeConfig | None = None,
+) -> NoReturn:
+    """Run the node until a signal.  Ends the process: 0 after a signal, 2 when the node cannot start.
+
+    load_network, defaults: as of MappingNode.
+    """
     stop = begin(arguments)
     try:
-        node = MappingNode(load_network)
+        node = MappingNode(load_network, defaults)
     except UserError as error:
         print(f"{NODE_NAME}: {error}", file=sys.stderr)
         leave(2)

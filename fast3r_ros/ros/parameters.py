@@ -1,5 +1,8 @@
 """ROS parameters from the configuration dataclasses: declared, described, ranged, validated, and back.
 
+A field that is marked as `constant` is no parameter: it keeps its value of the NodeConfig that Python gives
+the node.
+
 `python -m fast3r_ros.ros.parameters` prints config/mapping.yaml, with `markdown` the table of docs/ros.md.
 """
 
@@ -7,7 +10,7 @@ from __future__ import annotations
 
 import sys
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import Field
 from typing import Any
 
@@ -17,8 +20,9 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 from fast3r_ros.errors import UserError
+from fast3r_ros.mapping.config import RENAMED
 from fast3r_ros.ros.config import NodeConfig
-from fast3r_ros.settings import from_flat, parameter_fields
+from fast3r_ros.settings import from_flat, parameter_fields, similar_names
 
 TYPES = {
     bool: Parameter.Type.BOOL,
@@ -29,12 +33,17 @@ TYPES = {
 }
 
 
-def declare(node: Node) -> None:
+def declared_fields(config: NodeConfig) -> Iterator[tuple[str, Field[Any], Any]]:
+    """(dotted name, dataclass field, value) of every setting that is a parameter of the node."""
+    return (each for each in parameter_fields(config) if not each[1].metadata["constant"])
+
+
+def declare(node: Node, defaults: NodeConfig) -> None:
     """Declare every parameter with type, description, range and whether it can change at run time.
 
     Raises UserError for a value, given at start, that has a wrong type or is out of range.
     """
-    for name, item, default in parameter_fields(NodeConfig()):
+    for name, item, default in declared_fields(defaults):
         try:
             node.declare_parameter(name, _ros_value(default), _descriptor(name, item, default))
         except (InvalidParameterTypeException, InvalidParameterValueException) as error:
@@ -65,10 +74,38 @@ def _descriptor(name: str, item: Field[Any], default: Any) -> ParameterDescripto
     return descriptor
 
 
-def read(node: Node) -> NodeConfig:
-    """The configuration that the node's parameters say.  Raises UserError."""
-    values = {name: node.get_parameter(name).value for name, _, _ in parameter_fields(NodeConfig())}
+def read(node: Node, defaults: NodeConfig) -> NodeConfig:
+    """The configuration of the node's parameters and, for what is none, of `defaults`.  Raises UserError."""
+    values = {name: value for name, _, value in parameter_fields(defaults)}
+    values.update({name: node.get_parameter(name).value for name, _, _ in declared_fields(defaults)})
     return config_from_values(values)
+
+
+def ignored(node: Node, config: NodeConfig) -> list[str]:
+    """A sentence for each value, given at start, that has no effect because there is no such parameter.
+
+    A parameter file may be shared by several nodes: a name that resembles none of ours is left alone.
+    """
+    given = node._parameter_overrides  # rclpy has no public list of them
+    return [
+        f"ignored: {sentence}"
+        for name in sorted(given)
+        if not node.has_parameter(name) and (sentence := not_declared(name, config))
+    ]
+
+
+def not_declared(name: str, config: NodeConfig) -> str:
+    """What to do about a name that is no parameter of the node; "" when it resembles none of ours."""
+    present = RENAMED.get(name, name)
+    constants = {each: value for each, item, value in parameter_fields(config) if item.metadata["constant"]}
+    if present in constants:
+        renamed, value = (f", now {present}," if present != name else ""), _yaml_value(constants[present])
+        return (
+            f"{name}{renamed} is no longer a parameter of the node and stays {value}; "
+            "remove it here, or set it in Python (docs/ros.md, Parameters)"
+        )
+    meant = similar_names(name, [each for each, _, _ in declared_fields(config)])
+    return f"{name} is not a parameter of the node; did you mean {' or '.join(meant)}?" if meant else ""
 
 
 def with_changes(config: NodeConfig, changes: Sequence[Parameter]) -> NodeConfig:
@@ -79,7 +116,7 @@ def with_changes(config: NodeConfig, changes: Sequence[Parameter]) -> NodeConfig
 
 
 def config_from_values(values: Mapping[str, Any]) -> NodeConfig:
-    """A configuration from dotted names; all must be there.  Raises UserError."""
+    """A configuration from dotted names; what is not named keeps its default.  Raises UserError."""
     given = {  # an empty list has no type in ROS, see `_ros_value`
         name: [word for word in value if word] if isinstance(value, (list, tuple)) else value
         for name, value in values.items()
@@ -104,7 +141,7 @@ def yaml_text() -> str:
         "  ros__parameters:",
     ]
     section: list[str] = []
-    for name, item, default in parameter_fields(NodeConfig()):
+    for name, item, default in declared_fields(NodeConfig()):
         *path, key = name.split(".")
         if path != section:
             lines += ["", *(f"{'  ' * (depth + 2)}{word}:" for depth, word in enumerate(path))]
@@ -119,7 +156,7 @@ def yaml_text() -> str:
 def markdown_table() -> str:
     """The parameters as docs/ros.md has them."""
     lines = ["| parameter | type | default | range | run time | meaning |", "| --- " * 6 + "|"]
-    for name, item, default in parameter_fields(NodeConfig()):
+    for name, item, default in declared_fields(NodeConfig()):
         bounds, choices = item.metadata["range"], item.metadata["choices"]
         allowed = f"{bounds[0]:g} … {bounds[1]:g}" if bounds else ", ".join(choices or ())
         kind = TYPES[type(default)].name.lower().replace("_", " ")

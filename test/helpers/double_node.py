@@ -1,6 +1,6 @@
 """The mapping node with a stand-in for the network, started by tests as a process of its own.
 
-Usage: double_node.py KIND [ROS arguments].  KIND is one of
+Usage: double_node.py KIND [NAME=VALUE …] [ROS arguments].  NAME is any field of NodeConfig.  KIND is one of
   SECONDS  disturbed ground truth of the synthetic walk (cameras camera_optical_frame, front, rear), in passes
            of this length
   noise:SECONDS  any images, windows of nonsense, in passes of this length
@@ -9,6 +9,7 @@ Usage: double_node.py KIND [ROS arguments].  KIND is one of
   fault:SECONDS  as SECONDS, but the first activation fails
 """
 
+import itertools
 import sys
 import time
 from collections.abc import Sequence
@@ -18,11 +19,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+import yaml
 
 from fast3r_ros.mapping.data import EncodedView, Frame, Reconstruction, WindowNetwork
 from fast3r_ros.ros.config import NodeConfig
 from fast3r_ros.ros.inputs import Inputs
 from fast3r_ros.ros.mapping_node import main
+from fast3r_ros.ros.parameters import config_from_values
 from fast3r_ros.synthetic.network_double import TrueNetwork
 from fast3r_ros.synthetic.sequence import demo_sequence
 
@@ -97,4 +100,7 @@ def fail_at_the_first_activation() -> None:
 if __name__ == "__main__":
     if sys.argv[1].startswith("fault:"):
         fail_at_the_first_activation()
-    main([sys.argv[0], *sys.argv[2:]], load_network)
+    given = list(itertools.takewhile(lambda word: word != "--ros-args", sys.argv[2:]))
+    values = dict(word.split("=", 1) for word in given)
+    defaults = config_from_values({name: yaml.safe_load(text) for name, text in values.items()})
+    main([sys.argv[0], *sys.argv[2 + len(given) :]], load_network, defaults)

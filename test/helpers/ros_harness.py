@@ -60,6 +60,11 @@ def arguments(parameters: dict[str, Any], remappings: dict[str, str] | None = No
     return words
 
 
+def constants(values: dict[str, Any]) -> list[str]:
+    """Settings that are no parameters of the node, for double_node.py; to stand before `arguments`."""
+    return [f"{name}={value}" for name, value in values.items()]
+
+
 class Program:
     """A process with its output in a file; `stop` ends it as Ctrl-C does."""
 

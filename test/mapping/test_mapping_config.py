@@ -41,6 +41,7 @@ def test_the_defaults_are_within_their_ranges():
     ("values", "words"),
     [
         ({"window.sise": 4}, "unknown parameter 'window.sise'"),
+        ({"map.keyframes_refused": 4}, "map.keyframes_refused is called map.moved_per_window now"),
         ({"window.size": 1}, "between 2 and 128"),
         ({"window.size": 4.5}, "of type int"),
         ({"window.size": "4"}, "of type int"),

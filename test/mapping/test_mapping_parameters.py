@@ -132,7 +132,7 @@ CASES = {
     "map.memory_mb": Case(1.0, LESS, status("map_bytes"), frames=140),
 }
 # when, not what: test_mapping_promises, and below; what needs a base: test_mapping_expectation
-ELSEWHERE = {"loop.background", "map.keyframes_refused", "registration.planar"}
+ELSEWHERE = {"loop.background", "map.moved_per_window", "registration.planar"}
 
 
 def test_every_parameter_has_a_case() -> None:
@@ -226,7 +226,7 @@ def test_keyframes_that_moved_are_fused_a_few_at_a_time() -> None:
     left = []
     for most in (1, 8):
         sequence, frames = world_of("steady", 200)
-        run = start(sequence, map__keyframes_refused=most).feed(frames[:140], finish=False)
+        run = start(sequence, map__moved_per_window=most).feed(frames[:140], finish=False)
         run.mapper.map.put(run.mapper.map.held())
         windows = len(run.results)
         for frame in frames[140:]:

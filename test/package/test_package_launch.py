@@ -19,7 +19,7 @@ pytest.importorskip("rclpy", reason="ROS is not installed here")
 from launch_stand_in import load
 
 from fast3r_ros.ros.config import NodeConfig
-from fast3r_ros.ros.parameters import parameter_fields
+from fast3r_ros.ros.parameters import declared_fields
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCH = ROOT / "launch"
@@ -67,7 +67,7 @@ def test_launch_files_have_their_arguments_with_a_description(name, monkeypatch)
 
 def test_launch_arguments_become_parameters_and_remappings(monkeypatch):
     module = load(LAUNCH / "mapping.launch.py", monkeypatch)
-    assert set(module.OVERRIDES.values()) <= {name for name, _, _ in parameter_fields(NodeConfig())}
+    assert set(module.OVERRIDES.values()) <= {name for name, _, _ in declared_fields(NodeConfig())}
     given = arguments(module, image="/front/image_raw", namespace="robot1", model="m", viewer_port="8080")
     (node,) = module.start(given)
     assert (node["package"], node["executable"], node["namespace"]) == (

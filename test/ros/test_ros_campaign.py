@@ -39,7 +39,7 @@ from std_srvs.srv import SetBool, Trigger
 from tf2_msgs.msg import TFMessage
 
 from fast3r_ros.ros.config import NodeConfig
-from fast3r_ros.ros.parameters import parameter_fields
+from fast3r_ros.ros.parameters import declared_fields
 
 pytestmark = pytest.mark.slow
 
@@ -60,8 +60,8 @@ OUTPUTS: tuple[tuple[Any, str], ...] = (
     (WindowEstimate, "window"),
     (OccupancyGrid, "grid"),
 )
-# would slow the campaign down or end its images; the memory that a fault takes is given back by `recovered`
-KEPT = {"output.status_rate", "window.size", "keyframes.max_interval", "input.jump_back"}
+# would slow the campaign down; the memory that a fault takes is given back by `recovered`
+KEPT = {"output.status_rate", "window.size"}
 
 
 class Campaign:
@@ -126,7 +126,7 @@ class Campaign:
 
     def parameters(self) -> None:
         """Twenty of them at once, half with values that are allowed."""
-        known = [(n, f, v) for n, f, v in parameter_fields(NodeConfig()) if n not in KEPT]
+        known = [(n, f, v) for n, f, v in declared_fields(NodeConfig()) if n not in KEPT]
         changes = []
         for name, item, value in self.random.choices(known, k=20):
             bounds = item.metadata["range"]
@@ -224,7 +224,7 @@ class Campaign:
         self._visitors, self._others = [], []
         changes = [
             Parameter(name, value=value).to_parameter_msg()
-            for name, item, value in parameter_fields(NodeConfig())
+            for name, item, value in declared_fields(NodeConfig())
             if item.metadata["dynamic"] and name not in KEPT
         ]
         changes += [

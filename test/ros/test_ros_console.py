@@ -12,7 +12,7 @@ pytest.importorskip("rclpy", reason="ROS is not installed here")
 from fast3r_ros.msg import MappingStatus
 from reports import camera, mapper_status
 from ros_encoders import known_picture
-from ros_harness import DOUBLE, NODE, Listener, Program, arguments, domain, running, wait_until
+from ros_harness import DOUBLE, NODE, Listener, Program, arguments, constants, domain, running, wait_until
 from sensor_msgs.msg import CompressedImage, Image
 
 from fast3r_ros.ros.console import Console
@@ -86,9 +86,8 @@ def test_each_change_is_said_once() -> None:
 
 def test_a_camera_that_only_compresses_is_found_and_one_without_stamps_is_told() -> None:
     domain_id = domain(22)
-    node = Program(
-        [*DOUBLE, "0.02", *arguments({"input.timeout": 1.0}, {"image": "/cam/image_raw"})], domain_id
-    )
+    given = [*constants({"input.timeout": 1.0}), *arguments({}, {"image": "/cam/image_raw"})]
+    node = Program([*DOUBLE, "0.02", *given], domain_id)
     listener = Listener(domain_id)
     listener.listen(MappingStatus, f"{NODE}/status")
     try:

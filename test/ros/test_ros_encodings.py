@@ -14,23 +14,25 @@ from fast3r_ros.msg import MappingStatus
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from robot import listener_for
 from ros_encoders import encode, even_slopes, expected, known_picture
-from ros_harness import DOUBLE, NODE, Program, arguments, domain, running, wait_until
+from ros_harness import DOUBLE, NODE, Program, arguments, constants, domain, running, wait_until
 from sensor_msgs.msg import Image
 
 from fast3r_ros.io.pixels import ENCODINGS
 
 NAMES = [name for name in ENCODINGS if name != "16uc1"]
 # every image becomes a keyframe, and every keyframe a window
-ALL = {
-    **{"keyframes.motion": 0.0, "keyframes.sharpness": 0.0, "keyframes.contrast": 0.0, "window.stride": 1},
-    **{"registration.retries": 0, "output.status_rate": 10.0},
-}
+ALL = [
+    *constants({"keyframes.contrast": 0.0, "registration.retries": 0}),
+    *arguments(
+        {"keyframes.motion": 0.0, "keyframes.sharpness": 0.0, "window.stride": 1, "output.status_rate": 10.0}
+    ),
+]
 
 
 def test_every_encoding_arrives_at_the_network(tmp_path: Path) -> None:
     """With padded rows; deep encodings in the byte order that is not this machine's."""
     domain_id = domain(22)
-    node = Program([*DOUBLE, f"keep:{tmp_path}", *arguments(ALL)], domain_id)
+    node = Program([*DOUBLE, f"keep:{tmp_path}", *ALL], domain_id)
     listener = listener_for(domain_id)
     pictures = {name: even_slopes() if name.startswith("bayer") else known_picture() for name in NAMES}
     with running(node):

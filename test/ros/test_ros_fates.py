@@ -121,7 +121,7 @@ def test_what_memory_allows_is_kept_when_another_parameter_changes(faulty: Fault
         return int(answer.values[0].integer_value)
 
     assert size() == faulty.status().window_size == 4  # stride + overlap
-    change = Parameter("output.max_confidence", value=11.0).to_parameter_msg()
+    change = Parameter("output.map_rate", value=2.0).to_parameter_msg()
     answer = faulty.listener.call(SetParameters, f"{NODE}/set_parameters", parameters=[change])
     assert answer.results[0].successful
     faulty.camera.send(4)

@@ -18,7 +18,19 @@ pytest.importorskip("rclpy", reason="ROS is not installed here")
 from fast3r_ros.msg import MappingStatus
 from fast3r_ros.srv import SaveMap
 from robot import listener_for
-from ros_harness import DOUBLE, HERE, NODE, REPLAY, Listener, Program, arguments, domain, running, wait_until
+from ros_harness import (
+    DOUBLE,
+    HERE,
+    NODE,
+    REPLAY,
+    Listener,
+    Program,
+    arguments,
+    constants,
+    domain,
+    running,
+    wait_until,
+)
 
 from fast3r_ros.ros.counters import LOST
 
@@ -67,10 +79,10 @@ def settled(listener: Listener) -> MappingStatus:
 @pytest.mark.parametrize("transport", ["raw", "compressed"])
 def test_random_messages_are_counted_and_leave_the_map_alone(transport: str, tmp_path: Path) -> None:
     domain_id = domain(16)
-    parameters = {"input.transport": transport, "map_directory": tmp_path}
+    parameters = {"input.transport": transport, "map_directory": tmp_path, "output.status_rate": 10.0}
     # old stamps are then dropped: a time that goes back by more is a recording that starts over
-    more = {"input.jump_back": 3600.0, "output.status_rate": 10.0}
-    node = Program([*DOUBLE, "0.0", *arguments({**parameters, **more})], domain_id)
+    back = constants({"input.jump_back": 3600.0})
+    node = Program([*DOUBLE, "0.0", *back, *arguments(parameters)], domain_id)
     listener = listener_for(domain_id)
     with running(node):
         listener.wait_for(f"{NODE}/status", lambda message: message.state == MappingStatus.WAITING, 60)

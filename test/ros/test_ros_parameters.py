@@ -1,5 +1,7 @@
-"""Parameters: every one declared with type, description and range; the YAML file says the same."""
+"""Parameters: every one declared with type, description and range; the YAML file is the same; old names."""
 
+import re
+import threading
 from pathlib import Path
 
 import pytest
@@ -7,18 +9,26 @@ import yaml
 
 pytest.importorskip("rclpy", reason="ROS is not installed here")
 
+import rclpy
+from rcl_interfaces.srv import SetParameters, SetParametersAtomically
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import Parameter
+from ros_harness import DOUBLE, NODE, Listener, Program, domain, running, wait_until
 
 from fast3r_ros.errors import UserError
 from fast3r_ros.mapping.config import MapperConfig
-from fast3r_ros.ros.config import NodeConfig
+from fast3r_ros.ros.config import NodeConfig, TransformConfig
+from fast3r_ros.ros.mapping_node import MappingNode
 from fast3r_ros.ros.parameters import (
     config_from_values,
+    declared_fields,
     markdown_table,
     parameter_fields,
     with_changes,
     yaml_text,
 )
+from fast3r_ros.synthetic.network_double import TrueNetwork
+from fast3r_ros.synthetic.sequence import demo_sequence
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -35,21 +45,43 @@ def test_the_yaml_file_names_every_parameter_with_its_default() -> None:
     assert text == yaml_text(), "run: python -m fast3r_ros.ros.parameters > config/mapping.yaml"
     values = flat(yaml.safe_load(text)["/**"]["ros__parameters"])
     assert config_from_values(values) == NodeConfig()
-    assert set(values) == {name for name, _, _ in parameter_fields(NodeConfig())}
+    assert list(values) == [name for name, _, _ in declared_fields(NodeConfig())]
 
 
-def test_every_parameter_of_the_mapper_is_one_of_the_node() -> None:
-    names = {name for name, _, _ in parameter_fields(NodeConfig())}
-    mapper = {name for name, _, _ in parameter_fields(MapperConfig())}
-    assert mapper
-    assert mapper < names
-    assert "window.size" in mapper
+def test_the_parameters_are_those_that_a_user_has_a_reason_to_change() -> None:
+    """Of the mapper's settings and of the node's own; the others are constants, which Python sets."""
+    names = {name for name, _, _ in declared_fields(NodeConfig())}
+    assert len(names) <= 48
+    mapper = set(MapperConfig().to_flat())
+    assert {"window.size", "scale.source", "loop.interval"} <= names & mapper
+    constants = {name for name, _, _ in parameter_fields(NodeConfig())} - names
+    assert {"registration.pixels", "loop.background", "map.moved_per_window"} <= constants & mapper
+    assert {"tf.rate", "grid.min_points", "torch_threads"} <= constants - mapper
+
+
+FIRST_WORDS = re.compile(
+    r"(Maximum|Minimum|Number|Share|Size|Edge length|Height|Length|Rate|Time|Confidence|Names?|Path|Address"
+    r"|Token|Port number|Device|Precision|Frame|Source|Transport|Reliability|Approximate speed-ups|Use|Search"
+    r"|Broadcast|Publication|Localisation|Optimisation|Motion|Automatic configuration)\b"
+)
+UNITS = re.compile(
+    r"[Nn]umber |\bin (metres|seconds|Hz|MiB)\b|share of|Share of|\(cosine|cosine of|multiple of|without unit"
+)
+
+
+def test_every_description_starts_with_what_it_is_and_gives_the_unit() -> None:
+    for name, item, default in parameter_fields(NodeConfig()):
+        text = item.metadata["description"]
+        assert FIRST_WORDS.match(text), (name, text)
+        assert not text.endswith("."), (name, text)
+        if type(default) in (int, float):
+            assert UNITS.search(text), (name, text)
+            assert item.metadata["range"], name
 
 
 def test_every_parameter_is_documented() -> None:
     text = (ROOT / "docs" / "ros.md").read_text()
     assert markdown_table() in text, "run: python -m fast3r_ros.ros.parameters markdown"
-    assert all(item.metadata["description"] for _, item, _ in parameter_fields(NodeConfig()))
 
 
 @pytest.mark.parametrize(
@@ -76,3 +108,76 @@ def test_changes_reach_their_section_and_others_are_left_alone() -> None:
     assert config.output == NodeConfig().output
     cameras = with_changes(NodeConfig(), [Parameter("cameras", value=["front", "", "rear"])])
     assert cameras.cameras == ("front", "rear")
+
+
+RETIRED = {
+    "registration.retries": "registration.retries is no longer a parameter of the node and stays 1; remove "
+    "it here, or set it in Python",
+    "map.keyframes_refused": "map.keyframes_refused, now map.moved_per_window, is no longer a parameter of "
+    "the node and stays 8; remove it here",
+    "window.sise": "window.sise is not a parameter of the node; did you mean window.size",
+}
+
+
+def test_a_retired_name_at_start_is_reported_and_has_no_effect(tmp_path: Path) -> None:
+    """From a file or with -p; a name that only another node can mean is not."""
+    file = tmp_path / "old.yaml"
+    file.write_text(yaml.safe_dump({"/**": {"ros__parameters": {"registration": {"retries": 3}}}}))
+    others = ["-p", "map.keyframes_refused:=3", "-p", "window.sise:=8", "-p", "robot_description:=xml"]
+    words = ["--ros-args", "--params-file", str(file), *others, "-p", "autostart:=false"]
+    node = Program([*DOUBLE, "0.0", *words], domain(24))
+    with running(node):
+        wait_until(lambda: all(text in node.output() for text in RETIRED.values()), 60, "the sentences")
+        assert node.output().count("ignored: ") == 3
+        assert "robot_description" not in node.output()
+        assert node.process.poll() is None
+
+
+def test_a_retired_name_is_refused_at_run_time_with_what_to_do() -> None:
+    domain_id = domain(25)
+    rclpy.init(domain_id=domain_id)
+    node = MappingNode(lambda config: TrueNetwork(demo_sequence()))
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    spinning = threading.Thread(target=executor.spin, daemon=True)
+    spinning.start()
+    listener = Listener(domain_id)
+    try:
+        names = [*RETIRED, "quite.another", "keyframes.motion"]
+        changes = [Parameter(name, value=0.5).to_parameter_msg() for name in names]
+        answer = listener.call(SetParameters, f"{NODE}/set_parameters", parameters=changes)
+        assert [each.successful for each in answer.results] == [False] * 4 + [True]
+        for result, text in zip(answer.results, RETIRED.values(), strict=False):
+            assert result.reason.startswith(text)
+        assert "the node has no parameter quite.another" in answer.results[3].reason
+        kind, service = SetParametersAtomically, f"{NODE}/set_parameters_atomically"
+        together = listener.call(kind, service, parameters=changes).result
+        assert not together.successful
+        assert all(text in together.reason for text in RETIRED.values())
+    finally:
+        listener.close()
+        executor.shutdown()
+        spinning.join(5)
+        node.stop()
+        node.destroy_node()
+        rclpy.shutdown()
+
+
+def test_python_sets_what_is_no_parameter_and_the_defaults_of_what_is() -> None:
+    mapper = MapperConfig.from_flat({"registration.retries": 3, "window.stride": 2})
+    rclpy.init(domain_id=domain(25))
+    node = MappingNode(
+        lambda config: TrueNetwork(demo_sequence()),
+        NodeConfig(mapper=mapper, tf=TransformConfig(rate=5.0), cameras=("front",)),
+    )
+    try:
+        assert node.config.mapper == mapper
+        assert node.config.tf.rate == 5.0
+        assert node.config.cameras == ("front",)
+        assert node.get_parameter("window.stride").value == 2
+        assert not node.has_parameter("registration.retries")
+        node.set_parameters([Parameter("keyframes.motion", value=0.2)])
+        assert node.config.mapper.registration.retries == 3
+    finally:
+        node.destroy_node()
+        rclpy.shutdown()

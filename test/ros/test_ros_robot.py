@@ -12,7 +12,7 @@ pytest.importorskip("rclpy", reason="ROS is not installed here")
 from fast3r_ros.msg import MappingStatus
 from nav_msgs.msg import Odometry
 from robot import CAMERA, Robot, frames, latched, listener_for, transforms_to
-from ros_harness import DOUBLE, NODE, Program, arguments, domain, running, wait_until
+from ros_harness import DOUBLE, NODE, Program, arguments, constants, domain, running, wait_until
 from sensor_msgs.msg import Image
 from tf2_msgs.msg import TFMessage
 
@@ -28,8 +28,9 @@ QUICK = {"output.status_rate": 5.0, "window.stride": 2}  # the walk is short
 def test_map_to_odom_composes_to_the_estimated_camera() -> None:
     domain_id = domain(6)
     parameters = {"tf_mode": "map_to_odom", "scale.source": "odometry", **QUICK}
-    parameters |= {"frames.odom": "wheels", "frames.base": "chassis", "tf.tolerance": 0.5, "tf.rate": 5.0}
-    node = Program([*DOUBLE, "0.0", *arguments(parameters)], domain_id)
+    parameters |= {"frames.odom": "wheels", "frames.base": "chassis"}
+    late = constants({"tf.tolerance": 0.5, "tf.rate": 5.0})
+    node = Program([*DOUBLE, "0.0", *late, *arguments(parameters)], domain_id)
     listener = listener_for(domain_id)
     with running(node):
         robot = Robot(listener, odom="wheels", base="chassis")

@@ -14,7 +14,18 @@ pytest.importorskip("rclpy", reason="ROS is not installed here")
 
 from fast3r_ros.msg import MappingStatus
 from robot import listener_for, transforms_to
-from ros_harness import DOUBLE, NODE, REPLAY, Program, arguments, crowding, domain, running, wait_until
+from ros_harness import (
+    DOUBLE,
+    NODE,
+    REPLAY,
+    Program,
+    arguments,
+    constants,
+    crowding,
+    domain,
+    running,
+    wait_until,
+)
 from sensor_msgs.msg import CompressedImage, Image
 
 from fast3r_ros.benchmark.node import CAMERA_MODULE
@@ -104,9 +115,9 @@ def test_too_many_images_are_dropped_and_the_newest_are_used() -> None:
     """1280x720 at 30 Hz into a model that takes 3 s: FAST3R_OVERLOAD_SECONDS=300 for the long version."""
     domain_id = domain(9)
     # every second window of nonsense starts a submap: a map of few megabytes is full after a minute
-    parameters = {"output.status_rate": 2.0, "keyframes.motion": 0.0, "registration.retries": 0}
-    parameters["map.memory_mb"] = 4.0
-    node = Program([*DOUBLE, "noise:3", *arguments(parameters)], domain_id)
+    parameters = {"output.status_rate": 2.0, "keyframes.motion": 0.0, "map.memory_mb": 4.0}
+    once = constants({"registration.retries": 0})
+    node = Program([*DOUBLE, "noise:3", *once, *arguments(parameters)], domain_id)
     listener = listener_for(domain_id)
     camera = Program([sys.executable, "-m", CAMERA_MODULE, str(OVERLOAD_SECONDS)], domain_id)
     with running(node, camera):

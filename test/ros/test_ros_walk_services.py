@@ -28,7 +28,7 @@ from walk_session import DOMAIN, Session
 
 from fast3r_ros.io.ply import read_ply
 from fast3r_ros.ros.config import NodeConfig
-from fast3r_ros.ros.parameters import parameter_fields
+from fast3r_ros.ros.parameters import declared_fields
 
 
 def set_parameter(session: Session, name: str, **value: Any) -> Any:
@@ -47,13 +47,11 @@ def test_every_service_is_called_here(session: Session) -> None:
 
 
 def test_every_parameter_is_declared_and_described(session: Session) -> None:
-    names = [name for name, _, _ in parameter_fields(NodeConfig())]
+    names = [name for name, _, _ in declared_fields(NodeConfig())]
     listed = session.listener.call(ListParameters, f"{NODE}/list_parameters", depth=0).result.names
     assert set(names) <= set(listed)
     described = session.listener.call(DescribeParameters, f"{NODE}/describe_parameters", names=names)
-    for descriptor, (name, item, _) in zip(
-        described.descriptors, parameter_fields(NodeConfig()), strict=True
-    ):
+    for descriptor, (name, item, _) in zip(described.descriptors, declared_fields(NodeConfig()), strict=True):
         assert descriptor.name == name
         assert descriptor.description
         assert descriptor.read_only != item.metadata["dynamic"]
