@@ -93,7 +93,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "only new views are processed; --mode window), linears=int8 or fp8, or two with a comma",
     )
     parser.add_argument(
-        "--set", metavar="NAME=VALUE", action="append", default=[], help="any parameter of the mapper"
+        "--set", metavar="NAME=VALUE", action="append", default=[], help="any setting of the mapper"
     )
     parser.add_argument(
         "--resume", action="store_true", help="keep a complete result; start over after a partial one"
