@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shutil
@@ -101,3 +102,27 @@ def test_links_of_the_readme_lead_somewhere():
     assert targets
     for target in targets:
         assert (ROOT / target).is_file(), target
+
+
+def messages_of_the_sources() -> str:
+    """Every text of our Python files, a line each, with … for what is put in; and the shell scripts."""
+    texts = [path.read_text(encoding="utf-8") for path in (ROOT / "scripts").glob("*.sh")]
+    for folder in ("fast3r_ros", "launch", "scripts"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.JoinedStr | ast.Constant):
+                    parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+                    pieces = [f"{part.value}" if isinstance(part, ast.Constant) else "…" for part in parts]
+                    texts.append("".join(pieces))
+    return "\n".join(texts)
+
+
+def test_messages_of_the_troubleshooting_page_are_those_of_the_sources():
+    """What a person searches the page for is what is printed; … stands for names and numbers."""
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    cells = re.findall(r"^\| ([^|]+) \|", page, re.M)
+    shown = [text for cell in cells for text in re.findall(r"`([^`]+)`", cell) if " " in text]
+    assert len(shown) > 20
+    sources = messages_of_the_sources()
+    parts = [(text, part.strip(" :()")) for text in shown for part in text.split("…")]
+    assert not [text for text, part in parts if part not in sources]
