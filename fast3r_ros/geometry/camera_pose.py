@@ -152,7 +152,7 @@ def _sampled(maps: Sequence[Tensor], chosen: Sequence[Tensor]) -> Tensor:
 
     Views with fewer pixels are padded with zeros, which as weights mean unused.
     """
-    parts = [view.flatten(0, 1)[pixels] for view, pixels in zip(maps, chosen, strict=True)]
+    parts = [view.flatten(0, 1).index_select(0, pixels) for view, pixels in zip(maps, chosen, strict=True)]
     return _stacked(parts)
 
 

@@ -8,7 +8,7 @@ slopes, which a quarter of outliers cannot move far, selects the pixels for the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fast3r_ros.geometry.robust_similarity import sample_indices
+from fast3r_ros.geometry.camera_pose import Maps
+from fast3r_ros.geometry.robust_similarity import ascending, sample_indices
 
 MAX_PIXELS = 12288
 WEISZFELD_STEPS = 15
@@ -43,8 +44,8 @@ class FocalEstimate:
 
 
 def estimate_focal(
-    points_camera: NDArray[np.floating] | Tensor,
-    confidence: NDArray[np.floating] | Tensor | None = None,
+    points_camera: Maps,
+    confidence: Maps | None = None,
     *,
     shared: bool = False,
     confidence_percentile: float = 10.0,
@@ -55,15 +56,15 @@ def estimate_focal(
 ) -> FocalEstimate:
     """Focal length of each view, or one for all of them.
 
-    points_camera: (V, H, W, 3) pointmaps, each in its own camera's frame (x right, y down, z forward), of any
-    scale.  confidence: (V, H, W), or None.  shared: one focal length from the pixels of all views, repeated
-    in the result.  confidence_percentile: pixels below this percentile of their view's confidence are
-    ignored.  principal_point: (x, y) in pixels, the same for all views; (W/2, H/2) by default.  pixel_centre:
-    the coordinate of the first pixel's centre: 0.5 as everywhere in this package, 0 as in the official code.
-    max_pixels: maximum number of pixels used per view.
+    points_camera: V pointmaps (H, W, 3) of one size, each in its own camera's frame (x right, y down, z
+    forward), of any scale.  confidence: V times (H, W), or None.  shared: one focal length from the pixels of
+    all views, repeated in the result.  confidence_percentile: pixels below this percentile of their view's
+    confidence are ignored.  principal_point: (x, y) in pixels, the same for all views; (W/2, H/2) by default.
+    pixel_centre: the coordinate of the first pixel's centre: 0.5 as everywhere in this package, 0 as in the
+    official code.  max_pixels: maximum number of pixels used per view.
     """
-    points = torch.as_tensor(points_camera)
-    views, height, width = points.shape[:3]
+    points = [torch.as_tensor(view) for view in points_camera]
+    views, (height, width) = len(points), points[0].shape[:2]
     centre = principal_point or (width / 2, height / 2)
     pixels, rays, usable = _pixels_and_rays(
         points, confidence, confidence_percentile, centre, pixel_centre, max_pixels
@@ -119,24 +120,28 @@ def _reason(count: int, share: float, focal: float, min_inlier_share: float) -> 
 
 
 def _pixels_and_rays(
-    points: Tensor,
-    confidence: NDArray[np.floating] | Tensor | None,
+    points: Sequence[Tensor],
+    confidence: Maps | None,
     percentile: float,
     principal_point: tuple[float, float],
     pixel_centre: float,
     max_pixels: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sampled pixels relative to the principal point, their (x, y) / z, both (V, 2, N), and which to use."""
-    views, height, width = points.shape[:3]
-    chosen = sample_indices(height * width, max_pixels, points.device)
+    views, (height, width), device = len(points), points[0].shape[:2], points[0].device
+    chosen = sample_indices(height * width, max_pixels, device)
+
+    def sampled(maps: Iterable[Tensor]) -> Tensor:
+        return torch.stack([view.flatten(0, 1).index_select(0, chosen) for view in maps])
+
     columns, rows = chosen % width, torch.div(chosen, width, rounding_mode="floor")
-    centre = torch.tensor(principal_point, dtype=torch.float64, device=points.device)
+    centre = torch.tensor(principal_point, dtype=torch.float64, device=device)
     pixels = torch.stack([columns, rows]) + pixel_centre - centre[:, None]
-    x, y, z = points.reshape(views, -1, 3).index_select(1, chosen).double().unbind(2)
+    x, y, z = sampled(points).double().unbind(2)
     rays = torch.stack([x / z, y / z], 1)
     usable = (z > 0) & torch.isfinite(rays.sum(1))
     if confidence is not None:
-        values = torch.as_tensor(confidence, device=points.device).reshape(views, -1).index_select(1, chosen)
+        values = sampled(torch.as_tensor(view, device=device) for view in confidence)
         threshold = torch.nanquantile(values.double(), percentile / 100, dim=1, keepdim=True)
         usable &= values >= threshold
     return pixels.expand(views, 2, -1), torch.where(usable[:, None], rays, 0.0), usable
@@ -150,10 +155,10 @@ def _slope_median(pixels: Tensor, rays: Tensor, usable: Tensor) -> Tensor:
     """
     slopes = (pixels * rays).sum(1) / rays.square().sum(1).clamp_min(TINY)
     weights = torch.where(usable, pixels.square().sum(1).sqrt(), 0.0)
-    slopes, order = slopes.sort(1)
+    order = ascending(slopes)
     cumulative = weights.gather(1, order).cumsum(1)
     middle = torch.searchsorted(cumulative, 0.5 * cumulative[:, -1:]).clamp_max(slopes.shape[1] - 1)
-    return slopes.gather(1, middle)[:, 0]
+    return slopes.gather(1, order.gather(1, middle))[:, 0]
 
 
 def _error(pixels: Tensor, rays: Tensor, focal: Tensor) -> Tensor:

@@ -149,7 +149,7 @@ def network_focals(views: Sequence[WindowView], reconstruction: Reconstruction) 
         known = [m for v in members if (m := views[v].encoded.intrinsics) is not None]
         centre = (float(known[-1][0, 2]), float(known[-1][1, 2])) if known else (width / 2, height / 2)
         points, confidence = (
-            torch.stack([maps[view] for view in members])
+            [maps[view] for view in members]
             for maps in (reconstruction.points_local, reconstruction.confidence_local)
         )
         told = estimate_focal(points, confidence, shared=True, principal_point=centre, max_pixels=_PIXELS)

@@ -8,12 +8,10 @@ from math import hypot
 
 import numpy as np
 
-from fast3r_ros.geometry.rigid import rigid_matrix
 from fast3r_ros.geometry.rotation import matrix_from_vector, vector_from_matrix
 from fast3r_ros.geometry.sim3 import Sim3
-from fast3r_ros.mapping.data import Float64
 from fast3r_ros.mapping.pose_graph import Edge
-from fast3r_ros.mapping.registration import ViewErrors, baseline
+from fast3r_ros.mapping.registration import ViewErrors, baselines
 
 _BYTES = 1000  # of an edge with its place in the tables
 _REATTACHED = 3  # links of a keyframe that is taken out which its neighbour takes over, at least
@@ -134,17 +132,18 @@ def window_edges(
         return []
     first, *others = window_from_local
     first_from_window = window_from_local[first].inverse()
-
-    def variance(identity: int) -> Float64:
-        place = window_from_local[identity]
-        pose = rigid_matrix(place.rotation, place.translation)
-        return errors.variance(baseline(pose, place.scale * depths[identity]))
-
+    places = window_from_local.values()
+    away = baselines(
+        np.stack([place.rotation for place in places]),
+        np.stack([place.translation for place in places]),
+        np.array([place.scale * depths[identity] for identity, place in window_from_local.items()]),
+    )
+    variance = dict(zip(window_from_local, map(errors.variance, away.tolist()), strict=True))
     edges = []
     for other in others:
         if first in retrieved and other in retrieved:
             continue
-        rotation, translation, scale = np.sqrt(variance(first) + variance(other)).tolist()
+        rotation, translation, scale = np.sqrt(variance[first] + variance[other]).tolist()
         measured = first_from_window @ window_from_local[other]
         robust = (first in retrieved) != (other in retrieved)
         edges.append(Edge(first, other, measured, depths[first], (rotation, translation, scale), robust))

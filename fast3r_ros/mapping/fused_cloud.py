@@ -106,7 +106,9 @@ class FusedCloud:
             if not len(voxels) and not any(each.keyframe.submap == submap for each in self._fused.values()):
                 del self._voxels[submap]
         if new.points is not None:
-            voxels = self._voxels.setdefault(new.submap, VoxelCloud(self.voxel_size))
+            if new.submap not in self._voxels:
+                self._voxels[new.submap] = VoxelCloud(self.voxel_size)
+            voxels = self._voxels[new.submap]
             fused = self._fused[keyframe.id] = _Fused(new, final)
             voxels.add(*fused.content(voxels.ray_step))
 

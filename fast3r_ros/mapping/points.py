@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
+from fast3r_ros.geometry.robust_similarity import ascending
 from fast3r_ros.mapping.config import PointsConfig
 
 _SAMPLE = 2048  # pixels that quantiles are taken of
@@ -51,7 +52,8 @@ def _ranked(values: Tensor, there: Tensor, share: float) -> Tensor:
     any.
     """
     rank = (share * there.sum().double()).round().long().clamp_min(1) - 1
-    return torch.where(there, values, torch.inf).sort().values.gather(0, rank[None])
+    values = torch.where(there, values, torch.inf)
+    return values.gather(0, ascending(values).gather(0, rank[None]))
 
 
 def depth_edges(depth: Tensor, usable: Tensor, ratio: float) -> Tensor:

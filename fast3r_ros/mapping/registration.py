@@ -17,8 +17,12 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from fast3r_ros.geometry.camera_pose import CameraPoses, known_poses, pointmap_weights, poses_from_pointmaps
-from fast3r_ros.geometry.rigid import rigid_matrix
-from fast3r_ros.geometry.robust_similarity import RobustOptions, SimilarityFit, fit_similarity_robust
+from fast3r_ros.geometry.robust_similarity import (
+    RobustOptions,
+    SimilarityFit,
+    ascending,
+    fit_similarity_robust,
+)
 from fast3r_ros.geometry.rotation import vector_from_matrix
 from fast3r_ros.geometry.sim3 import Sim3
 from fast3r_ros.mapping.calibration import WindowCameras
@@ -46,7 +50,7 @@ class ViewErrors:
     """How far the network is off in one view of one window, measured on what the map knows.
 
     Squared errors of rotation (rad, per axis), translation / depth (per axis) and log scale are taken as
-    linear in the square of the view's baseline to view 0, see `baseline`.  sums: (5, 3) of the measurements:
+    linear in the square of the view's baseline to view 0, see `baselines`.  sums: (5, 3) of the measurements:
     their number, x, x^2, y and x y, where x is that square and y the squared error.
     """
 
@@ -86,10 +90,12 @@ def _moments(x: Float64, y: Float64) -> Float64:
     return np.stack(rows)
 
 
-def baseline(window_from_camera: Float64, depth: float) -> float:
-    """How far a view (4, 4) is from view 0: in depths of what it sees plus radians, at most 1."""
-    way = float(np.linalg.norm(window_from_camera[:3, 3])) / depth
-    return min(1.0, way + float(np.linalg.norm(vector_from_matrix(window_from_camera[:3, :3]))))
+def baselines(rotation: Float64, position: Float64, depth: Float64) -> Float64:
+    """(N,) how far views with these rotations (N, 3, 3) and positions (N, 3) in the window are from view 0:
+    in depths (N,) of what they see plus radians, at most 1.
+    """
+    way = np.linalg.norm(position, axis=1) / depth
+    return np.minimum(way + np.linalg.norm(vector_from_matrix(rotation), axis=1), 1.0)
 
 
 @dataclass(frozen=True)
@@ -116,7 +122,7 @@ class Registration:
     residual: robust standard deviation per axis in map units.  covariance: (7, 7), see `SimilarityFit`; the
     scatter of the views is in it.  views: numbers of the views that were fitted.  errors: (N, 7) what each of
     them says against the fit, in its camera: (translation / depth, rotation vector, log scale).  weights:
-    (N,), 0 for those that contradict the others.  baselines: (N,), see `baseline`.
+    (N,), 0 for those that contradict the others.  baselines: (N,), see `baselines`.
     """
 
     map_from_window: Sim3
@@ -235,12 +241,13 @@ class _Shared:
 
 def _middle(rows: Tensor) -> Tensor:
     """Median (V,) of (V, N) without the NaN: the mean of the two in the middle where their number is even."""
-    ordered = rows.nan_to_num(torch.inf).sort(1).values
-    count = torch.isfinite(ordered).sum(1, keepdim=True)
+    rows = rows.nan_to_num(torch.inf)
+    order = ascending(rows)
+    count = torch.isfinite(rows).sum(1, keepdim=True)
     two = torch.cat(
         [(count - 1).clamp_min(0).div(2, rounding_mode="floor"), count.div(2, rounding_mode="floor")], 1
     )
-    return ordered.gather(1, two.clamp_max(rows.shape[1] - 1)).mean(1)
+    return rows.gather(1, order.gather(1, two.clamp_max(rows.shape[1] - 1))).mean(1)
 
 
 def _shared(
@@ -253,7 +260,10 @@ def _shared(
     pixels = torch.from_numpy(np.concatenate([part.pixels for part in parts])).to(device)
     found, confidence = (
         torch.cat(
-            [maps[part.view].flatten(0, 1)[n] for part, n in zip(parts, pixels.split(counts), strict=True)]
+            [
+                maps[part.view].flatten(0, 1).index_select(0, n)
+                for part, n in zip(parts, pixels.split(counts), strict=True)
+            ]
         )
         for maps in (reconstruction.points_global, reconstruction.confidence_global)
     )
@@ -336,9 +346,8 @@ class _Poses:
         return errors
 
     def baselines(self, scale: float) -> Float64:
-        """(N,), see `baseline`; scale: map units per unit of the window."""
-        window = rigid_matrix(self.rotation, self.position)
-        return np.array([baseline(pose, d / scale) for pose, d in zip(window, self.depth, strict=True)])
+        """(N,), see `baselines`; scale: map units per unit of the window."""
+        return baselines(self.rotation, self.position, self.depth / scale)
 
     def placed_by(self, view: int, scale: float) -> Sim3:
         """The similarity of a scale that puts one view where the map has it."""

@@ -135,12 +135,13 @@ def unusable_result(views: Sequence[WindowView], result: Reconstruction) -> str:
     for each, channels in zip(maps, ((3,), (), (3,), ()), strict=True):
         if [tuple(tensor.shape) for tensor in each] != [(*size, *channels) for size in sizes]:
             return "the network's pointmaps are not of the views' sizes"
-    extremes = [torch.aminmax(torch.cat([tensor.flatten() for tensor in each])) for each in maps]
-    largest = [torch.maximum(-lowest, highest) for lowest, highest in extremes]
-    least = [lowest for lowest, _ in extremes[1::2]]
-    depth = torch.cat([points[..., 2].flatten() for points in result.points_local])
-    in_front = (depth > 0.0).float().mean()
-    values = torch.stack([*largest, *least, in_front]).tolist()  # waits for the device once
+    lowest, highest = (
+        torch.stack(each).view(len(maps), -1)
+        for each in zip(*(torch.aminmax(tensor) for each in maps for tensor in each), strict=True)
+    )
+    largest, least = torch.maximum(-lowest, highest).amax(1), lowest[1::2].amin(1)
+    in_front = torch.stack([(points[..., 2] > 0.0).float().mean() for points in result.points_local]).mean()
+    values = torch.cat([largest, least, in_front[None]]).tolist()  # waits for the device once
     if not np.isfinite(values).all():
         return "the network's pointmaps or confidences are not finite"
     if max(values[0], values[2]) > _LARGEST:

@@ -47,7 +47,7 @@ class SumTable:
     def _allocate(self, keys: Int64, sums: Int64, room: int = 0) -> None:
         """Fresh arrays holding the given rows, with room for at least `room` more."""
         self.rows = len(keys)
-        capacity = max(4096, int(1.5 * self.rows), self.rows + room)
+        capacity = max(4096, int(1.5 * (self.rows + room)))
         self._keys = np.zeros(capacity, np.int64)
         self._sums = np.zeros((capacity, sums.shape[1]), np.int64)
         self._keys[: self.rows], self._sums[: self.rows] = keys, sums
@@ -281,7 +281,7 @@ def _contributions(
     terms[:, _COUNT] = 1
     if not len(keys):
         return keys, terms
-    order = np.argsort(keys, kind="stable")
+    order = np.argsort(keys)
     keys, terms = keys[order], terms[order]
     starts = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
     return keys[starts], np.add.reduceat(terms, starts, axis=0)
