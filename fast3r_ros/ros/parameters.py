@@ -162,7 +162,7 @@ def markdown_table() -> str:
         kind = TYPES[type(default)].name.lower().replace("_", " ")
         value = f"`{_yaml_value(default)}`"
         run_time = "yes" if item.metadata["dynamic"] else ""
-        meaning = item.metadata["description"]
+        meaning = item.metadata["description"].replace("<", r"\<")  # `<name>` would be an HTML tag
         lines.append(f"| `{name}` | {kind} | {value} | {allowed} | {run_time} | {meaning} |")
     return "\n".join(lines) + "\n"
 
