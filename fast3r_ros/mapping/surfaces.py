@@ -68,8 +68,9 @@ class PlacedPoints:
     @staticmethod
     def of(view: DepthView) -> PlacedPoints:
         """Without the pixels that have no point."""
-        there = view.confidence > 0
-        return PlacedPoints(view.map_from_local.apply(view.points[there]), view.confidence[there])
+        there = np.flatnonzero(view.confidence > 0)
+        points = view.points.take(there, axis=0)
+        return PlacedPoints(view.map_from_local.apply(points), view.confidence[there])
 
 
 def depth_corrections(view: DepthView, neighbours: Sequence[PlacedPoints]) -> Float32:
@@ -85,24 +86,26 @@ def depth_corrections(view: DepthView, neighbours: Sequence[PlacedPoints]) -> Fl
     if not views or not there.any() or view.grid is None:
         return none
     place, weight, ratio, number = _seen(view, neighbours, there)
-    near = np.abs(ratio[np.abs(ratio) < _SAME])
+    apart = np.abs(ratio)
+    near = apart[apart < _SAME]
     gate = np.clip(_GATE_SPREADS * 1.4826 * float(np.median(near)) if near.size else 0.0, *_GATE)
-    same, behind = np.abs(ratio) <= gate, ratio > gate
+    same, behind = apart <= gate, ratio > gate
     cell = number * count + place
-
-    def total(values: NDArray[np.floating] | None, chosen: NDArray[np.bool_]) -> Float64:
-        """Sums (V, n) over the chosen points."""
-        parts = None if values is None else values[chosen]
-        return np.bincount(cell[chosen], parts, views * count).reshape(views, count).astype(np.float64)
-
-    points = total(None, same)
+    points = np.bincount(cell[same], minlength=views * count)
     confirmed = points > 0
-    shares = np.where(confirmed, 1.0 / np.maximum(points, 1), 0.0)
-    weights = (shares * total(weight, same)).sum(axis=0)
-    offsets = (shares * total(weight * ratio, same)).sum(axis=0)
-    agree = confirmed.sum(axis=0)
-    through = ((total(None, behind) > 0) & ~confirmed).sum(axis=0)
-    other = ((total(None, ~same) > 0) & ~confirmed).sum(axis=0)
+    # of a view that has more points in one pixel their mean counts
+    share = weight[same] / points[cell[same]]
+    weights = np.bincount(place[same], share, count)
+    offsets = np.bincount(place[same], share * ratio[same], count)
+
+    def seen_by(chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """How many views (n,) have one of the chosen points and confirm nothing."""
+        met = np.zeros(views * count, bool)
+        met[cell[chosen]] = True
+        return np.count_nonzero((met & ~confirmed).reshape(views, count), axis=0)
+
+    agree = np.count_nonzero(confirmed.reshape(views, count), axis=0)
+    through, other = seen_by(behind), seen_by(~same)
     wrong = ((through > agree) & (through >= _CONTRADICTIONS)) | ((other >= _UNSEEN) & (agree == 0))
     factor = 1 + offsets / np.maximum(weights + view.confidence, 1e-6)
     return np.where(wrong, np.float32(np.nan), none * factor).astype(np.float32)
@@ -118,14 +121,16 @@ def _seen(
     rows, columns, stride = view.grid
     pose = view.map_from_local
     points = np.concatenate([each.points for each in neighbours])
-    centred = (points - pose.translation.astype(np.float32)) @ pose.rotation.astype(np.float32)
-    depth = centred[:, 2]
+    points -= pose.translation.astype(np.float32)
+    x, y, depth = pose.rotation.T.astype(np.float32) @ points.T
     front = depth > 1e-6
     inverse = 1 / np.where(front, depth, np.float32(1))
-    camera, first = view.intrinsics.astype(np.float32), int(view.pixels[0])
-    # the middle of pixel 0 is at 0.5
-    column = (camera[0, 0] * centred[:, 0] * inverse + camera[0, 2] - (first % view.width + 0.5)) / stride
-    row = (camera[1, 1] * centred[:, 1] * inverse + camera[1, 2] - (first // view.width + 0.5)) / stride
+    camera, first = view.intrinsics, int(view.pixels[0])
+    # of the grid; the middle of pixel 0 is at 0.5
+    focal_x, focal_y = np.float32(camera[0, 0] / stride), np.float32(camera[1, 1] / stride)
+    centre_x = np.float32((camera[0, 2] - first % view.width - 0.5) / stride)
+    centre_y = np.float32((camera[1, 2] - first // view.width - 0.5) / stride)
+    column, row = focal_x * x * inverse + centre_x, focal_y * y * inverse + centre_y
     inside = front & (column > -0.5) & (column < columns - 0.5) & (row > -0.5) & (row < rows - 0.5)
     kept = np.flatnonzero(inside)
     place = np.rint(row[kept]).astype(np.int64) * columns + np.rint(column[kept]).astype(np.int64)

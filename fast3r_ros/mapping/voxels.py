@@ -84,9 +84,11 @@ class SumTable:
 
     def _find_or_insert(self, keys: Int64) -> Int64:
         """Rows of distinct keys; unknown keys get new rows at the end, in the order of the keys."""
-        rows = np.full(len(keys), -1, np.int64)
         slots = ((keys.view(np.uint64) * _HASH) >> self._shift).astype(np.int64)
-        pending = np.arange(len(keys))
+        rows = self._table[slots]
+        # most are known and in the first slot; where that is vacant, row -1 is compared in vain
+        rows[(rows < 0) | (self._keys[rows] != keys)] = -1
+        pending = np.flatnonzero(rows < 0)
         new: list[NDArray[np.int64]] = []
         while pending.size:
             found = self._table[slots[pending]]
@@ -170,9 +172,10 @@ class VoxelCloud:
         known = self._voxels.rows
         rows = self._voxels.rows_of(keys)
         self._empty += self._voxels.rows - known
-        before = self._voxels.sums[rows, _COUNT] > 0
-        self._voxels.sums[rows] += sign * sums
-        filled = (self._voxels.sums[rows, _COUNT] > 0).astype(np.int64) - before
+        before = self._voxels.sums[rows]
+        after = before + sign * sums
+        self._voxels.sums[rows] = after
+        filled = (after[:, _COUNT] > 0).astype(np.int64) - (before[:, _COUNT] > 0)
         self._empty -= int(filled.sum())
         self._change_cells(sign, _cells_of(keys), filled, passed, number)
 
@@ -182,17 +185,19 @@ class VoxelCloud:
         """hit: (K,) cells of the voxels that were changed; filled: (K,) 1 where one got its first point, -1
         where it lost its last one.
         """
-        hit, inverse = np.unique(hit, return_inverse=True)
+        cells, hit = hit, _distinct(hit)
         through = np.zeros(0, np.int64)
         if passed is not None:
-            through = np.unique(_cells_of(_keys(passed, self.voxel_size)[0]))
-            through = through[~np.isin(through, hit)]  # what it sees there as well as in front is not free
+            through = _distinct(_cells_of(_keys(_in_voxels(passed, self.voxel_size)[0])))
+            through = through[~_among(through, hit)]  # what it sees there as well as in front is not free
         rows = self._cells.rows_of(np.concatenate([hit, through]))
         sums = self._cells.sums
         self._hidden -= self._hidden_in(rows)
         seen, free = rows[: len(hit)], rows[len(hit) :]
         moments = sign * np.array([1, number, number**2])
-        sums[seen, _OCCUPIED] += np.bincount(inverse.ravel(), filled, len(hit)).astype(np.int64)
+        changed = filled != 0
+        place = np.searchsorted(hit, cells[changed])
+        sums[seen, _OCCUPIED] += np.bincount(place, filled[changed], len(hit)).astype(np.int64)
         sums[seen, _HITS] += moments
         sums[free, _PASSES] += moments
         self._hidden += self._hidden_in(rows)
@@ -200,6 +205,7 @@ class VoxelCloud:
     def _hidden_in(self, rows: Int64) -> int:
         """Number of voxels with points in those cells that are looked through."""
         sums = self._cells.sums[rows]
+        sums = sums[sums[:, _OCCUPIED] > 0]
         return int(sums[_looked_through(sums), _OCCUPIED].sum())
 
     def __len__(self) -> int:
@@ -254,15 +260,21 @@ def _spread(moments: Int64) -> tuple[Int64, NDArray[np.float64], NDArray[np.floa
     return count, mean, _TO_THE_END * np.sqrt(np.maximum(square - mean**2, 0))
 
 
-def _keys(points: Float32, voxel_size: float) -> tuple[Int64, NDArray[np.float64], Bool]:
-    """Of the points in range: keys (K,), position inside the voxel (K, 3), 0 to 1; and which these are."""
+def _in_voxels(points: Float32, voxel_size: float) -> tuple[NDArray[np.float64], NDArray[np.float64], Bool]:
+    """Of the points in range: voxel indices (K, 3), points (K, 3) in voxels; and which these are (N,)."""
     scaled = points.astype(np.float64) / voxel_size
     index = np.floor(scaled)
-    inside = np.asarray((np.abs(index) < _HALF_RANGE - 1).all(axis=-1))
-    index, scaled = index[inside], scaled[inside]
+    inside = np.ones(len(points), bool)
+    if len(points) and not max(-index.min(), index.max()) < _HALF_RANGE - 1:  # which is rare
+        inside = np.asarray((np.abs(index) < _HALF_RANGE - 1).all(axis=-1))
+        index, scaled = index[inside], scaled[inside]
+    return index, scaled, inside
+
+
+def _keys(index: NDArray[np.float64]) -> Int64:
+    """Voxel indices (N, 3) -> keys (N,)."""
     whole = index.astype(np.int64) + _HALF_RANGE
-    keys = (whole[:, 0] << 2 * _AXIS_BITS) | (whole[:, 1] << _AXIS_BITS) | whole[:, 2]
-    return keys, scaled - index, inside
+    return (whole[:, 0] << 2 * _AXIS_BITS) | (whole[:, 1] << _AXIS_BITS) | whole[:, 2]
 
 
 def _contributions(
@@ -271,20 +283,34 @@ def _contributions(
     """(distinct voxel keys (K,), integer sums (K, 8)) of a set of points; points out of range are left
     out.
     """
-    keys, position, inside = _keys(points, voxel_size)
-    within = np.clip(position * _SUBDIVISION, 0, _SUBDIVISION - 1).astype(np.int64)
+    index, scaled, inside = _in_voxels(points, voxel_size)
+    keys = _keys(index)
+    within = np.minimum((scaled - index) * _SUBDIVISION, _SUBDIVISION - 1).astype(np.int64)
     weight = np.rint(np.clip(confidence[inside], 1.0, _MAX_CONFIDENCE) * _CONFIDENCE_STEPS).astype(np.int64)
     terms = np.empty((len(keys), 8), np.int64)
     terms[:, _WEIGHT] = weight
-    terms[:, _POSITION] = weight[:, None] * within
-    terms[:, _COLOR] = weight[:, None] * colors[inside]
+    np.multiply(weight[:, None], within, out=terms[:, _POSITION])
+    np.multiply(weight[:, None], colors[inside], out=terms[:, _COLOR])
     terms[:, _COUNT] = 1
     if not len(keys):
         return keys, terms
     order = np.argsort(keys)
-    keys, terms = keys[order], terms[order]
+    keys = keys[order]
     starts = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
-    return keys[starts], np.add.reduceat(terms, starts, axis=0)
+    return keys[starts], np.add.reduceat(terms.take(order, axis=0), starts, axis=0)
+
+
+def _distinct(keys: Int64) -> Int64:
+    """The different ones of keys (N,), in order; `np.unique` takes several times as long."""
+    keys = np.sort(keys)
+    return keys[np.flatnonzero(np.diff(keys, prepend=-1))]
+
+
+def _among(keys: Int64, others: Int64) -> Bool:
+    """Which of keys (N,) are among others (K,), which are in order."""
+    if not len(others):
+        return np.zeros(len(keys), bool)
+    return np.asarray(others[np.minimum(np.searchsorted(others, keys), len(others) - 1)] == keys)
 
 
 def _unpack(keys: Int64) -> Int64:
