@@ -202,7 +202,7 @@ def test_a_second_stage_starts_from_the_weights_of_the_first(
     for name, tensor in weights[0].items():
         torch.testing.assert_close(weights[1][name], tensor, rtol=1e-3, atol=1e-6)
     model["encoder_args"]["depth"] = 1
-    with pytest.raises(UserError, match=r"other layers than the section model: .*enc_blocks\.1"):
+    with pytest.raises(UserError, match=r"different layers than the section model: .*enc_blocks\.1"):
         train(tiny(model=model, run=run), tmp_path, join_processes("cpu"))
 
 
