@@ -136,7 +136,7 @@ def test_the_model_takes_pictures(photos):
         (None, "give a path"),
     ],
 )
-def test_what_is_no_picture_is_named(picture, text):
+def test_a_file_that_is_not_an_image_is_named(picture, text):
     with pytest.raises(UserError, match=text):
         reconstruct([picture, picture])
 
@@ -155,7 +155,7 @@ def test_grey_and_transparent_arrays_become_rgb():
         ({"model": "nothing"}, "nothing"),
     ],
 )
-def test_wrong_use_is_named(photos, options, text):
+def test_usage_errors_are_named(photos, options, text):
     with pytest.raises(UserError, match=text):
         reconstruct(str(photos), **options)
     with pytest.raises(UserError, match="no images"):

@@ -169,7 +169,7 @@ class Fast3R(torch.nn.Module):
 """
 
 
-def test_the_release_needs_none_of_what_its_training_needs(
+def test_the_release_runs_without_its_training_dependencies(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of its own packages only those are imported that its network computes with."""
@@ -222,7 +222,7 @@ def test_a_comparison_holds_every_ratio_and_target(
     assert len(document["seconds_all"]) == 2
 
 
-def test_a_comparison_that_is_cut_off_leaves_what_it_had(
+def test_an_aborted_comparison_leaves_its_results_so_far(
     script: ModuleType,
     scripted: argparse.Namespace,
     tmp_path: Path,
@@ -267,7 +267,7 @@ def test_many_views_are_measured_alone_or_last(
 
 
 @pytest.mark.parametrize(("device", "dtype"), [("cuda", "float16"), ("cpu", "float32")])
-def test_the_dtype_is_what_the_device_runs_in(
+def test_the_dtype_is_the_device_s_own(
     script: ModuleType, device: str, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = ["against_release.py", "--release", "checkout", "--device", device]
@@ -278,7 +278,7 @@ def test_the_dtype_is_what_the_device_runs_in(
 
 
 @pytest.mark.parametrize("options", [["--rounds", "0"], ["--views", "2", "--slide", "2"]])
-def test_a_comparison_of_nothing_is_refused(
+def test_an_empty_comparison_is_rejected(
     script: ModuleType, options: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["against_release.py", "--release", "checkout", *options])
@@ -314,7 +314,7 @@ def test_targets_are_of_a_card_and_a_kernel(
     assert tuple(each["holds"] for each in script.targets(document).values()) == holds
 
 
-def test_what_was_not_measured_neither_holds_nor_fails(script: ModuleType) -> None:
+def test_targets_without_a_measurement_neither_hold_nor_fail(script: ModuleType) -> None:
     found = script.targets({"machine": {"gpu": "H100"}, "setting": {"network": "paper"}})
     assert {each["holds"] for each in found.values()} == {None}
 

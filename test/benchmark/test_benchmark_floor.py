@@ -80,7 +80,7 @@ def test_the_weights_are_among_the_bytes() -> None:
     assert least < moved < 1.2 * least  # one token: hardly anything else moves
 
 
-def test_views_whose_tokens_are_kept_cost_no_encoding() -> None:
+def test_views_with_cached_tokens_cost_no_encoding() -> None:
     whole, slid = (stages(config(), 8, (64, 48), 2, encoded) for encoded in (None, 2))
     assert flops(slid["encode"]) == pytest.approx(flops(whole["encode"]) / 4)
     assert slid["fuse"] == whole["fuse"]

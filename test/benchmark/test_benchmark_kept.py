@@ -48,14 +48,14 @@ def test_a_run_that_is_cut_off_keeps_the_cases_it_finished(
     assert capsys.readouterr().err == "scale: views 320, total_s 12.35\n"
 
 
-def test_a_file_that_cannot_be_kept_is_told(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"cannot write .*kept\.json"):
         collected({"benchmark": "scale"}, [{"views": 1}], tmp_path / "file" / "kept.json")
 
 
 @pytest.mark.parametrize("name", SHORT)
-def test_what_is_kept_is_what_is_printed(
+def test_the_saved_document_is_the_printed_one(
     name: str, model_directory: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "kept.json"
@@ -66,14 +66,14 @@ def test_what_is_kept_is_what_is_printed(
     assert len([line for line in printed.err.splitlines() if line.startswith(f"{name}: ")]) == 2
 
 
-def test_a_gpu_is_measured_in_what_it_runs() -> None:
+def test_a_gpu_is_measured_in_its_own_dtype() -> None:
     assert models.default_dtype(torch.device("cuda")) == "float16"
     assert models.default_dtype(torch.device("cuda:1")) == "float16"
     assert models.default_dtype(torch.device("cpu")) == "float32"
 
 
 @pytest.mark.parametrize("name", SHORT)
-def test_the_document_says_which_dtype_the_device_implied(
+def test_the_document_has_the_device_s_dtype(
     name: str, model_directory: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = importlib.import_module(f"fast3r_ros.benchmark.{name}")
@@ -94,7 +94,7 @@ def test_the_document_says_which_dtype_the_device_implied(
     assert loaded == [torch.bfloat16, torch.float32]
 
 
-def test_attention_is_chosen_for_what_is_measured(
+def test_attention_is_chosen_for_the_measured_size(
     model_directory: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also for a window that is not recorded, which no warm-up has chosen for, and each number of views."""

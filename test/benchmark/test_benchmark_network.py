@@ -48,6 +48,6 @@ def test_peak_memory_of_a_stage_is_found() -> None:
     assert 0.9 * size < measurement.peak_bytes < 2 * size
 
 
-def test_a_size_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_invalid_size_is_rejected(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["benchmark", "network", "--size", "512"]) == 2
     assert "'512', expected WIDTHxHEIGHT" in capsys.readouterr().err

@@ -50,7 +50,7 @@ def documents(model_directory: str) -> dict[str, dict[str, Any]]:
     }
 
 
-def test_a_window_is_told_from_frame_to_message(documents: dict[str, dict[str, Any]]) -> None:
+def test_a_window_is_measured_from_frame_to_message(documents: dict[str, dict[str, Any]]) -> None:
     found = documents["window"]
     assert [result["slide"] for result in found["results"]] == [1, 2]
     for result in found["results"]:
@@ -66,7 +66,7 @@ def test_a_window_is_told_from_frame_to_message(documents: dict[str, dict[str, A
         assert result["processor"]["network_s"] < 1.1 * result["network_s"] * os.cpu_count()
 
 
-def test_a_pass_over_many_views_is_told_with_its_floor(documents: dict[str, dict[str, Any]]) -> None:
+def test_a_pass_over_many_views_is_reported_with_its_roofline(documents: dict[str, dict[str, Any]]) -> None:
     results = documents["scale"]["results"]
     assert [result["views"] for result in results] == [3, 5]
     for result in results:
@@ -82,14 +82,14 @@ def test_a_pass_over_many_views_is_told_with_its_floor(documents: dict[str, dict
         assert result["total_s"] == pytest.approx(medians)  # of two runs the median is the mean
 
 
-def test_slides_as_long_as_the_window_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_slides_as_long_as_the_window_are_rejected(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["benchmark", "window", "--views", "4", "--slides", "4"]) == 2
     assert "--slides 4" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("size", ["64x64", "70x48", "8x8"])
 @pytest.mark.parametrize("name", ["window", "scale"])
-def test_sizes_that_preprocessing_changes_are_refused(
+def test_sizes_that_preprocessing_changes_are_rejected(
     name: str, size: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["benchmark", name, "--size", size]) == 2
@@ -132,7 +132,7 @@ def test_a_pass_that_did_not_fit_is_a_row_without_numbers(documents: dict[str, d
     assert "out of memory" in table.rows[0]
 
 
-def test_runs_are_told_by_median_and_spread() -> None:
+def test_runs_are_summarised_by_median_and_spread() -> None:
     assert summarised(SCORES) == {
         "rmse": {"median": 0.2, "least": 0.1, "most": 0.6, "runs": 3},
         "sigma": {"median": 1.0, "least": 1.0, "most": 1.0, "runs": 1},
@@ -154,7 +154,7 @@ def test_a_mapping_scenario_is_repeated_with_other_seeds(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("content", ["", "[1]", "{}"])
-def test_a_file_that_no_benchmark_wrote_is_refused(
+def test_a_file_that_is_not_from_a_benchmark_is_rejected(
     tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "other.json"

@@ -105,7 +105,7 @@ def test_a_map_that_the_node_saved_is_read(tmp_path, capsys):
 @pytest.mark.parametrize(
     "content", [b"", b"no map at all \n1 2 3", bytes(range(256)), b"FIELDS x\nDATA binary\n"]
 )
-def test_garbage_is_one_line(tmp_path, capsys, name, content):
+def test_garbage_gives_a_one_line_error(tmp_path, capsys, name, content):
     (tmp_path / "colmap").mkdir()
     for file in ("x.pcd", "x.glb", *(f"colmap/{part}.txt" for part in ("cameras", "images", "points3D"))):
         (tmp_path / file).write_bytes(content)
@@ -150,7 +150,7 @@ def test_pcd_of_others_as_text_and_without_colour(tmp_path):
         ("empty", "a.ply", "holds no map.ply"),
     ],
 )
-def test_convert_says_what_is_wrong(results, tmp_path, capsys, source, target, words):
+def test_convert_reports_the_problem(results, tmp_path, capsys, source, target, words):
     (tmp_path / "empty").mkdir()
     assert main(["convert", str(tmp_path / source), str(tmp_path / target)]) == 2
     assert words in capsys.readouterr().err

@@ -20,7 +20,7 @@ TOLERANCE = 1.15  # other processors round otherwise
 
 @needs_weights
 @pytest.mark.parametrize("options", ["--mode window", "--mode all --max-views 12"])
-def test_demo_model_finds_the_way_as_its_card_says(tmp_path, options):
+def test_demo_model_reaches_the_accuracy_of_its_card(tmp_path, options):
     row = re.search(
         rf"^\| `{options}` \| ([\d.]+) m \| ([\d.]+) m \|$", CARD.read_text(encoding="utf-8"), re.M
     )

@@ -61,7 +61,7 @@ def elsewhere(name: str) -> str:
 
 
 @pytest.mark.parametrize(("file", "name"), references())
-def test_what_the_page_names_exists(file: str, name: str) -> None:
+def test_names_on_the_page_exist(file: str, name: str) -> None:
     path = PACKAGE / file
     assert path.is_file(), f"docs/architecture.md: {file} is gone; {name or file} is in {elsewhere(name)}"
     assert not name or name in names_in(path), (
@@ -69,7 +69,7 @@ def test_what_the_page_names_exists(file: str, name: str) -> None:
     )
 
 
-def test_what_does_not_exist_would_be_found() -> None:
+def test_missing_names_would_be_found() -> None:
     assert "Mapper.process_window" in names_in(PACKAGE / "mapping" / "mapper.py")
     assert "Mapper.process" not in names_in(PACKAGE / "mapping" / "mapper.py")
     assert REFERENCE.findall("`io/ply.py: write_ply,\nread_ply` and io/x.py") == [

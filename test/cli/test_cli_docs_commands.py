@@ -109,7 +109,7 @@ ELSEWHERE = {
     ),
     r"ros2 (topic echo|service call|param set) .*": (
         "test/ros/test_ros_docs.py",
-        "test_what_the_docs_ask_the_node",
+        "test_documented_calls_to_the_node_work",
     ),
     r"\S.* benchmark node.*": ("test/ros/test_ros_docs.py", "test_the_benchmark_of_the_node"),
 }
@@ -325,7 +325,7 @@ def test_every_shown_command_is_run_by_a_test():
             assert what in content, f"`{command}`: {file} has no line with {what}"
 
 
-def test_what_is_not_run_says_so():
+def test_commands_that_are_not_run_are_marked():
     assert languages() == {"bash", "console", "python", "text", "toml", "yaml"}
     assert text_without_a_word_on_tests() == []
 

@@ -64,7 +64,7 @@ def test_the_line_that_is_given_can_be_run(video, tmp_path, capsys, small_model,
 
 
 @pytest.mark.parametrize("source", ["synthetic:2", "video"])
-def test_what_the_model_knows_is_not_warned_of(source, video, small_model, tmp_path, capsys, caveats):
+def test_no_warning_for_rendered_images(source, video, small_model, tmp_path, capsys, caveats):
     arguments = [str(video), "--model", str(small_model)] if source == "video" else [source]
     main(["reconstruct", *arguments, "--output", str(tmp_path / "map"), *SHORT])
     assert "only knows" not in capsys.readouterr().out
@@ -77,7 +77,7 @@ def test_the_folder_of_the_demo_model_is_the_demo_model(small_model):
     assert not is_demo(small_model)
 
 
-def test_view_says_it_first_and_last(video, tmp_path):
+def test_view_warns_first_and_last(video, tmp_path):
     pytest.importorskip("viser", reason="viser is not installed: pip install -r requirements/viewer.txt")
     main(["reconstruct", str(video), "--output", str(tmp_path / "map"), *SHORT])
     command = [sys.executable, "-u", "-m", "fast3r_ros", "view", tmp_path / "map", "--port", "0"]

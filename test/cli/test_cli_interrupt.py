@@ -46,7 +46,7 @@ def test_an_import_that_swallows_it_is_waited_for(tmp_path, monkeypatch):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_the_first_one_does_not_interrupt_what_is_held(capsys):
+def test_the_first_ctrl_c_does_not_interrupt_a_held_block(capsys):
     with interrupt.watched() as ctrl_c:
         with interrupt.held():
             signal.raise_signal(signal.SIGINT)

@@ -33,6 +33,6 @@ def test_the_notebook_runs(tmp_path, monkeypatch):
     assert len(np.unique(read_ply(tmp_path / "scene.ply").points, axis=0)) > 1000
 
 
-def test_the_notebook_is_kept_without_outputs():
+def test_the_notebook_is_stored_without_outputs():
     for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]:
         assert not cell.get("outputs")

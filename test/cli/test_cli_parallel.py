@@ -59,7 +59,9 @@ def test_two_processes_write_what_one_writes(
     assert json.loads((tmp_path / "out" / "report.json").read_text())["settings"]["parallel"] == mode
 
 
-def test_wrong_use_is_told(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_usage_errors_are_reported(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     output = ["--output", str(tmp_path)]
     assert main([*arguments, *output, "--parallel", "tensor"]) == 2
     assert "torchrun --nproc_per_node" in capsys.readouterr().err
@@ -72,9 +74,7 @@ def test_wrong_use_is_told(arguments: list[str], tmp_path: Path, capsys: pytest.
 
 
 @pytest.mark.parametrize(("mode", "what"), [("all", "merge=2,linears=int8"), ("window", "stream=2")])
-def test_what_is_not_exact_stands_in_the_report(
-    arguments: list[str], tmp_path: Path, mode: str, what: str
-) -> None:
+def test_approximations_are_in_the_report(arguments: list[str], tmp_path: Path, mode: str, what: str) -> None:
     assert main([*arguments, "--output", str(tmp_path), "--mode", mode, "--accelerate", what]) == 0
     settings = json.loads((tmp_path / "report.json").read_text())["settings"]
     assert settings["accelerate"] == what

@@ -149,7 +149,7 @@ output is a file, not writable, output below a file"""
 
 
 @pytest.mark.parametrize("case", WRONG.replace("\n", " ").split(", "))
-def test_wrong_use_is_one_clear_line_and_status_2(tmp_path, small_model, video, case, capfd):
+def test_a_usage_error_gives_one_clear_line_and_status_2(tmp_path, small_model, video, case, capfd):
     arguments, words = wrong_uses(tmp_path, small_model, video)[case]
     assert reconstruct(*arguments) == 2
     lines = capfd.readouterr().err.strip().splitlines()
@@ -162,7 +162,7 @@ def test_wrong_use_is_one_clear_line_and_status_2(tmp_path, small_model, video, 
     "option",
     ["--max-views 0", "--max-views=-3", "--size 0", "--size big", "--rate=-2", "--rate nan", "--dtype int3"],
 )
-def test_an_option_that_makes_no_sense_is_one_line_and_status_2(option, capsys):
+def test_an_invalid_option_gives_one_line_and_status_2(option, capsys):
     with pytest.raises(SystemExit) as ended:
         reconstruct("synthetic:2", "--output", "out", *option.split())
     assert ended.value.code == 2
@@ -191,14 +191,14 @@ def test_a_broken_image_is_skipped_counted_and_named(tmp_path, small_model, vide
     assert [Path(skipped["name"]).name for skipped in report["frames_skipped"]] == ["3.jpg"]
 
 
-def test_a_scale_that_could_not_be_measured_is_told(tmp_path, small_model, video, capsys):
+def test_a_scale_that_could_not_be_measured_is_reported(tmp_path, small_model, video, capsys):
     """A video has no depth images."""
     common = (video, "--model", small_model, "--output", tmp_path / "out", *NO_GATES)
     assert reconstruct(*common, "--max-views", 8, "--set", "scale.source=depth") == 0
     assert "no scale, lengths are map units: depth gave too little" in capsys.readouterr().out
 
 
-def test_no_write_permission_is_one_line(tmp_path, child_environment, small_model, video):
+def test_no_write_permission_gives_a_one_line_error(tmp_path, child_environment, small_model, video):
     locked = tmp_path / "locked"
     locked.mkdir(mode=0o555)
     command = [sys.executable, "-m", "fast3r_ros", "reconstruct", video, "--model", small_model]
@@ -221,7 +221,7 @@ def test_no_write_permission_is_one_line(tmp_path, child_environment, small_mode
     assert f"cannot write {locked / 'out'}: Permission denied" in line
 
 
-def test_a_file_that_cannot_grow_is_one_line_and_the_rest_is_kept(
+def test_a_file_that_cannot_grow_gives_a_one_line_error_and_the_rest_is_kept(
     tmp_path, child_environment, small_model, video
 ):
     """As on a full disk, where files of some size fail: whole small files, a report that says what failed."""
@@ -261,7 +261,7 @@ def test_results_are_written_when_nothing_can_be_printed(
     assert {path.name for path in (tmp_path / "out").iterdir() if path.is_file()} == FILES
 
 
-def test_what_cannot_be_printed_is_told_by_the_status(child_environment):
+def test_a_failed_output_is_reported_by_the_status(child_environment):
     command = f"{sys.executable} -m fast3r_ros"
     full = subprocess.run(
         f"{command} info demo > /dev/full",
@@ -279,7 +279,7 @@ def test_what_cannot_be_printed_is_told_by_the_status(child_environment):
     assert wrong.returncode == 2
 
 
-def test_full_disk_is_one_line_and_the_result_is_marked_partial(
+def test_full_disk_gives_a_one_line_error_and_the_result_is_marked_partial(
     tmp_path, child_environment, small_model, video
 ):
     if shutil.which("unshare") is None:
@@ -322,7 +322,7 @@ def test_viewer_shows_the_growing_map(tmp_path, small_model, video, capsys):
         ("a.folder", "a.folder_map"),
     ],
 )
-def test_results_have_a_place_when_nobody_names_one(source, folder, tmp_path, monkeypatch):
+def test_results_have_a_default_folder(source, folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.folder").mkdir()
     assert str(default_output(source)) == folder.format(here=tmp_path.name)

@@ -642,7 +642,7 @@ GARBAGE = {"nothing": b"", "words": b"there are no numbers here\n", "bytes": byt
 
 @pytest.mark.parametrize("content", GARBAGE)
 @pytest.mark.parametrize("name", WRITERS)
-def test_whatever_file_is_broken_is_named(name: str, content: str, samples: dict, tmp_path: Path) -> None:
+def test_every_damaged_file_is_named(name: str, content: str, samples: dict, tmp_path: Path) -> None:
     """One file of each kind is overwritten: a UserError that names it, and nothing else, comes out."""
     root, copy = samples[name][0], tmp_path / "copy"
     kinds: dict[str, Path] = {}

@@ -133,7 +133,7 @@ def test_only_the_confident_pixels_align(walks: list) -> None:
     assert offline.score_points(placed, views)["point_error"] < 1e-3
 
 
-def test_a_network_without_a_local_head_is_told_how_to_be_evaluated(walks: list) -> None:
+def test_a_network_without_a_local_head_gets_advice_for_evaluation(walks: list) -> None:
     answer = true_answer(read_views(walks[0].frames, SIZE))
     without = replace(answer, points_local=np.full_like(answer.points_local, np.nan))
     assert np.isfinite(offline.place(without, "global").window_from_camera).all()
@@ -188,7 +188,7 @@ def test_the_grid_runs_every_setting_on_every_scene(walks: list) -> None:
     assert all(row["scenes"] == 2 for row in mean)
 
 
-def test_the_same_frames_are_scored_whatever_the_number_of_views(walks: list) -> None:
+def test_the_same_frames_are_scored_for_every_number_of_views(walks: list) -> None:
     """Views between the first and the last get wrong points: only tables that score all views may see it."""
     sequence = walks[0]
     frames = {read_views([frame], SIZE).images.tobytes(): frame for frame in sequence.frames}
@@ -290,7 +290,7 @@ def test_a_map_is_compared_with_the_true_depth() -> None:
     assert noisy["thickness"] > 2 * exact["thickness"]
 
 
-def test_what_is_measured_survives_what_fails(
+def test_results_survive_failures(
     random_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One scene of three has a broken image: the others are printed and written, and the status shows it."""
@@ -400,7 +400,7 @@ def test_the_command_scores_the_mapper_on_a_walk(
         (["--device", "cuda:99", "--scenes", "1"], "cuda:99"),
     ],
 )
-def test_wrong_use_gets_one_line(
+def test_a_usage_error_gives_one_line(
     random_model: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["evaluate", "--model", str(random_model), *arguments]) == 2

@@ -76,7 +76,7 @@ def test_command_fails_when_a_number_is_wrong(tmp_path: Path, capsys: pytest.Cap
     assert [line["case"] for line in wrong] == ["forward/global_head_only"]
 
 
-def test_command_reports_a_broken_case_and_goes_on(
+def test_command_reports_a_broken_case_and_continues(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = small_folder(tmp_path)
@@ -89,6 +89,6 @@ def test_command_reports_a_broken_case_and_goes_on(
     assert sum(line["ok"] for line in lines) == len(lines) - 1
 
 
-def test_a_folder_without_cases_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_without_cases_is_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["golden", str(tmp_path)]) == 2
     assert str(tmp_path) in capsys.readouterr().err

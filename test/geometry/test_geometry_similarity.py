@@ -139,7 +139,7 @@ def test_without_scale_the_scale_is_one() -> None:
     assert fit.covariance[6, 6] == 0.0
 
 
-def test_coordinates_too_large_for_a_solution_are_a_refused_fit() -> None:
+def test_coordinates_too_large_for_a_solution_give_a_rejected_fit() -> None:
     source = np.random.default_rng(0).normal(size=(500, 3))
     fit = fit_similarity_robust(source, 1e160 * source)
     assert not fit.ok
@@ -171,7 +171,7 @@ def test_too_little_is_a_reason_and_never_an_identity(source: np.ndarray, reason
     assert reason in fit.reason
 
 
-def test_the_closed_form_refuses_a_line() -> None:
+def test_the_closed_form_rejects_a_line() -> None:
     line = np.linspace(0, 1, 100)[:, None] * [1.0, 2.0, 3.0]
     with pytest.raises(ValueError, match="line"):
         fit_similarity(line, line)

@@ -94,7 +94,7 @@ METADATA = {
 
 @pytest.mark.parametrize("metadata", METADATA)
 @pytest.mark.parametrize("plugin", list(StoragePlugin))
-def test_a_bag_is_its_storage_files_whatever_metadata_says(tmp_path, metadata, plugin):
+def test_a_bag_is_its_storage_files_regardless_of_metadata(tmp_path, metadata, plugin):
     bag = write_bag(tmp_path / "bag", plugin=plugin)
     (bag / "metadata.yaml").unlink()
     if METADATA[metadata] is not None:
@@ -169,7 +169,7 @@ def test_the_journal_of_a_killed_recorder_is_read_and_left_alone(tmp_path):
     assert {path.name: path.read_bytes() for path in killed.iterdir()} == before
 
 
-def test_a_cut_database_gives_what_is_there(tmp_path, capsys):
+def test_a_truncated_database_gives_its_remaining_messages(tmp_path, capsys):
     bag = write_bag(tmp_path / "bag", plugin=StoragePlugin.SQLITE3)
     (file,) = bag.glob("*.db3")
     file.write_bytes(file.read_bytes()[: file.stat().st_size * 7 // 10])

@@ -85,7 +85,7 @@ def test_the_map_agrees_with_the_truth(run):
         assert (run.report["windows"], run.report["keyframes"]) == (1, 12)
 
 
-def test_evo_measures_the_error_that_the_report_tells(run, tmp_path):
+def test_evo_measures_the_reported_error(run, tmp_path):
     write_trajectory(tmp_path / "truth.txt", run.truth)
     reference = file_interface.read_tum_trajectory_file(tmp_path / "truth.txt")
     estimate = file_interface.read_tum_trajectory_file(run.folder / "trajectory.txt")
@@ -138,7 +138,7 @@ def test_tools_by_others_find_the_same_poses_and_cameras(run):
         assert np.linalg.norm(corners - camera.map_from_camera[:3, 3], axis=1).min() < 1e-4
 
 
-def test_report_is_json_and_tells_stages_memory_and_versions(run):
+def test_report_is_json_with_stages_memory_and_versions(run):
     text = (run.folder / "report.json").read_text()
     report = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert {"read", "encode", "network", "write"} <= set(report["seconds"])
@@ -232,7 +232,7 @@ def write_photos(folder):
         ("scene/images", "link/.."),
     ],
 )
-def test_an_output_that_holds_or_lies_in_the_source_is_refused(tmp_path, source, output, capsys):
+def test_an_output_that_holds_or_lies_in_the_source_is_rejected(tmp_path, source, output, capsys):
     write_photos(tmp_path / "scene" / "images")
     (tmp_path / "scene" / "list.txt").write_text("images/0.png\nimages/1.png\n")
     (tmp_path / "link").symlink_to(tmp_path / "scene" / "images")

@@ -89,7 +89,7 @@ def test_names_survive_a_conversion(tmp_path):
     assert main(["convert", str(tmp_path / "scene"), str(tmp_path / "a.glb")]) == 0
 
 
-def test_a_radial_lens_is_a_map_to_look_at(tmp_path):
+def test_a_map_with_a_radial_lens_can_be_viewed(tmp_path):
     model(tmp_path / "text", NAMES)
     lines = "".join(f"{number} SIMPLE_RADIAL 112 80 80 56 40 0.05\n" for number in (1, 2, 3))
     (tmp_path / "text" / "cameras.txt").write_text(lines)
@@ -99,7 +99,7 @@ def test_a_radial_lens_is_a_map_to_look_at(tmp_path):
     assert len(read_ply(tmp_path / "a.ply").points) == 3
 
 
-def test_a_cut_binary_model_is_one_line(tmp_path, capsys):
+def test_a_truncated_binary_model_gives_a_one_line_error(tmp_path, capsys):
     model(tmp_path / "text", NAMES)
     (tmp_path / "scene").mkdir()
     pycolmap.Reconstruction(str(tmp_path / "text")).write_binary(str(tmp_path / "scene"))

@@ -138,7 +138,7 @@ def test_trajectory_in_evo(tmp_path, walk):
     np.testing.assert_allclose(np.array(opened.poses_se3), expected, atol=1e-6)
 
 
-def test_evo_traj_tells_the_walk(tmp_path, walk):
+def test_evo_traj_reads_the_walk(tmp_path, walk):
     """The command itself, in a process of its own."""
     write_trajectory(tmp_path / "trajectory.txt", walk.trajectory)
     command = [Path(sys.executable).with_name("evo_traj"), "tum", "trajectory.txt", "--full_check"]
@@ -237,7 +237,7 @@ def test_view_images(tmp_path, walk):
     np.testing.assert_allclose(confidence / CONFIDENCE_STEPS, view.confidence, atol=0.51 / CONFIDENCE_STEPS)
 
 
-def test_preview_shows_map_way_truth_and_views(tmp_path, walk):
+def test_preview_shows_map_trajectory_ground_truth_and_views(tmp_path, walk):
     numbers = {"frames": 12, "points": len(walk.cloud.points)}
     arguments = {"cloud": walk.cloud, "trajectory": walk.trajectory, "views": walk.views, "numbers": numbers}
     # the truth in other coordinates and units: it has to be fitted before it is drawn
@@ -261,7 +261,7 @@ def test_frusta_do_not_hide_a_short_trajectory(reach, expected):
 
 
 @pytest.mark.parametrize(("noise", "word"), [(0.0, "Good"), (0.4, "Fair"), (3.0, "Poor")])
-def test_verdict_of_a_way_with_noise(walk, noise, word):
+def test_verdict_of_a_noisy_trajectory(walk, noise, word):
     """Noise in shares of the way's own spread."""
     places = np.array([pose.map_from_camera[:3, 3] for pose in walk.trajectory])
     spread = np.sqrt(((places - places.mean(0)) ** 2).sum(1).mean())
@@ -320,7 +320,7 @@ def write_half(path: Path, problem: int) -> None:
 @pytest.mark.parametrize(
     ("problem", "words"), [(errno.ENOSPC, "the disk is full"), (errno.EACCES, "Permission")]
 )
-def test_a_failed_write_is_one_line_and_leaves_the_old_file(tmp_path, problem, words):
+def test_a_failed_write_gives_a_one_line_error_and_leaves_the_old_file(tmp_path, problem, words):
     target = tmp_path / "map.ply"
     target.write_text("old")
     with pytest.raises(UserError, match=f"cannot write .*{words}"):
@@ -329,7 +329,7 @@ def test_a_failed_write_is_one_line_and_leaves_the_old_file(tmp_path, problem, w
     assert [path.name for path in tmp_path.iterdir()] == ["map.ply"]
 
 
-def test_folder_that_cannot_be_made_is_one_line(tmp_path, some_cloud):
+def test_folder_that_cannot_be_created_gives_a_one_line_error(tmp_path, some_cloud):
     (tmp_path / "file").write_text("a file where a folder is wanted")
     with pytest.raises(UserError, match="cannot write"):
         write_ply(tmp_path / "file" / "map.ply", some_cloud)

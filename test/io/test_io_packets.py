@@ -125,7 +125,7 @@ def test_packets_become_pictures_with_their_stamps(tmp_path, kind, codec, text):
     assert not source.skipped
 
 
-def test_what_a_lost_key_frame_costs_is_counted(tmp_path):
+def test_pictures_lost_with_a_key_frame_are_counted(tmp_path):
     messages = [message(FOXGLOVE, "h265", *each) for each in zip(SHOWN, packets(H265), strict=True)]
     messages[8] = b"\0\1\0\0garbage"
     source = open_source(write_bag(tmp_path / "bag", {"/front/video": (FOXGLOVE, messages[3:])}))
@@ -164,7 +164,7 @@ def test_packets_of_single_pictures(tmp_path):
     assert shades(open_source(write_bag(tmp_path / "bag", {"/front/ffmpeg": (FFMPEG, messages)}))) == [5] * 3
 
 
-def test_the_calibration_beside_packets_is_used(tmp_path):
+def test_the_calibration_next_to_packets_is_used(tmp_path):
     matrix = np.array([50.0, 0, 31.5, 0, 50.0, 23.5, 0, 0, 1])
     region = TYPES["sensor_msgs/msg/RegionOfInterest"](0, 0, 0, 0, False)
     projection = np.hstack([matrix.reshape(3, 3), np.zeros((3, 1))]).ravel()

@@ -144,7 +144,7 @@ def test_network_images_on_request(tmp_path, photos):
     assert not list((out / "images").glob("IMG*"))
 
 
-def test_a_later_run_removes_its_photos_and_nobody_elses(tmp_path, photos):
+def test_a_later_run_removes_only_its_own_photos(tmp_path, photos):
     out = tmp_path / "out"
     (out / "images").mkdir(parents=True)
     (out / "images" / "IMG_0.JPG").write_bytes(b"of the user")
@@ -175,7 +175,7 @@ def test_the_mesh_lies_on_the_map(mapped):
     np.testing.assert_allclose(turned.vertices, mesh.vertices @ GLTF_FROM_MAP[:3, :3].T, atol=1e-4)
 
 
-def test_a_missing_package_is_told_before_the_run(tmp_path, photos, monkeypatch, capsys):
+def test_a_missing_package_is_reported_before_the_run(tmp_path, photos, monkeypatch, capsys):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert main(["reconstruct", str(photos), "--output", str(tmp_path / "out"), "--mesh"]) == 2
     assert capsys.readouterr().err.count("\n") == 1

@@ -32,7 +32,7 @@ def test_pictures_that_pillow_reads_are_read(tmp_path, suffix):
     assert len(list(open_source(tmp_path))) == 3
 
 
-def test_what_is_not_read_in_a_folder_is_named(tmp_path, capsys):
+def test_unreadable_files_of_a_folder_are_named(tmp_path, capsys):
     Image.fromarray(picture(1)).save(tmp_path / "1.png")
     (tmp_path / "2.NEF").write_bytes(b"raw")
     source = open_source(tmp_path)
@@ -66,7 +66,7 @@ def test_names_that_are_times_sort_by_time(tmp_path):
     assert [Path(source.frame_name(frame.stamp_ns)).stem for frame in source] == ["1.25", "1.5", "10.0"]
 
 
-def test_only_the_first_page_is_used_and_said(tmp_path):
+def test_only_the_first_page_is_used_with_a_warning(tmp_path):
     pages = [Image.fromarray(picture(index)) for index in (4, 5, 6)]
     pages[0].save(tmp_path / "1.tif", save_all=True, append_images=pages[1:])
     source = open_source(tmp_path)
@@ -156,7 +156,7 @@ def test_frames_are_counted_by_decoding(tmp_path):
     assert len(list(source)) == len(source) == 12
 
 
-def test_a_cut_video_gives_what_is_there_and_says_so(tmp_path):
+def test_a_truncated_video_gives_its_remaining_frames_and_a_warning(tmp_path):
     path = write_video(tmp_path / "v.avi", 40)
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 6 // 10])
     source = VideoFile(path)

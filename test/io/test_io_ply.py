@@ -35,7 +35,7 @@ def some_vertices(count: int, names: list[str], kind: str, seed: int) -> np.ndar
     first=st.booleans(),
 )
 @settings(max_examples=60, deadline=None)
-def test_what_plyfile_writes_is_read(tmp_path_factory, others, encoding, kind, count, first):
+def test_files_of_plyfile_are_read(tmp_path_factory, others, encoding, kind, count, first):
     vertices = some_vertices(count, ["x", "y", "z", *others], kind, count)
     elements = [PlyElement.describe(vertices, "vertex")]
     camera = np.array([(1.5, 7)], [("view_px", "f4"), ("viewport", "i4")])
@@ -117,7 +117,7 @@ def test_colours_may_be_floats(tmp_path):
         (f"ply\nformat ascii 1.0\n{VERTEX.replace('float z', 'float w')}end_header\n", b"1 2 3\n4 5 6\n"),
     ],
 )
-def test_a_broken_or_hostile_file_is_refused_in_one_line(tmp_path, header, data):
+def test_a_damaged_or_malicious_file_is_rejected_in_one_line(tmp_path, header, data):
     (tmp_path / "a.ply").write_bytes(header.encode() + data)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(UserError, match=r"a\.ply is not a PLY point cloud: ") as raised:
@@ -129,7 +129,7 @@ def test_a_broken_or_hostile_file_is_refused_in_one_line(tmp_path, header, data)
 
 @given(cut=st.integers(0, 400), position=st.integers(0, 400), value=st.integers(0, 255))
 @settings(max_examples=150, deadline=None)
-def test_a_changed_file_is_read_or_refused(tmp_path_factory, cut, position, value):
+def test_a_changed_file_is_read_or_rejected(tmp_path_factory, cut, position, value):
     folder = tmp_path_factory.mktemp("ply")
     write_ply(
         folder / "a.ply",

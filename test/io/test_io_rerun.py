@@ -66,7 +66,7 @@ def test_a_recording_of_nothing_and_without_images(tmp_path, walk):
     assert RrdReader(tmp_path / "empty.rrd").recordings()
 
 
-def test_without_rerun_one_line_says_so_before_anything_runs(tmp_path, capsys, monkeypatch):
+def test_missing_rerun_is_reported_in_one_line_before_anything_runs(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "rerun", None)  # how Python marks a package that cannot be imported
     recording = tmp_path / "walk.rrd"
     arguments = ["reconstruct", "synthetic:2", "--output", str(tmp_path / "out"), "--rerun", str(recording)]

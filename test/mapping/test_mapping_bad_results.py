@@ -149,7 +149,7 @@ def test_counts_begin_again_at_a_reset_and_totals_go_on() -> None:
     assert after.since(after).received == 0
 
 
-def test_what_waits_at_a_reset_of_the_counts_is_counted_after_it() -> None:
+def test_frames_pending_at_a_reset_of_the_counts_are_counted_after_it() -> None:
     sequence, frames = the_loop()
     run = start(sequence)
     intake = FrameIntake(run.mapper.config.keyframes, 8)

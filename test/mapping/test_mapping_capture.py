@@ -40,7 +40,7 @@ def doubled(x: Tensor) -> list[Tensor]:
     return [2 * x, x * x]
 
 
-def test_only_what_was_captured_is_replayed_and_gives_the_same() -> None:
+def test_only_captured_shapes_are_replayed_with_equal_results() -> None:
     captured = Captured(like_a_graph)
     assert captured.capture("doubled", doubled, torch.zeros(3))
     values = torch.randn(3)
@@ -69,7 +69,7 @@ def test_without_a_recorder_nothing_is_captured() -> None:
     assert captured.find("doubled", torch.zeros(2)) is None
 
 
-def test_what_cannot_be_captured_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failed_capture_is_reported(caplog: pytest.LogCaptureFixture) -> None:
     captured = Captured(refuses)
     assert not captured.capture("doubled", doubled, torch.zeros(2))
     assert "doubled of (2,) is not captured" in caplog.text
@@ -77,7 +77,7 @@ def test_what_cannot_be_captured_is_told(caplog: pytest.LogCaptureFixture) -> No
     assert captured.find("doubled", torch.zeros(2)) is None
 
 
-def test_what_a_failed_attempt_took_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_of_a_failed_attempt_is_freed(monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[weakref.ref[Tensor]] = []
     left: list[int] = []
 
@@ -159,7 +159,7 @@ def test_recordings_share_one_pool_also_with_those_that_fail(monkeypatch: pytest
 
 
 @pytest.mark.parametrize(("free", "begun"), [(199, 0), (200, 1)])
-def test_what_does_not_fit_twice_is_not_recorded(
+def test_a_pass_that_does_not_fit_twice_is_not_recorded(
     free: int, begun: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     cuda = CudaStandIn(monkeypatch, free, peak=100, failing=())

@@ -27,7 +27,7 @@ def test_flat_values_survive_the_round_trip(values):
     assert MapperConfig.from_flat(flat) == config
 
 
-def test_every_parameter_tells_what_it_is():
+def test_every_parameter_has_a_description():
     for name, item in flat_parameters():
         assert len(item.metadata["description"]) > 15, name
         assert item.metadata["range"] or item.metadata["choices"] or isinstance(item.default, bool), name

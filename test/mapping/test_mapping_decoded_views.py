@@ -59,7 +59,7 @@ def test_every_view_of_a_window_is_published_or_registered() -> None:
 
 
 @pytest.mark.parametrize("chosen", [[2], [3, 0]])
-def test_what_a_pass_publishes_needs_the_local_head_for_these_views_only(
+def test_publishing_needs_the_local_head_for_the_published_views_only(
     network: Fast3R, chosen: list[int]
 ) -> None:
     behind = Fast3RNetwork(network)

@@ -113,7 +113,7 @@ def test_recorded_frames_with_the_errors_of_trained_networks():
     assert scores["rmse"] < 0.026
 
 
-def test_a_corridor_whose_places_look_alike_is_recognised_on_the_way_back():
+def test_a_corridor_of_similar_places_is_recognised_on_the_way_back():
     """Descriptors that say nothing of the place: loops are proposed by where the camera is."""
     sequence, _ = the_loop()
     order = [*range(0, 140), *range(139, -1, -1)]

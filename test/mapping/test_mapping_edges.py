@@ -63,7 +63,7 @@ def assert_exact(store, poses):
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 1000), st.integers(3, 38))
-def test_what_hangs_together_still_does_and_exact_edges_stay_exact(seed, removed):
+def test_connections_survive_and_exact_edges_stay_exact(seed, removed):
     rng = np.random.default_rng(seed)
     poses = a_walk(40, seed)
     store = EdgeStore(edge for j in range(40) for edge in track_edges(poses, j))
@@ -95,7 +95,7 @@ def test_parts_that_one_edge_joins_stay_joined():
     assert_exact(store, poses)
 
 
-def test_the_number_of_edges_follows_the_number_of_keyframes_however_long_the_way():
+def test_the_number_of_edges_follows_the_number_of_keyframes_for_any_trajectory_length():
     poses, rng = a_walk(1200), np.random.default_rng(0)
     store, present = EdgeStore(), []
     largest = 0

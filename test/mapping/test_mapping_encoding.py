@@ -35,7 +35,7 @@ def share_near_a_camera(run) -> float:
     return float(near.mean())
 
 
-def test_ignored_pixels_become_no_points_and_the_trajectory_stays():
+def test_ignored_pixels_give_no_points_and_the_trajectory_is_unchanged():
     sequence, _ = the_loop()
     runs = {masked: start(sequence).feed(with_an_arm(masked)) for masked in (False, True)}
     assert share_near_a_camera(runs[False]) > 0.02

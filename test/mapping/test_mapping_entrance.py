@@ -68,7 +68,7 @@ def test_cameras_are_judged_apart():
     assert selector.judge(frame(0.98, texture(), "b"))[0] == "no_motion"
 
 
-def test_what_was_taken_together_is_kept_together():
+def test_simultaneous_images_stay_together():
     selector = KeyframeSelector(KeyframeConfig())
     assert selector.judge(frame(1, texture()))[0] == ""
     assert selector.judge(frame(1.001, texture(), "b"))[0] == ""
@@ -180,7 +180,7 @@ def test_a_keyframe_that_is_taken_or_has_a_partner_keeps_its_place():
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=20))
-def test_thinning_keeps_the_newest_the_order_and_the_way(motions):
+def test_thinning_keeps_the_newest_the_order_and_the_coverage(motions):
     waiting = [Waiting(frame(i, np.zeros((1, 1, 3), np.uint8)), motion) for i, motion in enumerate(motions)]
     rest = without_least_motion(waiting)
     assert len(rest) == len(waiting) - 1
@@ -284,7 +284,7 @@ def test_depth_edges_are_where_the_depth_jumps():
     assert not edges[:, 11:].any()
 
 
-def test_what_is_not_usable_makes_no_edge():
+def test_unusable_odometry_gives_no_edge():
     depth, usable = torch.full((20, 20), 2.0), torch.ones(20, 20, dtype=torch.bool)
     depth[5, 5], depth[9, 9], depth[12, 12] = torch.nan, 1e6, -3.0
     usable[5, 5] = usable[9, 9] = usable[12, 12] = False

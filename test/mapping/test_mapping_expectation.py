@@ -80,7 +80,7 @@ def test_a_given_pose_is_used_once_and_needs_metres():
         unknown.mapper.set_initial_pose(InitialPose(np.eye(4), 1.0, 1.0))
 
 
-def test_keyframes_near_a_pose_look_about_where_it_does():
+def test_keyframes_near_a_pose_have_a_similar_direction():
     run, _, map_from_base = mapped(100)
     keyframes = list(run.mapper.map.keyframes.values())
     pose = map_from_base(50)
@@ -132,7 +132,7 @@ def test_odometry_that_does_not_agree_with_the_map_bridges_nothing(kind):
     assert run.mapper.status().submaps == 2
 
 
-def test_a_window_is_not_bridged_where_it_moves_otherwise_than_odometry_says():
+def test_a_window_that_contradicts_odometry_is_not_bridged():
     rng = np.random.default_rng(0)
     poses = rigid_matrix(matrix_from_vector(rng.normal(0, 0.2, (6, 3))), rng.normal(size=(6, 3)))
     truth = Sim3(2.5, matrix_from_vector(np.array([0.3, 0.2, 1.0])), np.array([1.0, 2.0, 3.0]))
@@ -190,7 +190,7 @@ def test_good_odometry_holds_the_poses_of_a_noisy_network(seed):
     assert np.median(held) < 0.4 * np.median(alone)
 
 
-def test_wheels_that_slip_hardly_move_what_the_network_knows_well():
+def test_slipping_wheels_hardly_move_what_the_network_knows_well():
     """From frame 150 on every step is half as long, and the heading turns by a degree a frame."""
 
     def slipping(index, base):

@@ -155,7 +155,7 @@ def test_keyframes_and_messages_take_one_copy_each() -> None:
         assert messages(fusion) == expected
 
 
-def test_what_comes_to_the_host_is_copied_out_of_the_pinned_memory_once() -> None:
+def test_results_are_copied_out_of_the_pinned_memory_once() -> None:
     values = [np.arange(5, dtype=np.uint8), np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4)]
     with SecondDevice() as device:
         arrays = to_host(*(torch.from_numpy(each).to(DEVICE) for each in values))
@@ -167,7 +167,7 @@ def test_what_comes_to_the_host_is_copied_out_of_the_pinned_memory_once() -> Non
         assert torch.from_numpy(array).untyped_storage().nbytes() == expected.nbytes
 
 
-def test_what_is_published_goes_before_the_next_window(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_publishing_precedes_the_next_window(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stream of the network's priority would wait behind its attention; the lower number goes first."""
     monkeypatch.setattr(torch.cuda, "Stream", lambda device, priority=0: (str(device), priority))
     made = transfer._side_stream.__wrapped__(torch.device("cuda:1"))
@@ -175,7 +175,7 @@ def test_what_is_published_goes_before_the_next_window(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("views", [2, 5])
-def test_a_rehearsal_runs_all_that_follows_the_network_whatever_that_says(views: int) -> None:
+def test_a_warm_up_runs_all_steps_after_the_network(views: int) -> None:
     """It leaves alone what it is given, and is no part of any map."""
     shapes = [(HEIGHT, WIDTH)] * (views - 1) + [(WIDTH, HEIGHT)]
     points = [torch.full((*shape, 3), torch.nan) for shape in shapes]

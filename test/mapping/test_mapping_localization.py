@@ -79,7 +79,7 @@ def test_frames_are_placed_and_the_map_stays(run, tmp_path):
     assert counts.used == len(ids)
 
 
-def test_mapping_goes_on_in_the_same_map_afterwards(run, tmp_path):
+def test_mapping_continues_in_the_same_map_afterwards(run, tmp_path):
     sequence, frames = the_loop()
     run.mapper.save_map(tmp_path / "map")
     mapper = Mapper(LaterNetwork(sequence), run.mapper.config)
@@ -95,7 +95,7 @@ def test_mapping_goes_on_in_the_same_map_afterwards(run, tmp_path):
     assert mapper.status().submaps == 1
 
 
-def test_without_a_map_and_in_an_unknown_place_it_says_so(run):
+def test_a_missing_map_and_an_unknown_place_are_reported(run):
     sequence, frames = the_loop()
     empty = Mapper(TrueNetwork(sequence))
     empty.set_localizing(True)
@@ -124,7 +124,7 @@ def localizer(run, tmp_path):
     return mapper, lambda index: map_from_world.move_camera(sequence.world_from_camera[index])
 
 
-def test_a_given_pose_says_where_to_look(run, tmp_path):
+def test_a_given_pose_limits_the_search(run, tmp_path):
     mapper, map_from_base = localizer(run, tmp_path)
     _, frames = the_loop()
     mapper.set_initial_pose(InitialPose(map_from_base(60), 0.7, 0.6))

@@ -47,7 +47,7 @@ def test_a_full_map_drops_redundant_keyframes_and_keeps_their_poses():
     assert all(map_.keyframes[i].image is None for i in culled)
 
 
-def test_a_full_map_is_not_looked_through_at_every_window(monkeypatch):
+def test_a_full_map_is_not_searched_at_every_window(monkeypatch):
     looks = []
 
     def look(held):
@@ -65,7 +65,7 @@ def test_a_full_map_is_not_looked_through_at_every_window(monkeypatch):
     assert len(looks) < culled / 10
 
 
-def test_what_belongs_to_the_map_but_is_kept_elsewhere_counts():
+def test_memory_of_the_map_stored_elsewhere_counts():
     map_ = filled(60, memory_mb=4.0)
     assert not map_.cull(set())
     assert map_.cull(set(), other_bytes=4 * 2**20)

@@ -61,12 +61,12 @@ def test_the_cloud_lies_on_the_surfaces(run):
     assert np.quantile(distance, 0.9) < 0.12
 
 
-def test_covariance_grows_along_the_way(run):
+def test_covariance_grows_along_the_trajectory(run):
     sizes = [np.trace(pose.covariance[:3, :3]) for pose in run.mapper.trajectory()]
     assert sizes[-1] > sizes[0] >= 0
 
 
-def test_between_windows_the_pose_is_extrapolated_and_says_so():
+def test_between_windows_the_pose_is_extrapolated_and_marked():
     sequence, frames = the_loop()
     run = start(sequence)
     errors = []
@@ -180,7 +180,7 @@ def test_bad_frames_are_dropped_and_counted():
     assert status.keyframes + sum(status.dropped.values()) == status.received
 
 
-def test_views_of_refused_windows_that_start_a_submap_are_counted_once():
+def test_views_of_rejected_windows_that_start_a_submap_are_counted_once():
     sequence, frames = the_loop()
     run = start(sequence).feed(frames[:60], finish=False)
     mapper, true_network = run.mapper, run.mapper._network
@@ -199,7 +199,7 @@ def test_views_of_refused_windows_that_start_a_submap_are_counted_once():
     assert status.keyframes + sum(status.dropped.values()) == status.received == 160
 
 
-def test_a_window_that_runs_out_of_memory_is_counted_and_a_smaller_one_goes_on():
+def test_a_window_out_of_memory_is_counted_and_a_smaller_one_continues():
     sequence, frames = the_loop()
     run = start(sequence).feed(frames[:60], finish=False)
     mapper, version = run.mapper, run.mapper.map.version
@@ -224,7 +224,7 @@ def test_a_window_that_runs_out_of_memory_is_counted_and_a_smaller_one_goes_on()
     assert status.keyframes + sum(status.dropped.values()) == status.received
 
 
-def test_overload_keeps_the_newest_and_the_map_goes_on():
+def test_overload_keeps_the_newest_and_the_map_continues():
     sequence, frames = the_loop()
     run = start(sequence)
     run.feed(frames[:60], finish=False)
@@ -260,7 +260,7 @@ def test_parameters_can_change_while_it_runs():
     assert run.mapper.status().keyframes - before <= 4
 
 
-def test_a_camera_that_stands_fills_neither_map_nor_memory_and_keeps_its_track():
+def test_a_stationary_camera_fills_neither_map_nor_memory_and_keeps_its_track():
     sequence, frames = the_loop()
     place = 60
     poses = sequence.world_from_camera

@@ -116,7 +116,7 @@ def test_the_map_begins_at_a_given_pose():
     assert np.arctan2(first[1, 0], first[0, 0]) == pytest.approx(0.7, abs=0.02)
 
 
-def test_a_drift_of_the_scale_is_corrected_for_what_comes_next_only():
+def test_a_drift_of_the_scale_is_corrected_for_later_windows_only():
     """Odometry grows 3 % longer than the way in the map, which is the same as a map that shrinks by 3 %."""
     sequence, frames = the_loop()
     run = start(sequence, scale__source="odometry", loop__enabled=False)
@@ -146,7 +146,7 @@ def test_a_fixed_scale_is_applied_once():
     assert sizes[1] / sizes[0] == pytest.approx(2.0, rel=1e-6)
 
 
-def test_two_submaps_are_joined_in_the_scale_that_is_known():
+def test_two_submaps_are_joined_in_the_known_scale():
     """Odometry comes only after the track was lost: the first submap is brought to the second one's scale."""
     sequence, frames = the_loop()
     blank = [replace(frame, image=np.full_like(frame.image, 128)) for frame in frames[80:180]]

@@ -49,7 +49,7 @@ def test_cached_tokens_give_what_the_network_gives_in_one_go():
     assert all(map(torch.equal, result.points_global, again.points_global))
 
 
-def test_the_encoded_view_tells_its_size_and_intrinsics():
+def test_the_encoded_view_has_its_size_and_intrinsics():
     network = Fast3RNetwork(small_model())
     frame = frames(1, size=(120, 160))[0]
     view = network.encode(frame)
@@ -108,7 +108,7 @@ def test_a_network_that_knows_nothing_does_not_break_the_mapper():
 CLIP = Path(__file__).resolve().parents[3] / "shared" / "data" / "kitchen.mp4"
 
 
-def test_a_still_camera_is_redundant_and_a_slow_way_through_a_real_kitchen_is_not():
+def test_a_stationary_camera_is_redundant_and_a_slow_walk_through_a_real_kitchen_is_not():
     network = Fast3RNetwork(Fast3R.from_pretrained("demo"))
     bound = network.descriptors.redundant
     rng = np.random.default_rng(0)

@@ -225,7 +225,7 @@ def test_a_captured_stream_gives_what_the_network_gives(network: Fast3R) -> None
         assert_alike(found, true)
 
 
-def test_stages_are_told_as_they_end(network: Fast3R) -> None:
+def test_stages_are_reported_as_they_end(network: Fast3R) -> None:
     plain, stages = Fast3RNetwork(network), list[str]()
     view = plain.encode(frames(1)[0], stages.append)
     plain.reconstruct([view, view], stages.append)
@@ -248,7 +248,7 @@ def test_a_warm_up_records_and_rehearses_a_window_of_the_nodes(
     assert [tuple(view.shape) for view in like.points_local] == [(48, 64, 3)] * 5
 
 
-def test_a_warm_up_that_does_not_fit_into_memory_is_told(
+def test_a_warm_up_that_does_not_fit_into_memory_is_reported(
     network: Fast3R, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def no_room(*_: object) -> None:

@@ -87,14 +87,14 @@ def test_rays_to_a_wall_make_what_is_before_it_free_without_a_floor():
 
 
 @pytest.mark.parametrize("height", [0.15, 0.3, 0.75, 1.1])
-def test_what_is_lower_than_the_camera_is_never_free_though_rays_pass_above(height):
+def test_cells_below_the_rays_of_the_camera_are_never_free(height):
     box = sheet((2.0, 2.4), (-0.5, 0.5), (height, height))
     seen = grid(floor(), wall(), box)
     assert {at(seen, x) for x in (2.05, 2.15, 2.25, 2.35)} == {OCCUPIED}
     assert at(seen, 1.75) == FREE
 
 
-def test_two_stray_points_do_not_close_a_way_but_a_few_rays_do_not_free_them_either():
+def test_two_stray_points_do_not_block_a_passage_and_a_few_rays_do_not_free_them():
     stray = np.array([[2.05, 0.05, 0.5]])
     assert at(grid(floor(), wall(), stray, stray + 0.01), 2.05) == FREE
     few = np.array([[3.0, 0.05, 0.2]] * 4)
@@ -135,7 +135,7 @@ def test_a_table_is_not_taken_for_the_floor():
     assert find_floor(both.astype(np.float32), [keyframe(both, mount=None)]).z == pytest.approx(0, abs=0.02)
 
 
-def test_without_a_floor_and_a_base_it_says_that_it_cannot_tell():
+def test_without_a_floor_and_a_base_the_floor_is_unknown():
     with pytest.raises(FloorUnknown, match="no floor is seen"):
         grid(wall(), mount=None)
     tilt = matrix_from_vector(np.array([0.0, np.deg2rad(25), 0.0]))
@@ -146,7 +146,7 @@ def test_without_a_floor_and_a_base_it_says_that_it_cannot_tell():
         GridMaker().make(np.zeros((0, 3), np.float32), {}, GridConfig())
 
 
-def test_a_grid_that_is_too_large_is_refused():
+def test_a_grid_that_is_too_large_is_rejected():
     far = np.concatenate([wall(), [[1e6, 1e6, 0.5]]])
     with pytest.raises(ValueError, match=r"grid\.resolution"):
         GridMaker().make(far.astype(np.float32), {0: keyframe(wall())}, GridConfig())

@@ -31,7 +31,7 @@ def test_thirty_percent_of_confident_outliers_still_register():
     assert scores["rmse_percent"] < 1.0
 
 
-def test_a_window_of_noise_is_refused_and_leaves_the_map_bit_for_bit():
+def test_a_window_of_noise_is_rejected_and_leaves_the_map_bit_identical():
     result = benchmark.pure_noise(frames=80)
     assert result["refused"]
     assert result["unchanged"]
@@ -58,7 +58,7 @@ def test_odometry_gives_the_scale_within_three_percent_though_a_third_slips(seed
     assert result["scale_error_percent"] < 3.0
 
 
-def test_a_standing_robot_never_gets_a_scale():
+def test_a_stationary_robot_never_gets_a_scale():
     result = benchmark.standing_robot(seconds=50)
     assert result["keyframes"] > 30
     assert not result["metres"]

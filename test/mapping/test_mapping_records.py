@@ -82,7 +82,7 @@ def test_a_cloud_is_packed(count: int, seed: int) -> None:
         max_size=5,
     )
 )
-def test_tensors_that_travel_together_come_apart_as_they_were(parts: list) -> None:
+def test_tensors_transferred_together_are_separated_unchanged(parts: list) -> None:
     tensors = [(torch.rand(shape) * 5).to(dtype) for shape, dtype in parts]
     for found, tensor in zip(apart(together(tensors), tensors), tensors, strict=True):
         assert (found.dtype, found.shape) == (tensor.dtype, tensor.shape)

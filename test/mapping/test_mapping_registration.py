@@ -96,7 +96,7 @@ def test_a_window_is_registered_through_noise_and_outliers(seed, outliers):
     assert result.inlier_share > 0.95 - outliers
 
 
-def test_the_covariance_tells_the_error():
+def test_the_covariance_matches_the_error():
     ratios = []
     for seed in range(30):
         truth, overlaps, points, confidence = overlap_problem(np.random.default_rng(seed))
@@ -108,7 +108,7 @@ def test_the_covariance_tells_the_error():
     assert 0.001 < np.mean(ratios) < 1.5
 
 
-def test_noise_is_refused_with_a_reason():
+def test_noise_is_rejected_with_a_reason():
     rng = np.random.default_rng(0)
     _, overlaps, points, confidence = overlap_problem(rng)
     noise = [torch.from_numpy(rng.normal(size=view.shape).astype(np.float32)) for view in points]
@@ -185,7 +185,7 @@ def test_odometry_scale_with_and_without_slip(slip):
     assert scale.metres_per_unit == pytest.approx(2.5, rel=0.01)
 
 
-def test_no_way_no_ratio():
+def test_no_ratio_without_a_baseline():
     keyframes, _ = straight_way(30, unit=1.0)
     odometry = OdometryBuffer()
     for k in keyframes:
@@ -207,7 +207,7 @@ def test_the_lever_between_base_and_camera_counts():
     assert scale.metres_per_unit == pytest.approx(4.0, rel=1e-3)
 
 
-def test_between_windows_odometry_tells_where_the_newest_camera_is():
+def test_between_windows_odometry_predicts_the_newest_pose():
     side = rigid_matrix(np.eye(3), [0.2, 0.0, 0.0])
     mounts = {"a": BODY_FROM_OPTICAL, "b": BODY_FROM_OPTICAL @ side}
     odometry = OdometryBuffer()
@@ -224,7 +224,7 @@ def test_between_windows_odometry_tells_where_the_newest_camera_is():
     assert np.allclose(predict([last], None, late).map_from_camera, last.map_from_camera)
 
 
-def test_rig_ratios_use_only_what_was_taken_together():
+def test_rig_ratios_use_only_simultaneous_images():
     offset = np.eye(4)
     offset[0, 3] = 0.25
     extrinsics = {"a": BODY_FROM_OPTICAL, "b": BODY_FROM_OPTICAL @ offset}

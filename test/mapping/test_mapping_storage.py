@@ -48,7 +48,7 @@ def test_a_saved_and_loaded_map_is_equal(run, tmp_path):
         assert one.descriptor.tobytes() == two.descriptor.tobytes()
 
 
-def test_mapping_goes_on_in_a_loaded_map(run, tmp_path):
+def test_mapping_continues_in_a_loaded_map(run, tmp_path):
     run.mapper.save_map(tmp_path / "map")
     sequence, frames = the_loop()
     again = start(sequence)
@@ -98,7 +98,7 @@ def test_flipped_bytes_are_noticed(run, tmp_path):
         ('{"format": "fast3r_ros map", "version": 1, "arrays": "../secret.npz", "bytes": 3}', "damaged"),
     ],
 )
-def test_foreign_files_are_refused_and_the_present_map_is_kept(run, tmp_path, content, words):
+def test_foreign_files_are_rejected_and_the_present_map_is_kept(run, tmp_path, content, words):
     if content is not None:
         (tmp_path / "map.json").write_text(content)
     before = state(run.mapper)

@@ -264,14 +264,14 @@ def assert_refused(mapper: Mapper, folder: Path) -> str:
     return text
 
 
-def test_what_was_saved_is_loaded(mapper: Mapper, tmp_path: Path) -> None:
+def test_a_saved_map_is_loaded(mapper: Mapper, tmp_path: Path) -> None:
     mapper.load_map(put(tmp_path / "map"))
     assert mapper.map.points > 0
     assert list(mapper.map.keyframes) == [0, 3, 6, 9, 12]
 
 
 @pytest.mark.parametrize("name", [*BAD, *MADE])
-def test_a_damaged_map_is_one_line_and_the_present_one_stays(
+def test_a_damaged_map_gives_a_one_line_error_and_the_present_one_stays(
     mapper: Mapper, tmp_path: Path, name: str
 ) -> None:
     index, arrays = BAD[name] if name in BAD else ({}, MADE[name]())
@@ -281,7 +281,7 @@ def test_a_damaged_map_is_one_line_and_the_present_one_stays(
 
 
 @pytest.mark.parametrize("name", TEXTS)
-def test_an_index_that_is_none_is_one_line(mapper: Mapper, tmp_path: Path, name: str) -> None:
+def test_an_invalid_index_gives_a_one_line_error(mapper: Mapper, tmp_path: Path, name: str) -> None:
     folder, text = put(tmp_path / "map"), TEXTS[name]
     (folder / "map.json").write_bytes(text if isinstance(text, bytes) else text.encode())
     assert_refused(mapper, folder)

@@ -72,7 +72,7 @@ def view() -> EncodedView:
     every=st.integers(1, 4),
 )
 @settings(deadline=None)
-def test_when_a_window_goes_on_and_what_it_keeps(
+def test_when_a_window_continues_and_what_it_keeps(
     known: int, shared: int, new: int, age: int, every: int
 ) -> None:
     old, fresh = [view() for _ in range(known)], [view() for _ in range(new)]
@@ -86,7 +86,7 @@ def test_when_a_window_goes_on_and_what_it_keeps(
         assert kept == [id(each) for each in old if each is old[0] or id(each) in {id(s) for s in stays}]
 
 
-def test_one_window_in_three_is_exact_and_the_others_keep_what_is_known(
+def test_one_window_in_three_is_exact_and_the_others_use_the_cache(
     streaming: Fast3RNetwork, plain: Fast3RNetwork
 ) -> None:
     seen = windows(streaming, 5)
@@ -106,9 +106,7 @@ def test_one_window_in_three_is_exact_and_the_others_keep_what_is_known(
         assert not torch.allclose(new[0], exact.points_global[-1], rtol=1e-3)  # it is another frame
 
 
-def test_a_window_that_is_asked_for_again_is_looked_at_in_full(
-    streaming: Fast3RNetwork, plain: Fast3RNetwork
-) -> None:
+def test_a_repeated_window_is_processed_in_full(streaming: Fast3RNetwork, plain: Fast3RNetwork) -> None:
     """As the mapper does when the gates refused the answer: with another view in front."""
     first, second = windows(streaming, 2)
     streaming.reconstruct(first)

@@ -43,7 +43,7 @@ def from_scratch(mapped, submap):
     return Map.restored(mapped.config, own, mapped.metres, mapped.voxel_size).cloud()
 
 
-def test_each_part_has_a_cloud_and_a_trajectory_of_its_own(run):
+def test_each_part_has_its_own_cloud_and_trajectory(run):
     mapped = run.mapper.map
     sizes = mapped.parts
     assert list(sizes) == [0, 1]  # the larger one first
@@ -67,7 +67,7 @@ def test_the_part_in_metres_is_the_map_even_if_it_is_smaller(run):
 
 
 @pytest.mark.parametrize(("moved", "stays"), [(0, 1), (1, 0)])
-def test_a_joined_part_comes_over_keyframe_by_keyframe(run, moved, stays):
+def test_a_joined_part_moves_keyframe_by_keyframe(run, moved, stays):
     original = run.mapper.map
     mapped = Map.restored(original.config, original.keyframes.values(), False, original.voxel_size)
     change = Sim3(1.3, matrix_from_vector(np.array([0.1, 0.2, 0.3])), np.array([0.5, -0.2, 0.1]))
@@ -83,7 +83,7 @@ def test_a_joined_part_comes_over_keyframe_by_keyframe(run, moved, stays):
     assert mapped.points == len(whole.points)
 
 
-def test_files_are_of_the_main_part_and_the_others_have_their_own(tmp_path):
+def test_files_describe_the_main_part_and_the_others_have_their_own(tmp_path):
     run, recorder = torn(directory=tmp_path)
     begin_results(tmp_path / "out")
     source = SyntheticSource(run.sequences[0])

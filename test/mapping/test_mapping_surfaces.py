@@ -56,7 +56,7 @@ def test_steps_stay_steps_and_exact_views_stay_exact():
     assert depths(views[0], views[1:]) == pytest.approx(views[0].points[:, 2], rel=1e-5)
 
 
-def test_what_neighbours_look_through_or_do_not_see_is_left_out():
+def test_points_contradicted_by_neighbours_are_removed():
     person = np.full((HEIGHT, WIDTH), 3.0)
     person[20:40, 30:50] = 1.5
     far, empty = view_of(person), view_of(3.0)
@@ -95,7 +95,7 @@ def test_free_space_ends_before_the_surface_and_spares_what_is_thin():
 
 
 @pytest.mark.parametrize("depth", [1e3, 1e9])
-def test_what_is_far_beyond_the_step_takes_no_more_samples(depth):
+def test_distant_surfaces_take_no_more_samples(depth):
     near, far = (free_samples(view_of(each), 0.01) for each in (4.0, depth))
     assert len(near) > 1e5
     assert len(near) < len(far) < 2 * len(near)
@@ -128,7 +128,7 @@ def test_walls_are_thinner_than_in_a_cloud_of_the_keyframes_own_points(disturban
     assert (thin < 0.05).mean() > (thick < 0.05).mean() + 0.03
 
 
-def test_what_was_there_and_went_away_leaves_the_map():
+def test_removed_objects_leave_the_map():
     """A pillar stands in the room on the way out and is gone on the way back."""
     sequence, frames = the_loop()
     way = list(range(60))

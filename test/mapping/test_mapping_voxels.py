@@ -80,7 +80,7 @@ def test_region_is_the_part_inside_the_box():
     assert 0 < len(part.points) == inside.sum()
 
 
-def test_far_away_points_and_none_at_all_do_no_harm():
+def test_distant_points_and_empty_clouds_are_handled():
     cloud = VoxelCloud(0.01)
     points, colors, confidence = some_points(5)
     points[:10] = 1e9
@@ -120,11 +120,11 @@ def shown_after(hits, passes):
         (range(5), range(5), True),  # who has a point in a cell does not look through it
     ],
 )
-def test_what_later_views_look_through_is_hidden(hits, passes, shown):
+def test_points_that_later_views_look_through_are_hidden(hits, passes, shown):
     assert shown_after(hits, passes) == shown
 
 
-def test_what_was_hidden_shows_again_when_those_who_looked_through_move_away():
+def test_hidden_points_reappear_when_the_views_through_them_move_away():
     cloud = VoxelCloud(0.05)
     color, trust = np.zeros((1, 3), np.uint8), np.full(1, 5.0, np.float32)
     cloud.add(THERE, color, trust, None, 0)

@@ -52,7 +52,7 @@ def test_view_0_is_known_and_resembles_the_others():
     assert set(order[:3]) == {0, 1, 3}
 
 
-def test_few_new_views_have_as_much_of_a_say_in_view_0_as_many_known_ones():
+def test_few_new_views_and_many_known_ones_are_weighted_equally_for_view_0():
     def at(degrees, number, keyframe_id=None):
         return view(number, keyframe_id, (np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))))
 
@@ -121,7 +121,7 @@ def test_a_frame_is_encoded_once_and_its_tokens_are_released_when_it_leaves_the_
     assert network.alive <= mapper.config.window.size
 
 
-def test_a_refused_window_is_tried_again_with_another_view_0():
+def test_a_rejected_window_is_tried_again_with_another_view_0():
     network, mapper, frames = watched()
     feed(mapper, frames[:80])
     count = len(network.first)
@@ -136,7 +136,7 @@ def test_a_refused_window_is_tried_again_with_another_view_0():
     assert mapper.status().windows_rejected == 0
 
 
-def test_without_retries_it_is_refused_at_once_counted_and_told_why():
+def test_without_retries_it_is_rejected_at_once_and_counted_with_a_reason():
     network, mapper, frames = watched(**{"registration.retries": 0})
     feed(mapper, frames[:80])
     count, version = len(network.first), mapper.map.version

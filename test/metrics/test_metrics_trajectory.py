@@ -60,7 +60,7 @@ def test_stamps_pair_the_poses() -> None:
         stamped_trajectory_scores(stamps + 10**12, truth, stamps, truth)
 
 
-def test_what_cannot_be_compared_is_said() -> None:
+def test_an_impossible_comparison_is_reported() -> None:
     with pytest.raises(UserError, match="2 are left"):
         trajectory_scores(walk(2), walk(2))
     with pytest.raises(UserError, match="aligned"):

@@ -33,7 +33,7 @@ def tokens_of(model: Fast3R, height: int, width: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("size", [(48, 80), (80, 48)])
-def test_only_the_table_tells_where_a_patch_was(size: tuple[int, int]) -> None:
+def test_only_the_table_distinguishes_patch_positions(size: tuple[int, int]) -> None:
     """Rotary positions are relative: without the table all patches of a blank image look alike."""
     blank = tokens_of(network(False), *size)
     assert (blank - blank[0, 0]).abs().max() < 1e-5

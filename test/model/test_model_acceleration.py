@@ -44,7 +44,7 @@ def test_merging_single_tokens_is_exact(grids: list[tuple[int, int]], group: int
 
 @few
 @given(grids=grids, merge=st.integers(2, 4), group=st.integers(1, 3))
-def test_merging_equal_tokens_is_exact_whatever_the_grid(
+def test_merging_equal_tokens_is_exact_for_every_grid(
     grids: list[tuple[int, int]], merge: int, group: int
 ) -> None:
     query, key, value = attention_inputs(sum(h * w for h, w in grids), 1, merge)
@@ -152,14 +152,14 @@ def test_eight_bit_products_are_close_to_float(
     assert float((error / norms.clamp_min(1e-12)).max()) > 1e-4 or bias
 
 
-def test_fp8_is_refused_without_a_card_that_has_it() -> None:
+def test_fp8_is_rejected_on_unsupported_gpus() -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     with pytest.raises(UserError, match="fp8 linears need a CUDA GPU, the model is on cpu"):
         accelerate(small_model(), Acceleration(linears="fp8"))
 
 
-def test_what_is_on_is_said_and_exact_is_the_default(tmp_path: Path) -> None:
+def test_active_accelerations_are_printed_and_exact_is_the_default(tmp_path: Path) -> None:
     model = small_model()
     assert "acceleration=exact" in repr(model)
     accelerate(model, Acceleration(2, "int8"))
@@ -198,7 +198,7 @@ def test_wrong_accelerations_are_named(text: str, message: str) -> None:
         Acceleration.parse(text)
 
 
-def test_the_benchmark_reports_every_error_and_what_is_refused(
+def test_the_benchmark_reports_every_error_and_rejection(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     choosy_model().save_pretrained(tmp_path)

@@ -78,9 +78,7 @@ def timed_inputs(network: Fast3R, tokens: int, monkeypatch: pytest.MonkeyPatch) 
     return given[0]
 
 
-def test_what_is_timed_lies_as_what_the_fusion_passes_on(
-    network: Fast3R, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_timed_tensors_have_the_fusion_s_layout(network: Fast3R, monkeypatch: pytest.MonkeyPatch) -> None:
     passed: list[tuple[Tensor, ...]] = []
 
     def record(query: Tensor, key: Tensor, value: Tensor, scale: float, kernel: str) -> Tensor:
@@ -125,7 +123,7 @@ def test_kernels_that_fail_are_left_out(
     assert (chosen == "auto") == (failing == ATTENTION_NAMES)
 
 
-def test_a_device_without_memory_says_so(network: Fast3R, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_on_the_device_is_reported(network: Fast3R, monkeypatch: pytest.MonkeyPatch) -> None:
     def run(*inputs: object) -> Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory")
 

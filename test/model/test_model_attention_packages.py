@@ -93,7 +93,7 @@ CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
         ("flash_attn_4", CUDA, torch.bfloat16, (10, 3), ""),
     ],
 )
-def test_refusals(
+def test_rejections(
     name: str,
     device: torch.device,
     dtype: torch.dtype,
@@ -151,7 +151,7 @@ BROKEN: dict[str, Callable[..., Any]] = {
 
 
 @pytest.mark.parametrize("broken", BROKEN)
-def test_a_kernel_that_fails_or_is_wrong_gives_way_to_the_next_with_one_warning(
+def test_a_failing_or_wrong_kernel_is_replaced_with_one_warning(
     broken: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     install(monkeypatch, "flash_attn_3", BROKEN[broken])
@@ -230,7 +230,7 @@ def test_rounding_is_no_disagreement_and_zeros_are(dtype: torch.dtype, sharpness
 @pytest.mark.parametrize(
     "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("cuMemAlloc: out of memory")]
 )
-def test_a_device_without_memory_says_so(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_on_the_device_is_reported(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, "flash_attn_3", fails_with(error))
     on_any_device(monkeypatch)
     with pytest.raises(torch.OutOfMemoryError):

@@ -56,7 +56,7 @@ def test_plain_attention_keeps_few_logits(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("name", ["efficient", "flash_attn"])
-def test_a_kernel_without_sums_gives_way_and_is_named_once(
+def test_a_kernel_without_sums_is_replaced_and_reported_once(
     name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     query, key, value = tensors()

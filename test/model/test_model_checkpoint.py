@@ -111,7 +111,7 @@ def test_other_layouts(layout: Callable[[State, Path], None], model: Fast3R, dir
     assert_equal(Fast3R.from_pretrained(directory), model)
 
 
-def test_a_single_file_takes_its_configuration_from_beside_it_or_from_the_caller(
+def test_a_single_file_takes_its_configuration_from_its_folder_or_from_the_caller(
     model: Fast3R, directory: Path, tmp_path: Path
 ) -> None:
     assert_equal(Fast3R.from_pretrained(directory / "model.safetensors"), model)
@@ -194,7 +194,7 @@ def test_names_that_lead_nowhere(tmp_path: Path) -> None:
         Fast3R.from_pretrained("no-such-model")
 
 
-def test_the_licence_is_told_before_the_official_weights_are_fetched(
+def test_the_licence_is_printed_before_the_official_weights_are_downloaded(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -231,7 +231,7 @@ def test_names_of_the_hub(text: str, expected: tuple[str, str | None] | None) ->
     assert checkpoint.hub_name(text) == expected
 
 
-def test_a_cache_that_is_half_downloaded_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_incomplete_download_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     folder = tmp_path / "models--owner--name"
@@ -293,7 +293,7 @@ def test_training_starts_from_a_dust3r_file(head: bool, tmp_path: Path) -> None:
         torch.testing.assert_close(tensor, reference[key], rtol=0, atol=0)
 
 
-def test_a_dust3r_file_of_another_size_is_refused(tmp_path: Path) -> None:
+def test_a_dust3r_file_of_another_size_is_rejected(tmp_path: Path) -> None:
     dust3r_file(tmp_path / "dust3r.pth", small_model(), head=True)
     model = Fast3R(small_config(encoder_embed_dim=64, decoder_enc_embed_dim=64))
     with pytest.raises(UserError, match=r"dust3r\.pth .*of another shape: encoder"):

@@ -125,7 +125,7 @@ def test_no_absurd_value_of_any_key_is_built(group: str) -> None:
         ("head_args", "with_local_head", "no"),
     ],
 )
-def test_an_absurd_configuration_is_one_line_with_its_key(
+def test_an_absurd_configuration_gives_a_one_line_error_with_its_key(
     folder: Path, group: str, key: str, value: Any
 ) -> None:
     content = {**CONFIG, group: {**CONFIG[group], key: value}}
@@ -148,7 +148,7 @@ def test_an_absurd_configuration_is_one_line_with_its_key(
     ],
     ids=lambda text: repr(text[:20]),
 )
-def test_a_text_that_is_no_configuration_is_one_line(folder: Path, text: bytes) -> None:
+def test_an_invalid_configuration_gives_a_one_line_error(folder: Path, text: bytes) -> None:
     (folder / "config.json").write_bytes(text)
     refused(lambda: Fast3R.from_pretrained(folder))
 
@@ -198,7 +198,7 @@ def test_weights_that_are_no_numbers_are_named(folder: Path, edit: Any, words: s
         None,
     ],
 )
-def test_an_index_that_names_no_shards_is_one_line(folder: Path, index: Any) -> None:
+def test_an_index_without_shards_gives_a_one_line_error(folder: Path, index: Any) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     refused(lambda: Fast3R.from_pretrained(folder))
 
@@ -220,7 +220,7 @@ def test_only_regular_files_are_read(folder: Path) -> None:
         refused(lambda name=name: Fast3R.from_pretrained(name))
 
 
-def test_tensors_without_values_are_refused(folder: Path) -> None:
+def test_tensors_without_values_are_rejected(folder: Path) -> None:
     """As PyTorch saves a network that was made on its device meta."""
     tensors = load_file(folder / "model.safetensors")
     name = sorted(tensors)[7]
@@ -229,7 +229,7 @@ def test_tensors_without_values_are_refused(folder: Path) -> None:
     assert f"without values: {name}" in refused(lambda: Fast3R.from_pretrained(folder))
 
 
-def test_a_pickle_that_unfolds_is_refused(folder: Path) -> None:
+def test_a_pickle_that_unfolds_is_rejected(folder: Path) -> None:
     torch.save({"a": torch.zeros(1 << 24)}, folder / "plain.bin")
     with (
         zipfile.ZipFile(folder / "plain.bin") as archive,

@@ -82,7 +82,7 @@ def test_missing_keys_have_the_official_meaning() -> None:
     assert config.head.with_local_head is False
 
 
-def test_a_key_that_is_not_known_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unknown_key_is_reported(caplog: pytest.LogCaptureFixture) -> None:
     content = {group: dict(values) for group, values in RELEASED.items()}
     content["encoder_args"]["widht"] = 4
     assert Fast3RConfig.from_dict(content) == Fast3RConfig.from_dict(RELEASED)
@@ -125,7 +125,7 @@ def test_any_configuration_survives_its_file(
         ("head_args", "head_type", "linear", "head_type is 'linear'; it must be dpt"),
     ],
 )
-def test_what_cannot_be_built_is_refused(group: str, key: str, value: Any, complaint: str) -> None:
+def test_an_impossible_configuration_is_rejected(group: str, key: str, value: Any, complaint: str) -> None:
     content = {name: dict(values) for name, values in RELEASED.items()}
     content[group][key] = value
     with pytest.raises(UserError, match=complaint):

@@ -76,7 +76,7 @@ def assert_maps(maps: Sequence[Pointmap], grid: tuple[int, int] = GRID) -> None:
     assert_on_gpu([view.confidence for view in maps], FP32, 1, height, width)
 
 
-def test_the_stand_in_sees_what_goes_wrong(fake_cuda: Launches) -> None:
+def test_the_stand_in_detects_errors(fake_cuda: Launches) -> None:
     there, here = torch.zeros(3, device="cuda"), torch.zeros(3)
     with pytest.raises(RuntimeError, match="device"):
         there + here
@@ -116,7 +116,7 @@ def test_views_of_two_sizes_run_together(fake_cuda: Launches) -> None:
 
 
 @pytest.mark.parametrize("kernel", [*OPERATORS, *PACKAGES])
-def test_attention_stays_there_whatever_kernel_is_named(
+def test_attention_stays_on_its_device_with_every_kernel(
     kernel: str, fake_cuda: Launches, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Which of its kernels PyTorch takes is decided in its CUDA part, which need not be here."""
@@ -151,7 +151,7 @@ def test_linear_layers_of_eight_bits(
     assert fake_cuda.names[product] == 4 * blocks
 
 
-def test_a_window_goes_on_from_what_was_kept(fake_cuda: Launches) -> None:
+def test_a_window_continues_from_the_cache(fake_cuda: Launches) -> None:
     model, first = network(), KvCache()
     model.fuse(encoded(model, 3), function=first)
     memory = first.memory([TOKENS] * 3)
@@ -171,7 +171,7 @@ def test_pictures_are_prepared_there(fake_cuda: Launches) -> None:
 
 
 @pytest.mark.parametrize("linears", ["exact", "int8", "fp8"])
-def test_what_is_recorded_neither_waits_nor_looks_at_the_host(linears: str, fake_cuda: Launches) -> None:
+def test_recorded_functions_do_not_synchronise(linears: str, fake_cuda: Launches) -> None:
     behind = Fast3RNetwork(network(FP16, f"linears={linears}" if linears != "exact" else linears))
     assert behind._captured._record is not None
     pixels = torch.zeros(3, 32, 48, 3, dtype=torch.uint8, device="cuda")

@@ -63,7 +63,7 @@ def test_without_processes_there_is_nothing_to_split() -> None:
         parallelise(model, "ring")
 
 
-def test_a_process_without_a_gpu_of_its_own_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_without_its_own_gpu_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     count = torch.cuda.device_count()
     for name, value in (("TORCHELASTIC_RUN_ID", "test"), ("LOCAL_RANK", str(count))):
         monkeypatch.setenv(name, value)
@@ -84,7 +84,7 @@ def three_ranks() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("three_ranks")
-def test_heads_that_cannot_be_shared_are_refused_and_the_model_stays_whole() -> None:
+def test_heads_that_cannot_be_split_are_rejected_and_the_model_is_unchanged() -> None:
     model = small_model()
     with pytest.raises(UserError, match="4 attention heads, which 3 processes cannot share"):
         parallelise(model, "tensor")

@@ -30,7 +30,7 @@ def test_every_attention_name_gives_the_same_numbers(name: str, caplog: pytest.L
     torch.testing.assert_close(result, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_flash_attn_on_a_cpu_falls_back_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_flash_attn_on_a_cpu_falls_back_with_one_warning(caplog: pytest.LogCaptureFixture) -> None:
     from fast3r_ros.model.attention import _warn_once
 
     _warn_once.cache_clear()
@@ -41,7 +41,7 @@ def test_flash_attn_on_a_cpu_falls_back_and_says_so_once(caplog: pytest.LogCaptu
     assert len(warnings) == 1
 
 
-def test_an_unknown_attention_is_refused() -> None:
+def test_an_unknown_attention_is_rejected() -> None:
     with pytest.raises(UserError, match="attention is 'flush', expected one of auto"):
         check_attention("flush")
 

@@ -75,7 +75,7 @@ def test_golden_cases_leave_the_flags_as_they_were(tmp_path: Path) -> None:
         torch.backends.cudnn.allow_tf32 = before
 
 
-def test_other_names_are_refused() -> None:
+def test_other_names_are_rejected() -> None:
     with pytest.raises(UserError, match="dtype is 'fp16', expected one of auto"):
         resolve_dtype("fp16", "cpu")
     with pytest.raises(UserError, match="device 'gpu' cannot be used"):

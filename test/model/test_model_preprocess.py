@@ -118,7 +118,7 @@ def test_normalize_spans_minus_one_to_one() -> None:
         np.zeros((20, 20), dtype=np.uint8),
     ],
 )
-def test_another_type_or_shape_is_refused(image: np.ndarray) -> None:
+def test_another_type_or_shape_is_rejected(image: np.ndarray) -> None:
     with pytest.raises(UserError, match="expected uint8"):
         prepare_image(image, 224)
     with pytest.raises(UserError, match="expected uint8"):
@@ -126,6 +126,6 @@ def test_another_type_or_shape_is_refused(image: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("size", [(1000, 10), (10, 1000), (0, 5)])
-def test_an_image_that_would_vanish_is_refused(size: tuple[int, int]) -> None:
+def test_an_image_that_would_vanish_is_rejected(size: tuple[int, int]) -> None:
     with pytest.raises(UserError, match=f"{size[0]}x{size[1]} pixels cannot become 224"):
         plan_resize(*size, 224)

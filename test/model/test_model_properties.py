@@ -132,7 +132,7 @@ def test_gradients_reach_every_weight_that_is_used_and_recomputing_keeps_them() 
 
 
 @torch.no_grad()
-def test_logits_are_scaled_up_at_inference_only_where_the_configuration_says_so() -> None:
+def test_logits_are_scaled_up_at_inference_only_if_configured() -> None:
     views = random_views(SIZE, SIZE)
     indices = torch.tensor([[0, 500]])
 

@@ -83,7 +83,7 @@ def test_every_dtype_and_few_rows(
         ("fp8", 24, 48, True),
     ],
 )
-def test_shapes_that_a_gpu_refuses_are_named(name: str, inputs: int, outputs: int, refused: bool) -> None:
+def test_shapes_that_a_gpu_rejects_are_named(name: str, inputs: int, outputs: int, refused: bool) -> None:
     layers = [torch.nn.Linear(64, 64), torch.nn.Linear(inputs, outputs)]
     check_shapes(layers, name, torch.device("cpu"))
     if refused:

@@ -49,7 +49,7 @@ def test_it_is_one_kernel_for_all_sizes() -> None:
 
 
 @torch.inference_mode()
-def test_what_cannot_be_compiled_runs_step_by_step(
+def test_the_rotation_runs_step_by_step_without_a_compiler(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(*_: torch.Tensor) -> torch.Tensor:
@@ -64,7 +64,7 @@ def test_what_cannot_be_compiled_runs_step_by_step(
     assert "Failed to find C compiler" in warning.message
 
 
-def test_missing_memory_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_memory_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: torch.Tensor) -> torch.Tensor:
         raise torch.OutOfMemoryError("no memory")
 

@@ -118,7 +118,7 @@ def test_tensors_that_are_not_aligned_are_read(tmp_path):
         ),
     ],
 )
-def test_what_the_package_refuses_is_refused(content: bytes, tmp_path: Path) -> None:
+def test_files_that_the_package_rejects_are_rejected(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(content)
     with pytest.raises(ValueError, match=r"\w"):
         read_safetensors(tmp_path / "a")

@@ -92,7 +92,7 @@ def test_a_first_pass_that_remembers_is_exact() -> None:
     assert len(memory.keys) == len(memory.values) == len(MODEL.decoder.dec_blocks)
 
 
-def test_what_is_remembered_does_not_hold_the_queries() -> None:
+def test_the_cache_does_not_hold_the_queries() -> None:
     _, memory = streamed(encoded([(2, 3)]), [0], None, [])
     for tensor in (*memory.keys, *memory.values):
         assert tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
@@ -118,7 +118,7 @@ def test_further_indices_take_the_place_of_those_that_left() -> None:
     assert MODEL.further_indices([0], 1) != [1]
 
 
-def test_streaming_is_said_and_read_again() -> None:
+def test_streaming_is_printed_and_parsed() -> None:
     model = accelerate(small_model(), Acceleration.parse("stream=4,linears=int8"))
     assert "acceleration=stream=4,linears=int8" in repr(model)
     assert Acceleration.parse(str(model.acceleration)) == model.acceleration

@@ -237,7 +237,7 @@ print(*{{name.partition(".")[0] for name in set(sys.modules) - before}})
     assert not loaded & {"xformers", "open3d", "e3nn", "torchvision", "pycolmap", "moviepy", "evo", "gradio"}
 
 
-def test_without_its_package_the_way_to_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_reported_with_its_installation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "depth_anything_3", None)
     monkeypatch.delitem(sys.modules, "depth_anything_3.cfg", raising=False)
     with pytest.raises(UserError, match="pip install --no-deps depth-anything-3"):

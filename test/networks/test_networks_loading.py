@@ -36,7 +36,7 @@ def test_a_folder_that_is_there_is_a_checkpoint(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("command", ["reconstruct", "evaluate"])
-def test_an_unknown_network_names_those_that_are_there(
+def test_an_unknown_network_lists_the_known_ones(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = ["synthetic:2"] if command == "reconstruct" else ["--scenes=1"]
@@ -80,7 +80,7 @@ def test_a_package_that_fails_is_named(
         load_network("broken:x", NetworkOptions(device="cpu"))
 
 
-def test_what_only_fast3r_has_is_refused_for_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_of_fast3r_are_rejected_for_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_package(tmp_path, "plain", "plain_networks:load", "def load(checkpoint, options): ...\n")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UserError, match="accelerate merge=2 is for Fast3R"):

@@ -48,7 +48,7 @@ def test_images_alone(model: Any) -> None:
     check(model, adapter, views)
 
 
-def test_what_is_known_is_taken(model: Any) -> None:
+def test_known_inputs_are_used(model: Any) -> None:
     """Views with calibration and depth, with calibration alone, and without either, in one window."""
     adapter = MapAnythingNetwork(model, SIZE)
     first, second, third = frames(True)
@@ -115,14 +115,14 @@ def test_an_encoded_image_stays_as_it_is(model: Any) -> None:
     np.testing.assert_array_equal(again.network_from_image, np.eye(3))
 
 
-def test_views_of_several_sizes_are_refused(model: Any) -> None:
+def test_views_of_several_sizes_are_rejected(model: Any) -> None:
     adapter = MapAnythingNetwork(model, SIZE)
     images = (np.zeros((84, 112, 3), np.uint8), np.zeros((112, 84, 3), np.uint8))
     with pytest.raises(UserError, match="one size"):
         adapter.reconstruct([adapter.encode(Frame(0, "a", image)) for image in images])
 
 
-def test_without_its_package_the_way_to_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_reported_with_its_installation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mapanything", None)
     monkeypatch.delitem(sys.modules, "mapanything.models", raising=False)
     with pytest.raises(

@@ -54,7 +54,7 @@ def test_it_maps_the_walk_in_metres(mode: str, fast3r: Run, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_it_is_evaluated_beside_fast3r(fast3r: Run, tmp_path: Path) -> None:
+def test_it_is_evaluated_next_to_fast3r(fast3r: Run, tmp_path: Path) -> None:
     few = ["--scenes=1", "--views=2", "--walks=1", "--walk-frames=20", "--size=112", "--device=cpu"]
     tables = ["--tables", "pose", "depth", "mapper"]
     models = ["--model=demo", "--model=toy:small"]

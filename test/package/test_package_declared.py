@@ -59,7 +59,7 @@ def run(environ: dict[str, str], module: str, *arguments: str) -> subprocess.Com
     return subprocess.run(command, env=environ, cwd=ROOT, capture_output=True, text=True, timeout=240)
 
 
-def test_what_is_not_declared_is_blocked(environ: dict[str, str]) -> None:
+def test_undeclared_packages_are_blocked(environ: dict[str, str]) -> None:
     for name in (
         "rosbags",
         "safetensors",
@@ -76,7 +76,7 @@ def test_what_is_not_declared_is_blocked(environ: dict[str, str]) -> None:
         assert "package.xml does not declare it" in done.stderr, name
 
 
-def test_the_mapping_node_starts_with_what_is_declared(environ: dict[str, str]) -> None:
+def test_the_mapping_node_starts_with_the_declared_dependencies(environ: dict[str, str]) -> None:
     context = Context()
     rclpy.init(context=context, domain_id=int(environ["ROS_DOMAIN_ID"]))
     command = [sys.executable, "-m", "fast3r_ros.ros.mapping_node"]
@@ -105,7 +105,7 @@ def test_the_mapping_node_starts_with_what_is_declared(environ: dict[str, str]) 
     assert len(limits) == 2, output  # first and last
 
 
-def test_the_replay_node_plays_with_what_is_declared(
+def test_the_replay_node_plays_with_the_declared_dependencies(
     environ: dict[str, str], images: Path, tmp_path: Path
 ) -> None:
     play = ["--ros-args", "-p", "wait_for_subscriber:=0.0", "-p"]
@@ -118,7 +118,9 @@ def test_the_replay_node_plays_with_what_is_declared(
     assert "mcap: pip install mcap" in line
 
 
-def test_the_demo_starts_with_what_is_declared(environ: dict[str, str], images: Path, tmp_path: Path) -> None:
+def test_the_demo_starts_with_the_declared_dependencies(
+    environ: dict[str, str], images: Path, tmp_path: Path
+) -> None:
     done = run(environ, "fast3r_ros.ros.demo", "--source", str(images), "--output", str(tmp_path / "output"))
     assert (tmp_path / "output" / "preview.png").is_file(), done.stdout + done.stderr  # all of its steps
     assert "2 played, 2 received" in done.stdout

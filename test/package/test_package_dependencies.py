@@ -126,7 +126,7 @@ def test_package_xml_names_what_is_imported() -> None:
     assert "rviz2" not in declared("depend", "exec_depend")
 
 
-def test_package_xml_names_who_to_ask() -> None:
+def test_package_xml_names_a_contact() -> None:
     package = ElementTree.parse(ROOT / "package.xml").getroot()
     urls = {element.get("type"): element.text for element in package.findall("url")}
     assert urls.keys() == {"website", "repository", "bugtracker"}

@@ -42,7 +42,7 @@ def steps(commands: list[str]) -> list[str]:
     return sorted(text for text in texts if re.search(STEPS, text))
 
 
-def test_the_dockerfile_does_what_the_documentation_says() -> None:
+def test_the_dockerfile_follows_the_documentation() -> None:
     arguments = dict(rest.split("=", 1) for word, rest in instructions() if word == "ARG")
     commands = [part for word, rest in instructions() if word == "RUN" for part in rest.split("&&")]
     for name, value in arguments.items():

@@ -96,7 +96,7 @@ def test_a_fast_dds_profile_is_set_unless_the_user_has_one(monkeypatch):
     assert module.large_messages() == []
 
 
-def test_without_rviz_one_line_says_so_and_the_node_starts(tmp_path, monkeypatch):
+def test_missing_rviz_is_reported_in_one_line_and_the_node_starts(tmp_path, monkeypatch):
     module = load(LAUNCH / "mapping.launch.py", monkeypatch)
     given = arguments(module, rviz="true", namespace="robot1", image="camera/image")
     monkeypatch.setattr(module, "is_installed", lambda package: False)
@@ -123,7 +123,7 @@ def shown_topics(settings) -> dict[str, str]:
     return {each["Name"]: each["Topic"]["Value"] for each in displays if "Topic" in each}
 
 
-def test_rviz_shows_what_the_parameters_say(tmp_path, monkeypatch):
+def test_rviz_follows_the_parameters(tmp_path, monkeypatch):
     module = load(LAUNCH / "mapping.launch.py", monkeypatch)
     given = arguments(module, image="/cam/image_raw", transport="compressed")
     plain = module.rviz_settings(given)

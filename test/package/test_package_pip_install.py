@@ -81,7 +81,7 @@ def test_package_data_is_installed(run):
     assert (run.target / "fast3r_ros" / "weights" / "demo" / "config.json").is_file()
 
 
-def test_the_package_says_who_made_it_and_what_it_is(run):
+def test_the_package_names_its_authors_and_purpose(run):
     (text,) = run.target.glob("fast3r_ros-*.dist-info/METADATA")
     about = message_from_string(text.read_text(encoding="utf-8"))
     for field in ("Author", "Summary", "License-Expression", "Keywords", "Project-URL", "Classifier"):

@@ -72,7 +72,7 @@ def test_the_costmap_is_fed_by_the_cloud():
     assert voxels["max_obstacle_height"] <= voxels["origin_z"] + voxels["z_voxels"] * voxels["z_resolution"]
 
 
-def test_what_a_robot_would_hit_is_marked_and_the_floor_clears():
+def test_obstacles_are_marked_and_the_floor_clears():
     """Nav2's own rules: a source drops points outside its heights; a column with more marked voxels than
     `mark_threshold` is lethal; the clearing rays must begin inside the voxels.
     """

@@ -63,13 +63,13 @@ def test_a_missing_compiler(missing, tmp_path):
         (("--distro", "jazzy"), {"ROS_DISTRO": "jazzy"}, "-jazzy-system"),
     ],
 )
-def test_each_environment_has_folders_of_its_own(arguments, variables, suffix):
+def test_each_environment_has_its_own_folders(arguments, variables, suffix):
     result = run_setup("--print-suffix", *arguments, **variables)
     assert (result.returncode, result.stdout) == (0, f"{suffix}\n")
 
 
 @pytest.mark.parametrize("name", ["a b", "it's", 'a"b', "a(b)", "a;b", "a$b", "a:b"])
-def test_a_folder_that_tools_stumble_over_is_refused_at_once(name, tmp_path):
+def test_a_folder_name_that_breaks_tools_is_rejected_at_once(name, tmp_path):
     scripts = tmp_path / name / "scripts"
     scripts.mkdir(parents=True)
     copy = shutil.copy(SCRIPT, scripts)

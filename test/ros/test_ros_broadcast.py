@@ -188,7 +188,7 @@ def test_without_metres_nothing_touches_odom_and_images_can_still_be_placed(sour
     assert world.broadcaster.waiting_for == ""
 
 
-def test_a_camera_that_somebody_else_localises_gets_no_second_pose() -> None:
+def test_a_camera_localised_by_another_node_gets_no_second_pose() -> None:
     world = driving(mounted(World(source="odometry")), NS, 5 * NS)
     world.others("map", "odom", 8, 1 * NS)
     before = len(world.moving())
@@ -223,7 +223,7 @@ def test_odometry_that_is_late_takes_the_last_correction_and_without_one_the_est
     world.tree().lookup("map", CAMERA, later.stamp_ns)
 
 
-def test_a_camera_that_stands_keeps_its_frame_and_late_keyframes_keep_their_stamps() -> None:
+def test_a_stationary_camera_keeps_its_frame_and_late_keyframes_keep_their_stamps() -> None:
     world = World()
     world.window(*views(1.0))
     pose = rigid(100)
@@ -248,7 +248,7 @@ def test_a_camera_that_stands_keeps_its_frame_and_late_keyframes_keep_their_stam
     assert len(world.moving()) == count
 
 
-def test_a_lost_camera_claims_no_new_pose_but_who_starts_now_finds_the_map(
+def test_a_lost_camera_gets_no_new_pose_but_new_listeners_find_the_map(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clock = [50.0]
@@ -280,7 +280,7 @@ def test_a_lost_camera_claims_no_new_pose_but_who_starts_now_finds_the_map(
 
 
 @pytest.mark.parametrize("mode", ["camera", "base", "map_to_odom"])
-def test_a_foreign_parent_is_told_obeyed_and_forgotten_after_two_seconds(mode: str) -> None:
+def test_a_foreign_parent_is_reported_respected_and_dropped_after_two_seconds(mode: str) -> None:
     world = driving(mounted(World(mode, "odometry")), NS, 100 * NS) if mode == "map_to_odom" else World(mode)
     if mode == "base":
         mounted(world)
@@ -360,7 +360,7 @@ def test_none_broadcasts_nothing() -> None:
     assert world.moving() == []
 
 
-def test_base_needs_its_transform_and_says_so() -> None:
+def test_base_needs_its_transform_and_reports_it() -> None:
     world = World("base")
     assert world.window(*views(1.0)) == {0: CAMERA}
     assert world.moving() == []

@@ -34,7 +34,7 @@ class Lines(list[str]):
         return new
 
 
-def test_each_change_is_said_once() -> None:
+def test_each_change_is_reported_once() -> None:
     lines = Lines()
     console = Console(lines)
     report = Report(
@@ -84,7 +84,7 @@ def test_each_change_is_said_once() -> None:
     assert lines.news() == []
 
 
-def test_a_camera_that_only_compresses_is_found_and_one_without_stamps_is_told() -> None:
+def test_a_compressed_only_camera_is_found_and_missing_stamps_are_reported() -> None:
     domain_id = domain(22)
     given = [*constants({"input.timeout": 1.0}), *arguments({}, {"image": "/cam/image_raw"})]
     node = Program([*DOUBLE, "0.02", *given], domain_id)

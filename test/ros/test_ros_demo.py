@@ -131,7 +131,7 @@ def test_killing_the_demo_leaves_no_node_behind(tmp_path):
         (("--output", "/proc/nowhere"), "/proc/nowhere"),
     ],
 )
-def test_wrong_use_gets_one_line(arguments, part, tmp_path):
+def test_a_usage_error_gives_one_line(arguments, part, tmp_path):
     (tmp_path / "text.mp4").write_text("this is no video\n")
     (tmp_path / "empty").mkdir()
     arguments = [argument.format(tmp=tmp_path) for argument in arguments]

@@ -61,7 +61,7 @@ def ask(session: Session, what: str, verb: str, name: str, *words: str) -> Any:
     return session.listener.call(SetParameters, f"{name}/set_parameters", parameters=[parameter]).results[0]
 
 
-def test_what_the_docs_ask_the_node(session: Session) -> None:
+def test_documented_calls_to_the_node_work(session: Session) -> None:
     answers = {words[1]: ask(session, *words) for words in requests()}
     assert answers["echo"].frames_received > 0
     assert answers["call"].success, answers["call"].message

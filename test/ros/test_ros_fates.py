@@ -113,7 +113,7 @@ def test_every_frame_has_a_fate_when_a_stage_fails(faulty: Faulty, fault: str) -
     assert faulty.node.process.poll() is None
 
 
-def test_what_memory_allows_is_kept_when_another_parameter_changes(faulty: Faulty) -> None:
+def test_a_reduced_window_stays_when_another_parameter_changes(faulty: Faulty) -> None:
     """The faults before have made the window smaller; that is what the parameter says."""
 
     def size() -> int:
@@ -174,7 +174,7 @@ def test_a_flood_of_frames_on_tf_is_bounded_and_a_reset_makes_room(faulty: Fault
     assert "too many frames on TF" not in problems(after)
 
 
-def test_the_newest_error_is_told(faulty: Faulty) -> None:
+def test_the_newest_error_is_reported(faulty: Faulty) -> None:
     """One of the node does not hide the mapper's that come later, nor the other way round."""
     for fault, words in (("conversion", "conversion"), ("points NaN", "finite"), ("network", "decoder")) * 2:
         faulty.switch(fault)

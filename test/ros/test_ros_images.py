@@ -101,7 +101,7 @@ def test_cv_bridge_would_get_whole_images_only() -> None:
         assert not _is_plain(broken(change))
 
 
-def test_unknown_encodings_say_which() -> None:
+def test_unknown_encodings_are_named() -> None:
     message = encode(known_picture(), "rgb8")
     message.encoding = "rgb9"
     with pytest.raises(BadImage, match="rgb9"):

@@ -49,7 +49,7 @@ def test_a_frame_has_the_stamp_the_frame_id_and_the_picture() -> None:
     assert Intake("front").frame(image(3.5, frame=""), 1.0).camera == "front"
 
 
-def test_intrinsics_come_with_our_pixel_centres() -> None:
+def test_intrinsics_have_our_pixel_centres() -> None:
     intake = Intake("")
     intake.calibration(info())
     intrinsics = intake.frame(image(1.0), 1.0).intrinsics
@@ -73,7 +73,7 @@ def test_intrinsics_come_with_our_pixel_centres() -> None:
         {"d": [0.1] * 15},
     ],
 )
-def test_a_calibration_that_makes_black_pictures_is_refused(changes: dict) -> None:
+def test_a_calibration_that_gives_black_images_is_rejected(changes: dict) -> None:
     """The one before stays, and so do the pictures."""
     intake = Intake("")
     intake.calibration(info(d=[-0.3, 0.1, 0.0, 0.0, 0.0]))
@@ -85,7 +85,7 @@ def test_a_calibration_that_makes_black_pictures_is_refused(changes: dict) -> No
     assert np.array_equal(after.intrinsics, before.intrinsics)
 
 
-def test_calibrations_of_huge_images_cost_nothing_until_one_comes() -> None:
+def test_calibrations_of_huge_images_cost_nothing_until_an_image_arrives() -> None:
     """Of 81 megapixels each, all different: the tables for one of them take half a gigabyte and seconds."""
     intake = Intake("")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -98,7 +98,7 @@ def test_calibrations_of_huge_images_cost_nothing_until_one_comes() -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # kB
 
 
-def test_a_small_file_of_a_huge_picture_is_refused_before_it_is_decompressed() -> None:
+def test_a_small_file_of_a_huge_image_is_rejected_before_decompression() -> None:
     """100 megapixels of one bit fit into 12 kB; in memory they are 300 MB."""
     file = io.BytesIO()
     PillowImage.new("1", (9999, 9999)).save(file, "PNG")
@@ -140,7 +140,7 @@ def test_depth_is_rectified_as_its_picture_is() -> None:
     assert np.array_equal(rectified[clear] < 2, picture[clear] == 50)
 
 
-def test_unusable_calibrations_are_refused_and_the_one_before_stays() -> None:
+def test_unusable_calibrations_are_rejected_and_the_previous_one_stays() -> None:
     intake = Intake("")
     intake.calibration(info())
     for bad in (
@@ -159,7 +159,7 @@ def test_unusable_calibrations_are_refused_and_the_one_before_stays() -> None:
     assert not uncalibrated.calibrated
 
 
-def test_a_calibration_of_another_size_is_told() -> None:
+def test_a_calibration_of_another_size_is_reported() -> None:
     intake = Intake("")
     intake.calibration(info(width=640, height=360))  # of another part of the picture
     assert reason_of(intake, image(1.0)) == "camera_info of another size"
@@ -174,7 +174,7 @@ def test_a_calibration_of_the_same_picture_in_another_size_is_scaled() -> None:
     assert np.allclose(intrinsics, [[50, 0, 32], [0, 50, 24], [0, 0, 1]])
 
 
-def test_changes_in_mid_stream_are_refused_until_restart() -> None:
+def test_changes_within_a_stream_are_rejected_until_restart() -> None:
     intake = Intake("")
     intake.frame(image(1.0), 1.0)
     assert reason_of(intake, image(2.0, size=(32, 48))) == "size changed"
@@ -188,7 +188,7 @@ def test_changes_in_mid_stream_are_refused_until_restart() -> None:
     assert intake.frame(image(0.2, size=(32, 48), frame="other"), 1.0).camera == "other"
 
 
-def test_random_calibrations_are_refused_or_possible() -> None:
+def test_random_calibrations_are_rejected_or_plausible() -> None:
     """Half of them nearly right: OpenCV then ends in an exception, or in a matrix of nonsense."""
     rng = np.random.default_rng(3)
     outcomes: Counter[str] = Counter()

@@ -71,7 +71,7 @@ def managed() -> Iterator[Managed]:
     assert "Traceback" not in managed.node.output()
 
 
-def test_transitions_create_and_remove_what_they_should(managed: Managed) -> None:
+def test_transitions_create_and_remove_the_right_interfaces(managed: Managed) -> None:
     managed.wait_for_status(MappingStatus.UNCONFIGURED)
     assert managed.state() == "unconfigured"
     assert (managed.inputs(), managed.outputs()) == (0, 0)
@@ -162,7 +162,7 @@ def test_shutdown_frees_everything(active: bool) -> None:
     assert "Traceback" not in managed.node.output()
 
 
-def test_a_manager_is_told_that_the_model_is_missing() -> None:
+def test_a_missing_model_is_reported_to_the_manager() -> None:
     """The manager's call fails, the node lives on unconfigured and says why."""
     managed = Managed(MAPPING, domain(19), model="/no/such/model")
     managed.listener.listen(DiagnosticArray, "/diagnostics")
@@ -180,7 +180,7 @@ def test_a_manager_is_told_that_the_model_is_missing() -> None:
     assert "Traceback" not in managed.node.output()
 
 
-def test_an_error_at_activation_is_told_and_the_node_starts_again() -> None:
+def test_an_error_at_activation_is_reported_and_the_node_starts_again() -> None:
     faulty = Managed([*DOUBLE, "fault:0.0"], domain(5))
     with running(faulty.node):
         assert faulty.change(Transition.TRANSITION_CONFIGURE)

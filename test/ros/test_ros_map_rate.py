@@ -59,7 +59,7 @@ def outputs_of(node: Node, camera: str, port: int = 8765) -> Outputs:
 
 
 @pytest.mark.parametrize("host", ["198.51.100.1", "no such host"])
-def test_a_viewer_that_cannot_listen_is_told(host: str) -> None:
+def test_a_viewer_that_cannot_listen_is_reported(host: str) -> None:
     told: list[str] = []
     logger = SimpleNamespace(error=told.append, info=told.append)
     viewer = LiveViewer(ViewerConfig(port=8765, host=host), logger)
@@ -116,7 +116,7 @@ def test_images_have_the_inputs_or_the_networks_size(node: Node) -> None:
     listener.close()
 
 
-def test_the_map_goes_out_when_it_is_due(node: Node) -> None:
+def test_the_map_is_published_when_it_is_due(node: Node) -> None:
     sequence, frames = the_loop()
     run = start(sequence).feed(frames[:60])
     outputs = outputs_of(node, sequence.camera)
@@ -157,7 +157,7 @@ def test_the_map_goes_out_when_it_is_due(node: Node) -> None:
         listener.close()
 
 
-def test_markers_come_to_who_subscribes_to_a_map_that_was_sent_and_go_with_it(node: Node) -> None:
+def test_markers_reach_late_subscribers_and_are_removed_with_the_map(node: Node) -> None:
     """Nobody has subscribed to them when the map goes out, nor when another one takes its place."""
     sequence, frames = the_loop()
     run = start(sequence).feed(frames[:60])

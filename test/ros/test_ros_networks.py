@@ -62,7 +62,7 @@ def test_the_demo_plays_into_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert (tmp_path / "output" / "map.ply").is_file()
 
 
-def test_an_unknown_network_is_told_with_those_that_are_there() -> None:
+def test_an_unknown_network_is_reported_with_the_known_ones() -> None:
     node = Program([*MAPPING, *arguments({"model": "none:small"})], domain(72))
     with running(node):
         assert node.wait(120) == 2

@@ -244,7 +244,7 @@ def test_changes_at_run_time_reach_everybody() -> None:
         rclpy.shutdown()
 
 
-def test_what_a_cleanup_destroyed_is_forgotten() -> None:
+def test_destroyed_entities_are_released_after_cleanup() -> None:
     """rclpy's groups keep a reference to everything that was ever in them."""
     rclpy.init(domain_id=domain(22))
     node = MappingNode(lambda config: TrueNetwork(demo_sequence()))

@@ -52,7 +52,7 @@ def vectors(message: Any) -> tuple[list[float], list[float]]:
     return [linear.x, linear.y, linear.z], [angular.x, angular.y, angular.z]
 
 
-def test_the_pose_is_the_bases_where_the_cameras_place_is_known() -> None:
+def test_the_pose_is_the_bases_if_the_cameras_mounting_is_known() -> None:
     message = odometry(view(3.0))
     assert (message.header.frame_id, message.child_frame_id) == ("map", "base_link")
     assert matrix_from_pose(message.pose.pose) == pytest.approx(base_at(3.0), abs=1e-9)
@@ -89,7 +89,7 @@ def test_the_twist_is_the_mean_since_the_keyframe_before_in_the_bases_axes() -> 
     assert (np.linalg.eigvalsh(covariance) > 0).all()
 
 
-def test_a_twist_that_cannot_be_told_has_a_huge_variance() -> None:
+def test_an_unknown_twist_has_a_huge_variance() -> None:
     now = view(3.0)
     together, old, other = view(2.999), view(0.5), view(2.5, camera="b", mount=None)
     for window in ([now], [together, now], [old, now], [other, now]):

@@ -96,7 +96,7 @@ def test_every_parameter_is_documented() -> None:
         ("frames.map", "", "frames.map"),
     ],
 )
-def test_wrong_values_are_refused_with_the_reason(name: str, value: object, words: str) -> None:
+def test_invalid_values_are_rejected_with_the_reason(name: str, value: object, words: str) -> None:
     with pytest.raises(UserError, match=words):
         with_changes(NodeConfig(), [Parameter(name, value=value)])
 
@@ -133,7 +133,7 @@ def test_a_retired_name_at_start_is_reported_and_has_no_effect(tmp_path: Path) -
         assert node.process.poll() is None
 
 
-def test_a_retired_name_is_refused_at_run_time_with_what_to_do() -> None:
+def test_a_retired_name_is_rejected_at_run_time_with_advice() -> None:
     domain_id = domain(25)
     rclpy.init(domain_id=domain_id)
     node = MappingNode(lambda config: TrueNetwork(demo_sequence()))

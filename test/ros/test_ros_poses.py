@@ -63,7 +63,7 @@ def test_stamps_come_back(stamp_ns: int) -> None:
 
 
 @pytest.mark.parametrize("quaternion", [(0, 0, 0, 0), (0, 0, 0, 2), (float("nan"), 0, 0, 1)])
-def test_impossible_rotations_are_refused(quaternion: tuple) -> None:
+def test_impossible_rotations_are_rejected(quaternion: tuple) -> None:
     with pytest.raises(BadPose):
         matrix_from((0.0, 0.0, 0.0), quaternion)
     assert np.allclose(matrix_from_pose(Pose()), np.eye(4))  # ROS's default pose is the identity
@@ -108,7 +108,7 @@ LOOKUPS = [OwnLookup] if upstream.TF2_ROS is None else [OwnLookup, transform_loo
 
 
 @pytest.mark.parametrize("make", LOOKUPS)
-def test_lookup_composes_interpolates_and_refuses(make: type) -> None:
+def test_lookup_composes_interpolates_and_rejects(make: type) -> None:
     lookup = filled(make())
     at_start = lookup.lookup("odom", "camera", 10 * NS)
     assert np.allclose(at_start, rigid(1) @ rigid(3), atol=1e-12)
@@ -163,7 +163,7 @@ def test_frames_that_form_a_circle_end_somewhere() -> None:
         lookup.lookup("a", "c", None)
 
 
-def test_own_broadcasts_are_told_from_others() -> None:
+def test_own_broadcasts_are_distinguished_from_others() -> None:
     frames = OwnFrames()
     own = stamped_transform(rigid(1), "map", "odom", NS)
     frames.sent(own)

@@ -49,7 +49,7 @@ def test_an_entity_destroyed_under_the_executor_does_not_end_it() -> None:
 
 
 @pytest.mark.parametrize(("before", "after"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
-def test_threads_of_the_network_do_not_spin_unless_somebody_wants_it(before: str | None, after: str) -> None:
+def test_threads_of_the_network_do_not_spin_unless_configured(before: str | None, after: str) -> None:
     """The variable counts only when it is set before PyTorch is loaded."""
     environ = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
     if before is not None:
@@ -78,7 +78,7 @@ def test_parameters_that_cannot_be_read_are_one_line(tmp_path: Path, text: str |
 
 
 @pytest.mark.parametrize("logs", ["/proc/nothing/logs", __file__, "~nobody_at_all/logs", None])
-def test_where_no_log_file_can_be_made_the_node_goes_on_without(tmp_path: Path, logs: str | None) -> None:
+def test_the_node_continues_without_a_log_file(tmp_path: Path, logs: str | None) -> None:
     names = ("ROS_LOG_DIR", "ROS_HOME", "HOME")
     environment = {name: value for name, value in os.environ.items() if name not in names}
     environment["PYTHONPATH"] = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"

@@ -20,7 +20,7 @@ from walk_session import stamps
 pytestmark = pytest.mark.slow
 
 
-def test_it_waits_for_the_mapping_node_and_a_loop_goes_on_in_time(tmp_path: Path) -> None:
+def test_it_waits_for_the_mapping_node_and_a_loop_continues_in_time(tmp_path: Path) -> None:
     for number in range(3):
         picture = np.full((24, 32, 3), 80 * number, np.uint8)
         cv2.imwrite(str(tmp_path / f"{number}.png"), picture)

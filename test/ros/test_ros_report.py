@@ -77,7 +77,7 @@ def test_every_reason_of_a_drop_is_explained_in_words() -> None:
         ({"waiting_for": "no transform"}, 2, DiagnosticStatus.WARN, "no transform"),
     ],
 )
-def test_diagnostics_say_what_to_do(changes: dict, place: int, level: bytes, words: str) -> None:
+def test_diagnostics_give_advice(changes: dict, place: int, level: bytes, words: str) -> None:
     report = Report(
         **{"now_ns": 2, "stamp_ns": 1, "state": MappingStatus.MAPPING, "cameras": [camera()], **changes}
     )
@@ -88,7 +88,7 @@ def test_diagnostics_say_what_to_do(changes: dict, place: int, level: bytes, wor
     assert words in status.message
 
 
-def test_diagnostics_say_what_is_not_exact() -> None:
+def test_diagnostics_report_approximations() -> None:
     report = Report(2, 1, MappingStatus.MAPPING, accelerate="stream=4")
     values = {item.key: item.value for item in diagnostics_message(report, "fast3r_mapping").status[1].values}
     assert values["accelerate"] == "stream=4"

@@ -130,7 +130,7 @@ def test_metres_come_from_odometry_on_tf_that_is_late_while_the_camera_pans() ->
     assert "Traceback" not in node.output()
 
 
-def test_a_frame_that_is_not_optical_and_a_camera_that_is_not_on_the_robot_are_told() -> None:
+def test_a_non_optical_frame_and_a_camera_off_the_robot_are_reported() -> None:
     domain_id = domain(15)
     parameters = {"scale.source": "odometry", "cameras": '["front", "rear"]', **QUICK}
     node = Program([*DOUBLE, "0.0", *arguments(parameters)], domain_id)

@@ -83,7 +83,7 @@ def settle(listener: Listener, topic: str) -> None:
         time.sleep(2.0)
 
 
-def test_a_camera_on_the_base_is_found_from_the_map_also_while_it_stands() -> None:
+def test_a_stationary_camera_on_the_base_stays_connected_to_the_map() -> None:
     domain_id = domain(41)
     node, listener = started(domain_id, {})
     with running(node):
@@ -179,7 +179,7 @@ class Log:
     def error(self, text: str, **_: Any) -> None: ...
 
 
-def test_what_waits_is_mapped_when_the_camera_stands_and_poses_do_not_run_ahead_of_it() -> None:
+def test_pending_keyframes_are_mapped_when_the_camera_stops_and_poses_do_not_run_ahead() -> None:
     run, pictures = start(demo_sequence()), frames()
     still: list[int] = []
     mapped: list[int] = []
@@ -217,7 +217,7 @@ def test_what_waits_is_mapped_when_the_camera_stands_and_poses_do_not_run_ahead_
         assert thread.stop(30)
 
 
-def test_odom_gets_the_map_in_metres_and_until_then_nothing_goes_out_that_others_take_for_metres() -> None:
+def test_odom_gets_the_map_in_metres_and_metric_outputs_wait_until_then() -> None:
     domain_id = domain(42)
     node, listener = started(domain_id, {"scale.source": "odometry"})
     with running(node):

@@ -68,7 +68,7 @@ def test_an_image_waits_for_odometry_that_comes_later() -> None:
     assert robot.waiting.seconds_left() == pytest.approx(waiting.WAIT_SECONDS - 0.3)
 
 
-def test_an_image_goes_on_without_what_never_comes_and_says_what_that_is() -> None:
+def test_an_image_continues_without_missing_transforms_which_are_reported() -> None:
     robot = Robot()
     robot.odometry(0, 0.0)
     robot.image(100)
@@ -82,7 +82,7 @@ def test_an_image_goes_on_without_what_never_comes_and_says_what_that_is() -> No
     assert odometry.startswith("odom -> base_link: the newest transform odom -> base_link is 0.100 s off")
 
 
-def test_an_image_waits_for_its_mask_and_goes_on_without_one_that_never_comes() -> None:
+def test_an_image_waits_for_its_mask_and_continues_without_one() -> None:
     robot = Robot()
     robot.masks_to_come = {100 * MS, 200 * MS}
     robot.image(100)
@@ -102,7 +102,7 @@ def test_an_image_waits_for_its_mask_and_goes_on_without_one_that_never_comes() 
     assert robot.released(NodeConfig()) == [900]  # nobody waits for those of a publisher that is silent
 
 
-def test_odometry_that_comes_after_its_image_had_to_go_is_handed_on_all_the_same() -> None:
+def test_odometry_after_its_image_was_released_is_still_passed_on() -> None:
     robot = Robot()
     robot.mount(BODY_FROM_OPTICAL)
     robot.odometry(0, 0.0)
@@ -129,7 +129,7 @@ def test_a_camera_that_is_alone_on_tf_is_not_waited_for_unless_the_base_is_neede
     assert robot.released(BY_TF) == [200]
 
 
-def test_what_was_waited_for_in_vain_delays_nothing_until_it_comes_again() -> None:
+def test_a_missing_transform_delays_nothing_until_it_arrives_again() -> None:
     robot = Robot()
     robot.mount(BODY_FROM_OPTICAL)
     for number in range(waiting.PATIENCE):
@@ -147,7 +147,7 @@ def test_what_was_waited_for_in_vain_delays_nothing_until_it_comes_again() -> No
     assert robot.released() == [5200]
 
 
-def test_a_head_that_pans_is_looked_up_at_the_stamp_of_each_image() -> None:
+def test_a_panning_camera_is_looked_up_at_the_stamp_of_each_image() -> None:
     robot = Robot()
     config = NodeConfig()
     robot.mount(turned(0) @ BODY_FROM_OPTICAL, 0, static=False)
@@ -168,7 +168,7 @@ def test_images_that_wait_are_bounded_and_none_is_lost(monkeypatch: pytest.Monke
     assert robot.waiting.seconds_left() == float("inf")
 
 
-def test_a_camera_that_does_not_hang_on_the_robot_and_a_frame_that_is_not_optical_are_told() -> None:
+def test_a_camera_off_the_robot_and_a_non_optical_frame_are_reported() -> None:
     lines: list[str] = []
 
     class Log:
@@ -194,7 +194,7 @@ def test_a_camera_that_does_not_hang_on_the_robot_and_a_frame_that_is_not_optica
 
 @pytest.mark.parametrize("pitch", [-50, 0, 33, 50])
 @pytest.mark.parametrize("yaw", [0, 90, 200])
-def test_body_frames_are_told_from_optical_ones(pitch: float, yaw: float) -> None:
+def test_body_frames_are_distinguished_from_optical_ones(pitch: float, yaw: float) -> None:
     rotation = matrix_from_vector(np.array([0, 0, np.deg2rad(yaw)])) @ matrix_from_vector(
         np.array([0, np.deg2rad(pitch), 0])
     )

@@ -48,7 +48,7 @@ def calls(listener: Listener, kind: Any, service: str, count: int) -> list[Any]:
     return [client.call_async(kind.Request()) for _ in range(count)]
 
 
-def test_requests_fail_as_soon_as_the_thread_is_told_to_end() -> None:
+def test_requests_fail_as_soon_as_the_thread_is_asked_to_end() -> None:
     """The one in work, those that wait, and those that come later."""
     begun, go_on = threading.Event(), threading.Event()
 
@@ -126,7 +126,7 @@ def test_a_map_is_saved_while_the_camera_is_faster_than_the_network(tmp_path: Pa
 
 
 @pytest.mark.parametrize("service", ["save_map", "reset"])
-def test_the_node_ends_at_once_whatever_waits(tmp_path: Path, service: str) -> None:
+def test_the_node_ends_at_once_despite_waiting_work(tmp_path: Path, service: str) -> None:
     """Ctrl-C in the middle of a pass of ten minutes, with a service that waits for it."""
     fault = tmp_path / "fault"
     domain_id = domain(33)

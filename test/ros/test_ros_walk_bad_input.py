@@ -73,7 +73,7 @@ def test_bad_calibration_and_odometry_are_counted(session: Session) -> None:
         wait_until(lambda reason=reason: reason in session.diagnosis(0), 5, f"{reason!r} in diagnostics")
 
 
-def test_a_second_publisher_is_told_and_left_out(session: Session) -> None:
+def test_a_second_publisher_is_reported_and_ignored(session: Session) -> None:
     node = session.listener.node
     first, second = (node.create_publisher(Image, "/image", 10) for _ in range(2))
     wait_until(lambda: min(p.get_subscription_count() for p in (first, second)) > 1, 10, "subscribers")

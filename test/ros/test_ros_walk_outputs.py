@@ -26,7 +26,7 @@ from fast3r_ros.ros.times import ns_from_stamp
 from fast3r_ros.synthetic.sequence import demo_sequence
 
 
-def test_every_topic_is_listened_to_and_comes(session: Session) -> None:
+def test_every_topic_is_received(session: Session) -> None:
     assert {*TOPICS, "status"} == {*STREAMS, *LATCHED}
     assert not [name for name in (*TOPICS, "status", "/tf", "/diagnostics") if not session.walked(name)]
 
@@ -161,7 +161,7 @@ def test_markers_show_the_keyframes_of_the_path(session: Session) -> None:
     assert np.median(distance) < 1e-3  # each pyramid begins at a camera; the map may be one window newer
 
 
-def test_markers_of_loops_connect_keyframes_and_an_empty_map_takes_all_away() -> None:
+def test_markers_of_loops_connect_keyframes_and_an_empty_map_removes_all() -> None:
     sequence, frames = the_loop()
     keyframes = start(sequence).feed(frames[:100]).mapper.map.keyframes
     first, *_, last = keyframes
@@ -192,7 +192,7 @@ def test_path_follows_the_true_camera(session: Session) -> None:
     assert error.max() < 0.05 * np.linalg.norm(np.ptp(true, axis=0))
 
 
-def test_windows_tell_their_views(session: Session) -> None:
+def test_windows_report_their_views(session: Session) -> None:
     windows = session.walked("window")
     assert len(windows) >= 2
     window = windows[-1]

@@ -98,7 +98,7 @@ def test_maps_are_saved_inside_the_directory_only(session: Session) -> None:
     assert not list(session.directory.parent.glob("room.ply"))
 
 
-def test_what_exists_is_replaced_only_with_overwrite(session: Session) -> None:
+def test_existing_files_are_replaced_only_with_overwrite(session: Session) -> None:
     for name in ("twice.ply", "twice", "twice.yaml"):
         assert session.listener.call(SaveMap, f"{NODE}/save_map", name=name, timeout=60).success
         files = {path: path.stat().st_mtime_ns for path in session.directory.rglob("twice*")}
@@ -137,7 +137,7 @@ def test_the_grid_is_given_and_saved_as_map_server_reads_it(session: Session) ->
     assert (read == cells).all()
 
 
-def test_a_full_disk_is_told_and_leaves_the_old_file(session: Session) -> None:
+def test_a_full_disk_is_reported_and_leaves_the_old_file(session: Session) -> None:
     before = (session.directory / "room.ply").read_bytes()
     limits = resource.prlimit(session.node.pid, resource.RLIMIT_FSIZE)
     # the system refuses to write more than this to one file, as a full disk does

@@ -70,7 +70,7 @@ def test_pose_errors_have_no_mean_and_grow_with_the_distance_from_view_0(sequenc
     assert np.abs(errors[:, :, 6]).max() < 1e-3
 
 
-def test_views_have_scales_of_their_own_and_far_ones_are_moved_together(sequence, frames):
+def test_views_have_their_own_scales_and_far_ones_are_moved_together(sequence, frames):
     scales = pose_errors(sequence, frames, replace(EXACT, view_scale=0.02))[:, 1:, 6]
     assert scales.std() == pytest.approx(0.02 * np.sqrt(2), rel=0.25)  # beside view 0's own
     bent = pose_errors(sequence, frames, replace(EXACT, bend=0.02))

@@ -41,7 +41,7 @@ def test_painting_changes_colours_only_and_floors_look_alike() -> None:
     assert not np.allclose(painted_scene(1).look[2:6, 5:8], painted_scene(2).look[2:6, 5:8])
 
 
-def test_cameras_are_upright_and_look_where_they_are_told() -> None:
+def test_cameras_are_upright_and_look_in_the_given_direction() -> None:
     pose = look(np.array([[1.0, 2, 3]]), np.array([np.pi / 2]))[0]
     np.testing.assert_allclose(pose[:3, 2], [0, 1, 0], atol=1e-12)  # forward
     np.testing.assert_allclose(pose[:3, 0], [1, 0, 0], atol=1e-12)  # right

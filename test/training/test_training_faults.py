@@ -107,7 +107,7 @@ def attempt(call: Callable[[], Any]) -> tuple[Any, str]:
         ("run", "recompute", "yes please"),
     ],
 )
-def test_an_absurd_value_is_one_line_with_its_key(section: str, key: str, value: Any) -> None:
+def test_an_absurd_value_gives_a_one_line_error_with_its_key(section: str, key: str, value: Any) -> None:
     _, line = attempt(lambda: config_from_dict(with_value(section, key, value), "train.yaml"))
     assert f"{section}" in line
     assert key in line
@@ -138,7 +138,7 @@ def test_an_absurd_value_is_one_line_with_its_key(section: str, key: str, value:
         {"dta": {}},
     ],
 )
-def test_an_absurd_section_is_one_line(section: dict[Any, Any]) -> None:
+def test_an_absurd_section_gives_a_one_line_error(section: dict[Any, Any]) -> None:
     config, line = attempt(lambda: config_from_dict({**CONTENT, **section}, "train.yaml"))
     assert config is None
     assert line.startswith("train.yaml")
@@ -180,7 +180,7 @@ BASE = yaml.safe_dump(CONTENT)
     ],
     ids=lambda text: repr(text[:25]),
 )
-def test_a_yaml_that_does_harm_is_one_line_soon(tmp_path: Path, text: str) -> None:
+def test_a_malicious_yaml_quickly_gives_a_one_line_error(tmp_path: Path, text: str) -> None:
     (tmp_path / "train.yaml").write_text(text)
     before = time.process_time()
     config, line = attempt(lambda: read_config(tmp_path / "train.yaml"))
@@ -189,7 +189,7 @@ def test_a_yaml_that_does_harm_is_one_line_soon(tmp_path: Path, text: str) -> No
     assert time.process_time() - before < 5  # a second where nothing else runs
 
 
-def test_what_yaml_takes_for_text_is_still_a_number(tmp_path: Path) -> None:
+def test_numbers_that_yaml_reads_as_text_are_accepted(tmp_path: Path) -> None:
     text = BASE.replace("learning_rate: 0.001", "learning_rate: 1e-3")
     assert isinstance(yaml.safe_load(text)["optimizer"]["learning_rate"], str)
     (tmp_path / "train.yaml").write_text(text)
@@ -274,7 +274,9 @@ SPOILT: dict[str, Callable[[dict[str, Any]], Any]] = {
 
 
 @pytest.mark.parametrize("name", SPOILT)
-def test_a_spoilt_state_is_one_line(config: TrainConfig, finished: Path, tmp_path: Path, name: str) -> None:
+def test_a_corrupt_state_gives_a_one_line_error(
+    config: TrainConfig, finished: Path, tmp_path: Path, name: str
+) -> None:
     state = load_state(finished)
     assert state is not None
     torch.save(SPOILT[name](state), tmp_path / "state-00000008.pt")
@@ -283,7 +285,7 @@ def test_a_spoilt_state_is_one_line(config: TrainConfig, finished: Path, tmp_pat
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04" + bytes(100)])
-def test_a_damaged_state_is_one_line(tmp_path: Path, content: bytes) -> None:
+def test_a_damaged_state_gives_a_one_line_error(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "state-00000008.pt").write_bytes(content)
     _, line = attempt(lambda: load_state(tmp_path))
     assert "resume from an older one" in line

@@ -135,6 +135,6 @@ def test_muon_with_matching_learns_and_resumes_on_the_same_curve(tmp_path: Path)
         ("run", {"recompute": True}, "recompute"),
     ],
 )
-def test_what_does_not_go_together_is_refused(section: str, values: dict, word: str) -> None:
+def test_incompatible_options_are_rejected(section: str, values: dict, word: str) -> None:
     with pytest.raises(UserError, match=word):
         configuration(**{section: values})

@@ -150,7 +150,7 @@ def test_a_mixed_batch_can_be_learnt_from(root: Path) -> None:
     assert torch.isfinite(errors).all()
 
 
-def test_what_cannot_be_trained_on_is_named(root: Path, tmp_path: Path) -> None:
+def test_unusable_training_data_is_named(root: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"share is 1\.5; it must be between"):
         config(root, 1.5)
     (tmp_path / "scene").mkdir()

@@ -183,7 +183,7 @@ def test_two_processes_train_as_one_with_the_same_global_batch(
 
 
 @pytest.mark.skipif(not WITHOUT_DEEPSPEED, reason="deepspeed is installed")
-def test_a_missing_deepspeed_is_told(tmp_path: Path) -> None:
+def test_a_missing_deepspeed_is_reported(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="install the package deepspeed, or use fsdp"):
         train(tiny(run={"parallel": "deepspeed"}), tmp_path, join_processes("cpu"))
 
@@ -264,7 +264,7 @@ def test_untrained_weights_fail_the_validation() -> None:
     assert result["global_error"] > 0.2
 
 
-def test_the_truth_passes_the_validation_whatever_its_scales() -> None:
+def test_the_ground_truth_passes_the_validation_at_every_scale() -> None:
     batch = held_out_batch(tiny().data, range(2), 4, 1.0)
     truth = GroundTruth(batch.points_camera, batch.valid, batch.world_from_camera)
     scale = torch.tensor([0.5, 1.0, 2.0, 3.0])[None, :, None, None, None]
@@ -388,7 +388,7 @@ def test_the_papers_recipe_takes_a_step_at_a_tiny_size(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_wrong_use_gets_one_line(
+def test_a_usage_error_gives_one_line(
     options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = REPOSITORY / "config" / "train" / "demo.yaml"

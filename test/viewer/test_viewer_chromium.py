@@ -237,7 +237,7 @@ def test_view_from_above_is_a_floor_plan(page):
 
 
 @needs_chromium
-def test_a_click_on_a_camera_looks_through_it_and_shows_its_picture(page):
+def test_a_click_on_a_camera_shows_its_view_and_picture(page):
     before = page.client.camera.position
     places = page.pixels([MAGENTA])[0]
     row, column = places[len(places) // 2]
@@ -302,7 +302,7 @@ def test_points_are_coloured_by_confidence(page):
 
 
 @needs_chromium
-def test_height_is_cut_and_shown_where_a_map_is_far_from_the_origin():
+def test_height_filter_and_colours_work_far_from_the_origin():
     """Metres of a map projection; the left half of the floor lies a metre higher."""
     floor = coloured_floor()
     floor.points[floor.points[:, 0] < 0, 2] += 1
@@ -316,7 +316,7 @@ def test_height_is_cut_and_shown_where_a_map_is_far_from_the_origin():
 
 
 @needs_chromium
-def test_a_viser_that_draws_points_in_another_way_is_told(page):
+def test_a_viser_that_draws_points_differently_is_reported(page):
     shader = "uniform float point_ball_norm; void main() { gl_PointSize = 1.0; }"
     page.browser.execute_script(
         "const gl = document.createElement('canvas').getContext('webgl2');"
@@ -411,7 +411,7 @@ def test_a_browser_that_leaves_mid_stream_harms_nothing(viewer):
     assert viewer.points_shown == 5000
 
 
-def test_only_this_machine_can_look_by_default(viewer):
+def test_only_this_machine_has_access_by_default(viewer):
     port = int(viewer.address.rsplit(":", 1)[1])
     with socket.create_connection(("127.0.0.1", port), timeout=5):
         pass
@@ -428,12 +428,12 @@ def test_cameras_follow_corrections_and_time(viewer):
     assert viewer.points_shown == 0
 
 
-def test_an_address_of_another_machine_is_one_line():
+def test_an_address_of_another_machine_gives_a_one_line_error():
     with pytest.raises(UserError, match=r"cannot listen on 192\.0\.2\.1"):
         WebViewer("192.0.2.1", 0)
 
 
 @pytest.mark.parametrize("port", [-1, 65536])
-def test_a_port_that_does_not_exist_is_one_line(port):
+def test_a_port_that_does_not_exist_gives_a_one_line_error(port):
     with pytest.raises(UserError, match=f"port {port} does not exist"):
         WebViewer(port=port)

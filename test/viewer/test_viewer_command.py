@@ -52,7 +52,7 @@ def test_view_serves_a_ply_until_ctrl_c(tmp_path):
         "raise OSError('a library is missing')",
     ],
 )
-def test_a_damaged_viser_is_one_line(tmp_path, content):
+def test_a_damaged_viser_gives_a_one_line_error(tmp_path, content):
     (tmp_path / "viser.py").write_text(content)
     write_ply(
         tmp_path / "map.ply", Cloud(*(np.zeros(s, t) for s, t in (((1, 3), "f4"), ((1, 3), "u1"), (1, "f4"))))
@@ -69,6 +69,6 @@ def test_a_damaged_viser_is_one_line(tmp_path, content):
     assert "pip install" in line
 
 
-def test_view_of_nothing_is_one_line(tmp_path, capsys):
+def test_view_of_nothing_gives_a_one_line_error(tmp_path, capsys):
     assert main(["view", str(tmp_path / "nothing")]) == 2
     assert "no such file or folder" in capsys.readouterr().err

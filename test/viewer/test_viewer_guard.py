@@ -171,7 +171,7 @@ async def send(viewer: WebViewer, messages: list[bytes | str]) -> None:
         await until(lambda: viewer._controls.size.value == mark, "the viewer handles no messages any more")
 
 
-def test_what_is_no_value_of_a_widget_is_not_handled(viewer, monkeypatch):
+def test_invalid_widget_values_are_ignored(viewer, monkeypatch):
     """Share links (a tunnel to a public server), uploads, other properties and garbage do not arrive."""
     handled: list[str] = []
     for name in ("request_share_url", "disconnect_share_url"):
@@ -206,7 +206,7 @@ CLICK = {
 }
 
 
-def test_only_clicks_on_cameras_arrive_and_without_what_nobody_asks_for():
+def test_only_clicks_on_cameras_arrive_without_unused_fields():
     pose = rigid_matrix(np.eye(3), [0.0, 0, 0])
     record = CameraRecord("000000", 0, "camera", 64, 48, np.diag([50.0, 50, 1]), pose)
     viewer = WebViewer(port=0)
@@ -229,7 +229,7 @@ def test_only_clicks_on_cameras_arrive_and_without_what_nobody_asks_for():
         viewer.stop()
 
 
-def test_boxes_and_colours_take_only_what_they_offer(viewer):
+def test_boxes_and_colours_accept_only_their_values(viewer):
     box, colour = viewer._controls.grid, viewer._controls.colouring
     given = [(box, 1), (box, "true"), (box, None), (colour, "rainbow"), (colour, ["height"]), (colour, 3)]
     asyncio.run(send(viewer, [update(widget._impl.uuid, value=value) for widget, value in given]))
@@ -274,7 +274,7 @@ def test_a_token_is_asked_for_once_and_kept_as_a_cookie(locked):
 
 
 @pytest.mark.parametrize("token", ["short", "with space 123", "a;b=cdefgh", "x" * 200, "ümläüte-zählen"])
-def test_a_token_that_fits_into_no_address_is_refused(token):
+def test_a_token_that_does_not_fit_into_an_address_is_rejected(token):
     with pytest.raises(UserError, match="token"):
         WebViewer(port=0, token=token)
 

@@ -39,7 +39,7 @@ def test_marks_are_read_back_and_hardly_move_a_point(points, seed):
     assert (np.abs(sent) > np.finfo(np.float32).tiny).all(), "a graphics card makes denormals zero"
 
 
-def test_a_map_far_from_the_origin_is_marked_as_exactly_as_it_is_known():
+def test_a_map_far_from_the_origin_keeps_its_precision():
     near = np.random.default_rng(0).uniform(-20, 20, (1000, 3)).astype(np.float32)
     far = near + np.array([400_100, 5e6, 300], np.float32)  # metres of a map projection
     cell = cell_size(far)
@@ -51,7 +51,7 @@ def test_a_map_far_from_the_origin_is_marked_as_exactly_as_it_is_known():
     np.testing.assert_array_equal(origin_near(grown, cell), origin)
 
 
-def test_levels_rise_with_confidence_and_tell_close_ones_apart():
+def test_levels_rise_with_confidence_and_distinguish_close_ones():
     confidence = np.concatenate([[1.0], 1 + np.geomspace(1e-3, 1e3, 2000)]).astype(np.float32)
     levels = confidence_levels(confidence).astype(int)
     assert (np.diff(levels) >= 1).all()
@@ -91,7 +91,7 @@ def wall(x: float) -> np.ndarray:
     return np.stack([np.full(y.shape, x), y, z], 1).astype(np.float32)
 
 
-def test_what_was_there_before_keeps_its_time_and_what_is_new_is_as_old_as_the_newest_camera():
+def test_known_places_keep_their_time_and_new_ones_get_the_newest_camera_s():
     dating, cameras = Dating(), [camera(0, 0.0), camera(1, 3.0)]
     first = np.concatenate([wall(2.0), wall(5.0)])  # the second is hidden until the camera has passed
     slots = dating.slots(first, cameras, 0.05)
@@ -103,7 +103,7 @@ def test_what_was_there_before_keeps_its_time_and_what_is_new_is_as_old_as_the_n
     assert dating.timeline == Timeline(0, 7.0, 0.1)
 
 
-def test_another_map_is_dated_anew():
+def test_another_map_is_dated_again():
     dating = Dating()
     dating.slots(wall(2.0), [camera(0, 0.0)], 0.05)
     slots = dating.slots(wall(40.0), [camera(100, 38.0), camera(101, 38.5)], 0.05)

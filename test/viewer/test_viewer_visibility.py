@@ -25,7 +25,7 @@ def wall(x: float) -> np.ndarray:
     return np.stack([np.full(y.shape, x), y, z], 1).astype(np.float32)
 
 
-def test_what_a_wall_hides_is_seen_once_the_camera_has_passed_it():
+def test_points_behind_a_wall_are_seen_once_the_camera_has_passed_it():
     hiding, hidden, aside = wall(2.0), wall(5.0), np.array([[2.0, 30.0, 0.0]], np.float32)
     points = np.concatenate([hiding, hidden, aside])
     seconds = first_seen(points, [camera(0, 0.0), camera(1, 0.5), camera(2, 3.0)]) // 10**9
