@@ -1,4 +1,4 @@
-"""Our side of the comparison with the official release; its side needs a checkout of the release."""
+"""Our side of the comparison with the official release; the other side needs a checkout of the release."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def options() -> argparse.Namespace:
 
 
 class ScriptedWorker:
-    """Answers at once: our full pass takes half of the release's, slid windows 0.3 of that, many 0.6."""
+    """Returns at once: our full pass takes half of the release's, slid windows 0.3 of that, many 0.6."""
 
     seconds: ClassVar = {
         "release": {"full": 4.0, "many": 100.0},
@@ -110,13 +110,13 @@ def test_our_worker_runs_every_pass_and_the_slid_window_is_the_full_one(
         streamed = {name for name in results.files if name.startswith("stream_")}
     assert streamed == {"stream_global_2", "stream_local_2"}  # of the new view alone
     assert script.difference_to_full(file, "slide") < 1e-4
-    assert 0 < script.difference_to_full(file, "stream") < 10  # what it leaves out is seen, and no more
+    assert 0 < script.difference_to_full(file, "stream") < 10  # the omitted part is visible, and nothing else
 
 
 def test_a_worker_gives_its_memory_back_before_it_answers(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """Both workers share a GPU: what one's allocator keeps, the other cannot have."""
+    """Both workers share a GPU: memory cached by one's allocator is not available to the other."""
     worker = load_script("against_release_worker")
     told: list[str] = []
 
@@ -172,7 +172,7 @@ class Fast3R(torch.nn.Module):
 def test_the_release_runs_without_its_training_dependencies(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of its own packages only those are imported that its network computes with."""
+    """Only those of its packages are imported that its network needs."""
     models = tmp_path / "fast3r" / "models"
     models.mkdir(parents=True)
     (models / "fast3r.py").write_text(RELEASE)

@@ -1,4 +1,4 @@
-"""The floor's arithmetic is that of PyTorch's own counter, and its times follow from it."""
+"""The roofline's FLOPs equal those of PyTorch's own counter, and its times follow from them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fast3r_ros.model.config import DecoderConfig, EncoderConfig, HeadConfig
 
 
 def config(local: bool = True, mlp_ratio: float = 4.0) -> Fast3RConfig:
-    """Different widths everywhere, so that no two can be mistaken for each other."""
+    """Different widths everywhere, so that none can be confused."""
     return Fast3RConfig(
         EncoderConfig(embed_dim=48, depth=2, num_heads=4, mlp_ratio=mlp_ratio),
         DecoderConfig(embed_dim=32, enc_embed_dim=48, depth=10, num_heads=4),
@@ -43,7 +43,7 @@ def test_flops_are_those_that_pytorch_counts(
     views: int, rows: int, columns: int, local: bool, mlp_ratio: float
 ) -> None:
     chosen = config(local, mlp_ratio)
-    model = Fast3R(chosen).double().eval()  # convolutions of float32 may take a kernel that is not counted
+    model = Fast3R(chosen).double().eval()  # convolutions of float32 may use a kernel that is not counted
     model.set_attention("math")  # products, which the counter sees
     images = torch.zeros(views, 3, 16 * rows, 16 * columns, dtype=torch.float64)
     expected = stages(chosen, views, (16 * columns, 16 * rows), 8)

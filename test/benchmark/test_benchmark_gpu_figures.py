@@ -1,4 +1,4 @@
-"""The script that measures on a GPU what the documentation says was not measured, run on the CPU."""
+"""The script for the documentation's missing GPU figures, run on the CPU."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OURS = ("DEVICE", "MODELS", "OUTPUT", "RELEASE", "STEPS", "TIME_LIMIT", *SMALL)
 
 
 def measure(output: Path, **settings: str) -> subprocess.CompletedProcess[str]:
-    """Run the script with settings; everything else as small as can be."""
+    """Run the script with settings; everything else as small as possible."""
     inherited = {name: value for name, value in os.environ.items() if name not in OURS}
     environment = {**inherited, **SMALL, "OUTPUT": str(output), **settings}
     return subprocess.run(

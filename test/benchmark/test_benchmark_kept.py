@@ -1,4 +1,4 @@
-"""What a benchmark has measured stays where it is cut off; and which dtype and how many runs it takes."""
+"""A benchmark's results survive an abort; its default dtype and number of runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fast3r_ros.cli import main
 from fast3r_ros.errors import UserError
 from fast3r_ros.model import Fast3R, fast3r
 
-# benchmark -> what makes it short
+# benchmark -> arguments that make it short
 SHORT = {
     "network": ["--views", "1", "2", "--runs", "1"],
     "window": ["--views", "4", "--slides", "1", "2", "--runs", "1"],
@@ -97,7 +97,7 @@ def test_the_document_has_the_device_s_dtype(
 def test_attention_is_chosen_for_the_measured_size(
     model_directory: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also for a window that is not recorded, which no warm-up has chosen for, and each number of views."""
+    """Also for a window that is not recorded, without a warm-up, and for each number of views."""
     asked: list[tuple[str, int, tuple[int, int]]] = []
 
     def chosen(model: Fast3R, attention: str, views: int, size: tuple[int, int]) -> str:

@@ -44,7 +44,7 @@ def test_peak_memory_of_a_stage_is_found() -> None:
     size = 64 * 2**20
     _, measurement = measure(lambda: np.ones(size, dtype=np.uint8).sum(), torch.device("cpu"), runs=2)
     if measurement.peak_bytes is None:
-        pytest.skip("this system does not tell a process's peak memory")
+        pytest.skip("this system does not report a process's peak memory")
     assert 0.9 * size < measurement.peak_bytes < 2 * size
 
 

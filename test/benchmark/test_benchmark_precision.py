@@ -1,4 +1,4 @@
-"""`auto` on a GPU keeps its promise of accuracy, by emulation on a CPU."""
+"""The accuracy of `auto` on a GPU, by emulation on a CPU."""
 
 from __future__ import annotations
 

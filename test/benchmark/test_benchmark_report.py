@@ -1,4 +1,4 @@
-"""The benchmarks run on a small network, and `report` turns what they print into tables and pictures."""
+"""The benchmarks run on a small network, and `report` turns their output into tables and figures."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ REFUSALS = [
 
 
 def document(*arguments: str) -> dict[str, Any]:
-    """What `fast3r benchmark` prints."""
+    """The output of `fast3r benchmark`."""
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         assert main(["benchmark", *arguments]) == 0

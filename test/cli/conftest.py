@@ -1,4 +1,4 @@
-"""A small model with random weights and a short video: what a command needs, not what it can achieve."""
+"""A small model with random weights and a short video, enough to run the commands."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def child_environment() -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def fast3r(child_environment) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs `python -m fast3r_ros …` in a process of its own."""
+    """Runs `python -m fast3r_ros …` in a separate process."""
 
     def run(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "fast3r_ros", *map(str, arguments)]

@@ -49,7 +49,7 @@ FORMATS = ("map.ply", "map.pcd", "map.glb", "colmap")
 
 @pytest.mark.parametrize("between", ["results", *FORMATS])
 def test_convert_from_each_format_to_every_other(results, tmp_path, between):
-    """Readers by others find in the second file what was in the map, whatever lay between."""
+    """Foreign readers find the map's content in the second file, for every intermediate format."""
     cloud, (records, _) = read_ply(results / "map.ply"), read_cameras(results / "cameras.json")
     source = results
     if between in FORMATS:
@@ -83,7 +83,7 @@ def test_convert_from_each_format_to_every_other(results, tmp_path, between):
 
 
 def test_a_map_that_the_node_saved_is_read(tmp_path, capsys):
-    """Views of an exact walk, saved as `~/save_map` does."""
+    """Views of an exact walk, saved like `~/save_map`."""
     sequence = demo_sequence(6.0, width=112, height=80)
     config = MapperConfig.from_flat({"window.size": 8, "loop.background": False})
     mapper = Mapper(TrueNetwork(sequence), config)

@@ -1,4 +1,4 @@
-"""The model that ships with the package, on the built-in walk: as good as its card says, in both modes."""
+"""The model that ships with the package, on the built-in walk: the accuracy of its card, in both modes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CARD = Path(__file__).resolve().parents[2] / "docs" / "demo_model.md"
 needs_weights = pytest.mark.skipif(
     not (DEMO_DIRECTORY / "config.json").is_file(), reason="the demo model is not in this tree"
 )
-TOLERANCE = 1.15  # other processors round otherwise
+TOLERANCE = 1.15  # other processors round differently
 
 
 @needs_weights
@@ -29,5 +29,5 @@ def test_demo_model_reaches_the_accuracy_of_its_card(tmp_path, options):
     report = json.loads((tmp_path / "report.json").read_text())
     error, still = report["trajectory_error"]["rmse"], report["trajectory_error"]["standing_still"]
     assert error < TOLERANCE * float(row[1]), f"measure again for {CARD}"
-    assert error < 0.5 * still, "a model that works is much better than nothing"
+    assert error < 0.5 * still, "a working model is much better than the static baseline"
     assert report["map_points"] > 5000

@@ -1,4 +1,4 @@
-"""The documentation: it builds without a warning, its links lead somewhere, and its pictures can be made."""
+"""The documentation builds without a warning, its links are valid, and its pictures can be regenerated."""
 
 from __future__ import annotations
 

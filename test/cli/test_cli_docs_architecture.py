@@ -21,7 +21,7 @@ LOCKS = {"Lock", "RLock", "Condition"}
 
 @cache
 def names_in(path: Path) -> frozenset[str]:
-    """What a module defines: functions, classes, constants, and of its classes methods and attributes."""
+    """The names a module defines: functions, classes, constants, and its classes' methods and attributes."""
     names: set[str] = set()
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         names |= set(_defined(node))
@@ -55,7 +55,7 @@ def references() -> list[tuple[str, str]]:
 
 
 def elsewhere(name: str) -> str:
-    """Where a name is defined, for the message of a failure."""
+    """The files that define a name, for a failure's message."""
     files = [path for path in sorted(PACKAGE.rglob("*.py")) if name in names_in(path)]
     return ", ".join(str(path.relative_to(PACKAGE)) for path in files) or "no file"
 

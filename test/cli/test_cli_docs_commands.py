@@ -129,7 +129,7 @@ def in_this_process() -> list[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, video, small_model):
-    """A folder with the files that the documentation talks about, small."""
+    """A folder with small versions of the files in the documentation."""
     folder = tmp_path_factory.mktemp("docs")
     shutil.copy(video, folder / "walk.mp4")  # FFmpeg goes by the content, not by the name
     (folder / "photos").mkdir()
@@ -197,7 +197,7 @@ def shorter_training(path: Path) -> str:
 
 
 def short_form(arguments: str) -> list[str]:
-    """The arguments of a command with what makes it short."""
+    """The arguments of a command with those that make it short."""
     added = next((extra for part, extra in SHORTER.items() if part in arguments), None)
     assert added is not None, f"say in SHORTER how `fast3r {arguments}` is run in seconds"
     words = shlex.split(arguments)

@@ -1,4 +1,4 @@
-"""What the demo model cannot do is said first and last, and in the picture, where images are not rendered."""
+"""The demo model's limit is printed first and last, and in the preview, unless images are rendered."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ WARNING = (
 
 @pytest.fixture
 def caveats(monkeypatch) -> list[str]:
-    """What the pictures are asked to say."""
+    """The caveats passed to the preview."""
     seen: list[str] = []
     draw = offline.write_preview
 

@@ -1,4 +1,4 @@
-"""Ctrl-C at fixed moments: inside of imports that swallow it, while results are written, before anything."""
+"""Ctrl-C at fixed moments: inside of imports that swallow it, while results are written, at the start."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`fast3r reconstruct` as people call it: in its own process, on real files, and with what goes wrong."""
+"""`fast3r reconstruct` in its own process, on real files, and with errors."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_rate_and_maximum_of_views(tmp_path, small_model, video):
 
 
 def test_options_of_points_and_network_act(tmp_path, small_model, video):
-    """What `--size` and `--voxel-size` promise, seen in the files; `--dtype` and `--device` run."""
+    """The effect of `--size` and `--voxel-size` on the files; `--dtype` and `--device` run."""
     common = ("reconstruct", video, "--model", small_model, *NO_GATES)
     runs = {
         "plain": (),
@@ -114,7 +114,7 @@ def write_chatter(path: Path) -> None:
 
 
 def wrong_uses(folder: Path, model: Path, video: Path) -> dict[str, tuple[list[object], str]]:
-    """What people get wrong -> the arguments and words that the one line must have."""
+    """Usage error -> the arguments, and words that the one line must have."""
     (folder / "empty").mkdir()
     (folder / "text.mp4").write_text("a text\n" * 100)
     (folder / "a_file").write_text("")
@@ -224,7 +224,7 @@ def test_no_write_permission_gives_a_one_line_error(tmp_path, child_environment,
 def test_a_file_that_cannot_grow_gives_a_one_line_error_and_the_rest_is_kept(
     tmp_path, child_environment, small_model, video
 ):
-    """As on a full disk, where files of some size fail: whole small files, a report that says what failed."""
+    """Like a full disk, where large files fail: complete small files, and a report of the failure."""
     output = tmp_path / "out"
     arguments = ["reconstruct", video, "--model", small_model, "--output", output, *NO_GATES]
     limit = 150_000  # bytes: more than a picture, less than the cloud
@@ -253,7 +253,7 @@ def test_a_file_that_cannot_grow_gives_a_one_line_error_and_the_rest_is_kept(
 def test_results_are_written_when_nothing_can_be_printed(
     tmp_path, child_environment, small_model, video, streams, status
 ):
-    """A full disk under the log that both streams go to, and a parent that has closed them."""
+    """A full disk under the log of both streams, and a parent that has closed them."""
     arguments = (video, "--model", small_model, "--output", tmp_path / "out", "--resume", *NO_GATES)
     command = f"{sys.executable} -m fast3r_ros reconstruct {' '.join(map(str, arguments))} {streams}"
     assert subprocess.run(command, shell=True, env=child_environment).returncode == status

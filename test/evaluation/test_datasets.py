@@ -1,6 +1,6 @@
-"""Every dataset format on a tiny rendered sample that is written as the format's specification says.
+"""Every dataset format on a tiny rendered sample, written by the format's specification.
 
-What is read back must put every pixel's point where the renderer had it; that fails for a wrong axis, unit,
+Reading it back must reproduce every pixel's point of the renderer; that fails for a wrong axis, unit,
 direction of a pose, pixel centre or depth scale.
 """
 
@@ -417,7 +417,7 @@ def test_lens_distortion_of_nerfstudio_is_removed(tmp_path: Path) -> None:
 
 
 def assert_nearly_true_points(sequence: PosedSequence, truth: SyntheticSequence) -> None:
-    """As `assert_true_points`, for images that were resampled twice: edges may be off by a pixel."""
+    """Like `assert_true_points`, for images that were resampled twice: edges may be off by a pixel."""
     assert len(sequence.frames) == FRAMES
     views = read_views(sequence.frames, truth.width)
     points, valid = views.points_world(), views.valid
@@ -503,7 +503,7 @@ def test_a_tum_sequence_brings_its_own_calibration(name: str, samples: dict, tmp
     "name", ["7scenes", "scannet", "nrgbd", "dtu", "blendedmvs", "nerfstudio", "habitat"]
 )
 def test_rotations_from_text_are_made_rotations(name: str, tmp_path: Path) -> None:
-    """Published poses are orthonormal to 3e-4 only; what is read has to pass the library's 1e-6."""
+    """Published poses are orthonormal only to 3e-4; poses read must pass the library's 1e-6."""
     WRITERS[name][0](tmp_path)
     changed = 0
     for path in [p for p in tmp_path.rglob("*") if p.suffix in (".txt", ".json")]:
@@ -533,7 +533,7 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, S
 
 
 def assert_true_points(root: Path, name: str, truth: SyntheticSequence) -> None:
-    """Every pixel's point is where the renderer had it; at its own long side an image is only cropped."""
+    """Every pixel's point equals the renderer's; at its own long side an image is only cropped."""
     frames = open_dataset(name, root)[0].frames
     assert len(frames) == FRAMES
     views = read_views(frames, truth.width)

@@ -71,7 +71,7 @@ def random_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def true_answer(views: Views, scale: float = 0.37) -> offline.Prediction:
-    """What a perfect network says, in its own scale."""
+    """The result of a perfect network, in its own scale."""
     height, width = views.images.shape[1:3]
     assert views.depth is not None
     local = np.stack(
@@ -123,7 +123,7 @@ def test_errors_show_in_the_tables_where_they_belong(walks: list) -> None:
 
 
 def test_only_the_confident_pixels_align(walks: list) -> None:
-    """Half of the pixels are far off and say so; the point error of the alignment does not follow them."""
+    """Half of the pixels are wrong with low confidence; the alignment's point error ignores them."""
     views = read_views(walks[0].frames, SIZE)
     answer = true_answer(views)
     points, confidence = answer.points_global.copy(), answer.confidence_global.copy()
@@ -387,7 +387,7 @@ def test_the_command_scores_the_mapper_on_a_walk(
     (row,) = report["tables"]["mapper"]["scenes"]
     assert row["scene"] == "walk-000"
     assert row["windows"] >= 1
-    assert row["ate_percent"] is None or row["ate_percent"] > 3, "random weights know no way"
+    assert row["ate_percent"] is None or row["ate_percent"] > 3, "random weights give no trajectory"
 
 
 @pytest.mark.parametrize(

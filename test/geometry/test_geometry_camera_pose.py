@@ -31,7 +31,7 @@ def window(views: int, noise: float = 0.01) -> tuple[np.ndarray, np.ndarray, np.
 
 
 def cpu_seconds(work: Callable[[], CameraPoses], repeats: int) -> float:
-    """Least processor time of one call, which is the same on a busy machine."""
+    """Minimum processor time of one call, nearly independent of other load."""
     times = []
     for _ in range(repeats):
         start = time.process_time()
@@ -80,7 +80,7 @@ def test_a_view_without_weight_fails() -> None:
 
 
 def test_covariance_is_about_the_camera_and_not_about_the_origin() -> None:
-    """Moving the window frame's origin far away changes no camera's certainty about its own place."""
+    """Moving the window frame's origin far away does not change a camera's position covariance."""
     local, world, _ = window(1)
     weights = np.ones(local.shape[:3])
     near = poses_from_pointmaps(local, world, weights).covariance[0]
@@ -90,7 +90,7 @@ def test_covariance_is_about_the_camera_and_not_about_the_origin() -> None:
 
 @pytest.mark.parametrize("focal", [FOCAL, 1e7, None])
 def test_pnp_on_nonsense_gives_a_failure_or_a_finite_pose(focal: float | None) -> None:
-    """OpenCV raises on points that nearly coincide; a mapper must not die of it."""
+    """OpenCV raises on points that nearly coincide; the mapper must survive it."""
     rng = np.random.default_rng(0)
     points = rng.standard_normal((4, 24, 32, 3)) * np.array([1.0, 1e-3, 1e-9, 0.0])[:, None, None, None]
     poses = poses_by_pnp(points, np.full((4, 24, 32), 2.0), focal)

@@ -62,7 +62,7 @@ def test_similarities_compose_and_invert(vector: np.ndarray, translation: np.nda
 
 
 def test_a_camera_looking_north_is_a_body_facing_north() -> None:
-    """What the optical frame calls forward, left, up, the body frame calls x, y, z (REP-103)."""
+    """Forward, left and up of the optical frame are x, y and z of the body frame (REP-103)."""
     forward, left, up = np.array([[0, 0, 1], [-1, 0, 0], [0, -1, 0]], dtype=float)
     for optical, body in zip((forward, left, up), np.eye(3), strict=True):
         np.testing.assert_array_equal(axes.BODY_FROM_OPTICAL[:3, :3] @ optical, body)

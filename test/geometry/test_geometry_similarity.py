@@ -1,4 +1,4 @@
-"""Similarity fits: exact on exact data, robust against outliers, honest about their errors."""
+"""Similarity fits: exact on exact data, robust against outliers, with correct covariances."""
 
 from __future__ import annotations
 
@@ -256,7 +256,7 @@ def test_the_fit_on_the_host_is_that_of_the_device(rule: ScaleRule) -> None:
     for ours, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(ours[determined], other.numpy()[determined], rtol=1e-9, atol=1e-9)
     assert (found[3][determined] > DEGENERATE_GAP).all()
-    # which of many rotations is found when the points leave it open is the solver's affair
+    # for undetermined rotations the solver may return any
     assert (found[3][~determined] <= DEGENERATE_GAP).all()
     assert (expected[3].numpy()[~determined] <= DEGENERATE_GAP).all()
     np.testing.assert_allclose(np.linalg.det(found[1]), 1.0, atol=1e-9)

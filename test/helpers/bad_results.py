@@ -1,4 +1,4 @@
-"""What a network may say of a window that must never reach the map."""
+"""Invalid results of a network that must never reach the map."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _every_second_row(points: Any) -> Any:
     return points
 
 
-# faults of a window's result that must keep it out of the map
+# faults of a window's result that must cause its rejection
 DISTURBED: dict[str, Callable[[Reconstruction], Reconstruction]] = {
     "points NaN": _points(lambda points: torch.full_like(points, torch.nan)),
     "points infinite": _points(lambda points: torch.full_like(points, torch.inf)),

@@ -1,4 +1,4 @@
-"""A camera without a picture worth looking at, for nodes that map by stamps: see faulty_node.py."""
+"""A camera with meaningless images, for nodes that map by stamps: see faulty_node.py."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def faulty_node(domain_id: int, fault: Path, **parameters: Any) -> Program:
 
 
 def faulty_command(fault: Path, **parameters: Any) -> list[str]:
-    """What starts `faulty_node`."""
+    """The command of `faulty_node`."""
     words = arguments({**FAST, **{name.replace("__", "."): value for name, value in parameters.items()}})
     return [sys.executable, str(HERE / "faulty_node.py"), str(fault), *words]
 
 
 def ready_listener(domain_id: int) -> Listener:
-    """A listener to the status of a node that has begun to wait for images."""
+    """A listener to the status of a node that is waiting for images."""
     listener = Listener(domain_id)
     listener.listen(MappingStatus, f"{NODE}/status")
     listener.wait_for(f"{NODE}/status", lambda message: message.state == MappingStatus.WAITING, 60)
@@ -65,7 +65,7 @@ class Camera:
             time.sleep(pause)
 
     def connected(self) -> bool:
-        """Whether somebody listens."""
+        """Whether there is a subscriber."""
         return self._publisher.get_subscription_count() > 0
 
     def close(self, listener: Listener) -> None:

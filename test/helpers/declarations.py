@@ -1,4 +1,4 @@
-"""What package.xml declares, and what its keys are called on PyPI."""
+"""The dependencies in package.xml, and the names of its keys on PyPI."""
 
 from __future__ import annotations
 

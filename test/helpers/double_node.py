@@ -1,10 +1,10 @@
-"""The mapping node with a stand-in for the network, started by tests as a process of its own.
+"""The mapping node with a stand-in network, started by tests as a separate process.
 
 Usage: double_node.py KIND [NAME=VALUE …] [ROS arguments].  NAME is any field of NodeConfig.  KIND is one of
   SECONDS  disturbed ground truth of the synthetic walk (cameras camera_optical_frame, front, rear), in passes
            of this length
   noise:SECONDS  any images, windows of nonsense, in passes of this length
-  keep:FOLDER  as noise, and every picture that it sees is saved as FOLDER/<stamp in ns>.npy
+  keep:FOLDER  as noise, and every received image is saved as FOLDER/<stamp in ns>.npy
   budget:VIEWS   as SECONDS, but windows of more views run out of memory
   fault:SECONDS  as SECONDS, but the first activation fails
 """
@@ -53,7 +53,7 @@ class Slow(WindowNetwork):
 
 
 class Noise(WindowNetwork):
-    """Takes any image and returns nonsense.  folder: where the pictures are saved, None for nowhere."""
+    """Accepts any image and returns nonsense.  folder: where images are saved, None: not at all."""
 
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder

@@ -1,7 +1,7 @@
 """A CUDA device without a GPU: tensors that have shapes, dtypes and devices, but no numbers.
 
-PyTorch's FakeTensorMode runs all operations on them, and refuses to mix devices and to read a number.  What
-is missing for that without a GPU is the object that makes one the current device; here it does nothing.
+PyTorch's FakeTensorMode runs all operations on them, and rejects mixed devices and reading of numbers.
+Without a GPU it only lacks the object that sets the current device; here that does nothing.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ C10_REGISTER_GUARD_IMPL(CUDA, c10::impl::NoOpDeviceGuardImpl<c10::DeviceType::CU
 
 @pytest.fixture(scope="session")
 def device_guard(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """The guard, which stays for the process; where there is a GPU, its own is used."""
+    """The guard, for the whole process; with a GPU, its own is used."""
     if torch.cuda.is_available():
         return
     if torch.version.cuda is not None:
@@ -55,18 +55,18 @@ def device_guard(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture
 def fake_cuda(device_guard: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Launches]:
-    """Inside, "cuda" is such a device, of compute capability 9.0; what is launched there is listed."""
+    """Inside, "cuda" is such a device, of compute capability 9.0; launches on it are listed."""
     monkeypatch.setattr(torch.cuda, "device_of", lambda tensor: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    monkeypatch.setattr(attention, "_verdicts", {})  # no judgement of fakes is kept
+    monkeypatch.setattr(attention, "_verdicts", {})  # verdicts on fakes must not be cached
     with FakeTensorMode(), Launches() as launches, torch.no_grad():
         yield launches
 
 
 class Launches(TorchDispatchMode):
-    """names: operations with a tensor on the GPU, and how often.  host: those that a tensor of the host takes
-    part in, which a CUDA graph cannot hold; numbers (no dimensions) go along with the launch.
+    """names: operations with a tensor on the GPU, and their number.  host: those with a tensor of the host,
+    which a CUDA graph cannot record; numbers (no dimensions) are passed with the launch.
     """
 
     def __init__(self) -> None:

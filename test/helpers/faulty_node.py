@@ -31,7 +31,7 @@ LATENT = 64
 
 
 class Fault:
-    """The fault that a file names."""
+    """The fault named in a file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -44,7 +44,7 @@ class Fault:
 
     @property
     def seconds(self) -> float:
-        """How long a pass takes."""
+        """Duration of a pass."""
         name, _, seconds = str(self).partition(":")
         return float(seconds) if name == "slow" else 0.0
 
@@ -53,7 +53,7 @@ class Fault:
 
 
 def switch(path: Path, fault: str) -> None:
-    """Let the node whose file is `path` have a fault from now on; it never reads half a name."""
+    """Switch on a fault of the node whose file is `path`; the write is atomic."""
     part = path.with_suffix(".part")
     part.write_text(fault)
     part.rename(path)
@@ -109,7 +109,7 @@ class Wall(WindowNetwork):
 
 
 def world_from_camera(stamp_ns: int) -> Any:
-    """Where the camera is: to and fro along the wall."""
+    """The camera's pose: back and forth along the wall."""
     seconds = stamp_ns % 10**12 * 1e-9
     pose = np.eye(4)
     pose[0, 3], pose[1, 3] = 0.6 * np.sin(0.4 * seconds), 0.05 * seconds % 1.0
@@ -131,7 +131,7 @@ FAULTS = ("encode", "memory of encode", "network", "memory", "descriptor", *DIST
 
 
 def make_breakable(fault: Fault) -> None:
-    """Let each of `RAISING` raise while its fault is on."""
+    """Make each of `RAISING` raise while its fault is on."""
     for name, (owner, attribute) in RAISING.items():
         setattr(owner, attribute, _breakable(getattr(owner, attribute), name, fault))
 

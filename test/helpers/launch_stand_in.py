@@ -1,6 +1,6 @@
-"""What launch files import, as classes that only record: PyPI has no `launch`.
+"""The imports of launch files, as classes that only record: PyPI has no `launch`.
 
-It shows what a launch file asks for, not that launch does it; where launch is installed, a test runs it.
+It shows the requests of a launch file, not their effect; where launch is installed, a test runs it.
 """
 
 from __future__ import annotations

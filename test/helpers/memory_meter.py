@@ -1,4 +1,4 @@
-"""Counts the bytes of all tensors that live, as an allocator without fragmentation would."""
+"""Counts the bytes of all live tensors, like an allocator without fragmentation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class MemoryMeter(TorchDispatchMode):
-    """While it is entered, `peak` is the largest sum of bytes of tensors made since then and still alive."""
+    """While active, `peak` is the largest sum of bytes of live tensors created since entering."""
 
     def __init__(self) -> None:
         super().__init__()

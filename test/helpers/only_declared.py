@@ -1,4 +1,4 @@
-"""Blocks every third-party module but those of given distributions and of what these need in turn.
+"""Blocks every third-party module except those of given distributions and their dependencies.
 
 As the module sitecustomize on PYTHONPATH, with DECLARED="numpy ros-rclpy ..." in the environment, it does so
 in every Python process from its start.  Modules without a distribution (built by colcon) name themselves.
@@ -41,7 +41,7 @@ def allowed_modules(declared: list[str]) -> set[str]:
 
 
 class Blocked(MetaPathFinder):
-    """Refuses what is neither in the standard library nor allowed."""
+    """Rejects modules that are neither in the standard library nor allowed."""
 
     def __init__(self, allowed: set[str]) -> None:
         self._allowed = allowed | set(sys.stdlib_module_names) | {"sitecustomize", "usercustomize"}
@@ -56,5 +56,5 @@ class Blocked(MetaPathFinder):
 if __name__ == "sitecustomize":
     _allowed = allowed_modules(os.environ["DECLARED"].split())
     for _name in [name for name in sys.modules if name.partition(".")[0] == "packaging"]:
-        del sys.modules[_name]  # this file's own need
+        del sys.modules[_name]  # imported by this file itself
     sys.meta_path.insert(0, Blocked(_allowed))

@@ -58,7 +58,7 @@ def results(model: Fast3R, case: Case) -> list[torch.Tensor]:
 
 
 def case_model(case: Case) -> Fast3R:
-    """The network of a case, with weights that make its fusion attend to some tokens more than to others."""
+    """The network of a case, with weights that make its fusion prefer some tokens."""
     model = small_model(decoder_attn_bias_for_inference_enabled=case.gain)
     with torch.no_grad():
         for block in model.decoder.dec_blocks:

@@ -1,4 +1,4 @@
-"""What a node reports of a mapper and of a camera that are well."""
+"""A node's reports of a mapper and of a camera without problems."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fast3r_ros.ros.report import CameraReport
 
 
 def mapper_status(**changes: Any) -> MapperStatus:
-    """A status in which every field holds another value; `changes` replace some."""
+    """A status with a different value in every field; `changes` replace some."""
     values = {
         "received": 10,
         "keyframes": 4,
@@ -30,7 +30,7 @@ def mapper_status(**changes: Any) -> MapperStatus:
 
 
 def camera(**changes: Any) -> CameraReport:
-    """A camera that is well; `changes` replace fields."""
+    """A camera without problems; `changes` replace fields."""
     values = {
         "topic": "/image",
         "publishers": ["/driver"],

@@ -1,4 +1,4 @@
-"""A robot in the test process that walks through the synthetic room, and what listens to the node."""
+"""A robot in the test process that drives through the synthetic room, and a listener to the node."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CAMERA = "camera_optical_frame"
 
 
 def listener_for(domain_id: int, node: str = NODE) -> Listener:
-    """Hears status, windows, transforms and diagnostics."""
+    """Receives status, windows, transforms and diagnostics."""
     listener = Listener(domain_id)
     listener.listen(MappingStatus, f"{node}/status")
     listener.listen(WindowEstimate, f"{node}/window")
@@ -50,7 +50,7 @@ def frames() -> tuple[Frame, ...]:
 
 
 class Robot:
-    """Publishes the walk as a robot would: images, odometry in metres, odom -> base_link -> camera on TF.
+    """Publishes the walk like a robot: images, odometry in metres, odom -> base_link -> camera on TF.
 
     prefix: of the topics of camera and odometry.  best_effort: as most camera drivers publish.  odom, base:
     its frames.  pans: the camera sits on a head that turns from side to side.
@@ -78,7 +78,7 @@ class Robot:
         self._tf_static = node.create_publisher(TFMessage, "/tf_static", latched())
         self.base_from_camera = optical_pose_from_body(np.eye(4))
         self.base_from_camera[:3, 3] = (0.2, 0.05, 0.4)
-        # odometry starts somewhere else and turned
+        # odometry starts at another pose
         self._odom_from_world = np.eye(4)
         self._odom_from_world[:3, :3] = Rotation.from_euler("z", 0.7).as_matrix()
         self._odom_from_world[:3, 3] = (3.0, -2.0, 0.0)
@@ -117,7 +117,7 @@ class Robot:
         """
         behind: deque[tuple[float, TFMessage]] = deque()
         wait_until(lambda: self.images.get_subscription_count() > 0, 10, "the node's subscription")
-        time.sleep(1.0)  # until it is as reliable as the images are
+        time.sleep(1.0)  # until its reliability matches the images'
         for index, frame in enumerate(frames()):
             start = time.monotonic()
             moved = self.odom_from_base(index)
@@ -167,5 +167,5 @@ def depth_in_millimetres(frame: Frame) -> Image:
 
 
 def transforms_to(listener: Listener, child: str) -> list[TransformStamped]:
-    """All transforms heard so far that give a frame a parent."""
+    """All transforms received so far that give a frame a parent."""
     return [t for message in listener.heard["/tf"] for t in message.transforms if t.child_frame_id == child]

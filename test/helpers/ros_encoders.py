@@ -1,4 +1,4 @@
-"""Pictures to the bytes of every image encoding, written from the formats' definitions, not with OpenCV."""
+"""Images to the bytes of every encoding, written from the formats' definitions, without OpenCV."""
 
 import array
 import sys
@@ -86,7 +86,7 @@ def encode(rgb: np.ndarray, encoding: str, padding: int = 0, big_endian: bool = 
 
 
 def expected(rgb: np.ndarray, encoding: str) -> np.ndarray:
-    """What a picture looks like after an encoding: grey ones keep the red channel only."""
+    """The expected image after an encoding: grey ones keep only the red channel."""
     grey = encoding.lower() in ("mono8", "mono16", "8uc1", "16uc1")
     return np.repeat(rgb[..., :1], 3, axis=-1) if grey else rgb
 

@@ -88,7 +88,7 @@ def random_odometry(rng: np.random.Generator) -> Odometry:
 
 
 class Pace:
-    """Images per second that the node just manages, by what its ~/status says of lost ones."""
+    """The rate of images that the node just sustains, from the lost ones in its ~/status."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
@@ -110,7 +110,7 @@ class Pace:
 
 
 def publish(node: Node, transport: str, count: int) -> dict[str, int]:
-    """Everything, every 50th image as bytes that are no message at all; how much was sent."""
+    """Publish everything, every 50th image as invalid bytes; returns the numbers sent."""
     rng = np.random.default_rng(SEED)
     qos = QoSProfile(depth=1000, reliability=ReliabilityPolicy.RELIABLE)
     kind, topic = (Image, "image") if transport == "raw" else (CompressedImage, "image/compressed")
@@ -121,7 +121,7 @@ def publish(node: Node, transport: str, count: int) -> dict[str, int]:
         time.sleep(0.05)
     time.sleep(2.0)  # until the node's subscription has become reliable
     images.publish(kind())
-    time.sleep(1.0)  # whether a publisher's first message was lost, nobody can tell
+    time.sleep(1.0)  # the loss of a publisher's first message cannot be detected
     sent: Counter[str] = Counter(images=1)
     pace, start = Pace(node), time.monotonic()
     for index, message in enumerate(random_images(count, transport, SEED)):

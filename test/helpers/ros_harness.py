@@ -1,4 +1,4 @@
-"""Real nodes as processes of their own and a listener in the test process, in a DDS domain of their own."""
+"""Real nodes as separate processes and a listener in the test process, in their own DDS domain."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _claimed: dict[int, tuple[int, IO[str]]] = {}
 
 
 def domain(number: int) -> int:
-    """A DDS domain for one test module, which no run of the suite beside this one has: by a locked file."""
+    """A DDS domain for one test module, unique among concurrent runs of the suite by a locked file."""
     for offset in range(100 if number not in _claimed else 0):
         candidate = 1 + (os.getpid() * 7 + number + offset) % 100
         lock = Path(tempfile.gettempdir(), f"fast3r_test_domain_{candidate}").open("a")  # noqa: SIM115
@@ -61,12 +61,12 @@ def arguments(parameters: dict[str, Any], remappings: dict[str, str] | None = No
 
 
 def constants(values: dict[str, Any]) -> list[str]:
-    """Settings that are no parameters of the node, for double_node.py; to stand before `arguments`."""
+    """Settings that are not parameters of the node, for double_node.py; placed before `arguments`."""
     return [f"{name}={value}" for name, value in values.items()]
 
 
 class Program:
-    """A process with its output in a file; `stop` ends it as Ctrl-C does."""
+    """A process with its output in a file; `stop` ends it like Ctrl-C."""
 
     def __init__(self, command: list[str], domain_id: int) -> None:
         self._output = tempfile.TemporaryFile("w+")  # noqa: SIM115  lives as long as the process
@@ -98,8 +98,9 @@ class Program:
         return self.process.wait(timeout)
 
     def stop(self, number: int = signal.SIGINT) -> tuple[int, float]:
-        """Signal the process; (exit status, seconds it took).  It is killed after a minute, which is its
-        status then: far more than the three seconds that it takes on a machine that does little else.
+        """Signal the process; (exit status, seconds it took).
+
+        It is killed after a minute, far more than the three seconds that it needs on an idle machine.
         """
         start = time.monotonic()
         if self.process.poll() is None:
@@ -131,7 +132,7 @@ def _status(pid: int, key: str) -> int:
 
 
 class Listener:
-    """A node in the test process that keeps what it hears."""
+    """A node in the test process that stores received messages."""
 
     def __init__(self, domain_id: int) -> None:
         os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
@@ -142,7 +143,7 @@ class Listener:
         self._executor = SingleThreadedExecutor(context=self._context)
         self._executor.add_node(self.node)
         self._stop = threading.Event()
-        # goes on when a test destroys a subscription that the executor is about to look at
+        # continues when a test destroys a subscription that the executor is about to use
         self._thread = spin_until(self._stop, self._executor)
 
     def listen(self, kind: Any, topic: str, latched: bool = False) -> None:
@@ -185,22 +186,22 @@ class Listener:
 
 
 def crowding() -> float:
-    """How many wait for each processor, at least 1: limits in seconds are for a machine of our own."""
+    """Waiting processes per processor, at least 1: limits in seconds are for an idle machine."""
     return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 def wait_until(condition: Callable[[], bool], timeout: float, what: str) -> None:
-    """Until a condition holds; timeout in seconds of a machine of our own."""
+    """Wait until a condition holds; timeout in seconds on an idle machine."""
     timeout *= crowding()
     limit = time.monotonic() + timeout
     while not condition():
-        assert time.monotonic() < limit, f"waited {timeout:.0f} s in vain for {what}"
+        assert time.monotonic() < limit, f"timeout: waited {timeout:.0f} s for {what}"
         time.sleep(0.02)
 
 
 @contextlib.contextmanager
 def running(*programs: Program) -> Iterator[None]:
-    """Whatever happens, nothing is left behind; what the programs said is shown when a test fails."""
+    """Stops the programs in every case; their output is shown when a test fails."""
     try:
         yield
     except BaseException:

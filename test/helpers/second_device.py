@@ -1,8 +1,8 @@
 """A second device for machines without an accelerator.
 
-`.to(device)` inside `with SecondDevice() as device` gives tensors that say they are elsewhere, on PyTorch's
-"meta" device, whose name is borrowed; their content is kept on the CPU, where all operations run.  As on an
-accelerator, NumPy cannot see them, and an operation on tensors of both devices fails.
+`.to(device)` inside `with SecondDevice() as device` gives tensors that claim to be on PyTorch's "meta"
+device; their content is on the CPU, where all operations run.  As on an accelerator, NumPy cannot access
+them, and an operation on tensors of both devices fails.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ class TensorElsewhere(Tensor):
 class SecondDevice(TorchDispatchMode):
     """Runs the operations of the second device.
 
-    reads: bytes of every copy to the host.  numbers: how many single numbers were read.  launched: name ->
-    how often an operation ran there, without those that only look at a tensor in another way.
+    reads: bytes of every copy to the host.  numbers: number of single numbers read.  launched: name -> number
+    of its operations there, without views.
     """
 
     def __init__(self) -> None:
@@ -110,7 +110,7 @@ class SecondDevice(TorchDispatchMode):
 
 
 class _Factories(TorchFunctionMode):
-    """`torch.tensor` forgets the content when the device is "meta"."""
+    """`torch.tensor` drops the content when the device is "meta"."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = dict(kwargs or {})
@@ -129,7 +129,7 @@ def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
 
 
 def _content(value: Any) -> Any:
-    """Arguments with the tensors elsewhere replaced by what they hold."""
+    """Arguments with the second device's tensors replaced by their content."""
     if isinstance(value, (list, tuple)):
         return type(value)(_content(item) for item in value)
     return value.held if isinstance(value, TensorElsewhere) else value

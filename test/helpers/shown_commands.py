@@ -1,4 +1,4 @@
-"""What the documentation shows: its commands and code, as they stand there."""
+"""The commands and code in the documentation."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def of_fast3r(command: str) -> str | None:
 
 
 def text_without_a_word_on_tests() -> list[str]:
-    """Blocks of the language `text` whose paragraph before them does not say that tests do not run them."""
+    """Blocks of the language `text` without a remark before them that tests do not run them."""
     wrong = []
     for page in PAGES:
         before, *others = re.split(r"^```text\n", page.read_text(encoding="utf-8"), flags=re.M)

@@ -19,7 +19,7 @@ def shown_files() -> dict[str, str]:
 
 
 def install_shown_package(target: Path) -> None:
-    """Build the package and install it into a folder, as pip does it without any other package."""
+    """Build the package and install it into a folder, like pip without any other package."""
     pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--no-build-isolation"]
     with tempfile.TemporaryDirectory() as source:
         for name, content in shown_files().items():

@@ -1,4 +1,4 @@
-"""A small MapAnything with random weights, of upstream's own code."""
+"""A small MapAnything with random weights, from upstream's own code."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from fast3r_ros.model import Fast3R, Fast3RConfig
 
 
 def small_config(**changes: Any) -> Fast3RConfig:
-    """About 0.5 million parameters, every width another; `changes` go to the group that knows the key."""
+    """About 0.5 million parameters, every width different; `changes` go to the group with the key."""
     content: dict[str, dict[str, Any]] = {
         "encoder_args": {"embed_dim": 48, "depth": 2, "num_heads": 4, "img_size": 64},
         "decoder_args": {"embed_dim": 32, "enc_embed_dim": 48, "depth": 10, "num_heads": 4},

@@ -1,4 +1,4 @@
-"""What a listener of /tf and /tf_static knows by tf2's rules, written apart from the product's look-up."""
+"""A listener's transforms by tf2's rules, independent of the product's lookup."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class Tree:
     def lookup(self, target: str, source: str, stamp: int) -> np.ndarray:
         """(4, 4) target_from_source at a stamp.  Raises Unknown."""
         if source not in self._moving and source not in self._static:
-            raise Unknown(f"nobody speaks of {source}")
+            raise Unknown(f"{source} is unknown")
         root, root_from_target = self.to_root(target, stamp)
         other, root_from_source = self.to_root(source, stamp)
         if root != other:

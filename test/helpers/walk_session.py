@@ -1,4 +1,4 @@
-"""One run of the walk: the mapping node with a stand-in network, the replay node, and what was heard."""
+"""One run of the walk: the mapping node with a stand-in network, the replay node, and their messages."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ PARAMETERS = {
 
 
 class Session:
-    """The node, the listener, and what was heard while the walk was played."""
+    """The node, the listener, and the messages of the walk."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -59,7 +59,7 @@ class Session:
         self.seconds = 0.0
 
     def play(self) -> None:
-        """The whole walk, until nothing more waits in the node."""
+        """Play the whole walk, until nothing is pending in the node."""
         self.wait_for_state(MappingStatus.WAITING)
         start = time.monotonic()
         replay = Program([*REPLAY, *arguments({"rate": 1.2, "ground_truth": True})], DOMAIN)
@@ -69,7 +69,7 @@ class Session:
         self._walked = {topic: list(messages) for topic, messages in self.listener.heard.items()}
 
     def walked(self, topic: str) -> list[Any]:
-        """What was heard during the walk; a relative name is one of the node's own topics."""
+        """The messages of the walk on a topic; a relative name is one of the node's own topics."""
         return self._walked[topic if topic.startswith("/") else f"{NODE}/{topic}"]
 
     def wait_for_state(self, state: int) -> MappingStatus:
@@ -93,7 +93,7 @@ class Session:
         return self.listener.newest("/diagnostics").status[index].message
 
     def publish(self, messages: list[Any], topic: str = "/image") -> None:
-        """Send messages one after the other, slowly enough for each to be looked at."""
+        """Send messages one after the other, slowly enough for each to be processed."""
         node = self.listener.node
         qos = QoSProfile(depth=50, reliability=ReliabilityPolicy.RELIABLE)
         publisher = node.create_publisher(type(messages[0]), topic, qos)

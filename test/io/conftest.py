@@ -1,4 +1,4 @@
-"""A reconstruction without a network: the truth of a synthetic walk as the mapper would hand it over."""
+"""A reconstruction without a network: the ground truth of a synthetic walk in the mapper's form."""
 
 from __future__ import annotations
 

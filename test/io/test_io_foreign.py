@@ -1,4 +1,4 @@
-"""Sources as other recorders, cameras and copies leave them: what is there is read, the rest is reported."""
+"""Sources of other recorders, cameras and copies: valid parts are read, the rest is reported."""
 
 from __future__ import annotations
 
@@ -257,7 +257,7 @@ def test_a_wrong_calibration_is_left_out_on_request(tmp_path, capsys):
 
 
 def test_a_region_and_binning_keep_the_ray_of_every_pixel():
-    """The pixel (u, v) of the delivered image looks where the sensor's pixel of that place looks."""
+    """The pixel (u, v) of the delivered image has the ray of the corresponding sensor pixel."""
     full = info(640, 480, 400.0)
     region = SimpleNamespace(x_offset=100, y_offset=60, width=320, height=240, do_rectify=False)
     part = SimpleNamespace(
@@ -274,7 +274,7 @@ def test_a_region_and_binning_keep_the_ray_of_every_pixel():
 
 
 def test_results_lead_back_to_the_photos(tmp_path):
-    """A point of the map falls on the same place of the photo by its own intrinsics as by the network's."""
+    """A map point projects to the same pixel of the photo by its own intrinsics and by the network's."""
     folder = tmp_path / "photos"
     folder.mkdir()
     for index, frame in enumerate(open_source("synthetic:2")):

@@ -1,4 +1,6 @@
-"""A whole source through the mapper with a stand-in network: files agree with the truth and each other."""
+"""A whole source through the mapper with a stand-in network: files agree with the ground truth and each
+other.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,7 @@ from fast3r_ros.synthetic.sequence import demo_sequence
 
 
 class Arguments:
-    """The options of `fast3r reconstruct` that the mapper's parameters come from."""
+    """The options of `fast3r reconstruct` that determine the mapper's parameters."""
 
     scale, min_confidence, voxel_size, set = "none", None, None, ()
 
@@ -53,7 +55,7 @@ class Arguments:
 
 
 class Run(NamedTuple):
-    """mode, the folder of results, the report, the true poses, and the mapper that has the map."""
+    """mode, the folder of results, the report, the true poses, and the mapper with the map."""
 
     mode: str
     folder: Path
@@ -147,7 +149,7 @@ def test_report_is_json_with_stages_memory_and_versions(run):
 
 
 def test_a_killed_run_is_marked_and_an_earlier_result_is_gone(tmp_path):
-    """By the second run the files of the first, killed one are gone; what the user put beside them is not."""
+    """The second run removes the files of the first, killed one, but not the user's."""
     begin_results(tmp_path)
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "000000.png").write_text("old")
@@ -268,7 +270,7 @@ def test_trajectory_error_is_zero_for_a_similar_copy_and_grows_with_noise():
 
 @pytest.mark.parametrize("scale", ["fixed=2.5", "camera_height=1.3"])
 def test_with_a_scale_every_file_is_in_metres(tmp_path, scale):
-    """Depth pictures that were written before the scale was known follow it."""
+    """Depth pictures written before the scale was known are rescaled."""
     sequence = demo_sequence(6.0, width=112, height=80)
     source = SyntheticSource(sequence)
     arguments = Arguments("window")
@@ -291,7 +293,7 @@ def test_with_a_scale_every_file_is_in_metres(tmp_path, scale):
 
 
 def test_odometry_of_a_bag_gives_metres(tmp_path):
-    """Odometry in a frame of its own, at other stamps than the images; the map's way gets the true length."""
+    """Odometry in its own frame, at other stamps than the images; the trajectory gets the true length."""
     sequence = demo_sequence(8.0, width=112, height=80)
     source = SyntheticSource(sequence)
     arguments = Arguments("window")

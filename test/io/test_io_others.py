@@ -1,4 +1,4 @@
-"""Clouds and models that other programs wrote, with the names and layouts of these."""
+"""Clouds and models of other programs, with their names and layouts."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_a_truncated_binary_model_gives_a_one_line_error(tmp_path, capsys):
 
 
 def lzf(data: bytes) -> bytes:
-    """Valid LZF by another way than PCL's: literal runs, and one long copy of a run of equal bytes."""
+    """Valid LZF, encoded differently than by PCL: literal runs, and one long copy of equal bytes."""
     packed = bytearray()
     for start in range(0, len(data), 32):
         run = data[start : start + 32]

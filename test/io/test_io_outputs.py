@@ -1,4 +1,4 @@
-"""Every output is opened by a tool that is not ours, and says what went in."""
+"""Every output is opened by a foreign tool and has the right content."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ COORDINATES = st.floats(-1e6, 1e6, width=32)
 
 
 def record_of(view: ViewEstimate) -> CameraRecord:
-    """A view as the writers want it."""
+    """A view in the form for the writers."""
     height, width = view.image.shape[:2]
     name = f"{view.keyframe_id:06d}"
     return CameraRecord(
@@ -139,7 +139,7 @@ def test_trajectory_in_evo(tmp_path, walk):
 
 
 def test_evo_traj_reads_the_walk(tmp_path, walk):
-    """The command itself, in a process of its own."""
+    """The command itself, in a separate process."""
     write_trajectory(tmp_path / "trajectory.txt", walk.trajectory)
     command = [Path(sys.executable).with_name("evo_traj"), "tum", "trajectory.txt", "--full_check"]
     environment = {**os.environ, "HOME": str(tmp_path), "MPLBACKEND": "agg"}
@@ -240,7 +240,7 @@ def test_view_images(tmp_path, walk):
 def test_preview_shows_map_trajectory_ground_truth_and_views(tmp_path, walk):
     numbers = {"frames": 12, "points": len(walk.cloud.points)}
     arguments = {"cloud": walk.cloud, "trajectory": walk.trajectory, "views": walk.views, "numbers": numbers}
-    # the truth in other coordinates and units: it has to be fitted before it is drawn
+    # ground truth in other coordinates and units: it must be aligned before drawing
     world_from_map = np.eye(4)
     world_from_map[:3, :3] = 3.0 * Rotation.from_euler("xyz", [0.3, -0.2, 1.0]).as_matrix()
     moved = {stamp: world_from_map @ pose for stamp, pose in walk.truth.items()}
@@ -250,7 +250,7 @@ def test_preview_shows_map_trajectory_ground_truth_and_views(tmp_path, walk):
     assert len(np.unique(picture @ [1, 256, 65536])) > 5000, "a map and six colourful views are shown"
     maps = picture[230:750]  # without the legend
     assert (np.abs(maps - (0xE4, 0x57, 0x2E)).max(-1) < 12).sum() > 500, "the trajectory is drawn"
-    # where the estimate is right, both lie in one place
+    # where the estimate is correct, both coincide
     assert (np.abs(maps - (0x2A, 0x9D, 0x8F)).max(-1) < 12).sum() > 100, "the ground truth is drawn"
 
 
@@ -262,7 +262,7 @@ def test_frusta_do_not_hide_a_short_trajectory(reach, expected):
 
 @pytest.mark.parametrize(("noise", "word"), [(0.0, "Good"), (0.4, "Fair"), (3.0, "Poor")])
 def test_verdict_of_a_noisy_trajectory(walk, noise, word):
-    """Noise in shares of the way's own spread."""
+    """Noise as a share of the trajectory's own spread."""
     places = np.array([pose.map_from_camera[:3, 3] for pose in walk.trajectory])
     spread = np.sqrt(((places - places.mean(0)) ** 2).sum(1).mean())
     shifts = np.random.default_rng(0).normal(size=places.shape) * noise * spread / np.sqrt(3)
@@ -337,7 +337,7 @@ def test_folder_that_cannot_be_created_gives_a_one_line_error(tmp_path, some_clo
 
 @pytest.mark.parametrize("motion", ["line", "turn"])
 def test_straight_lines_and_turns_have_an_error_or_none(motion):
-    """A corridor leaves the roll to the attitudes; a camera that only turns has no scale, and no error."""
+    """In a corridor the attitudes determine the roll; a pure rotation has no scale and no error."""
     turns = matrix_from_vector(np.outer(np.linspace(0, 2, 20), [0.0, 0.0, 1.0]))
     places = np.outer(np.linspace(0, 4, 20), [1.0, 0.0, 0.0]) if motion == "line" else np.ones((20, 3))
     truth = dict(enumerate(rigid_matrix(turns, places)))

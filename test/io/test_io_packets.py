@@ -1,4 +1,4 @@
-"""Topics of video packets, and the less usual encodings of images."""
+"""Topics of video packets, and unusual encodings of images."""
 
 from __future__ import annotations
 
@@ -204,7 +204,7 @@ def test_a_thermal_camera_is_stretched_and_no_depth(tmp_path):
 @pytest.mark.parametrize("encoding", ["mono16", "bayer_rggb16", "rgb16"])
 @pytest.mark.parametrize("bits", [10, 12, 14, 16])
 def test_the_bits_of_the_sensor_are_used(encoding, bits):
-    """The ramp from black to white, in the lower bits of 16, looks the same for all of them."""
+    """A ramp from black to white in the lower bits of 16 looks the same for every depth."""
     ramp = np.linspace(0, 1, 32 * 64).reshape(32, 64)
     channels = 3 if encoding == "rgb16" else 1
     values = np.repeat(np.round(ramp * (2**bits - 1)).astype("<u2")[..., None], channels, 2)

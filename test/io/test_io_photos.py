@@ -24,7 +24,7 @@ TURNED = {0x0112: 6}  # EXIF: the file's right side is the top
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory) -> Path:
-    """Photos as people have them: large, turned by EXIF, grey, with white space and numbers for names."""
+    """Typical photos: large, rotated by EXIF, grey, with white space and numbers in names."""
     folder = tmp_path_factory.mktemp("photos")
     for index, frame in enumerate(open_source("synthetic:2")):
         picture = Image.fromarray(frame.image).resize((900, 676))
@@ -74,13 +74,13 @@ def seen_points(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def best_shift(image: np.ndarray, pixels: np.ndarray, grey: np.ndarray) -> tuple[int, int]:
-    """The whole-pixel shift (right, down) at which the photo is most like what the points look like."""
+    """The whole-pixel shift (right, down) at which the photo best matches the points."""
     shifts = [(x, y) for x in range(-6, 7) for y in range(-6, 7)]
     return min(shifts, key=lambda shift: np.abs(look(image, pixels + shift) - grey).mean())
 
 
 def test_colmap_and_the_photos_by_pycolmap(mapped):
-    """What 3DGS does: the image of a name is in `images`, opened as it stands, and has the camera's size."""
+    """The rules of 3DGS: the named image is in `images`, is used unchanged, and has the camera's size."""
     model = pycolmap.Reconstruction(str(mapped / "sparse" / "0"))
     records, _ = read_cameras(mapped / "cameras.json")
     assert len(model.images) == len(records) >= 8

@@ -1,4 +1,4 @@
-"""Photos, lists of photos and videos as other cameras and tools leave them."""
+"""Photos, lists of photos and videos of other cameras and tools."""
 
 from __future__ import annotations
 

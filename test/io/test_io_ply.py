@@ -1,4 +1,4 @@
-"""PLY: what plyfile, a reader and writer by others, says of ours, and what a hostile or broken file gets."""
+"""PLY: plyfile reads our files and we read its; malicious and damaged files are rejected."""
 
 from __future__ import annotations
 

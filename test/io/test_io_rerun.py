@@ -1,4 +1,4 @@
-"""A recording for rerun: rerun's own reader finds in it what went in; without rerun one line says so."""
+"""A recording for rerun, read by rerun's own reader; without rerun there is a one-line error."""
 
 from __future__ import annotations
 

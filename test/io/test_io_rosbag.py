@@ -1,4 +1,4 @@
-"""Bags: written by rosbags' own writer, read back as the pictures that went in."""
+"""Bags written by rosbags' own writer are read back as the original images."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def test_ros_1_bag(tmp_path):
 
 
 def test_distortion_is_taken_out(tmp_path):
-    """A grid of points, distorted by OpenCV's own model, lies where the pinhole says after rectification."""
+    """A grid of points, distorted by OpenCV's own model, lies at its pinhole projection when rectified."""
     distortion = (-0.25, 0.06, 0.0, 0.0, 0.0)
     rays = np.array([[x, y, 1.0] for x in (-0.3, 0.0, 0.3) for y in (-0.2, 0.0, 0.2)])
     pixels, _ = cv2.projectPoints(rays, np.zeros(3), np.zeros(3), MATRIX, np.array(distortion))

@@ -1,4 +1,4 @@
-"""Sources: what is read is what was written, and what cannot be read is said in one clear sentence."""
+"""Sources: written frames are read back, and unreadable ones are reported in one clear sentence."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_video_frames_and_stamps(tmp_path):
     ("quarter_turns", "matrix"), [(1, (0, 1, -1, 0)), (2, (-1, 0, 0, -1)), (3, (0, -1, 1, 0))]
 )
 def test_rotation_tag_of_a_video_is_honoured(tmp_path, quarter_turns, matrix):
-    """A phone held upright writes a lying picture and a matrix in the track header (ISO 14496-12, 8.3.2)."""
+    """A phone held upright writes a rotated image and a matrix in the track header (ISO 14496-12, 8.3.2)."""
     path = tmp_path / "phone.mp4"
     write_video(path, 3, 10.0)
     lying = [frame.image for frame in open_source(path)]

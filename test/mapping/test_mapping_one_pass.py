@@ -324,7 +324,7 @@ def test_memory_grows_neither_with_pictures_nor_with_pointmaps(network: Fast3R) 
                 one_pass.add_frame(frame)
             placed = sum(len(result.views) for result in one_pass.process())
         if peak.bytes is None:
-            pytest.skip("this system does not tell a process's peak memory")
+            pytest.skip("this system does not report a process's peak memory")
         assert placed == views
         peaks.append(peak.bytes)
     per_view = (peaks[2] - peaks[1]) / (many - few)

@@ -309,7 +309,7 @@ def test_mutated_weights_load_equal_or_are_one_line(
 
 @pytest.fixture
 def limited() -> Iterator[Callable[[int], None]]:
-    """Lets files of this process grow to so many bytes only, which is how a full disk looks at any write."""
+    """Limits the size of this process's files, like a full disk at any write."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     yield lambda most: resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -1,4 +1,4 @@
-"""The package that docs/networks.md shows, built and installed by pip into a folder of its own."""
+"""The package shown in docs/networks.md, built and installed by pip into a separate folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Networks that give poses, intrinsics and metres beside their points."""
+"""Networks that also output poses, intrinsics and metric points."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from fast3r_ros.synthetic.sequence import SyntheticSequence, demo_sequence
 
 
 class Cameras(TrueNetwork):
-    """The truth in metres as depth and cameras, in a world frame that is not view 0's."""
+    """The ground truth in metres as depth and cameras, in a world frame other than view 0's."""
 
     metric = True
 

@@ -194,7 +194,7 @@ def test_a_cpu_gets_smaller_images(folder: Path) -> None:
 def test_the_command_line_runs_it(
     mode: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Random weights make no map that could be accepted for certain, but every step is gone through."""
+    """Random weights may not give an accepted map, but every step runs."""
     from fast3r_ros.cli import main
 
     gates = [f"--set=registration.{name}=0" for name in ("min_inlier_share", "min_view_share")]
@@ -222,7 +222,7 @@ def test_what_cannot_be_used_is_named(folder: Path, tmp_path: Path) -> None:
 
 
 def test_nothing_of_its_programs_is_imported(folder: Path) -> None:
-    """NumPy 1, xFormers, Open3D … are asked for by its metadata, and not here."""
+    """NumPy 1, xFormers, Open3D … are required by its metadata, but not here."""
     code = f"""
 import sys
 from fast3r_ros.networks import NetworkOptions, load_network

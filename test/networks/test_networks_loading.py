@@ -1,4 +1,4 @@
-"""Which network a model's name picks, and what is said where there is none."""
+"""The network of a model's name, and the error for an unknown one."""
 
 from __future__ import annotations
 

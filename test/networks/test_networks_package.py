@@ -1,4 +1,4 @@
-"""A network of somebody else's package, as docs/networks.md shows it, on the command line."""
+"""A network of a foreign package, as shown in docs/networks.md, on the command line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The programs start with what package.xml declares, and nothing else."""
+"""The programs start with only the dependencies declared in package.xml."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def environ(tmp_path: Path) -> dict[str, str]:
-    """Variables of a process that can import what package.xml declares, and nothing else."""
+    """Environment of a process that can import only the dependencies declared in package.xml."""
     blocker = tmp_path / "blocker"
     blocker.mkdir()
     shutil.copy(ROOT / "test" / "helpers" / "only_declared.py", blocker / "sitecustomize.py")

@@ -25,7 +25,7 @@ MODULES = {
     "pillow_heif": "pillow-heif",
     "rerun": "rerun-sdk",
 }
-# What belongs to one optional feature, which names it in one line when it is missing.
+# Packages of one optional feature, which names them in one line if missing.
 OPTIONAL = {
     "mcap",
     "pillow-heif",
@@ -46,7 +46,7 @@ OPTIONAL |= {"depth-anything-3", "addict", "einops", "omegaconf", "mapanything"}
 THROUGH_TORCH = {"flash-attn", "tensorboard"}  # torch or a table of names imports these for us
 THROUGH_DA3 = {"addict", "einops", "omegaconf"}  # the networks of depth-anything-3 import these
 NOT_IN_EXTRAS = {"depth-anything-3", "mapanything"}  # one without its dependencies, one that is not on PyPI
-# What is not installed where the tests run or does not say: the licence that its project page names.
+# Packages that are not installed for the tests or do not state their licence: that of the project page.
 ELSEWHERE = {
     "open3d": "MIT",
     "openexr": "BSD-3-Clause",

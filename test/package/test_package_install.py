@@ -1,4 +1,4 @@
-"""How a robot gets the package: docs/robot.md, the Dockerfile and the devcontainer, other Pythons, CMake."""
+"""Installation on a robot: docs/robot.md, the Dockerfile and the devcontainer, other Pythons, CMake."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the launch files start, with which parameters, and what happens when something is missing."""
+"""The nodes and parameters started by the launch files, and errors for missing packages."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def kinds(actions) -> list[str]:
 
 
 def pretend_installed(package: str, prefix: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Enter a package into an ament index, as installing it does."""
+    """Add a package to an ament index, like its installation."""
     index = prefix / "share" / "ament_index" / "resource_index" / "packages"
     index.mkdir(parents=True, exist_ok=True)
     (index / package).touch()

@@ -1,4 +1,4 @@
-"""The built interfaces: /tf has the upstream type, and both distributions talk from node to node."""
+"""The built interfaces: /tf has the upstream type, and nodes of both distributions communicate."""
 
 import json
 import os

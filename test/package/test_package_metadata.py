@@ -1,4 +1,4 @@
-"""What the package says about itself in several places must agree."""
+"""The package's metadata in several places must agree."""
 
 import ast
 import re

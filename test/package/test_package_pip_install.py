@@ -18,7 +18,7 @@ SOURCES = ["fast3r_ros", "setup.py", "pyproject.toml", "README.md", "LICENSE"]
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Runs Python code with the package installed into a folder of its own, away from the sources."""
+    """Runs Python code with the package installed into a separate folder, away from the sources."""
     target = tmp_path_factory.mktemp("installed")
     environ = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "LANG")}
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]

@@ -1,4 +1,4 @@
-"""The settings of RViz, Foxglove and Nav2 in config/: names that these know, topics that the node has."""
+"""The settings of RViz, Foxglove and Nav2 in config/: valid names, and existing topics."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Wrong use of the set-up gets one clear line and exit status 2."""
+"""A usage error of the set-up gives one clear line and exit status 2."""
 
 import os
 import runpy

@@ -143,7 +143,7 @@ def test_a_part_that_is_not_connected_is_neither_in_the_map_nor_in_its_files(tmp
         robot = Robot(listener)
         ready(listener)
         wait_until(lambda: robot.images.get_subscription_count() > 0, 10, "the node's subscription")
-        time.sleep(1.0)  # until it is as reliable as the images are
+        time.sleep(1.0)  # until its reliability matches the images'
         for frame in (*walk[45:], *walk[:45]):
             robot.images.publish(rgb_to_image(frame.image, frame.stamp_ns, CAMERA))
             time.sleep(0.1)

@@ -1,4 +1,4 @@
-"""The stand-in network makes the errors it is asked for, and no others."""
+"""The stand-in network makes exactly the requested errors."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""A training run among faults: configurations and states that others have touched, full disks, kills.
+"""Faults of a training run: damaged configurations and states, full disks, kills.
 
 FAST3R_FAULTS=1000 mutates as many, FAST3R_KILLS=100 kills as often; figures in docs/reliability.md.
 """
@@ -235,7 +235,7 @@ def config() -> TrainConfig:
 
 @pytest.fixture(scope="module")
 def finished(config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run that nobody disturbed."""
+    """The folder of an undisturbed run."""
     folder = tmp_path_factory.mktemp("finished")
     train(config, folder, join_processes("cpu"))
     return folder
@@ -296,7 +296,7 @@ def test_a_damaged_state_gives_a_one_line_error(tmp_path: Path, content: bytes) 
 
 @pytest.fixture
 def limited() -> Iterator[Callable[[int], None]]:
-    """Lets files of this process grow to so many bytes only, which is how a full disk looks at any write."""
+    """Limits the size of this process's files, like a full disk at any write."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     yield lambda most: resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -316,7 +316,7 @@ def test_a_full_disk_leaves_the_older_states_and_nothing_of_the_new(
 
 
 class Shards:
-    """Writes as a DeepSpeed engine does: for each tag a folder, with files of the model and of each rank."""
+    """Writes like a DeepSpeed engine: a folder per tag, with files of the model and of each rank."""
 
     global_rank = 0
 

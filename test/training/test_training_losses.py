@@ -1,4 +1,4 @@
-"""The training loss against the official release, and what it must do with masks."""
+"""The training loss against the official release, and with masks."""
 
 from __future__ import annotations
 

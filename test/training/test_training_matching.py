@@ -1,4 +1,4 @@
-"""The auxiliary matching loss: its targets against the geometry, and that it teaches."""
+"""The auxiliary matching loss: its targets against the geometry, and its effect on training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The trainer: it learns, it survives being killed, and several processes equal one."""
+"""The trainer: it learns, survives kills, and several processes equal one."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def losses(output: Path) -> dict[int, list[float]]:
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The tiny configuration's file and the folder of a run that nobody disturbed."""
+    """The tiny configuration's file and the folder of an undisturbed run."""
     folder = tmp_path_factory.mktemp("unbroken")
     (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
     finish(start(folder / "tiny.yaml", folder / "run"))

@@ -1,4 +1,4 @@
-"""How much goes to a browser: a web socket counts what it receives with a map of a million points."""
+"""Bytes sent to a browser: a web socket counts the data for a map of a million points."""
 
 from __future__ import annotations
 
