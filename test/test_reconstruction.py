@@ -1,4 +1,4 @@
-"""`from fast3r_ros import reconstruct`: what a Python user gets, from files, PIL images and arrays."""
+"""`from fast3r_ros import reconstruct`: the Python interface, with files, PIL images and arrays."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def photos(walk, tmp_path_factory) -> Path:
 
 
 class Seen:
-    """The network that answers the truth, for pictures instead of frames with stamps."""
+    """The oracle network, for images instead of frames with stamps."""
 
     def __init__(self, walk, start_ns=0):
         self.network, self.walk = TrueNetwork(walk), walk

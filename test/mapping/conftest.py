@@ -9,7 +9,7 @@ __all__ = ["other_device"]  # a fixture
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> Iterator[None]:
-    """The tensors of these tests are small: more threads only get in each other's way."""
+    """The tensors of these tests are small: more threads only slow each other down."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

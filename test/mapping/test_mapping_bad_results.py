@@ -1,4 +1,4 @@
-"""Windows of nonsense are rejected with a reason and leave the map as it was; every frame has its fate."""
+"""Windows of nonsense are rejected with a reason and leave the map unchanged; every frame is counted."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fast3r_ros.synthetic.network_double import TrueNetwork
 
 
 class Disturbing(TrueNetwork):
-    """The truth, disturbed in the way that `name` says."""
+    """The ground truth with the disturbance `name`."""
 
     name = ""
 
@@ -42,7 +42,7 @@ def disturbing_run() -> tuple[Run, Disturbing, list[Frame]]:
 
 
 def all_counted(mapper: Mapper) -> bool:
-    """Whether nothing waits after the end of input, and all else is used or dropped."""
+    """Whether nothing is pending after the end of input, and every frame is used or dropped."""
     counts = mapper.frame_counts()
     return counts.waiting == 0 and counts.received > 0
 

@@ -1,4 +1,4 @@
-"""What is captured and what falls back.
+"""Captured functions and fallbacks.
 
 CUDA graphs need a GPU; a recorder that works as they do keeps their rules here: fixed input buffers, and
 results that the next replay overwrites.
@@ -88,7 +88,7 @@ def test_memory_of_a_failed_attempt_is_freed(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: left.append(sum(t() is not None for t in taken)))
     assert not Captured(runs_out_of_memory).capture("doubled", doubled, torch.zeros(2))
-    assert left == [0]  # given back once, when nothing held the memory
+    assert left == [0]  # freed once, when nothing held the memory
 
 
 def test_a_shape_is_captured_once() -> None:
@@ -105,7 +105,7 @@ def test_a_shape_is_captured_once() -> None:
 
 
 class CudaStandIn:
-    """What `CudaGraphs` asks of `torch.cuda`, on a device of `free` bytes where a run takes `peak`.
+    """The parts of `torch.cuda` used by `CudaGraphs`, on a device of `free` bytes where a run takes `peak`.
 
     pools: those of every recording that was begun; the numbers in `failing` end with an error.
     """

@@ -20,7 +20,7 @@ from fast3r_ros.synthetic.sequence import loop_sequence
 
 
 class Noting(WindowNetwork):
-    """The stand-in network; decoded: stamps of the views of every window whose pointmaps were asked for."""
+    """The stand-in network; decoded: stamps of the views of every window whose pointmaps were requested."""
 
     def __init__(self, network: TrueNetwork) -> None:
         self._network = network
@@ -54,7 +54,7 @@ def test_every_view_of_a_window_is_published_or_registered() -> None:
         retrieved += len((network.decoded[-1] & registered) - published)
         unused += network.decoded[-1] - registered - published
     assert len(network.decoded) > 5
-    assert retrieved > 0  # views that closed a loop are registered, and not published again
+    assert retrieved > 0  # views that closed a loop are registered, but not published again
     assert unused == []
 
 

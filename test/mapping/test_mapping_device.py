@@ -1,4 +1,4 @@
-"""Where the mapper computes: on the device of the network's pointmaps, until points are published."""
+"""The mapper's device: that of the network's pointmaps, until points are published."""
 
 from dataclasses import replace
 
@@ -44,7 +44,7 @@ class OnDevice(WindowNetwork):
 
 @pytest.fixture(scope="module")
 def walk():
-    """Every other frame of a walk's start and of its end, which comes back there."""
+    """Every other frame of a walk's start and of its end at the same place."""
     sequence = loop_sequence(frames=600, width=WIDTH, height=HEIGHT)
     return sequence, [sequence[i] for i in (*range(0, 60, 2), *range(560, 600, 2))]
 
@@ -80,7 +80,7 @@ def test_another_device_gives_the_same_map(walk, on_cpu, other_device, known):
 
 
 def test_points_stay_on_the_device_until_they_are_published(walk):
-    """Of the views that a window places, the points that keyframes keep travel, together; else nothing."""
+    """Only the keyframes' points of placed views are transferred, in one copy."""
     with SecondDevice() as device:
         _, results = mapped(walk, DEVICE)
     published = sum(len(result.views) for result in results)

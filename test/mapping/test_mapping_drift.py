@@ -1,4 +1,4 @@
-"""The map keeps its scale and shape when the network errs as trained networks do.
+"""The map keeps its scale and shape despite the typical errors of trained networks.
 
 Synthetic everywhere; on recorded frames where they are.
 """
@@ -86,7 +86,7 @@ def test_a_calibration_that_cannot_be_true_is_reported():
     assert "front" in known.doubts()
     assert "camera_info" in known.doubts()
     assert FocalLengths({camera: (205.0,) * 3}, {camera: 210.0}).doubts() == ""
-    assert FocalLengths({camera: (205.0,)}, {camera: 400.0}).doubts() == ""  # one window does not tell
+    assert FocalLengths({camera: (205.0,)}, {camera: 400.0}).doubts() == ""  # one window is not enough
 
 
 def test_recorded_frames_are_read_from_a_folder_and_measured(tmp_path):
@@ -114,7 +114,7 @@ def test_recorded_frames_with_the_errors_of_trained_networks():
 
 
 def test_a_corridor_of_similar_places_is_recognised_on_the_way_back():
-    """Descriptors that say nothing of the place: loops are proposed by where the camera is."""
+    """Descriptors without information about the place: loops are proposed by the camera's position."""
     sequence, _ = the_loop()
     order = [*range(0, 140), *range(139, -1, -1)]
     out_and_back = replace(sequence, world_from_camera=sequence.world_from_camera[order])

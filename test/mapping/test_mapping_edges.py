@@ -1,4 +1,4 @@
-"""Taking keyframes out of the pose graph."""
+"""Removal of keyframes from the pose graph."""
 
 import numpy as np
 from hypothesis import given, settings
@@ -15,7 +15,7 @@ TRACK, LOOP = (0.002, 0.003, 0.002), (0.003, 0.005, 0.003)
 
 
 def a_walk(count, seed=0):
-    """Keyframes on a way with turns and a slowly changing scale."""
+    """Keyframes on a path with turns and a slowly changing scale."""
     rng = np.random.default_rng(seed)
     poses = [Sim3.identity()]
     for _ in range(count - 1):

@@ -1,4 +1,4 @@
-"""Pixels that are not to be mapped: people, the robot's own arm."""
+"""Ignored pixels: people, the robot's own arm."""
 
 from dataclasses import replace
 
@@ -15,7 +15,7 @@ ARM_DEPTH = 0.4  # metres; the walls are farther
 
 
 def with_an_arm(masked: bool) -> list[Frame]:
-    """The walk of a robot whose arm hangs into each image; the network sees the arm where it is."""
+    """The walk of a robot whose arm hangs into each image; the network reconstructs the arm."""
     frames = []
     for frame in the_loop()[1][:120]:
         depth = frame.depth.copy()
@@ -27,7 +27,7 @@ def with_an_arm(masked: bool) -> list[Frame]:
 
 
 def share_near_a_camera(run) -> float:
-    """The share of the map's points that lie where only the arm can be."""
+    """The share of the map's points in the space of the arm."""
     points = run.world_from_map().apply(run.mapper.map.cloud().points.astype(np.float64))
     near = np.zeros(len(points), bool)
     for pose in run.positions()[1]:
@@ -57,7 +57,7 @@ def test_a_view_that_is_ignored_as_a_whole_stays_out_of_the_map():
 
 
 class Resizing:
-    """A network that sees images at another size."""
+    """A network that works at another image size."""
 
     def __init__(self, transform, size):
         self.transform, self.size = np.array(transform, float), size

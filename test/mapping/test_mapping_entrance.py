@@ -78,7 +78,7 @@ def test_simultaneous_images_stay_together():
 
 
 def smeared(image, length, angle):
-    """The image of a camera that moves while it exposes: blurred along one direction."""
+    """The image of a camera that moves during exposure: blurred along one direction."""
     kernel = np.zeros((length, length), np.float32)
     kernel[length // 2] = 1
     turn = cv2.getRotationMatrix2D(((length - 1) / 2, (length - 1) / 2), angle, 1)
@@ -146,7 +146,7 @@ def test_of_a_half_blurred_recording_hardly_a_keyframe_is_blurred(blur, step):
             image = cv2.GaussianBlur(image, (0, 0), 2) if blur == "gauss" else smeared(image, 9, blur)
         intake.offer(frame(0.1 * i, noisy(image, i)))
     chosen = np.array([round(each.stamp_ns / SECOND / 0.1) for each in intake.take()])
-    # at 15 pixels a frame a soft one is kept now and then, where no sharp one would connect to the last
+    # at 15 pixels per frame a blurred one is sometimes accepted, if no sharp one connects to the last
     assert bad[chosen].mean() <= (0.05 if step == 4 else 0.15)
     covered = np.diff(chosen)
     assert len(chosen) >= 0.4 * (~bad).sum() * min(1, step / 9.6)
@@ -199,7 +199,7 @@ def test_overload_drops_and_counts_and_the_newest_waits():
     assert dropped == {"overload": 25}
     taken = intake.take()
     assert len(taken) == 5
-    assert taken[0].stamp_ns < 1.5 * SECOND  # what is kept covers the way, not only its end
+    assert taken[0].stamp_ns < 1.5 * SECOND  # the kept frames cover the path, not only its end
     assert intake.waiting == 0
 
 
@@ -218,7 +218,7 @@ def test_selection_costs_little_per_frame():
     start = time.thread_time()
     for i, image in enumerate(images):
         selector.judge(frame(i * 0.1, image))
-    assert (time.thread_time() - start) / len(images) < 0.02  # seconds; about 2 ms on a quiet machine
+    assert (time.thread_time() - start) / len(images) < 0.02  # seconds; about 2 ms on an idle machine
 
 
 def test_frames_from_several_threads_are_all_counted():
@@ -263,7 +263,7 @@ def test_bad_points_are_dropped():
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.7])
 def test_the_sky_is_dropped_also_where_it_fills_most_of_the_view(share):
-    """Networks place it far away and are less sure of it; at no pixel is it cut off by its confidence."""
+    """Networks place it far away with less confidence; the confidence alone removes none of its pixels."""
     points, confidence = wall()
     sky = round(share * len(points))
     points[:sky] *= 40

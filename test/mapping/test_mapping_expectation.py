@@ -1,4 +1,4 @@
-"""Where the robot is expected: a pose that somebody gives, and odometry where the network fails."""
+"""The expected pose of the robot: given by the user, or by odometry where the network fails."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -36,12 +36,12 @@ def mapped(count=200, **parameters):
 
 
 def off(pose, x, y, degrees):
-    """A pose as a person gives it: a little wrong."""
+    """A pose given by a user, slightly wrong."""
     return pose @ rigid_matrix(matrix_from_vector(np.array([0, 0, np.deg2rad(degrees)])), [x, y, 0.0])
 
 
 def test_a_given_pose_corrects_where_the_robot_is(tmp_path):
-    """The map is loaded, and nothing is recognised by itself."""
+    """The map is loaded, and nothing is recognised without help."""
     run, frames, map_from_base = mapped()
     run.mapper.save_map(tmp_path / "map")
     run = start(run.sequences, scale__source="depth", loop__enabled=False)
@@ -87,11 +87,11 @@ def test_keyframes_near_a_pose_have_a_similar_direction():
     near = InitialPose(pose, 1.0, np.deg2rad(60)).near(keyframes, MOUNT)
     assert 0 < len(near) < len(keyframes)
     back = InitialPose(off(pose, 0, 0, 180), 1.0, np.deg2rad(30)).near(keyframes, MOUNT)
-    assert len(back) == min(16, len(keyframes))  # the nearest: none looks that way
+    assert len(back) == min(16, len(keyframes))  # the nearest ones: none has that direction
 
 
 def in_the_dark(odometry, seconds=10, after=70):
-    """A walk of which some seconds show nothing; odometry: of the base by frame number, or None."""
+    """A walk with some seconds of blank images; odometry: frame number -> pose of the base, or None."""
     sequence, frames = the_loop()
     run = start(sequence, scale__source="depth" if odometry is None else "odometry", loop__enabled=False)
     run.mapper.set_extrinsics(sequence.camera, MOUNT)
@@ -149,7 +149,7 @@ def test_a_window_that_contradicts_odometry_is_not_bridged():
 
 @pytest.mark.parametrize("metres", [True, False])
 def test_bases_are_brought_to_the_ground_plane(metres):
-    """Tilted by three degrees and 10 cm too high, on average; place and heading stay."""
+    """Tilted by three degrees and 10 cm too high, on average; position and heading stay."""
     tilt = rigid_matrix(matrix_from_vector(np.array([0.03, 0.04, 0.0])), [0.0, 0.0, 0.1])
     level = np.stack([off(np.eye(4), 0.1 * n, 0.2, 10 * n) for n in range(5)])
     cameras = tilt @ level @ MOUNT
@@ -163,7 +163,7 @@ def test_bases_are_brought_to_the_ground_plane(metres):
 
 
 def step_errors(odometry, disturbance, seed=0):
-    """Metres between the estimated and the true way of each keyframe from the one before, of the second half.
+    """Metres between the estimated and the true step of each keyframe from the previous one, second half.
 
     Metres come from depth images, so that only the registration uses odometry: of the base by frame number.
     """
@@ -191,7 +191,7 @@ def test_good_odometry_holds_the_poses_of_a_noisy_network(seed):
 
 
 def test_slipping_wheels_hardly_move_what_the_network_knows_well():
-    """From frame 150 on every step is half as long, and the heading turns by a degree a frame."""
+    """From frame 150 on every step is half as long, and the heading turns by a degree per frame."""
 
     def slipping(index, base):
         turn = matrix_from_vector(np.array([0, 0, np.deg2rad(max(0, index - 150))]))

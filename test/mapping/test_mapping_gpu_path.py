@@ -1,4 +1,4 @@
-"""The way of a window from pictures to packed messages on a device that is not the host.
+"""A window from images to packed messages on a device that is not the host.
 
 It runs with real numbers on the stand-in for a second device, where mixing host and device fails, and which
 counts every copy to the host and every number that somebody waits for.
@@ -47,7 +47,7 @@ def view_of(tokens: object) -> WindowView:
 
 
 def registered(views: list[WindowView], maps: Reconstruction) -> RegisteredWindow:
-    """A window whose views are all where view 0 is, twice as large in the map."""
+    """A window whose views all have view 0's pose, twice as large in the map."""
     count = len(views)
     many = np.ones(count)
     poses = CameraPoses(
@@ -74,7 +74,7 @@ def on_device(network: Fast3R, dtype: torch.dtype) -> Fast3R:
 
 
 def pointmaps(network: Fast3R, device: torch.device) -> list[torch.Tensor]:
-    """Pictures through preprocessing, encoder, fusion and heads: what a `Reconstruction` holds."""
+    """Images through preprocessing, encoder, fusion and heads: the content of a `Reconstruction`."""
     behind = Fast3RNetwork(network)
     images = torch.stack([torch.from_numpy(frame(i).image) for i in range(VIEWS)])
     pixels, _ = prepare_images(images.to(device), WIDTH)
@@ -137,7 +137,7 @@ def test_keyframes_and_messages_take_one_copy_each() -> None:
     expected = messages(made_on(torch.device("cpu")))
     with SecondDevice() as device:
         fusion = made_on(DEVICE)
-        assert len(device.reads) == 1  # what all keyframes of the window keep
+        assert len(device.reads) == 1  # the points of all keyframes of the window
         newest = fusion.estimates[-1]
         for number, message in enumerate(
             (
@@ -145,7 +145,7 @@ def test_keyframes_and_messages_take_one_copy_each() -> None:
                 newest.maps.confidence_image,
                 newest.maps.depth_image,
                 lambda: mean_values([view.maps for view in fusion.estimates]),
-                lambda: (newest.points_camera, newest.confidence, newest.valid),  # all that there is
+                lambda: (newest.points_camera, newest.confidence, newest.valid),  # all properties
             ),
             start=2,
         ):
@@ -163,12 +163,12 @@ def test_results_are_copied_out_of_the_pinned_memory_once() -> None:
     for array, expected in zip(arrays, values, strict=True):
         np.testing.assert_array_equal(array, expected)
         array[...] = 0  # may be written to
-        assert not array.flags.owndata  # the memory is the tensor's that was taken apart, not one more copy
+        assert not array.flags.owndata  # uses the memory of the transferred tensor, without another copy
         assert torch.from_numpy(array).untyped_storage().nbytes() == expected.nbytes
 
 
 def test_publishing_precedes_the_next_window(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stream of the network's priority would wait behind its attention; the lower number goes first."""
+    """A stream of the network's priority would wait behind its attention; the lower number has priority."""
     monkeypatch.setattr(torch.cuda, "Stream", lambda device, priority=0: (str(device), priority))
     made = transfer._side_stream.__wrapped__(torch.device("cuda:1"))
     assert made == ("cuda:1", -1) == transfer.urgent_stream(torch.device("cuda:1"))
@@ -176,7 +176,7 @@ def test_publishing_precedes_the_next_window(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("views", [2, 5])
 def test_a_warm_up_runs_all_steps_after_the_network(views: int) -> None:
-    """It leaves alone what it is given, and is no part of any map."""
+    """It does not change its input, and is not part of any map."""
     shapes = [(HEIGHT, WIDTH)] * (views - 1) + [(WIDTH, HEIGHT)]
     points = [torch.full((*shape, 3), torch.nan) for shape in shapes]
     confidence = [torch.ones(shape) for shape in shapes]

@@ -1,4 +1,4 @@
-"""Localisation: frames are placed in the map, and the map stays as it is."""
+"""Localisation: frames are placed in the map without changing it."""
 
 from dataclasses import replace
 
@@ -32,7 +32,7 @@ def again(frames):
 
 
 class LaterNetwork(TrueNetwork):
-    """Answers for the views of another time what it answers for those of the first."""
+    """Returns the first walk's results for the same views at another time."""
 
     def encode(self, frame):
         early = frame.stamp_ns - LATER_NS
@@ -138,7 +138,9 @@ def test_a_given_pose_limits_the_search(run, tmp_path):
 def test_a_wrong_pose_is_given_up_after_some_windows(run, tmp_path):
     mapper, map_from_base = localizer(run, tmp_path)
     _, frames = the_loop()
-    mapper.set_initial_pose(InitialPose(map_from_base(5), 0.3, 0.3))  # which sees nothing of what is shown
+    mapper.set_initial_pose(
+        InitialPose(map_from_base(5), 0.3, 0.3)
+    )  # a pose without a view of the shown scene
     results = feed(mapper, again(frames[100:120]))
     assert not results[0].accepted
     assert results[-1].accepted

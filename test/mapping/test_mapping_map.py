@@ -83,7 +83,7 @@ def test_the_poses_of_culled_keyframes_are_thinned_before_they_fill_the_memory()
     kept = list(map_.keyframes)
     assert len(kept) < 1200
     assert kept[-1] == 1499
-    assert min(kept) < 150  # thinned, not forgotten from one end
+    assert min(kept) < 150  # thinned evenly, not from one end
     assert kept == sorted(kept)
 
 

@@ -1,4 +1,4 @@
-"""The mapper as a whole: what comes out fits together, and bad input does no harm."""
+"""The whole mapper: its outputs are consistent, and invalid input does no harm."""
 
 from dataclasses import replace
 
@@ -280,7 +280,7 @@ def test_a_stationary_camera_fills_neither_map_nor_memory_and_keeps_its_track():
 
 
 def test_a_network_needs_no_more_than_two_methods():
-    """As in the protocol's first version; what its descriptors tell is taken as usual."""
+    """A network of the protocol's first version, with default limits of its descriptors."""
     sequence, frames = the_loop()
     known = TrueNetwork(sequence)
 

@@ -1,4 +1,4 @@
-"""When a map is in metres, that it says so, and that it is brought to metres once."""
+"""When a map becomes metric, that it reports so, and that this happens once."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -17,7 +17,7 @@ from fast3r_ros.mapping.map import Map
 
 
 def stretched(poses, after, factor):
-    """Odometry whose way is `factor` times too long from pose number `after` on."""
+    """Odometry whose path is `factor` times too long from pose number `after` on."""
     start_place = poses[after][1][:3, 3].copy()
     result = []
     for number, (stamp_ns, pose) in enumerate(poses):
@@ -29,7 +29,7 @@ def stretched(poses, after, factor):
 
 
 def test_the_map_is_in_metres_early_and_its_scale_is_refined_without_a_jump():
-    """Odometry comes from the third window on; map -> odom is what a navigating robot sees of a change."""
+    """Odometry starts with the third window; map -> odom shows a change to a navigating robot."""
     sequence, frames = the_loop()
     run = start(sequence, scale__source="odometry", loop__enabled=False)
     run.mapper.set_extrinsics(sequence.camera, BODY_FROM_OPTICAL)
@@ -52,18 +52,18 @@ def test_the_map_is_in_metres_early_and_its_scale_is_refined_without_a_jump():
     assert all(metres[first:])
     assert 0.0033 < sigmas[first] < 0.05
     assert sigmas[-1] < 0.0033
-    # what a correction moves the robot by, where it is
+    # the robot's displacement by a correction
     robot = [pose[:, 3] for pose in odom_from_base[first + 1 :]]
     moves = [(b - a) @ place for (a, b), place in zip(pairwise(map_from_odom[first:]), robot, strict=True)]
     assert np.linalg.norm(moves, axis=1).max() < 0.03
     changed = [abs(np.log(after[0] / before[0])) for before, after in pairwise(scales[first:])]
     assert sum(changed) > 0  # it was refined
-    assert not any(changed[-8:])  # and is settled
+    assert not any(changed[-8:])  # and is final
     assert run.world_from_map().scale == pytest.approx(1.0, abs=0.005)
 
 
 def test_measurements_that_become_doubtful_do_not_spoil_a_scale_that_was_adopted():
-    """Wheels that slip spread the measurements: the scale is kept until they are worth more again."""
+    """Slipping wheels spread the measurements: the scale stays until they are accurate again."""
     sequence, frames = the_loop()
     run = start(sequence, seed=1, scale__source="odometry", loop__enabled=False)
     for pose in odometry_of(sequence, 0.01, 1 / 3, 1, 300)[:150]:
@@ -76,7 +76,7 @@ def test_measurements_that_become_doubtful_do_not_spoil_a_scale_that_was_adopted
 
 
 def moving_mounts(count):
-    """Where a camera on a head that pans and nods sits on the robot, for each image."""
+    """The pose of a camera on a panning and nodding head on the robot, for each image."""
     angles = np.linspace(0, 4 * np.pi, count)
     turns = np.stack([0 * angles, 0.2 * np.sin(3 * angles), 0.8 * np.sin(angles)], 1)
     head = rigid_matrix(matrix_from_vector(turns), [0.1, 0.0, 1.0])
@@ -117,7 +117,7 @@ def test_the_map_begins_at_a_given_pose():
 
 
 def test_a_drift_of_the_scale_is_corrected_for_later_windows_only():
-    """Odometry grows 3 % longer than the way in the map, which is the same as a map that shrinks by 3 %."""
+    """Odometry becomes 3 % longer than the map's trajectory, equivalent to a map that shrinks by 3 %."""
     sequence, frames = the_loop()
     run = start(sequence, scale__source="odometry", loop__enabled=False)
     for pose in stretched(odometry_of(sequence, 0.01, 0.0, 0, len(frames)), 150, 1.03):
@@ -147,7 +147,7 @@ def test_a_fixed_scale_is_applied_once():
 
 
 def test_two_submaps_are_joined_in_the_known_scale():
-    """Odometry comes only after the track was lost: the first submap is brought to the second one's scale."""
+    """Odometry starts after the track was lost: the first submap gets the second one's scale."""
     sequence, frames = the_loop()
     blank = [replace(frame, image=np.full_like(frame.image, 128)) for frame in frames[80:180]]
     run = start(sequence, scale__source="odometry")

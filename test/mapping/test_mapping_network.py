@@ -124,7 +124,7 @@ def test_a_stationary_camera_is_redundant_and_a_slow_walk_through_a_real_kitchen
 
 
 def test_the_new_views_of_a_window_are_encoded_in_one_go(monkeypatch):
-    """A frame that cannot be used is counted, and takes no other with it."""
+    """An unusable frame is counted and does not affect others."""
     network = Fast3RNetwork(small_model())
     batches = []
     together = network.encode_prepared

@@ -26,7 +26,7 @@ VIEWS = 3
 
 
 class GraphDouble:
-    """Records as CUDA graphs are recorded, and counts replays."""
+    """Records functions like CUDA graphs, and counts replays."""
 
     def __init__(self) -> None:
         self.replays = 0
@@ -159,7 +159,7 @@ def test_frames_of_one_size_are_encoded_together_and_one_that_is_unusable_alone_
 def test_the_models_gpu_is_the_current_one_in_every_thread(
     network: Fast3R, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without one the guard does nothing; here it is seen to be there, around all that computes."""
+    """Without a GPU the guard does nothing; here its presence around all computations is tested."""
     asked: list[Tensor] = []
     guard = torch.cuda.device_of
     monkeypatch.setattr(torch.cuda, "device_of", lambda tensor: asked.append(tensor) or guard(tensor))
@@ -217,7 +217,7 @@ def test_a_captured_stream_gives_what_the_network_gives(network: Fast3R) -> None
     kept, expected = ([one.encode(frame) for frame in seen] for one in (captured, plain))
     before = double.replays
     results, exact = [], []
-    for start in range(3):  # in full, going on from it, in full
+    for start in range(3):  # a full pass, a continued one, a full one
         results.append(captured.reconstruct(kept[start : start + VIEWS]))
         exact.append(plain.reconstruct(expected[start : start + VIEWS]))
     assert double.replays == before + 4  # fusion and heads of two windows

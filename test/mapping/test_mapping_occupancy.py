@@ -1,4 +1,4 @@
-"""The grid: what a robot would hit is never free, what rays went through is; heights are above the floor."""
+"""The grid: obstacles are never free, cells crossed by rays are; heights are above the floor."""
 
 from dataclasses import replace
 

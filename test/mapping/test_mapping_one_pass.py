@@ -1,4 +1,4 @@
-"""One pass over a whole source: as exact as the plain path, without all pictures and maps in memory."""
+"""One pass over a whole source: as exact as a plain pass, without all images and maps in memory."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ NAMES = ("points_global", "confidence_global", "points_local", "confidence_local
 
 
 class TruthInChunks:
-    """The stand-in network with the face that one pass needs."""
+    """The stand-in network with the interface for one pass."""
 
     def __init__(self, sequence: SyntheticSequence, intrinsics: bool = True) -> None:
         self._network, self._intrinsics = TrueNetwork(sequence), intrinsics
         self._frames: dict[int, Frame] = {}
-        self.decoded: list[int] = []  # views in the order in which their local points were asked for
+        self.decoded: list[int] = []  # views in the order of requests for their local points
 
     def prepare(self, frame: Frame) -> PreparedFrame:
         pixels = torch.from_numpy(frame.image)
@@ -103,7 +103,7 @@ def test_the_map_is_that_of_the_plain_path(walk: tuple[SyntheticSequence, list[F
     for keyframe, other in zip(one_pass.map.keyframes.values(), plain.map.keyframes.values(), strict=True):
         assert keyframe.points is not None
         assert other.points is not None
-        # depths are averaged with those neighbours that were there, which come a few at a time here
+        # depths are averaged with the neighbours present, which arrive a few at a time here
         mine, expected_points = keyframe.points.points, factor * other.points.points
         assert (np.isfinite(mine) == np.isfinite(expected_points)).mean() > 0.9
         both = np.isfinite(mine).all(axis=1) & np.isfinite(expected_points).all(axis=1)
@@ -124,7 +124,7 @@ def test_the_number_of_views_at_a_time_changes_nothing(walk: tuple[SyntheticSequ
 
 
 class Disturbed(TruthInChunks):
-    """Says nonsense of some views: when they are placed, or only when they are decoded again."""
+    """Returns nonsense for some views: when they are placed, or only when they are decoded again."""
 
     def __init__(self, sequence: SyntheticSequence, name: str, views: set[int], again: bool = False) -> None:
         super().__init__(sequence)
@@ -142,7 +142,7 @@ class Disturbed(TruthInChunks):
 
 
 def results_of(one_pass: OnePass, frames: Sequence[Frame]) -> list[WindowResult]:
-    """What a pass yields; the map is sound after it, and every frame is in it or counted."""
+    """The results of a pass; the map is valid after it, and every frame is in it or counted."""
     for frame in frames:
         one_pass.add_frame(frame)
     results = list(one_pass.process())
@@ -258,13 +258,13 @@ def test_files_are_written_from_the_stream(
 
 
 def way(poses: np.ndarray) -> float:
-    """Length of the way through poses (N, 4, 4)."""
+    """Length of the path through poses (N, 4, 4)."""
     return float(np.linalg.norm(np.diff(poses[:, :3, 3], axis=0), axis=1).sum())
 
 
 @pytest.mark.parametrize("scale", ["fixed", "camera_height", "odometry"])
 def test_a_scale_brings_the_map_to_metres(tmp_path: Path, scale: str) -> None:
-    """Whatever gives the scale, the way in the files is as long as the true one."""
+    """With every scale source, the trajectory in the files has the true length."""
     sequence = demo_sequence(12.0, width=64, height=48)
     source, indices = SyntheticSource(sequence), range(0, len(sequence), 5)
     true_poses = sequence.world_from_camera[indices]

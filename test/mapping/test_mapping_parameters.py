@@ -1,4 +1,4 @@
-"""Every parameter of the mapper does something: another value makes another map of the same frames.
+"""Every parameter of the mapper has an effect: another value gives another map of the same frames.
 
 Values that may change at run time are set in a mapper that was made with the others.
 """
@@ -39,7 +39,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Case:
-    """Another value than the usual, and what it makes more or less of, with other parameters and frames.
+    """A different value, and the quantity that it increases or decreases, with other parameters and frames.
 
     world: steady, blurred (every third frame), noise (windows without sense), jump (from the middle on
     somewhere else), return (from the middle on the way back) or drift (odometry, which grows three percent
@@ -141,7 +141,7 @@ def test_every_parameter_has_a_case() -> None:
 
 @lru_cache(maxsize=8)
 def world_of(name: str, count: int) -> tuple[SyntheticSequence, tuple[Frame, ...]]:
-    """The camera's way and what it sees, `count` frames of it."""
+    """The camera's trajectory and images, `count` frames."""
     sequence, frames = the_loop()
     middle = count // 2
     order = {
@@ -192,7 +192,7 @@ def outcome_of(case: Case, before: dict[str, Any], after: dict[str, Any]) -> Out
 
 @lru_cache(maxsize=32)
 def usual(world: str, frames: int, others: tuple[tuple[str, Any], ...]) -> Outcome:
-    """The same without the value of the case; several cases share it."""
+    """The run without the case's value; several cases share it."""
     return outcome_of(Case(None, LESS, views, dict(others), world, frames), dict(others), dict(others))
 
 
@@ -212,7 +212,7 @@ def test_another_value_makes_another_map(name: str) -> None:
 
 @pytest.mark.parametrize("size", [8, 9, 11])
 def test_small_windows_start_a_map(size: int) -> None:
-    """Of stride and overlap and hardly more, as they are left when memory has run out."""
+    """Windows of hardly more than stride and overlap, as after running out of memory."""
     case = Case(size, LESS, views, world="return", frames=120)
     outcome = outcome_of(case, {"window.size": size}, {"window.size": size})
     status = outcome.run.mapper.status()

@@ -1,4 +1,4 @@
-"""What the mapper promises, held to the numbers of `benchmark mapping`, mostly smaller."""
+"""The mapper's guarantees, with the scenarios of `benchmark mapping`, mostly smaller."""
 
 import time
 

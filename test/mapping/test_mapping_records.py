@@ -1,4 +1,4 @@
-"""Packed points are, byte for byte, what NumPy writes into a structured array, and are packed no slower."""
+"""Packed points are, byte for byte, what NumPy writes into a structured array, and packing is not slower."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_packing_a_view_costs_no_more_than_numpy_does() -> None:
     finally:
         torch.set_num_threads(threads)
     print(f"packing a view of 512x384: {ours * 1e3:.1f} ms, with NumPy {plain * 1e3:.1f} ms")
-    assert ours < 1.5 * plain  # half of it, on a quiet machine
+    assert ours < 1.5 * plain  # half of it on an idle machine
 
 
 def test_a_kept_view_holds_no_memory_of_others() -> None:

@@ -41,7 +41,7 @@ SECOND = 1_000_000_000
 
 
 def overlap_problem(rng, views=4, height=30, width=40, noise=0.01, outliers=0.0):
-    """A window of boxes of points and what the map knows of it, under a random similarity."""
+    """A window of boxes of points and its overlap with the map, under a random similarity."""
     truth = Sim3(
         float(np.exp(rng.normal(0, 0.5))), matrix_from_vector(rng.normal(size=3)), rng.normal(size=3) * 3
     )
@@ -69,7 +69,7 @@ def overlap_problem(rng, views=4, height=30, width=40, noise=0.01, outliers=0.0)
 
 
 def fit(overlaps, points, confidence, config=None, poses=None):
-    """The registration of views that all stand at the window's origin, or at given poses."""
+    """The registration of views that are all at the window's origin, or at given poses."""
     count = len(points)
     placed = np.stack([np.eye(4)] * count) if poses is None else poses
     numbers, nothing = np.ones(count), np.full(count, np.nan)
@@ -103,7 +103,7 @@ def test_the_covariance_matches_the_error():
         config = replace(RegistrationConfig(), pixels=100000)
         result = fit(overlaps, points, confidence, config)
         error = result.map_from_window.translation - truth.translation
-        # errors here are independent per pixel, while the covariance allows for patches of alike errors
+        # errors here are independent per pixel, while the covariance assumes correlated patches
         ratios.append(float(error @ np.linalg.solve(result.covariance[:3, :3], error)) / 3)
     assert 0.001 < np.mean(ratios) < 1.5
 
@@ -118,7 +118,7 @@ def test_noise_is_rejected_with_a_reason():
 
 
 def test_keyframes_without_points_say_nothing():
-    """As those of windows that no pixel could be believed in; alone they are no overlap."""
+    """Keyframes of windows without confident pixels; alone they are no overlap."""
     truth, overlaps, points, confidence = overlap_problem(np.random.default_rng(0))
     empty = [replace(each, confidence=np.zeros_like(each.confidence)) for each in overlaps]
     assert fit(empty, points, confidence).reason.endswith("could be placed")
@@ -138,7 +138,7 @@ def test_the_device_gives_the_same_registration(other_device):
 
 
 def test_a_registration_is_few_operations_of_the_device_and_small_copies():
-    """On a GPU a launch costs as much as the work in it: the algebra of a step belongs on the host."""
+    """On a GPU a launch costs as much as its work, so the algebra of a step belongs on the host."""
     _, overlaps, *maps = overlap_problem(np.random.default_rng(0), outliers=0.2)
     views = len(maps[0])
     with SecondDevice() as device:
@@ -197,7 +197,7 @@ def test_no_ratio_without_a_baseline():
 def test_the_lever_between_base_and_camera_counts():
     base_from_camera = rigid_matrix(BODY_FROM_OPTICAL[:3, :3], [0.5, 0.0, 0.3])
     odometry, keyframes = OdometryBuffer(), []
-    for i in range(60):  # turning on the spot moves the camera on a circle of half a metre
+    for i in range(60):  # rotating the base moves the camera on a circle of half a metre
         odom_from_base = rigid_matrix(matrix_from_vector([0, 0, 0.1 * i]), [0, 0, 0])
         odometry.add(i * SECOND // 4, odom_from_base)
         pose = odom_from_base @ base_from_camera

@@ -1,4 +1,4 @@
-"""Maps that others have touched, full disks and kills: one line, the present map as it was, nothing left.
+"""Damaged maps, full disks and kills: a one-line error, the present map unchanged, nothing left behind.
 
 FAST3R_FAULTS=1000 mutates as many maps, FAST3R_KILLS=100 kills as many saves and loads; figures in
 docs/reliability.md.
@@ -252,7 +252,7 @@ def mapper(tmp_path: Path) -> Mapper:
 
 
 def assert_refused(mapper: Mapper, folder: Path) -> str:
-    """One line, and the present map is what it was."""
+    """A one-line error, and the present map is unchanged."""
     before, points = mapper.map, mapper.map.points
     with pytest.raises(UserError) as caught:
         mapper.load_map(folder)
@@ -455,7 +455,7 @@ def test_mutated_bytes_are_one_line(folders: tuple[Mapper, Path], data: st.DataO
         else:
             content[place : place + 8] = bytes(len(content[place : place + 8]))
     path.write_bytes(bytes(content))
-    if path.name == ARRAYS:  # as somebody who knows the format would
+    if path.name == ARRAYS:  # like somebody who knows the format
         index = json.loads((folder / "map.json").read_text())
         (folder / "map.json").write_text(json.dumps({**index, "bytes": len(content)}))
     loads_equal_or_is_one_line(mapper, folder, top / "again")

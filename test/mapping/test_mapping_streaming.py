@@ -1,4 +1,4 @@
-"""Streaming in the sliding window: which windows are looked at in full, and what the others give."""
+"""Streaming in the sliding window: which windows are processed in full, and the results of the others."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_one_window_in_three_is_exact_and_the_others_use_the_cache(
 ) -> None:
     seen = windows(streaming, 5)
     results = [streaming.reconstruct(window) for window in seen]
-    for number in (0, 3):  # looked at in full
+    for number in (0, 3):  # processed in full
         exact = plain.reconstruct(seen[number])
         for place in range(WINDOW):
             assert_alike(maps(results[number], place), maps(exact, place))
@@ -107,7 +107,7 @@ def test_one_window_in_three_is_exact_and_the_others_use_the_cache(
 
 
 def test_a_repeated_window_is_processed_in_full(streaming: Fast3RNetwork, plain: Fast3RNetwork) -> None:
-    """As the mapper does when the gates refused the answer: with another view in front."""
+    """Like the mapper after a rejected registration: with another view 0."""
     first, second = windows(streaming, 2)
     streaming.reconstruct(first)
     streaming.reconstruct(second)

@@ -17,7 +17,7 @@ from fast3r_ros.mapping.map import Map
 
 
 def torn(directory=None):
-    """A walk that was interrupted, after which nothing is recognised; directory: for the views' pictures."""
+    """An interrupted walk, after which nothing is recognised; directory: for the views' pictures."""
     sequence, frames = the_loop()
     run = start(sequence, loop__enabled=False)
     recorder = Recorder(directory) if directory else None
@@ -38,7 +38,7 @@ def run():
 
 
 def from_scratch(mapped, submap):
-    """The cloud of one part as it is when nothing else is there."""
+    """The cloud of one part without the others."""
     own = mapped.part(submap).values()
     return Map.restored(mapped.config, own, mapped.metres, mapped.voxel_size).cloud()
 
@@ -74,7 +74,7 @@ def test_a_joined_part_moves_keyframe_by_keyframe(run, moved, stays):
     mapped.join(moved, stays, change)
     assert list(mapped.parts) == [stays]
     before = len(mapped.cloud().points)
-    assert before == len(original.cloud(stays).points)  # where it was before it was joined shows nothing
+    assert before == len(original.cloud(stays).points)  # nothing remains at its place before joining
     mapped.fuse_moved(3)
     assert before < len(mapped.cloud().points)
     mapped.fuse_moved()
@@ -104,7 +104,7 @@ def test_files_describe_the_main_part_and_the_others_have_their_own(tmp_path):
     assert names == {camera.name for camera in results.cameras}
     assert report["trajectory_error"]["share_of_path"] < 0.02  # of the main part alone
     assert {"map_submap_1.ply", "trajectory_submap_1.txt"} <= set(report["files"])
-    begin_results(tmp_path / "out")  # a new run takes them away
+    begin_results(tmp_path / "out")  # a new run removes them
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["report.json"]
     assert not json.loads((tmp_path / "out" / "report.json").read_text())["complete"]
 

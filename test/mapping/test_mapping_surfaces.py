@@ -103,7 +103,7 @@ def test_distant_surfaces_take_no_more_samples(depth):
 
 
 def distance_to_truth(run, depth_at):
-    """Of the cloud's points that a true view sees: how far in front of or behind its surface, relative."""
+    """For the cloud's points visible in a true view: relative distance in front of or behind its surface."""
     cloud, world_from_map = run.mapper.map.cloud().points.astype(float), run.world_from_map()
     world = world_from_map.apply(cloud)
     sequence, result = run.sequences[0], []
@@ -129,7 +129,7 @@ def test_walls_are_thinner_than_in_a_cloud_of_the_keyframes_own_points(disturban
 
 
 def test_removed_objects_leave_the_map():
-    """A pillar stands in the room on the way out and is gone on the way back."""
+    """A pillar is in the room on the way out and gone on the way back."""
     sequence, frames = the_loop()
     way = list(range(60))
     truth = np.stack([frames[i].depth for i in way])

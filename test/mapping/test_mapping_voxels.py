@@ -22,7 +22,7 @@ def assert_same(one, other):
 
 
 def seen_by(number, spread=1.0):
-    """What a keyframe puts into the cloud: points, and the space that it looks through."""
+    """A keyframe's contribution to the cloud: points, and free space."""
     passed = np.random.default_rng(100 + number).normal(0, spread, (200, 3)).astype(np.float32)
     return *some_points(number, 300, spread), passed, number
 
@@ -112,12 +112,12 @@ def shown_after(hits, passes):
         (range(10), (), True),
         (range(10), [11], True),  # one view may err
         (range(10), range(12, 18), False),  # it has gone
-        (range(30), range(40, 50), False),  # it was there for long
+        (range(30), range(40, 50), False),  # it was there for a long time
         (range(30), range(20, 24), True),  # views of one moment err
-        (range(20, 24), range(20), True),  # it was put there
+        (range(20, 24), range(20), True),  # it was added
         ([10], [*range(8, 10), *range(11, 14)], False),  # an outlier
         (range(0, 40, 2), range(1, 40, 4), True),  # half of the views look past its edge
-        (range(5), range(5), True),  # who has a point in a cell does not look through it
+        (range(5), range(5), True),  # a keyframe with a point in a cell does not look through it
     ],
 )
 def test_points_that_later_views_look_through_are_hidden(hits, passes, shown):

@@ -65,7 +65,7 @@ def test_few_new_views_and_many_known_ones_are_weighted_equally_for_view_0():
 
 
 class Watched(WindowNetwork):
-    """A network that remembers which tokens live, how often a frame was encoded, and the views 0.
+    """A network that records live tokens, how often a frame was encoded, and the views 0.
 
     fail: so many windows are nonsense.  dim: of one window the last so many views have no confidence.
     """
@@ -157,7 +157,7 @@ def test_without_retries_it_is_rejected_at_once_and_counted_with_a_reason():
 
 @pytest.mark.parametrize("trouble", [{"fail": 1}, {"dim": 2}, {"dim": 4}])
 def test_views_that_are_not_placed_get_a_second_chance_with_the_next_window(trouble):
-    """A refused window (fail, or all new views dim), and one whose newest views are not connected."""
+    """A rejected window (fail, or all new views dim), and one whose newest views are not connected."""
     network, mapper, frames = watched(**{"registration.retries": 0})
     feed(mapper, frames[:80])
     before = mapper.status().keyframes

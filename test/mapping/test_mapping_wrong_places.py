@@ -1,4 +1,4 @@
-"""Keyframes of other places that were retrieved, and frames of other places, are not taken for known ones.
+"""Retrieved keyframes of other places, and frames of other places, are not confused with known ones.
 
 The network is confidently wrong about them, and errs about the others as trained networks do.
 """
@@ -19,7 +19,7 @@ CONFIDENTLY_WRONG = replace(REALISTIC, unconnected_confidence=1.0)
 
 
 class Walk:
-    """What the truth says of a sequence's keyframes."""
+    """The ground truth of a sequence's keyframes."""
 
     def __init__(self, sequence):
         self.sequence = sequence
@@ -30,7 +30,7 @@ class Walk:
         return round((stamp_ns - self.sequence.start_ns) * self.sequence.rate / 1e9)
 
     def _shared(self, stamp_ns, other_ns):
-        """Share of what one camera sees that another one sees, too."""
+        """Share of one camera's view that is visible in another one."""
         (pose, depth), (other, there) = (
             (self.sequence.world_from_camera[i], self.depth(i)) for i in map(self.index, (stamp_ns, other_ns))
         )
@@ -47,7 +47,7 @@ class Walk:
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_wrong_keyframes_that_were_retrieved_are_never_loops(monkeypatch, count):
-    """Into every window come known keyframes that share nothing with it; three of one place agree."""
+    """Every window gets known keyframes that share nothing with it; three of one place agree."""
     sequence, frames = the_loop()
     walk, run = Walk(sequence), start(sequence, CONFIDENTLY_WRONG)
     run.feed(frames[:120], finish=False)
@@ -90,7 +90,7 @@ def test_places_that_were_never_seen_are_not_recognised():
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_places_that_were_seen_are_recognised(seed):
-    """Of two metres of depth, as recorded rooms have; what is seen here is three metres away."""
+    """Two metres of depth, as in recorded rooms; the scene here is three metres away."""
     result = localization(places=24, seed=seed, disturbance=CONFIDENTLY_WRONG)
     assert result["found"] == 24
     assert result["worst_position"] < 0.15

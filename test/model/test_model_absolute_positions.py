@@ -1,4 +1,4 @@
-"""The position table of small encoders: what it adds, and that the official layout does not change."""
+"""The position table of small encoders: its effect, and the unchanged official layout."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ def test_merging_equal_tokens_is_exact_for_every_grid(
 def test_a_cell_counts_as_often_as_it_has_tokens(
     grids: list[tuple[int, int]], merge: int, group: int
 ) -> None:
-    """Query by query, with every logit spelt out."""
+    """Query by query, with explicit logits."""
     query, key, value = attention_inputs(sum(h * w for h, w in grids), 1, merge)
     found = MergedAttention(grids, merge, group)(query, key, value, 0.4, "auto")
     starts = [0]

@@ -1,4 +1,4 @@
-"""Attention of other packages: when they are refused, and what they are given and give back.
+"""Attention of other packages: their rejection, inputs and results.
 
 The packages are stand-ins that compute plain attention: the kernels themselves need the card, and were not
 run by these tests.
@@ -28,7 +28,7 @@ def plain(query: Tensor, key: Tensor, value: Tensor, softmax_scale: float) -> Te
 
 
 def with_sums(query: Tensor, key: Tensor, value: Tensor, softmax_scale: float) -> tuple[Tensor, Tensor]:
-    """As FlashAttention 3 did at first."""
+    """Like the first FlashAttention 3."""
     return plain(query, key, value, softmax_scale), query.new_zeros(query.shape[:3]).transpose(1, 2)
 
 
@@ -41,13 +41,13 @@ def install(monkeypatch: pytest.MonkeyPatch, name: str, function: Callable[..., 
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No kernel was judged and no warning given."""
+    """Resets the verdicts on kernels and the warnings."""
     monkeypatch.setattr(attention, "_verdicts", {})
     attention._warn_once.cache_clear()
 
 
 def packed(tokens: int = 37) -> tuple[Tensor, ...]:
-    """Queries, keys and values (2, 4, tokens, 16), which lie as `Attention.mix` passes them on."""
+    """Queries, keys and values (2, 4, tokens, 16), in the memory layout of `Attention.mix`."""
     torch.manual_seed(0)
     return torch.randn(2, tokens, 3, 4, 16).permute(2, 0, 3, 1, 4).unbind()
 
@@ -110,7 +110,7 @@ def test_rejections(
 
 
 def on_any_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let packages take tensors of a CPU."""
+    """Allow tensors of a CPU for packages."""
     monkeypatch.setattr(attention, "kernel_refusal", lambda query, name: "")
 
 
@@ -126,7 +126,7 @@ def fails_with(error: Exception) -> Callable[..., Any]:
 
 
 def shifted(*inputs: Tensor, softmax_scale: float) -> Tensor:
-    """Wrong in the last rows only, as where addresses overflow."""
+    """Wrong only in the last rows, like an address overflow."""
     result = plain(*inputs, softmax_scale)
     result[:, -5:] = result[:, :5].clone()
     return result

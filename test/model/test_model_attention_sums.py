@@ -1,4 +1,4 @@
-"""Attention with its sums: parts joined are the whole, and wrong kernels give way."""
+"""Attention with its sums: joined parts equal the whole, and wrong kernels are replaced."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fast3r_ros.model.attention_sums import attend_with_sums, joined, plain
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No kernel was judged and no warning given."""
+    """Resets the verdicts on kernels and the warnings."""
     monkeypatch.setattr(attention, "_verdicts", {})
     attention._warn_once.cache_clear()
 

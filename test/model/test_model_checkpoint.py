@@ -1,4 +1,4 @@
-"""Checkpoints: every layout that is met, and files that must be refused with a useful line."""
+"""Checkpoints: every known layout, and files that must be rejected with a useful line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints and their configurations that others have touched: each loads equal or is one line, soon.
+"""Damaged checkpoints and configurations: each loads unchanged or quickly gives a one-line error.
 
 FAST3R_FAULTS=1000 mutates as many; figures in docs/reliability.md.
 """
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.slow
 FAULTS = int(os.environ.get("FAST3R_FAULTS", "60"))
 KILLS = int(os.environ.get("FAST3R_KILLS", "3"))
 CONFIG = json.loads(json.dumps(small_config().to_dict()))
-CPU_SECONDS = 1.0  # of a refusal; no clock on the wall, as other programs run beside the tests
+CPU_SECONDS = 1.0  # processor time of a rejection, because other programs run at the same time
 campaign = settings(
     max_examples=FAULTS, deadline=None, derandomize=FAULTS < 1000, suppress_health_check=list(HealthCheck)
 )
@@ -56,7 +56,7 @@ def folder(good: Path, tmp_path: Path) -> Path:
 
 
 def refused(call: Callable[[], Any]) -> str:
-    """The one line that a call ends with, in little time and memory."""
+    """The one-line error of a call, in little time and memory."""
     tracemalloc.start()
     before = time.process_time()
     try:
@@ -92,7 +92,7 @@ VALUES: list[Any] = [
 
 @pytest.mark.parametrize("group", list(CONFIG))
 def test_no_absurd_value_of_any_key_is_built(group: str) -> None:
-    """Whatever stands for a value: it is refused with its key, or the network of it can be named."""
+    """Any value is rejected with its key, or gives a network."""
     small = {**CONFIG, "head_args": {**CONFIG["head_args"]}}
     for key in CONFIG[group]:
         for value in VALUES:
@@ -221,7 +221,7 @@ def test_only_regular_files_are_read(folder: Path) -> None:
 
 
 def test_tensors_without_values_are_rejected(folder: Path) -> None:
-    """As PyTorch saves a network that was made on its device meta."""
+    """Like a network on the device meta, saved by PyTorch."""
     tensors = load_file(folder / "model.safetensors")
     name = sorted(tensors)[7]
     torch.save({**tensors, name: tensors[name].to("meta")}, folder / "pytorch_model.bin")

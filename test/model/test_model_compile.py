@@ -1,4 +1,4 @@
-"""Compiled blocks give what plain blocks give."""
+"""Compiled blocks equal plain blocks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The configuration: official files in and out, and what is refused."""
+"""The configuration: official files are read and written, invalid ones rejected."""
 
 from __future__ import annotations
 

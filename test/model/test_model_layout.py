@@ -1,4 +1,4 @@
-"""The heads' maps and weights lie as the device convolves them fastest, and the results are the same."""
+"""The heads' maps and weights have the device's fastest layout, with equal results."""
 
 from __future__ import annotations
 

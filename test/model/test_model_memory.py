@@ -1,4 +1,4 @@
-"""The memory that arithmetic predicts is the memory that a pass takes."""
+"""The calculated memory of a pass agrees with the measured one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What runs only where a device is "cuda", run without a GPU.
+"""Code paths for "cuda", run without a GPU.
 
 No numbers are computed (those are the other tests'); seen are the branches, every result's device, dtype and
 shape, that host and device are not mixed, and that what is recorded as CUDA graphs does not wait.
@@ -41,7 +41,7 @@ OPERATORS = {
 
 @pytest.fixture(autouse=True)
 def without_fakes() -> Iterator[None]:
-    """Afterwards nothing that was made of fakes is kept for a device."""
+    """Afterwards nothing made of fakes stays cached for a device."""
     yield
     _weights.cache_clear()
 
@@ -119,7 +119,7 @@ def test_views_of_two_sizes_run_together(fake_cuda: Launches) -> None:
 def test_attention_stays_on_its_device_with_every_kernel(
     kernel: str, fake_cuda: Launches, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Which of its kernels PyTorch takes is decided in its CUDA part, which need not be here."""
+    """PyTorch's CUDA part chooses the kernel, and may be missing here."""
     _warn_once.cache_clear()
     model = network()
     model.set_attention(kernel)

@@ -1,4 +1,4 @@
-"""One network on two processes gives what one process gives."""
+"""One network on two processes gives the results of one process."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_a_process_without_its_own_gpu_is_reported(monkeypatch: pytest.MonkeyPat
 
 @pytest.fixture
 def three_ranks() -> Iterator[None]:
-    """A process group that says it has three ranks and sends nothing."""
+    """A process group that claims three ranks and sends nothing."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     dist.init_process_group("fake", rank=0, world_size=3, store=FakeStore())

@@ -1,4 +1,4 @@
-"""What the network computes in: one rule, float16 with float32 sums, and passes that overflow."""
+"""The network's precision: one rule, float16 with float32 sums, and passes that overflow."""
 
 from __future__ import annotations
 

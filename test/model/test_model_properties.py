@@ -1,4 +1,4 @@
-"""What must hold of the network whatever its weights."""
+"""Properties of the network for any weights."""
 
 from __future__ import annotations
 

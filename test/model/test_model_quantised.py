@@ -1,4 +1,4 @@
-"""Layers in 8 bits go over their inputs and results as few times as they can."""
+"""8-bit layers make a minimum number of passes over their inputs and results."""
 
 from __future__ import annotations
 

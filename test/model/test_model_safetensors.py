@@ -1,4 +1,4 @@
-"""Safetensors files: the package of that name reads ours and writes what we read; others are refused."""
+"""Safetensors files: the package of that name and we read each other's files; invalid ones are rejected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Streaming: new views see what an exact pass with the same blindness of the known ones would show them."""
+"""Streaming: equal to an exact pass in which known views do not attend to new ones."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_a_chain_of_passes_equals_one_pass_with_blind_known_views(data: st.DataO
         assert [key.shape[2] for key in memory.keys] == [sum(memory.counts)] * len(memory.keys)
         remembered = [*seen, *part]
         outputs.append(hooks)
-    # a view that left is not seen by later ones, but was by those that stayed: as the mask says
+    # a view that left is hidden from later ones, but not from those that stayed, by the mask
     expected = seen_together(views, indices, sees)
     for found, whole in zip(zip(*outputs, strict=True), expected, strict=True):
         torch.testing.assert_close(torch.cat(found, dim=1), whole, atol=1e-5, rtol=1e-5)

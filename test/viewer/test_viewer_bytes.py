@@ -65,7 +65,7 @@ class Browser:
             max_size=None,
         )
         self._task = asyncio.create_task(self._receive())
-        await self._socket.send(msgspec.msgpack.encode(VIEW))  # before, nobody is connected
+        await self._socket.send(msgspec.msgpack.encode(VIEW))  # only then the client is connected
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -77,12 +77,12 @@ class Browser:
             self.received += len(message)
 
     async def set(self, widget: Any, value: object) -> None:
-        """As a browser does when somebody moves a slider."""
+        """Like a browser when a slider is moved."""
         update = {"type": "GuiUpdateMessage", "uuid": widget._impl.uuid, "updates": {"value": value}}
         await self._socket.send(msgspec.msgpack.encode(update))
 
     async def settled(self, at_least: int = 1) -> int:
-        """Bytes since the last time, once nothing more comes."""
+        """Bytes since the last call, once no more arrive."""
         last, turns = -1, 0
         while self.received < at_least or self.received != last:
             last, turns = self.received, turns + 1

@@ -1,4 +1,4 @@
-"""The web viewer in a real browser: it draws, its sliders act, and a browser that leaves harms nothing."""
+"""The web viewer in a real browser: it draws, its sliders work, and a leaving browser does no harm."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ class Page(NamedTuple):
         self.browser.find_element(By.ID, label.get_attribute("for")).click()
 
     def picture(self) -> np.ndarray:
-        """The screenshot (h, w, 3); without a GPU a million points take the browser a while."""
+        """The screenshot (h, w, 3); without a GPU drawing a million points takes a while."""
         for _ in range(20):
             with suppress(TimeoutException):
                 png = self.browser.get_screenshot_as_png()
@@ -151,7 +151,7 @@ class Page(NamedTuple):
 
     @property
     def client(self) -> viser.ClientHandle:
-        """The browser, as the server sees it."""
+        """The server's client object of the browser."""
         (client,) = self.viewer._server.get_clients().values()
         return client
 

@@ -1,4 +1,4 @@
-"""`fast3r view` in a process of its own: it serves the page and ends on Ctrl-C without a word."""
+"""`fast3r view` in a separate process: it serves the page and ends silently on Ctrl-C."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who is served by the viewer, and what a browser may change; raw and web sockets are the strangers."""
+"""Access control of the viewer, and permitted changes; raw and web sockets act as strangers."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def web_socket(viewer: WebViewer, origin: str | None = "own", **options: object)
 
 
 async def received(socket: websockets.ClientConnection, at_least: int) -> int:
-    """Bytes received, once they are at least so many."""
+    """Bytes received, once there are at least `count`."""
     total = 0
     while total < at_least:
         total += len(await asyncio.wait_for(socket.recv(), 60))
@@ -280,7 +280,7 @@ def test_a_token_that_does_not_fit_into_an_address_is_rejected(token):
 
 
 def test_a_flood_of_half_open_connections_is_bounded(viewer):
-    """Sockets that never ask: the viewer keeps few of them, goes on, and serves again when they have gone."""
+    """Silent sockets: the viewer limits them, keeps running, and serves again when they have gone."""
     before = len(os.listdir("/proc/self/fd"))
     strangers = []
     for _ in range(4 * MAX_CONNECTIONS):
@@ -310,7 +310,7 @@ def test_a_flood_of_half_open_connections_is_bounded(viewer):
 
 
 def test_fifty_browsers_that_do_not_read_hold_no_copies_of_the_map(viewer):
-    """Each `show` replaces what waits for a slow browser; otherwise 600 clouds of 1.5 MB would wait."""
+    """Each `show` replaces the data waiting for a slow browser; otherwise 600 clouds of 1.5 MB would wait."""
     clouds = [random_cloud(100_000), random_cloud(100_000)]
     clouds[1].colors[:] = 255  # all of it has changed
 

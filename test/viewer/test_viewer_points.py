@@ -1,4 +1,4 @@
-"""What the browser gets for each point, and when points were first seen while a map grows."""
+"""The browser's data for each point, and the times of first sight while a map grows."""
 
 from __future__ import annotations
 

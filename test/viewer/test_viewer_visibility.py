@@ -1,4 +1,4 @@
-"""When points were first seen, which the time slider goes by."""
+"""The times when points were first seen, for the time slider."""
 
 from __future__ import annotations
 
