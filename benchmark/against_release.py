@@ -6,12 +6,11 @@
     python benchmark/against_release.py --release PATH --device cuda --network large \\
         --views 32 --size 384 512 --slide 4 --rounds 0 --many 1500
 
-Each implementation lives in a process of its own with the same number of threads and the same weights;
-passes are interleaved A B A B, so that a change of the machine's speed meets both.  Besides this package's
-needs the release wants `einops` and `omegaconf`.  Prints one JSON document with medians, ratios, the largest
-difference of the results, and whether each of TARGETS holds.  What was measured is told on stderr as it
-comes, the passes over many views last, as each may take minutes; with --keep a run that is cut off leaves
-all that it had.
+Each implementation runs in a separate process with the same number of threads and the same weights; passes
+are interleaved A B A B, so that a change of the machine's speed affects both.  The release also needs
+`einops` and `omegaconf`.  Prints one JSON document with medians, ratios, the largest difference of the
+results, and whether each of TARGETS holds.  Results are reported on stderr as they are measured, the passes
+over many views last, because each may take minutes; with --keep an aborted run leaves its results so far.
 """
 
 from __future__ import annotations
@@ -35,11 +34,11 @@ from fast3r_ros.model.precision import name_of, resolve_dtype
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKER = ROOT / "benchmark" / "against_release_worker.py"
-# What is aimed at with 32 views of 512x384 and slides of 4, each against the release in one run, at most.
-# By arithmetic: attention is more than half of that work in the released shape, and the release runs
-# FlashAttention 2.  Where ours is FlashAttention 3 its time halves; where both run the same kernel only the
-# rest is saved, and of 1500 views, which are nearly all attention, nothing.  A window that slides has 86 % of
-# the arithmetic of a full pass.
+# Targets (maxima) with 32 views of 512x384 and slides of 4, each against the release in one run.  By
+# calculation: attention is more than half of that work in the released shape, and the release runs
+# FlashAttention 2.  If ours is FlashAttention 3 its time halves; if both run the same kernel only the rest is
+# saved, and nothing for 1500 views, which are nearly all attention.  A sliding window has 86 % of the
+# arithmetic of a full pass.
 TARGETS = {
     "H100": {
         "kernel": "flash_attn_3",
@@ -57,10 +56,10 @@ TARGETS = {
     },
 }
 MEASURED = ("full_to_release", "slide_to_release_full", "peak_to_release", "many_to_release")
-# Of the released shape the release needs 118 GB for 1500 views, as it keeps 25 float32 outputs: more than the
-# cards have, so that many views are compared with the paper's.
+# With the released shape the release needs 118 GB for 1500 views, because it stores 25 float32 outputs: more
+# than the cards have, so many views are compared with the paper's shape.
 MANY_NETWORK = "paper"
-# the pass of the acceleration `stream`, which changes results: reported, and no part of TARGETS
+# the pass of the acceleration `stream`, which changes results: reported, but not in TARGETS
 NOT_EXACT = ("ours_stream", "stream_to_release_full", "stream_to_our_full", "difference_stream_to_full")
 FIELDS: dict[str, tuple[Callable[..., float], str]] = {
     "seconds_median": (statistics.median, "seconds"),
@@ -72,7 +71,7 @@ Passes = dict[str, dict[str, Any]]
 
 
 class Worker:
-    """One implementation in a process of its own, which runs a pass whenever it is told to."""
+    """One implementation in a separate process, which runs passes on request."""
 
     def __init__(self, arguments: argparse.Namespace, implementation: str, results: Path) -> None:
         options = {
@@ -96,8 +95,9 @@ class Worker:
         self._answer()
 
     def run(self, task: str) -> dict[str, Any]:
-        """Run `full`, `slide`, `stream` or `many` once; returns seconds and peak_bytes above the loaded
-        weights, or why it `failed`.  `save` writes the results so far to the file.
+        """Run `full`, `slide`, `stream` or `many` once; returns seconds and peak_bytes, or why it `failed`.
+
+        peak_bytes is above the loaded weights.  `save` writes the results so far to the file.
         """
         assert self.process.stdin is not None
         print(task, file=self.process.stdin, flush=True)
@@ -167,13 +167,13 @@ def parsed() -> argparse.Namespace:
     if not 0 < arguments.slide < arguments.views:
         parser.error(f"--slide {arguments.slide} is not less than --views {arguments.views}")
     if not arguments.rounds and not arguments.many:
-        parser.error("--rounds 0 without --many leaves nothing to measure")
+        parser.error("--rounds 0 without --many measures nothing")
     arguments.dtype = arguments.dtype or name_of(resolve_dtype("auto", arguments.device))
     return arguments
 
 
 def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Measure what was asked for; returns the document.  folder: for the results of both."""
+    """Run the requested measurements; returns the document.  folder: for the results of both."""
     files = {name: folder / f"{name}.npz" for name in ("release", "ours")}
     workers = {name: Worker(arguments, name, file) for name, file in files.items()}
     document = {
@@ -206,9 +206,9 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
 def window_passes(
     workers: dict[str, Worker], files: dict[str, Path], rounds: int
 ) -> Iterator[dict[str, Any]]:
-    """After every round of passes over a window the part of the document that it is, last with differences.
+    """Yields the document's part after every round of passes over a window, the last one with differences.
 
-    The first pass of each kind is the warm-up, and tells the peak memory.
+    The first pass of each kind is the warm-up, and gives the peak memory.
     """
     if not rounds:
         return
@@ -234,7 +234,7 @@ def window_passes(
 
 
 def many_passes(workers: dict[str, Worker], views: int) -> Iterator[dict[str, Any]]:
-    """One pass over many views, first ours, which takes less; both are told as soon as they are there."""
+    """One pass over many views, ours first, which takes less; both are reported when ready."""
     many: dict[str, Any] = {"views": views}
     for name in ("ours", "release") if views else ():
         many[name] = workers[name].run("many")
@@ -242,19 +242,19 @@ def many_passes(workers: dict[str, Worker], views: int) -> Iterator[dict[str, An
 
 
 def _round(workers: dict[str, Worker]) -> Passes:
-    """One pass of each kind.  Raises SystemExit where one does not fit into memory."""
+    """One pass of each kind.  Raises SystemExit if one does not fit into memory."""
     passes = {
         f"{name}_{task}": workers[name].run(task)
         for name, task in (("release", "full"), ("ours", "full"), ("ours", "slide"), ("ours", "stream"))
     }
     for name, found in passes.items():
         if "failed" in found:
-            raise SystemExit(f"{name}: {found['failed']}; take fewer --views or a smaller --size")
+            raise SystemExit(f"{name}: {found['failed']}; use fewer --views or a smaller --size")
     return passes
 
 
 def summarised(rounds: list[Passes]) -> dict[str, Any]:
-    """Medians, least times and ratios of some rounds, with all times."""
+    """Medians, minimum times and ratios over rounds, with all times."""
     seconds = {
         name: {key: choose(one[key][field] for one in rounds) for key in rounds[0]}
         for name, (choose, field) in FIELDS.items()
@@ -269,7 +269,7 @@ def summarised(rounds: list[Passes]) -> dict[str, Any]:
 
 
 def tell(found: dict[str, Any], aims: dict[str, dict[str, Any]]) -> None:
-    """What was just measured, in one line on stderr, with this card's targets."""
+    """Report the newest results in one line on stderr, with this card's targets."""
     many = {name: each for name, each in found.get("many", {}).items() if name != "views"}
     numbers = {name: value for name, value in found.items() if isinstance(value, float)}
     numbers |= found.get("ratios_of_medians", {})
@@ -288,10 +288,10 @@ def tell(found: dict[str, Any], aims: dict[str, dict[str, Any]]) -> None:
 
 
 def targets(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """What was measured so far beside the target of this card, and whether that holds.
+    """The results so far next to the targets of this card, and whether these hold.
 
-    A target is for one card and one attention kernel, those over many views also for one network; what was
-    measured otherwise, or not at all, neither holds nor fails: None.
+    A target is for one card and one attention kernel, those over many views also for one network; None for
+    other combinations, or without a measurement.
     """
     measured = {
         **document.get("ratios_of_medians", {}),
@@ -319,7 +319,7 @@ def targets(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _many_ratio(many: dict[str, Any]) -> float | None:
-    """Our time to theirs; 0 where only ours fits into memory, infinite where only theirs does."""
+    """Ratio of our time to theirs; 0 if only ours fits into memory, infinite if only theirs does."""
     if not {"ours", "release"} <= set(many):
         return None
     ours, release = many["ours"], many["release"]

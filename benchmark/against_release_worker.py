@@ -1,7 +1,7 @@
-"""The measured process of `against_release.py`: one implementation, told over stdin what to run.
+"""The measured process of `against_release.py`: one implementation, controlled over stdin.
 
-Both implementations live at the same time on one GPU.  PyTorch's allocator keeps what it once reserved, so
-each gives back what a task took before it answers; else the other might not fit beside it.
+Both implementations run at the same time on one GPU.  PyTorch's allocator caches reserved memory, so each
+frees a task's memory before it answers; otherwise there might be no room for the other.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from fast3r_ros.model.image_index import index_embedding
 from fast3r_ros.model.precision import DTYPES, in_dtype
 from fast3r_ros.model.streaming import KvCache
 
-CHUNK = 16  # of many views, those in work at a time
+CHUNK = 16  # number of views processed at a time
 # width, depth, heads of encoder and fusion
 SHAPES = {
     "base": ((768, 12, 12), (768, 12, 12)),
@@ -85,12 +85,13 @@ def config(network: str, attention: str) -> dict[str, Any]:
 
 
 def release_tasks(options: dict[str, Any], images: list[Tensor]) -> dict[str, Callable[[], Results]]:
-    """The official network's tasks.  On a GPU its weights stay float32 and it computes under autocast, as in
-    its own inference function.
+    """The official network's tasks.
+
+    On a GPU its weights stay float32 and it computes under autocast, as in its own inference function.
     """
     sys.path.insert(0, options["release"])
-    # The model's file imports the data sets' code for a name that it uses only in an error message, and what
-    # training needs (hydra, lightning, rich) for a logger.
+    # The model's file imports the data sets' code for a name in an error message, and training packages
+    # (hydra, lightning, rich) for a logger.
     for module, name, stand_in in (
         ("fast3r.dust3r.datasets.base.base_stereo_view_dataset", "view_name", str),
         ("fast3r.utils", "pylogger", types.SimpleNamespace(RankedLogger=quiet_logger)),
@@ -103,7 +104,7 @@ def release_tasks(options: dict[str, Any], images: list[Tensor]) -> dict[str, Ca
     load(model)
     model.to(options["device"])
     table = model.decoder.image_idx_emb
-    if options["many"] > len(table):  # it ends at 1000 views; what is compared is the time of more
+    if options["many"] > len(table):  # it ends at 1000 views; for more only the time is compared
         rows = index_embedding(torch.arange(options["many"]), table.shape[1])
         model.decoder.image_idx_emb = rows.to(table)
     names = {"pts3d_in_other_view": "global", "conf": "confidence", "pts3d_local": "local"}
@@ -138,7 +139,7 @@ def release_tasks(options: dict[str, Any], images: list[Tensor]) -> dict[str, Ca
 
 
 class OurPasses:
-    """What is measured of our network: passes over images (1, 3, H, W) on the device."""
+    """The measured passes of our network, over images (1, 3, H, W) on the device."""
 
     def __init__(self, options: dict[str, Any], images: list[Tensor]) -> None:
         model = Fast3R(Fast3RConfig.from_dict(config(options["network"], "pytorch_naive")))
@@ -147,10 +148,10 @@ class OurPasses:
         self._kernel_for = 0  # views
         self._options, self._images = options, images
         self._new = images[-options["slide"] :]
-        self._tokens: list[ViewTokens] = []  # of all other images, once they were asked for
+        self._tokens: list[ViewTokens] = []  # of all other images, computed on first use
 
     def full(self) -> Results:
-        """All views, of which nothing is known."""
+        """All views, none of them encoded before."""
         self._take_fastest_attention(len(self._images))
 
         def run() -> Results:
@@ -167,7 +168,7 @@ class OurPasses:
         return measured(run, self._options)
 
     def slide(self) -> Results:
-        """The window whose older views' tokens are kept, all views decoded as the mapper does; exact."""
+        """The window with cached tokens of older views, all views decoded like in the mapper; exact."""
         known = self._known_tokens()
 
         def run() -> Results:
@@ -177,9 +178,9 @@ class OurPasses:
         return measured(run, self._options)
 
     def stream(self) -> Results:
-        """The new views alone, with what the fusion made of the older ones before them; not exact.
+        """Only the new views, with the cached keys and values of older ones; approximate.
 
-        It is the pass that all but one of N windows take under the acceleration `stream=N`.
+        This is the pass of all but one of N windows with the acceleration `stream=N`.
         """
         known, model = self._known_tokens(), self._model
         first = KvCache()
@@ -195,12 +196,12 @@ class OurPasses:
         return measured(run, self._options)
 
     def many(self) -> Results:
-        """Many views, which are encoded and predicted a few at a time."""
+        """Many views, encoded and predicted a few at a time."""
         self._take_fastest_attention(self._options["many"])
         return measured(self._many, self._options)
 
     def touch(self) -> Results:
-        """A pass of hardly any size."""
+        """A pass of minimal size."""
         small = [image[..., :64, :64] for image in self._images[:1]]
         return {"none": self._model(small)[0].global_points.confidence}
 
@@ -218,7 +219,7 @@ class OurPasses:
         return {}
 
     def _take_fastest_attention(self, views: int) -> None:
-        """On a GPU, as the node before its first window and `reconstruct` before one pass over many views."""
+        """On a GPU, like the node before its first window and `reconstruct` before one pass."""
         if self._options["device"] == "cuda" and self._kernel_for != views:
             height, width = self._options["size"]
             self._model.set_attention("auto")
@@ -236,7 +237,7 @@ class OurPasses:
         return [ViewTokens(part, tokens.grid) for part in tokens.tokens.chunk(len(images))]
 
     def _points(self, name: str, features: FusedFeatures, chosen: range, first: int = 0) -> Results:
-        """Both heads' points of some views; the features are of the images from number `first` on."""
+        """Both heads' points of some views; the features start with image `first`."""
         maps = {
             "global": self._model.global_head(features, chosen),
             "local": self._model.local_head(features, chosen),
@@ -249,7 +250,7 @@ class OurPasses:
 
 
 def our_tasks(options: dict[str, Any], images: list[Tensor]) -> dict[str, Callable[[], Results]]:
-    """Our network's tasks; what they know beforehand is made outside of their times."""
+    """Our network's tasks; their cached inputs are prepared outside of the measured times."""
     passes = OurPasses(options, images)
     return {
         "full": passes.full,
@@ -261,17 +262,17 @@ def our_tasks(options: dict[str, Any], images: list[Tensor]) -> dict[str, Callab
 
 
 def quiet_logger(name: str, **_: Any) -> logging.Logger:
-    """What the release's own logger is without its ranks."""
+    """The release's own logger without its ranks."""
     return logging.getLogger(name)
 
 
 def repeated(images: list[Tensor], count: int) -> list[Tensor]:
-    """The images again and again, `count` in all."""
+    """The images repeated, `count` in total."""
     return [images[number % len(images)] for number in range(count)]
 
 
 def load(model: torch.nn.Module) -> None:
-    """Give either network the same weights, which keep the numbers in range."""
+    """Give both networks the same weights, which keep the numbers in range."""
     first_names = aliases(model.state_dict())
     for key, tensor in model.state_dict().items():
         source = torch.Generator().manual_seed(zlib.crc32(first_names.get(key, key).encode()))
@@ -297,13 +298,13 @@ def measured(task: Callable[[], Results], options: dict[str, Any]) -> Results:
 
 
 def synchronize(options: dict[str, Any]) -> None:
-    """Wait until the GPU has done what it was told."""
+    """Wait until the GPU has finished all queued work."""
     if options["device"] == "cuda":
         torch.cuda.synchronize()
 
 
 def begin_peak(options: dict[str, Any]) -> None:
-    """Start the peak of the memory anew."""
+    """Reset the peak of the memory."""
     if options["device"] == "cuda":
         torch.cuda.reset_peak_memory_stats()
     else:
@@ -311,7 +312,7 @@ def begin_peak(options: dict[str, Any]) -> None:
 
 
 def peak(options: dict[str, Any]) -> int:
-    """The most memory in use since `begin_peak`, in bytes."""
+    """Peak memory since `begin_peak`, in bytes."""
     return torch.cuda.max_memory_allocated() if options["device"] == "cuda" else memory("VmHWM")
 
 
@@ -329,9 +330,7 @@ def memory(field: str) -> int:
 
 
 def release_memory() -> None:
-    """Give freed memory back to the system, so that the other process can have it, and what follows is
-    counted in full.
-    """
+    """Return freed memory to the system, for the other process and for complete measurements."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     if torch.cuda.is_available():
@@ -339,9 +338,9 @@ def release_memory() -> None:
 
 
 def answer(task: Callable[[], Results], options: dict[str, Any], loaded: int) -> tuple[dict[str, Any], Saved]:
-    """Run a task: what it took and with which attention kernel of ours, or why it failed, and its results on
-    the host.
+    """Run a task: its cost and our attention kernel, or why it failed, and its results on the host.
 
+    loaded: bytes in use before any task.  The task's own memory is free when this returns.
     loaded: bytes in use before any task.  What the task itself needed is free when this returns.
     """
     begin_peak(options)
@@ -356,7 +355,7 @@ def answer(task: Callable[[], Results], options: dict[str, Any], loaded: int) ->
 
 
 def main() -> None:
-    """Build the network, then run what stdin asks for; `save` writes the results of all tasks so far."""
+    """Build the network, then run the tasks from stdin; `save` writes the results of all tasks so far."""
     options = json.loads(sys.argv[1])
     torch.set_num_threads(options["threads"])
     images = [
@@ -366,7 +365,7 @@ def main() -> None:
     build = release_tasks if options["implementation"] == "release" else our_tasks
     tasks = build(options, images)
     with torch.inference_mode():
-        # a pass of no size, so that weights and libraries are in memory before anything counts
+        # a minimal pass, so that weights and libraries are in memory before measuring
         tasks["touch"]()
     release_memory()
     loaded = in_use(options)
@@ -380,7 +379,7 @@ def main() -> None:
         else:
             told, results = answer(tasks[line.strip()], options, loaded)
             saved.update(results)
-            release_memory()  # before the answer, after which it is the other's turn
+            release_memory()  # before the answer, after which the other process runs
         print(json.dumps(told), flush=True)
 
 

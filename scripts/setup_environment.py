@@ -1,11 +1,11 @@
-"""Make everything that the package needs: virtual environment, pinned dependencies, colcon build.
+"""Sets up everything that the package needs: virtual environment, pinned dependencies, colcon build.
 
 Usage: setup_environment.py [--distro jazzy|kilted] [--for demo|test|messages] [--model NAME]
                             [--print-suffix]
 
-Without a ROS 2 distribution, ROS 2 itself comes from PyPI (Jazzy by default, Kilted on request).  When a
-distribution is sourced (ROS_DISTRO is set), that one is used and no ROS wheels are installed.  Every step is
-left out when its inputs have not changed since it last succeeded.  Only the standard library is used.
+Without a ROS 2 distribution, ROS 2 itself comes from PyPI (Jazzy by default, Kilted on request).  If a
+distribution is sourced (ROS_DISTRO is set), it is used and no ROS wheels are installed.  A step is skipped if
+its inputs have not changed since it last succeeded.  Uses only the standard library.
 """
 
 from __future__ import annotations
@@ -36,24 +36,24 @@ REQUIREMENTS = {
     "test": ("build", "core", "train", "viewer", "test", "readers"),
     "messages": ("build",),  # only builds the messages and talks over DDS; no PyTorch
 }
-# Networks, by what stands before the colon of their models' names, whose packages are installed without their
-# dependencies, from requirements/NAME.txt; and the newest Python that these are for.
+# Networks (the part of a model's name before the colon) whose packages are installed without their
+# dependencies, from requirements/NAME.txt; and the newest supported Python.
 NETWORKS = {"da3": (3, 12)}
-# Where else than on PyPI to look for PyTorch.  Its build without CUDA saves several gigabytes, and is taken
-# by itself where no NVIDIA driver is loaded.
+# The index of PyTorch besides PyPI.  Its build without CUDA saves several gigabytes, and is chosen
+# automatically if no NVIDIA driver is loaded.
 TORCH_INDEX = "TORCH_INDEX"
 TORCH_WITHOUT_CUDA = "https://download.pytorch.org/whl/cpu"
-SECONDS_PER_LINE = 20.0  # of progress where the output is no terminal
+SECONDS_PER_LINE = 20.0  # between lines of progress if the output is not a terminal
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
 
 class SetupError(Exception):
-    """Something on this machine is missing; the message is one line that says what to do."""
+    """Something on this machine is missing; the message is one line with advice."""
 
 
 @dataclass(frozen=True)
 class Environment:
-    """Where one ROS 2 distribution's environment lives.
+    """The environment of one ROS 2 distribution.
 
     suffix: "" (Jazzy wheels), "-kilted" (Kilted wheels) or "-NAME-system" (a sourced distribution); it ends
     the names of the folders .venv, build, install and log.
@@ -86,14 +86,14 @@ def choose_environment(asked: str | None) -> Environment:
             f"the sourced ROS distribution {sourced} is too old: use Jazzy or newer, or a shell without ROS"
         )
     if asked and asked != sourced:
-        raise SetupError(f"DISTRO={asked} was asked for but {sourced} is sourced: use a shell without ROS")
+        raise SetupError(f"DISTRO={asked} was requested but {sourced} is sourced: use a shell without ROS")
     return Environment(sourced, True, f"-{sourced}-system")
 
 
 def check_machine(environment: Environment) -> None:
     """SetupError with one line that names everything missing on this machine."""
     odd = re.search(r"[^\w./+@%=,~-]", str(ROOT))
-    if odd:  # CMake, colcon and the first line of scripts would stumble over it minutes later
+    if odd:  # CMake, colcon and the first line of scripts would fail on it minutes later
         raise SetupError(f"the folder {str(ROOT)!r} has {odd[0]!r} in its name: move it to a path without")
     if sys.version_info < (3, 11):  # noqa: UP036 - this script runs before the environment exists
         raise SetupError(f"Python {platform.python_version()} is too old: Python 3.11 or newer is needed")
@@ -119,7 +119,7 @@ def include_folders(python: str | Path) -> list[str]:
 
 
 class Log:
-    """Prints one line per step and keeps what the steps' programs print in a file."""
+    """Prints one line per step and writes the output of the steps' programs to a file."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -127,7 +127,7 @@ class Log:
         self.path.write_text("")
 
     def run(self, title: str, command: Sequence[str | Path], environ: dict[str, str] | None = None) -> None:
-        """Run a command and show how long it takes; SetupError with the end of its output when it fails."""
+        """Run a command and show its duration; SetupError with the end of its output when it fails."""
         start = time.monotonic()
         with self.path.open("a") as file:
             file.write(f"\n$ {' '.join(map(str, command))}\n")
@@ -150,7 +150,7 @@ class Log:
                 try:
                     return process.wait(timeout=1.0 if terminal else SECONDS_PER_LINE)
                 except subprocess.TimeoutExpired:
-                    end = "" if terminal else "\n"  # in a pipe or a log, a line now and then
+                    end = "" if terminal else "\n"  # in a pipe or a log, an occasional line
                     print(f"{_rewind()}{title} … {time.monotonic() - start:.0f} s", end=end, flush=True)
         finally:
             if process.poll() is None:
@@ -163,17 +163,17 @@ def _rewind() -> str:
 
 
 def _die_with_parent() -> None:
-    """In the child: a group of its own, so that Ctrl-C ends it through us, and an end when we are killed."""
+    """In the child: its own process group, ended by us on Ctrl-C, and by the kernel when we are killed."""
     os.setpgid(0, 0)
     pr_set_pdeathsig = 1
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 def create_venv(environment: Environment, log: Log) -> None:
-    """Create the virtual environment unless a working one of this Python version is there."""
+    """Create the virtual environment unless a working one of this Python version exists."""
     folder = environment.folder(".venv")
     if was_moved(folder) or holds_other_ros(folder, environment):
-        if folder.is_symlink():  # another clone's: not ours to clear
+        if folder.is_symlink():  # another clone's: must not be cleared
             raise SetupError(f"{folder} is of another ROS 2 or place: remove this link, or name its DISTRO=")
         for name in ("build", "install"):
             shutil.rmtree(environment.folder(name), ignore_errors=True)
@@ -188,19 +188,19 @@ def create_venv(environment: Environment, log: Log) -> None:
 
 
 def was_moved(venv: Path) -> bool:
-    """Whether a virtual environment was made under another path, which its scripts still name."""
+    """Whether a virtual environment was created under another path, which its scripts still contain."""
     activate = venv / "bin" / "activate"
     return activate.exists() and str(venv.resolve()) not in activate.read_text(errors="replace")
 
 
 def holds_other_ros(venv: Path, environment: Environment) -> bool:
-    """Whether another distribution's wheels are in there, as from the time when Kilted was the default."""
+    """Whether it contains another distribution's wheels, from when Kilted was the default."""
     stamps = (venv / "installed-requirements").glob("ros-*")
     return any(not stamp.name.startswith(f"ros-{environment.distro}-") for stamp in stamps)
 
 
 def install_requirements(environment: Environment, purpose: str, log: Log) -> None:
-    """Install the requirement files of a purpose that have changed since they were last installed."""
+    """Install the requirement files of a purpose that have changed since their last installation."""
     names = [*REQUIREMENTS[purpose], *([] if environment.sourced else [f"ros-{environment.distro}"])]
     stamps = environment.folder(".venv") / "installed-requirements"
     stamps.mkdir(exist_ok=True)
@@ -217,7 +217,7 @@ def install_requirements(environment: Environment, purpose: str, log: Log) -> No
     if any(path.stem == "core" for path in wanted.values()):
         index = torch_index()
         size = "about 200 MB" if index == TORCH_WITHOUT_CUDA else "up to 3 GB with CUDA"
-        print(f"Next come downloads: PyTorch, {size}, and some 500 MB more", flush=True)
+        print(f"Downloading PyTorch ({size}) and about 500 MB more", flush=True)
         options = ["--extra-index-url", index] if index else []
         log.run("Installing PyTorch", [*pip, "--no-deps", *options, pinned_torch()])
     if environment.sourced:
@@ -233,10 +233,10 @@ def install_requirements(environment: Environment, purpose: str, log: Log) -> No
 
 
 def install_networks(environment: Environment, purpose: str, model: str, log: Log) -> None:
-    """Install the packages of the network that a model's name asks for; for tests those of all networks."""
+    """Install the packages of the network in a model's name; for tests those of all networks."""
     name, colon, _ = model.partition(":")
     names = [name] if colon and name in NETWORKS else []
-    if purpose == "test":  # a Python that is too new is no reason not to test the rest
+    if purpose == "test":  # with a Python that is too new, the rest is still tested
         names = [name for name, newest in NETWORKS.items() if sys.version_info[:2] <= newest]
     stamps = environment.folder(".venv") / "installed-requirements"
     for name in names:
@@ -249,16 +249,16 @@ def install_networks(environment: Environment, purpose: str, model: str, log: Lo
 
 
 def torch_index() -> str:
-    """Where to look for PyTorch beside PyPI: $TORCH_INDEX, the builds without CUDA, or "" for PyPI alone."""
+    """The index of PyTorch besides PyPI: $TORCH_INDEX, the builds without CUDA, or "" for PyPI alone."""
     if os.environ.get(TORCH_INDEX):
         return os.environ[TORCH_INDEX]
-    if NVIDIA_DRIVER.exists() or platform.machine() != "x86_64":  # on PyPI only x86_64 brings CUDA
+    if NVIDIA_DRIVER.exists() or platform.machine() != "x86_64":  # on PyPI only x86_64 includes CUDA
         return ""
-    try:  # pip would wait for minutes for a place that cannot be reached
+    try:  # pip would wait for minutes for an unreachable index
         urllib.request.urlopen(f"{TORCH_WITHOUT_CUDA}/torch/", timeout=10).close()
     except (OSError, ValueError):
         return ""
-    print(f"No NVIDIA driver here: PyTorch without CUDA ({TORCH_INDEX}=https://pypi.org/simple takes CUDA's)")
+    print(f"No NVIDIA driver: PyTorch without CUDA ({TORCH_INDEX}=https://pypi.org/simple: with CUDA)")
     return TORCH_WITHOUT_CUDA
 
 
@@ -269,10 +269,11 @@ def pinned_torch() -> str:
 
 
 def beside_system_packages(environment: Environment, files: list[Path]) -> list[str | Path]:
-    """pip arguments for a sourced distribution: what the system lacks, and nothing that ROS was built with.
+    """pip arguments for a sourced distribution: only packages that the system lacks, none that ROS was built
+    with.
 
-    cv_bridge and the messages are compiled against the system's NumPy, so that one stays, and the pins, which
-    are made for the wheels, become names.
+    cv_bridge and the messages are compiled against the system's NumPy, so it stays, and the pins, which are
+    for the wheels, are dropped.
     """
     modules = {"opencv-python-headless": "cv2", "pillow": "PIL", "pyyaml": "yaml"}
     lines = [line for path in files for line in path.read_text().splitlines() if line and line[0] != "#"]
@@ -286,7 +287,7 @@ def beside_system_packages(environment: Environment, files: list[Path]) -> list[
 
 
 def patch_cmake_files(environment: Environment) -> None:
-    """The wheels' CMake files name two folders of the machine that built them; put this machine's in."""
+    """Replace two folders of the build machine in the wheels' CMake files by this machine's."""
     code = "import numpy; print(numpy.get_include())"
     numpy = subprocess.run([environment.python, "-c", code], check=True, capture_output=True, text=True)
     headers = next(f for f in include_folders(environment.python) if Path(f, "Python.h").exists())
@@ -299,7 +300,7 @@ def patch_cmake_files(environment: Environment) -> None:
 
 
 def definitions_hash() -> str:
-    """What the messages are built from, as one hash."""
+    """One hash over the inputs of the messages' build."""
     files = [ROOT / "package.xml", ROOT / "CMakeLists.txt"]
     for folder in ("msg", "srv", "interfaces"):
         files += sorted(path for path in (ROOT / folder).rglob("*") if path.is_file())
@@ -321,8 +322,8 @@ def build(environment: Environment, log: Log, purpose: str) -> None:
     probe = [str(environment.python), "-c", "import tf2_msgs.msg"]
     if subprocess.run(probe, capture_output=True, env=environ, check=False).returncode != 0:
         packages.append(ROOT / "interfaces" / "tf2_msgs")
-    colcon = "import sys; from colcon_core.command import main; sys.exit(main())"  # perhaps the system's
-    # Found by path only: a search would enter the virtual environment and trip over other packages' setup.py.
+    colcon = "import sys; from colcon_core.command import main; sys.exit(main())"  # may be the system's
+    # Found by path only: a search would enter the virtual environment and find other packages' setup.py.
     command: list[str | Path] = [
         environment.python,
         "-c",
@@ -340,7 +341,7 @@ def build(environment: Environment, log: Log, purpose: str) -> None:
 
 
 def write_command(environment: Environment) -> None:
-    """The command `fast3r` in the environment, from the sources: it serves without ROS, too."""
+    """The command `fast3r` in the environment, from the sources; it also works without ROS."""
     path = environment.folder(".venv") / "bin" / "fast3r"
     find = f"import sys\n\nsys.path.insert(0, {str(ROOT)!r})\n"
     start = "from fast3r_ros.cli import main\n\nsys.exit(main())\n"
@@ -353,8 +354,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Make the environment of fast3r_ros.")
     parser.add_argument("--distro", default=None, help="ROS 2 from PyPI: jazzy (default), kilted")
     parser.add_argument("--for", dest="purpose", choices=sorted(REQUIREMENTS), default="demo")
-    parser.add_argument("--model", default="", help="what MODEL= of the demo names")
-    parser.add_argument("--print-suffix", action="store_true", help="only print what ends the folders' names")
+    parser.add_argument("--model", default="", help="value of the demo's MODEL=")
+    parser.add_argument(
+        "--print-suffix", action="store_true", help="only print the suffix of the folders' names"
+    )
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

@@ -3,7 +3,7 @@
 Usage: write_programs.py PYPROJECT FOLDER
 
 The list is the entry-point group `fast3r_ros.programs`.  Each program gets the interpreter that runs this
-script, as setuptools does it, so that a build made in a virtual environment also runs there.
+script, like with setuptools, so that a build made in a virtual environment also runs there.
 """
 
 from __future__ import annotations

@@ -86,7 +86,7 @@ def test_an_unknown_key_is_reported(caplog: pytest.LogCaptureFixture) -> None:
     content = {group: dict(values) for group, values in RELEASED.items()}
     content["encoder_args"]["widht"] = 4
     assert Fast3RConfig.from_dict(content) == Fast3RConfig.from_dict(RELEASED)
-    assert "encoder_args: the keys widht are not known" in caplog.text
+    assert "encoder_args: the keys widht are unknown" in caplog.text
 
 
 @settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
