@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -64,15 +65,12 @@ class WindowCameras:
 
         Without a calibration they keep the network's rays but for their focal length.
         """
-        x, y, depth = points.unbind(-1)
         if not self.given[view]:
+            x, y, depth = points.unbind(-1)
             lateral = float(self.lateral[view])
             return torch.stack([lateral * x, lateral * y, depth], -1)
-        height, width = depth.shape
-        matrix = self.intrinsics[view]
-        columns = (torch.arange(width, device=points.device) + (0.5 - matrix[0, 2])) / matrix[0, 0]
-        rows = (torch.arange(height, device=points.device) + (0.5 - matrix[1, 2])) / matrix[1, 1]
-        return torch.stack([columns * depth, rows[:, None] * depth, depth], -1)
+        height, width = points.shape[:2]
+        return points[..., 2:] * _rays(self.intrinsics[view].tobytes(), height, width, points.device)
 
 
 @dataclass(frozen=True)
@@ -164,6 +162,16 @@ def _by_camera(views: Sequence[WindowView]) -> dict[_Camera, list[int]]:
         height, width = view.encoded.image.shape[:2]
         result.setdefault((view.camera, height, width), []).append(number)
     return result
+
+
+@lru_cache(maxsize=8)
+def _rays(intrinsics: bytes, height: int, width: int, device: torch.device) -> Tensor:
+    """Directions (h, w, 3) with z = 1 through the pixels of a camera (3, 3), which all its views share."""
+    matrix = np.frombuffer(intrinsics, np.float64).reshape(3, 3)
+    columns = (torch.arange(width, device=device) + (0.5 - matrix[0, 2])) / matrix[0, 0]
+    rows = (torch.arange(height, device=device) + (0.5 - matrix[1, 2])) / matrix[1, 1]
+    x, y = torch.broadcast_tensors(columns, rows[:, None])
+    return torch.stack([x, y, torch.ones_like(x)], -1)
 
 
 def _focal(intrinsics: Float64) -> Float64:
