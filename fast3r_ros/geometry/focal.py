@@ -178,8 +178,13 @@ def _masked_median(values: Tensor, mask: Tensor) -> Tensor:
 
 def _weiszfeld(pixels: Tensor, rays: Tensor, mask: Tensor, focal: Tensor) -> Tensor:
     """Minimise the sum of reprojection errors over the masked pixels, from a start (B,)."""
-    along, square = (pixels * rays).sum(1), rays.square().sum(1)
+    pixels, rays = (torch.where(mask[:, None], each, 0.0) for each in (pixels, rays))
+    along, square, start = (pixels * rays).sum(1), rays.square().sum(1), pixels.square().sum(1)
+    terms = torch.stack([along, square], 1)
     for _ in range(WEISZFELD_STEPS):
-        weights = mask / _error(pixels, rays, focal).clamp_min(1e-8)
-        focal = (weights * along).sum(1) / (weights * square).sum(1).clamp_min(TINY)
+        # the square of `_error`, multiplied out: rounding at the tiny ones does not matter for a weight
+        error = (square * focal[:, None] - 2 * along) * focal[:, None] + start
+        weights = error.clamp_min(1e-16).rsqrt()
+        along_sum, square_sum = (terms @ weights[:, :, None])[:, :, 0].unbind(1)
+        focal = along_sum / square_sum.clamp_min(TINY)
     return focal

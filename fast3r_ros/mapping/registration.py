@@ -204,7 +204,8 @@ def register(
     poses_known = _Poses.of(parts, poses)
     log_scale, weights = _consensus(poses_known, ratios, usual)
     fit = _rigid_fit(shared, float(np.exp(log_scale)), weights, options)
-    errors = poses_known.errors(fit.target_from_source, ratios)
+    place = fit.target_from_source
+    errors = poses_known.errors(place.rotation, place.translation, place.scale, ratios)
     result = _judge(fit, shared, config.inlier_distance, least)
     covariance = fit.covariance + _scatter(parts, result.map_from_window, errors, weights, usual)
     return replace(
@@ -335,24 +336,28 @@ class _Poses:
         depth = [max(float(np.median(part.depth)), 1e-9) if len(part.depth) else 1.0 for part in parts]
         return _Poses(window[:, :3, :3], window[:, :3, 3], known[:, :3, :3], known[:, :3, 3], np.array(depth))
 
-    def errors(self, map_from_window: Sim3, log_ratios: Float64) -> Float64:
-        """(N, 7), see `Registration.errors`."""
-        place, back = map_from_window, np.swapaxes(self.known_rotation, 1, 2)
-        shift = place.apply(self.position) - self.known_position
-        errors = np.empty((len(self.depth), 7))
-        errors[:, :3] = (back @ shift[..., None])[..., 0] / self.depth[:, None]
-        errors[:, 3:6] = vector_from_matrix(back @ place.rotation @ self.rotation)
-        errors[:, 6] = np.log(place.scale) - log_ratios
+    def errors(self, rotation: Float64, translation: Float64, scale: float, log_ratios: Float64) -> Float64:
+        """(..., N, 7) of windows that rotations (..., 3, 3) and translations (..., 3) bring to the map, see
+        `Registration.errors`.
+        """
+        back = np.swapaxes(self.known_rotation, 1, 2)
+        moved = scale * self.position @ np.swapaxes(rotation, -1, -2) + translation[..., None, :]
+        errors = np.empty((*moved.shape[:-1], 7))
+        errors[..., :3] = (back @ (moved - self.known_position)[..., None])[..., 0] / self.depth[:, None]
+        errors[..., 3:6] = vector_from_matrix(back @ rotation[..., None, :, :] @ self.rotation)
+        errors[..., 6] = np.log(scale) - log_ratios
         return errors
 
     def baselines(self, scale: float) -> Float64:
         """(N,), see `baselines`; scale: map units per unit of the window."""
         return baselines(self.rotation, self.position, self.depth / scale)
 
-    def placed_by(self, view: int, scale: float) -> Sim3:
-        """The similarity of a scale that puts one view where the map has it."""
-        rotation = self.known_rotation[view] @ self.rotation[view].T
-        return Sim3(scale, rotation, self.known_position[view] - scale * rotation @ self.position[view])
+    def placed(self, scale: float) -> tuple[Float64, Float64]:
+        """Rotations (N, 3, 3) and translations (N, 3) of the window at a scale that bring one view each to
+        where the map has it.
+        """
+        rotation = self.known_rotation @ np.swapaxes(self.rotation, 1, 2)
+        return rotation, self.known_position - scale * (rotation @ self.position[..., None])[..., 0]
 
 
 def _consensus(poses: _Poses, log_ratios: Float64, usual: ViewErrors) -> tuple[float, Float64]:
@@ -362,23 +367,18 @@ def _consensus(poses: _Poses, log_ratios: Float64, usual: ViewErrors) -> tuple[f
     decides which of them are wrong.  Few views cannot tell how much they usually differ, so `usual` does.
     """
     weights = _agreement(np.abs(log_ratios - np.median(log_ratios))[:, None], usual.sigma()[2:])
-    log_scale = _mean(log_ratios, weights)
-    sigma = usual.sigma()
-    away = np.stack(
-        [
-            np.sqrt(_squares(poses.errors(poses.placed_by(view, float(np.exp(log_scale))), log_ratios)))
-            for view in range(len(log_ratios))
-        ]
-    )  # (hypotheses, views, 3)
+    scale, sigma = float(np.exp(_mean(log_ratios, weights))), usual.sigma()
+    # (hypotheses, views, 3)
+    away = np.sqrt(_squares(poses.errors(*poses.placed(scale), scale, log_ratios)))
     cost = np.minimum(np.square(away / (_TUKEY_CUT * np.sqrt(2.0) * sigma)).sum(2), 1.0).sum(1)
     weights = weights * _agreement(away[int(cost.argmin())], np.sqrt(2.0) * sigma)
     return _mean(log_ratios, weights), weights
 
 
 def _squares(errors: Float64) -> Float64:
-    """(N, 3) squares of (N, 7) errors: of rotation and translation / depth per axis, and of log scale."""
-    turn, shift = np.square(errors[:, 3:6]).mean(axis=1), np.square(errors[:, :3]).mean(axis=1)
-    return np.stack([turn, shift, np.square(errors[:, 6])], 1)
+    """(..., 3) squares of (..., 7) errors: of rotation and translation / depth per axis, and of log scale."""
+    turn, shift = np.square(errors[..., 3:6]).mean(axis=-1), np.square(errors[..., :3]).mean(axis=-1)
+    return np.stack([turn, shift, np.square(errors[..., 6])], -1)
 
 
 def _agreement(away: Float64, usual: Sequence[float] | Float64) -> Float64:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import cv2
 import numpy as np
@@ -42,7 +43,7 @@ class DepthView:
     intrinsics: Float64
     map_from_local: Sim3
 
-    @property
+    @cached_property
     def grid(self) -> tuple[int, int, int] | None:
         """(rows, columns, stride) of the grid; None if the pixels are no full grid."""
         pixels = self.pixels
@@ -89,23 +90,24 @@ def depth_corrections(view: DepthView, neighbours: Sequence[PlacedPoints]) -> Fl
     apart = np.abs(ratio)
     near = apart[apart < _SAME]
     gate = np.clip(_GATE_SPREADS * 1.4826 * float(np.median(near)) if near.size else 0.0, *_GATE)
-    same, behind = apart <= gate, ratio > gate
-    cell = number * count + place
-    points = np.bincount(cell[same], minlength=views * count)
-    confirmed = points > 0
+    cell, agreeing = number * count + place, apart <= gate
+    same, different = np.flatnonzero(agreeing), np.flatnonzero(~agreeing)
+    confirming, met = cell[same], place[same]
+    points = np.bincount(confirming, minlength=views * count)
     # of a view that has more points in one pixel their mean counts
-    share = weight[same] / points[cell[same]]
-    weights = np.bincount(place[same], share, count)
-    offsets = np.bincount(place[same], share * ratio[same], count)
+    share = weight[same] / points[confirming]
+    weights = np.bincount(met, share, count)
+    offsets = np.bincount(met, share * ratio[same], count)
 
-    def seen_by(chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
-        """How many views (n,) have one of the chosen points and confirm nothing."""
-        met = np.zeros(views * count, bool)
-        met[cell[chosen]] = True
-        return np.count_nonzero((met & ~confirmed).reshape(views, count), axis=0)
+    def views_with(cells: NDArray[np.int64]) -> NDArray[np.int64]:
+        """How many views (n,) have a point in one of the cells."""
+        has = np.zeros(views * count, bool)
+        has[cells] = True
+        return np.count_nonzero(has.reshape(views, count), axis=0)
 
-    agree = np.count_nonzero(confirmed.reshape(views, count), axis=0)
-    through, other = seen_by(behind), seen_by(~same)
+    agree = views_with(confirming)
+    different = different[points[cell[different]] == 0]  # where the same view does not confirm it as well
+    other, through = views_with(cell[different]), views_with(cell[different[ratio[different] > gate]])
     wrong = ((through > agree) & (through >= _CONTRADICTIONS)) | ((other >= _UNSEEN) & (agree == 0))
     factor = 1 + offsets / np.maximum(weights + view.confidence, 1e-6)
     return np.where(wrong, np.float32(np.nan), none * factor).astype(np.float32)
@@ -115,14 +117,15 @@ def _seen(
     view: DepthView, neighbours: Sequence[PlacedPoints], there: NDArray[np.bool_]
 ) -> tuple[NDArray[np.int64], Float32, Float32, NDArray[np.int64]]:
     """What neighbours have in the view's grid: (place in the grid, weight, relative depth difference, number
-    of the neighbour), each (m,).
+    of the neighbour), each (m,).  The difference is NaN where the view has no point.
     """
     assert view.grid is not None
     rows, columns, stride = view.grid
     pose = view.map_from_local
+    camera_from_map = pose.rotation.T.astype(np.float32)
+    origin = camera_from_map @ pose.translation.astype(np.float32)
     points = np.concatenate([each.points for each in neighbours])
-    points -= pose.translation.astype(np.float32)
-    x, y, depth = pose.rotation.T.astype(np.float32) @ points.T
+    x, y, depth = camera_from_map @ points.T - origin[:, None]
     front = depth > 1e-6
     inverse = 1 / np.where(front, depth, np.float32(1))
     camera, first = view.intrinsics, int(view.pixels[0])
@@ -134,9 +137,7 @@ def _seen(
     inside = front & (column > -0.5) & (column < columns - 0.5) & (row > -0.5) & (row < rows - 0.5)
     kept = np.flatnonzero(inside)
     place = np.rint(row[kept]).astype(np.int64) * columns + np.rint(column[kept]).astype(np.int64)
-    met = there[place]
-    kept, place = kept[met], place[met]
-    own = view.points[:, 2] * np.float32(pose.scale)
+    own = np.where(there, view.points[:, 2] * np.float32(pose.scale), np.float32(np.nan))
     number = np.repeat(np.arange(len(neighbours)), [len(each.points) for each in neighbours])
     weight = np.concatenate([each.confidence for each in neighbours])
     return place, weight[kept], depth[kept] / own[place] - 1, number[kept]
