@@ -1,8 +1,8 @@
-"""One focal length per camera over all windows: what a calibration gives, and what the network sees.
+"""One focal length per camera over all windows: the calibration's and the network's.
 
-A network sees a camera with a focal length of its own, which differs from a calibration's by some percent.
-Poses in a window come from the network's own rays, on which its points lie; what the map keeps, and what is
-fitted to it, lies on the camera's rays at the network's depths.  Otherwise the difference would change the
+A network sees a camera with its own focal length, which differs from the calibration by some percent.  Poses
+in a window come from the network's own rays, on which its points lie.  The map's points, and whatever is
+fitted to it, lie on the camera's rays at the network's depths.  Otherwise the difference would change the
 scale with every window.
 """
 
@@ -22,10 +22,10 @@ from fast3r_ros.geometry.intrinsics import centred_intrinsics
 from fast3r_ros.mapping.data import Float64, Reconstruction
 from fast3r_ros.mapping.window import WindowView
 
-_PIXELS = 1024  # per view; more do not make a focal length more certain
-_WINDOWS = 200  # the newest windows that tell a camera's focal length
-_FEWEST = 3  # windows before a calibration is judged
-_IMPOSSIBLE = 1.25  # ratio of focal lengths beyond which networks do not err
+_PIXELS = 1024  # per view; more pixels add no accuracy
+_WINDOWS = 200  # number of newest windows used for a focal length
+_FEWEST = 3  # minimum number of windows to check a calibration
+_IMPOSSIBLE = 1.25  # ratio of focal lengths that exceeds any network's error
 
 _Camera = tuple[str, int, int]  # name, height and width at network size
 
@@ -34,8 +34,8 @@ _Camera = tuple[str, int, int]  # name, height and width at network size
 class WindowCameras:
     """The cameras of a window's V views.
 
-    intrinsics: (V, 3, 3) at network size, on whose rays points are kept.  given: (V,) bool, whether they come
-    from a calibration.  network_focal: (V,) focal length in pixels with which the network saw this window.
+    intrinsics: (V, 3, 3) at network size, on whose rays points are stored.  given: (V,) bool, whether they
+    come from a calibration.  network_focal: (V,) the network's focal length in this window, in pixels.
     """
 
     intrinsics: Float64
@@ -44,7 +44,9 @@ class WindowCameras:
 
     @property
     def lateral(self) -> Float64:
-        """(V,) factor that takes x and y of the network's points in a camera to the camera's focal length."""
+        """(V,) factor from x and y of the network's points in a camera to those for the camera's focal
+        length.
+        """
         return self.network_focal / _focal(self.intrinsics)
 
     @property
@@ -63,7 +65,7 @@ class WindowCameras:
     def kept(self, view: int, points: Tensor) -> Tensor:
         """The network's points (h, w, 3) of a view in its own camera frame, on the camera's rays.
 
-        Without a calibration they keep the network's rays but for their focal length.
+        Without a calibration they stay on the network's rays, except for the focal length.
         """
         if not self.given[view]:
             x, y, depth = points.unbind(-1)
@@ -75,16 +77,16 @@ class WindowCameras:
 
 @dataclass(frozen=True)
 class FocalLengths:
-    """What is known of the cameras.
+    """The known focal lengths of the cameras.
 
-    seen: focal lengths in pixels that the network saw, one per window.  given: those of calibrations.
+    seen: the network's focal lengths in pixels, one per window.  given: those of calibrations.
     """
 
     seen: Mapping[_Camera, tuple[float, ...]] = field(default_factory=dict)
     given: Mapping[_Camera, float] = field(default_factory=dict)
 
     def after(self, views: Sequence[WindowView], network_focal: Float64) -> FocalLengths:
-        """With one more window, in which the network saw the views with these focal lengths (V,)."""
+        """A copy with one more window, with the network's focal lengths (V,) of its views."""
         seen, given = dict(self.seen), dict(self.given)
         for camera, members in _by_camera(views).items():
             if np.isfinite(network_focal[members[0]]):
@@ -95,10 +97,10 @@ class FocalLengths:
         return FocalLengths(seen, given)
 
     def cameras(self, views: Sequence[WindowView], network_focal: Float64) -> WindowCameras:
-        """The cameras of views that the network saw with these focal lengths (V,), NaN where unknown.
+        """The cameras of views, given the network's focal lengths (V,), NaN where unknown.
 
-        A camera without a calibration has the median focal length of all windows; where none told one, it is
-        the image width (a field of view of 53 degrees).
+        A camera without a calibration has the median focal length of all windows; without any, it is the
+        image width (a field of view of 53 degrees).
         """
         intrinsics, own = np.zeros((len(views), 3, 3)), np.array(network_focal)
         for (name, height, width), members in _by_camera(views).items():
@@ -115,7 +117,7 @@ class FocalLengths:
         return WindowCameras(intrinsics, given, own)
 
     def differences(self) -> dict[str, float]:
-        """By camera: how much longer the network's focal length is than the calibration's, as a share."""
+        """By camera: relative difference of the network's focal length from the calibration's."""
         return {
             camera[0]: float(np.median(self.seen[camera])) / focal - 1.0
             for camera, focal in self.given.items()
@@ -123,19 +125,19 @@ class FocalLengths:
         }
 
     def doubts(self) -> str:
-        """Calibrations that cannot be true, as a sentence for people; empty without any."""
+        """Implausible calibrations as a human-readable sentence; empty without any."""
         return "; ".join(
-            f"the calibration of camera {name!r} cannot be true: its focal length is {1 / (1 + share):.2f}"
-            " times what the network sees; check its camera_info"
+            f"the calibration of camera {name!r} is implausible: its focal length is {1 / (1 + share):.2f}"
+            " times the network's estimate; check its camera_info"
             for name, share in self.differences().items()
             if abs(np.log1p(share)) > np.log(_IMPOSSIBLE)
         )
 
 
 def network_focals(views: Sequence[WindowView], reconstruction: Reconstruction) -> Float64:
-    """(V,) focal length in pixels with which the network saw each camera; NaN where it cannot be told.
+    """(V,) the network's focal length of each camera in pixels; NaN where it cannot be determined.
 
-    That of its own intrinsics, or the one on which its local points of the camera agree.
+    It is that of the network's own intrinsics, or the one on which the camera's local points agree.
     """
     result = np.full(len(views), np.nan)
     if reconstruction.intrinsics is not None:

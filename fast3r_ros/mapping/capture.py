@@ -1,7 +1,7 @@
-"""Work of fixed shapes recorded once and launched as a whole: CUDA graphs, where there is CUDA.
+"""CUDA graphs: work of fixed shapes is recorded once and launched as a whole.
 
-A window's pass is some thousand short kernels; launched one by one from Python they can leave a fast GPU
-waiting.
+A window's pass consists of about a thousand short kernels; launched one by one from Python they can leave a
+fast GPU waiting.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from torch import Tensor
 TensorFunction = Callable[..., Sequence[Tensor]]
 Record = Callable[[TensorFunction, Sequence[Tensor]], TensorFunction]
 
-_WARM_UP_RUNS = 3  # kernels are chosen and workspaces allocated before anything is recorded
+_WARM_UP_RUNS = 3  # runs before recording, to choose kernels and allocate workspaces
 _log = logging.getLogger(__name__)
 
 
 class Captured:
-    """Functions of tensors that were recorded, by name and by the shapes of their inputs."""
+    """Recorded functions of tensors, by name and by the shapes of their inputs."""
 
     def __init__(self, record: Record | None) -> None:
-        """record: makes a replay of a function for inputs of the given shapes; None: nothing is recorded."""
+        """record: makes a replay of a function for inputs of the given shapes; None disables recording."""
         self._record = record
         self._replays: dict[Hashable, TensorFunction] = {}
 
     def capture(self, name: Hashable, function: TensorFunction, *inputs: Tensor) -> bool:
-        """Record a function for inputs like these; False, with a warning, where that fails.
+        """Record a function for inputs like these; False, with a warning, if that fails.
 
-        The function must use nothing but its arguments and constants, and must not wait for the device.
+        The function must use only its arguments and constants, and must not synchronise with the device.
         """
         if self._record is None:
             return False
@@ -46,29 +46,29 @@ class Captured:
             shapes = ", ".join(str(tuple(value.shape)) for value in inputs)
             reason = str(error).splitlines()[0]
             _log.warning("%s of %s is not captured and runs kernel by kernel: %s", name, shapes, reason)
-        # here, where the error with its frames and their tensors is gone: what the attempt took goes back
+        # after the error is gone with its frames and their tensors, the attempt's memory can be freed
         torch.cuda.empty_cache()
         return False
 
     def find(self, name: Hashable, *inputs: Tensor) -> TensorFunction | None:
-        """The replay for inputs of exactly these shapes; its results stay as they are whatever runs next."""
+        """The replay for inputs of exactly these shapes; later runs do not change its results."""
         return self._replays.get(_key(name, inputs)) if self._replays else None
 
     def __len__(self) -> int:
-        """How many functions were recorded."""
+        """Number of recorded functions."""
         return len(self._replays)
 
 
 class CudaGraphs:
     """Records functions as CUDA graphs whose intermediate results share one pool of memory.
 
-    They may share it because no two of them run at the same time (all are replayed in the stream of the
-    thread that asks the network) and none reads what another left there: inputs are copied into buffers
-    outside of the pool, and results, which no later recording overwrites while they live, are copied out of
-    it at once.
+    Sharing is safe because no two of them run at the same time (all are replayed in the stream of the thread
+    that uses the network) and none reads what another left there: inputs are copied into buffers outside of
+    the pool, and results are copied out of it at once.
 
-    What an attempt that fails has taken stays in the pool, where the next one uses it; PyTorch never gives it
-    back, and running out of memory within a recording can end older ones.  So none is begun that may not fit.
+    A failed attempt leaves its memory in the pool for the next one; PyTorch never frees it, and running out
+    of memory within a recording can end older ones.  Therefore a recording starts only if its memory is
+    certain to fit.
     """
 
     def __init__(self) -> None:
@@ -77,8 +77,8 @@ class CudaGraphs:
     def __call__(self, function: TensorFunction, inputs: Sequence[Tensor]) -> TensorFunction:
         """A graph of `function`, for inputs of these shapes.
 
-        Raises RuntimeError when the function does what a graph cannot hold, such as waiting for the device,
-        and when memory does not suffice twice: for the graph, and for what runs beside it kernel by kernel.
+        Raises RuntimeError when the function does something a graph cannot record, such as synchronising,
+        and when there is no memory for two runs: the graph, and a run kernel by kernel next to it.
         """
         device = inputs[0].device
         if self._pool is None:
@@ -87,7 +87,7 @@ class CudaGraphs:
         graph = torch.cuda.CUDAGraph()
         side = torch.cuda.Stream(device)
         side.wait_stream(torch.cuda.current_stream(device))
-        # which also restores the stream when recording fails
+        # also restores the stream when recording fails
         with torch.cuda.stream(side), _measured_convolutions():
             _require_room(_peak_of(lambda: function(*buffers), device), device)
             with torch.cuda.graph(graph, self._pool, side, capture_error_mode="thread_local"):
@@ -104,7 +104,7 @@ class CudaGraphs:
 
 
 def _peak_of(run: Callable[[], object], device: torch.device) -> int:
-    """The bytes that the warm-up's runs take at most, above what is taken before them."""
+    """Peak memory of the warm-up's runs in bytes, above the initial usage."""
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
     for _ in range(_WARM_UP_RUNS):
@@ -113,19 +113,18 @@ def _peak_of(run: Callable[[], object], device: torch.device) -> int:
 
 
 def _require_room(peak: int, device: torch.device) -> None:
-    """Raises RuntimeError where a device has no room for twice `peak` bytes, with its cache given back."""
+    """Raises RuntimeError when a device has no room for twice `peak` bytes, after freeing its cache."""
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info(device)
     if free < 2 * peak:
-        raise RuntimeError(
-            f"it takes {peak / 1e9:.2f} GB, which do not fit twice into the {free / 1e9:.2f} GB left"
-        )
+        raise RuntimeError(f"it needs twice {peak / 1e9:.2f} GB, and only {free / 1e9:.2f} GB are free")
 
 
 @contextmanager
 def _measured_convolutions() -> Iterator[None]:
-    """Inside, cuDNN takes for every convolution the fastest of its kernels, found by running them in the
-    warm-up; shapes that are recorded stay as they are, so that this is done once for each.
+    """Inside, cuDNN uses its fastest kernel for every convolution, found by timing them in the warm-up.
+
+    Recorded shapes are fixed, so this happens once for each.
     """
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = True

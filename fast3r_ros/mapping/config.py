@@ -20,7 +20,7 @@ RENAMED = {"map.keyframes_refused": "map.moved_per_window"}  # a former name and
 
 @dataclass(frozen=True)
 class KeyframeConfig:
-    """Which frames become keyframes."""
+    """Selection of keyframes."""
 
     motion: float = parameter(
         0.06,
@@ -84,7 +84,7 @@ class WindowConfig:
 
 @dataclass(frozen=True)
 class RegistrationConfig:
-    """How a window is fitted to the map, and when the fit is believed."""
+    """Registration of a window to the map, and its acceptance."""
 
     inlier_distance: float = parameter(
         0.1,
@@ -143,7 +143,7 @@ class RegistrationConfig:
 
 @dataclass(frozen=True)
 class PointsConfig:
-    """Which of a view's points are kept."""
+    """Filters of a view's points."""
 
     min_confidence: float = parameter(
         1.0,
@@ -174,7 +174,7 @@ class PointsConfig:
 
 @dataclass(frozen=True)
 class ScaleConfig:
-    """Where metres come from."""
+    """The source of the metric scale."""
 
     source: str = parameter(
         "none",
@@ -221,7 +221,7 @@ class ScaleConfig:
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """Recognising places that were seen before."""
+    """Loop closure: recognition of known places."""
 
     enabled: bool = parameter(True, "Search for places that were seen before", dynamic=True)
     candidates: int = parameter(
@@ -265,7 +265,7 @@ class LoopConfig:
 
 @dataclass(frozen=True)
 class MapConfig:
-    """What the map keeps, and how much of it."""
+    """The content and the limits of the map."""
 
     voxel_size: float = parameter(
         0.0,
@@ -315,7 +315,7 @@ class MapperConfig:
             )
 
     def for_network(self, limits: DescriptorLimits) -> MapperConfig:
-        """With a network's own limits where none were given."""
+        """A copy with the network's own limits where none are set."""
         redundant = self.keyframes.max_similarity or limits.redundant
         similar = self.loop.min_similarity if self.loop.min_similarity > -1.0 else limits.similar
         return replace(
@@ -326,7 +326,7 @@ class MapperConfig:
 
     @staticmethod
     def from_flat(values: Mapping[str, Any]) -> MapperConfig:
-        """A configuration from dotted names (`{"window.size": 8}`); what is not named keeps its default.
+        """A configuration from dotted names (`{"window.size": 8}`); missing names keep their defaults.
 
         Raises UserError for an unknown or former name, a wrong type, a value out of range or not among the
         choices.

@@ -26,18 +26,18 @@ Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 UInt8 = NDArray[np.uint8]
 
-SIMULTANEOUS_NS = 5_000_000  # images of several cameras that are this close were taken together
+SIMULTANEOUS_NS = 5_000_000  # images of several cameras within this time count as simultaneous
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One camera image as it arrived.
+    """One camera image as received.
 
     image: (H, W, 3) uint8 RGB.  intrinsics: (3, 3) pinhole matrix for this image's pixels, None if unknown.
     camera: the name of the camera, which is its optical frame id.  stamp_ns: the image's stamp.
     depth: (H, W) float32 metric depth in metres, NaN or 0 where unknown, None if there is none.
-    base_from_camera: (4, 4) metres, where the camera sat on the robot at this stamp; None if unknown.
-    ignored: (H, W) bool, pixels that never become points (people, the robot itself); None without any.
+    base_from_camera: (4, 4) metres, the camera's pose on the robot at this stamp; None if unknown.
+    ignored: (H, W) bool, pixels that are not mapped (people, the robot itself); None without any.
     """
 
     stamp_ns: int
@@ -51,14 +51,13 @@ class Frame:
 
 @dataclass(frozen=True)
 class EncodedView:
-    """A frame at network size with its encoder tokens, which stay with the keyframe while it is in a window.
+    """A frame at network size with its encoder tokens, kept while its keyframe is in a window.
 
     image: (h, w, 3) uint8 RGB at network size.  network_from_image: (3, 3) pixel transform from the frame's
     pixels.  intrinsics: (3, 3) at network size, or None.  descriptor: (D,) float32 of unit norm, the pooled
-    tokens, used for retrieval.  tokens: whatever the network needs to fuse the view (opaque to mapping).
-    ignored: (h, w) bool, the frame's at network size; `encode_all` puts it in.  odom_from_camera: (4, 4) in
-    metres, where odometry says that a new view's camera was, None where it says nothing; the mapper puts it
-    in.
+    tokens, used for retrieval.  tokens: the network's own data for fusing the view, opaque to mapping.
+    ignored: (h, w) bool, the frame's at network size, set by `encode_all`.  odom_from_camera: (4, 4) in
+    metres, a new view's camera pose by odometry, None if unknown; set by the mapper.
     """
 
     image: UInt8
@@ -72,16 +71,16 @@ class EncodedView:
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """What the network says about one window of V views: one tensor per view, on the network's device.
+    """The network's result for one window of V views: one tensor per view, on the network's device.
 
     The views may differ in size (h, w).  points_global: (h, w, 3) float32 in `window`.  points_local: (h, w,
     3) float32, each in its own camera frame (each view may have its own scale).  confidence_*: (h, w)
-    float32, at least 1.  The global maps are empty where only the views' own were asked for.
+    float32, at least 1.  The global maps are empty if only the local ones were requested.
 
-    What a network knows beyond these, None where it does not.  window_from_camera: (V, 4, 4), with which
-    points_global are points_local moved; without it each pose is fitted to the two.  intrinsics: (V, 3, 3) at
-    network size, on whose rays points_local are; without them the focal length is fitted to the points.
-    metric: whether the points are in metres.
+    Optional results, None if the network lacks them.  window_from_camera: (V, 4, 4) maps points_local to
+    points_global; without it each pose is fitted to the two.  intrinsics: (V, 3, 3) at network size, on whose
+    rays points_local lie; without them the focal length is fitted to the points.  metric: whether the points
+    are in metres.
     """
 
     points_global: Sequence[Tensor]
@@ -96,11 +95,11 @@ class Reconstruction:
 
 @dataclass(frozen=True)
 class DescriptorLimits:
-    """What the descriptors of a network tell.
+    """Limits for comparing a network's descriptors.
 
-    redundant: a view whose cosine with its camera's last keyframe is above this shows nothing new; 1 accepts
-    every view.  similar: least cosine, of the differences from the mean of all keyframes, with a place that
-    may be the same.  The defaults are Fast3R's.
+    redundant: a view whose cosine with its camera's last keyframe is above this is redundant; 1 accepts every
+    view.  similar: minimum cosine, of the differences from the mean of all keyframes, for a place that may be
+    the same.  The defaults are Fast3R's.
     """
 
     redundant: float = 0.9999
@@ -108,39 +107,39 @@ class DescriptorLimits:
 
 
 class WindowNetwork(Protocol):
-    """What mapping needs of a network; a class may derive from this one, which gives it the defaults.
+    """The interface of a network for mapping; derived classes inherit its defaults.
 
-    `fast3r_ros.mapping.network.Fast3RNetwork` is the reference; `fast3r_ros.networks` loads others, too;
+    `fast3r_ros.mapping.network.Fast3RNetwork` is the reference; `fast3r_ros.networks` also loads others;
     `fast3r_ros.synthetic.network_double.TrueNetwork` returns disturbed ground truth for tests.
     """
 
-    descriptors: DescriptorLimits = DescriptorLimits()  # a class that does not derive may leave it out
+    descriptors: DescriptorLimits = DescriptorLimits()  # optional for classes that do not derive
 
     def encode(self, frame: Frame) -> EncodedView:
-        """Resize and encode one frame; an image that `encode` has resized stays as it is.
+        """Resize and encode one frame; an image already resized by `encode` is not changed.
 
-        What the network takes beside the image (`frame.intrinsics`, `frame.depth`) goes into the tokens.
-        Raises UserError for an image that cannot be used.
+        The network's other inputs (`frame.intrinsics`, `frame.depth`) go into the tokens.
+        Raises UserError for an unusable image.
         """
         ...
 
     def reconstruct(self, views: Sequence[EncodedView]) -> Reconstruction:
         """One forward pass over the window, of at least one view; the views may differ in size.
 
-        View 0 defines the `window` frame, or, where a pass goes on from the last one, that one's view 0.
-        The network maps its own measure of trust to confidences of at least 1.
+        View 0 defines the `window` frame; in a pass that continues the last one, that pass's view 0 does.
+        The network converts its own measure of confidence to values of at least 1.
         """
         ...
 
 
 def descriptor_limits(network: WindowNetwork) -> DescriptorLimits:
-    """What the descriptors of a network tell; the defaults for one with no more than the two methods."""
+    """The limits of a network's descriptors; the defaults if it has none."""
     return getattr(network, "descriptors", None) or DescriptorLimits()
 
 
 @dataclass(frozen=True)
 class ViewEstimate:
-    """One view of a window, placed in the map.
+    """One view of a window with its pose in the map.
 
     map_from_camera: (4, 4) float64.  covariance: (6, 6) float64 of (translation, rotation vector) in the map
     frame.  intrinsics: (3, 3) at network size (given or estimated).  image: (h, w, 3) uint8 RGB.  maps: the
@@ -161,7 +160,7 @@ class ViewEstimate:
 
     @property
     def map_from_base(self) -> Float64 | None:
-        """(4, 4) pose of the robot's base, None when the camera's place on it is unknown."""
+        """(4, 4) pose of the robot's base, None if the camera's pose on it is unknown."""
         return _base_pose(self.map_from_camera, self.base_from_camera)
 
     @property
@@ -182,12 +181,12 @@ class ViewEstimate:
 
 @dataclass(frozen=True)
 class WindowResult:
-    """The outcome of one window.
+    """The result of one window.
 
-    accepted: whether it went into the map; reason: why not, in words (empty if accepted).  views are in time
-    order, the newest last; empty when not accepted.  map_from_window: the registration.  residual: robust RMS
-    of the overlap in map units; inlier_share in [0, 1].  covariance: (7, 7) of the registration, see
-    `SimilarityFit`; infinite without one.  timings: seconds per stage.
+    accepted: whether it was added to the map; reason: of a rejection, human-readable (empty if accepted).
+    views are in time order, the newest last; empty when not accepted.  map_from_window: the registration.
+    residual: robust RMS of the overlap in map units; inlier_share in [0, 1].  covariance: (7, 7) of the
+    registration, see `SimilarityFit`; infinite without one.  timings: seconds per stage.
     """
 
     stamp_ns: int
@@ -206,7 +205,7 @@ class WindowResult:
 
 @dataclass(frozen=True)
 class PoseEstimate:
-    """The pose of one frame in the map; extrapolated when no window has seen the frame yet.
+    """The pose of one frame in the map; extrapolated if no window contains the frame yet.
 
     covariance: (6, 6) of (position, rotation vector) in `map`.  base_from_camera: see `Frame`.
     """
@@ -220,7 +219,7 @@ class PoseEstimate:
 
     @property
     def map_from_base(self) -> Float64 | None:
-        """(4, 4) pose of the robot's base, None when the camera's place on it is unknown."""
+        """(4, 4) pose of the robot's base, None if the camera's pose on it is unknown."""
         return _base_pose(self.map_from_camera, self.base_from_camera)
 
 
@@ -241,12 +240,12 @@ class Cloud:
 class MapperStatus:
     """Counts since the start or the last reset.
 
-    dropped: reason -> count.  windows: those in the map, without windows_rejected.  scale_source: one of the
-    names of `ScaleConfig.source`; metres: whether the submap in work is in metres.  scale_sigma: relative
-    standard deviation of its scale.  focal_differences: by camera with a calibration, how much longer the
-    focal length is with which the network sees it, as a share.  calibration: calibrations that cannot be
-    true, as a sentence; empty without any.  repeated_passes: of the network since it was loaded, whose
-    results were not finite and which were computed again in a safer precision.
+    dropped: reason -> count.  windows: the accepted ones, without windows_rejected.  scale_source: one of the
+    names of `ScaleConfig.source`; metres: whether the current submap is in metres.  scale_sigma: relative
+    standard deviation of its scale.  focal_differences: camera with a calibration -> relative difference of
+    the network's focal length from it.  calibration: implausible calibrations as a sentence; empty without
+    any.  repeated_passes: passes of the network since loading that were computed again in a safer precision
+    because their results were not finite.
     """
 
     received: int

@@ -1,4 +1,4 @@
-"""The edges of the pose graph, which stay as few as the keyframes that still have points."""
+"""The edges of the pose graph; their number stays proportional to the keyframes that have points."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from fast3r_ros.geometry.sim3 import Sim3
 from fast3r_ros.mapping.pose_graph import Edge
 from fast3r_ros.mapping.registration import ViewErrors, baselines
 
-_BYTES = 1000  # of an edge with its place in the tables
-_REATTACHED = 3  # links of a keyframe that is taken out which its neighbour takes over, at least
+_BYTES = 1000  # of an edge with its table entries
+_REATTACHED = 3  # minimum number of a removed keyframe's links that its neighbour takes over
 _CONTRADICTION = 5.0  # standard deviations
-_MOST_LOOPS = 4  # loops that end at one keyframe
+_MOST_LOOPS = 4  # maximum number of loops at one keyframe
 
 _Table = dict[int, dict[int, Edge]]
 
@@ -24,9 +24,9 @@ _Table = dict[int, dict[int, Edge]]
 class EdgeStore:
     """Measured similarities between keyframes: at most one link (certain) and one loop (robust) per pair.
 
-    A keyframe can be taken out.  Its edges are then composed with the one to its best neighbour, as far as
-    they are needed: what hung together through it still does, and the number of edges stays in proportion to
-    the number of keyframes.
+    A keyframe can be removed.  Its edges are then composed with the edge to its best neighbour, as far as
+    needed: what was connected through it stays connected, and the number of edges stays proportional to the
+    number of keyframes.
     """
 
     def __init__(self, edges: Iterable[Edge] = ()) -> None:
@@ -51,7 +51,7 @@ class EdgeStore:
         return _BYTES * len(self)
 
     def add(self, edge: Edge) -> None:
-        """Remember an edge; of two of one kind between the same keyframes the more certain one stays."""
+        """Add an edge; of two edges of one kind between the same keyframes the more certain one stays."""
         table = self._loops if edge.robust else self._links
         known = table.get(edge.i, {}).get(edge.j)
         if edge.i != edge.j and (known is None or sum(edge.sigma) < sum(known.sigma)):
@@ -59,14 +59,14 @@ class EdgeStore:
             table.setdefault(edge.j, {})[edge.i] = edge
 
     def measure(self, edge: Edge) -> None:
-        """Remember a measurement; those of one pair are averaged, unless they contradict each other."""
+        """Add a measurement; measurements of one pair are averaged unless they contradict each other."""
         known = (self._loops if edge.robust else self._links).get(edge.i, {}).get(edge.j)
         if known is not None:
             edge = _mean(known if known.i == edge.i else reverse(known), edge)
         self.add(edge)
 
     def around(self, identities: Collection[int]) -> list[Edge]:
-        """Every edge that ends at one of these keyframes, once."""
+        """Every edge at one of these keyframes, once."""
         found = {}
         for table in (self._links, self._loops):
             for i in identities:
@@ -75,9 +75,9 @@ class EdgeStore:
         return list(found.values())
 
     def accept(self, moved: Collection[int], map_from_local: Mapping[int, Sim3]) -> None:
-        """Take the poses as they are for what was measured between keyframes that were moved and the others.
+        """Set the edges between the moved keyframes and the others to the present poses.
 
-        A correction of the scale is known better than the edges across it, which would undo it.
+        A corrected scale is known better than the edges across it, which would undo the correction.
         """
         inside = set(moved)
         for table in (self._links, self._loops):
@@ -88,7 +88,7 @@ class EdgeStore:
                         table[i][j] = table[j][i] = replace(edge, i_from_j=relation)
 
     def remove(self, identity: int) -> None:
-        """Take a keyframe out: its links and loops are handed to the neighbour it is linked to best."""
+        """Remove a keyframe: its best linked neighbour takes over its links and loops."""
         links, loops = (_taken_out(table, identity) for table in (self._links, self._loops))
         links.sort(key=lambda edge: sum(edge.sigma))
         if not links:
@@ -109,7 +109,7 @@ class EdgeStore:
 
 
 def disagreement(edge: Edge, i_from_j: Sim3) -> float:
-    """How many standard deviations another `i_from_j` is away, by its worst part."""
+    """Distance of another `i_from_j` in standard deviations, of its worst component."""
     error = edge.i_from_j.inverse() @ i_from_j
     turn = float(np.linalg.norm(vector_from_matrix(error.rotation)))
     shift = float(np.linalg.norm(i_from_j.translation - edge.i_from_j.translation)) / edge.depth
@@ -123,10 +123,10 @@ def window_edges(
     retrieved: Collection[int],
     errors: ViewErrors,
 ) -> list[Edge]:
-    """What a window measured, as edges from its best placed keyframe, the first, to all others.
+    """A window's measurements, as edges from its best keyframe, the first, to all others.
 
-    depths: of the keyframes, in their own units.  retrieved: those that were put in to close a loop; edges
-    between one of them and another keyframe are robust.  errors: what the network is off by.
+    depths: of the keyframes, in their own units.  retrieved: keyframes added to close a loop; edges between
+    one of them and another keyframe are robust.  errors: the network's typical errors.
     """
     if not window_from_local:
         return []
@@ -151,7 +151,7 @@ def window_edges(
 
 
 def _mean(one: Edge, other: Edge) -> Edge:
-    """Of two measurements of one pair; the more certain one if they contradict each other."""
+    """The mean of two measurements of one pair; the more certain one if they contradict each other."""
     if disagreement(one, other.i_from_j) > _CONTRADICTION * float(np.sqrt(2.0)):
         return min(one, other, key=lambda edge: sum(edge.sigma))
     shares = [(a / b) ** 2 / (1 + (a / b) ** 2) for a, b in zip(one.sigma, other.sigma, strict=True)]
@@ -169,7 +169,9 @@ def _mean(one: Edge, other: Edge) -> Edge:
 
 
 def compose(first: Edge, second: Edge) -> Edge:
-    """`i_from_j` and `j_from_k` as `i_from_k`; the errors add, those of the first by the lever, too."""
+    """`i_from_j` and `j_from_k` as `i_from_k`; the errors add, including the first rotation's error times the
+    lever.
+    """
     rotation, translation, scale = first.sigma
     size = first.i_from_j.scale
     lever = size * float(np.linalg.norm(second.i_from_j.translation)) / first.depth

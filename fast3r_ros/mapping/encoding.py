@@ -1,4 +1,4 @@
-"""Frames to encoded views, many at a time where the network can."""
+"""Frames to encoded views, many at a time if the network supports it."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from fast3r_ros.mapping.data import EncodedView, Float64, Frame, Reconstruction,
 
 @runtime_checkable
 class EncodesTogether(Protocol):
-    """What a `WindowNetwork` may offer beside `encode`, as `Fast3RNetwork` does."""
+    """An optional extension of `WindowNetwork`; `Fast3RNetwork` has it."""
 
     def encode_all(self, frames: Sequence[Frame]) -> list[EncodedView | UserError]:
-        """As `encode` for each frame; for one that cannot be used the error stands in its place."""
+        """Like `encode` for each frame; an unusable frame gives its error instead."""
         ...
 
 
 def encode_all(network: WindowNetwork, frames: Sequence[Frame]) -> list[EncodedView | UserError]:
-    """Each frame's encoded view, or why that frame cannot be used.
+    """Each frame's encoded view, or the error of an unusable frame.
 
-    On a GPU pictures that are encoded together cost little more than one, which leaves most of it idle.
+    On a GPU, encoding several images together takes little more time than one, which leaves most of it idle.
     """
     if isinstance(network, EncodesTogether):
         encoded = network.encode_all(frames)
@@ -36,8 +36,9 @@ def encode_all(network: WindowNetwork, frames: Sequence[Frame]) -> list[EncodedV
 
 
 def without_ignored(views: Sequence[EncodedView], maps: Reconstruction) -> Reconstruction:
-    """The maps with confidence 0 at the pixels that are not to be mapped: below any that a network gives, it
-    gives them no weight in any fit and no point in the map.
+    """The maps with confidence 0 at ignored pixels.
+
+    That is below any network's confidence, and excludes them from every fit and from the map.
     """
     if all(view.ignored is None for view in views):
         return maps
@@ -66,7 +67,7 @@ def _with_ignored(frame: Frame, view: EncodedView | UserError) -> EncodedView | 
 def _resampled(
     ignored: NDArray[np.bool_], network_from_image: Float64, size: tuple[int, ...]
 ) -> NDArray[np.bool_]:
-    """A mask (H, W) at network size: a pixel is ignored where any pixel of the image that it covers is."""
+    """A mask (H, W) at network size: a pixel is ignored if any image pixel that it covers is."""
     height, width = size
     corners = np.stack(np.meshgrid(np.arange(width + 1.0), np.arange(height + 1.0)), axis=-1)
     image_from_network = np.linalg.inv(network_from_image)

@@ -1,4 +1,4 @@
-"""Where the robot is expected: at a pose that somebody gives, or where odometry has brought it."""
+"""The expected pose of the robot: given by the user, or predicted by odometry."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ from fast3r_ros.mapping.pose_graph import Edge
 from fast3r_ros.mapping.registration import ViewErrors
 from fast3r_ros.mapping.window import WindowView
 
-_NEAREST = 16  # keyframes that are looked at where none is within the radius
-_COMPARED = 40  # newest keyframes by which odometry is judged
-_FEWEST = 6  # comparisons that are needed
-_SPAN = 4  # keyframes over which ways are compared
-_TRUSTED_WAY, _TRUSTED_TURN = 0.1, float(np.deg2rad(3))  # share of the way, and turn: median errors at most
-_SHORTEST = 0.3  # metres of way in a window whose scale odometry gives
+_NEAREST = 16  # number of keyframes used if none is within the radius
+_COMPARED = 40  # number of newest keyframes used to assess odometry
+_FEWEST = 6  # minimum number of comparisons
+_SPAN = 4  # keyframes over which path lengths are compared
+_TRUSTED_WAY, _TRUSTED_TURN = 0.1, float(np.deg2rad(3))  # maximum median errors: share of the path, and turn
+_SHORTEST = 0.3  # minimum path length in metres for a scale from odometry
 _AGREES_WAY, _AGREES_TURN = 0.2, float(np.deg2rad(10))  # between a window and odometry
-# What odometry is off by at least, whatever it has agreed with: metres, share of the way, radians
+# Minimum error of odometry: metres, share of the path, radians
 _LEAST_SHIFT, _LEAST_DRIFT, _LEAST_TURN = 0.005, 0.005, float(np.deg2rad(0.1))
-_NO_SCALE = 10.0  # standard deviation of a log scale of which odometry says nothing
-_CONTRADICTION = 4.0  # standard deviations between a window and odometry: wheels slip
+_NO_SCALE = 10.0  # standard deviation of a log scale that odometry does not determine
+_CONTRADICTION = 4.0  # standard deviations between window and odometry that indicate wheel slip
 
 
 @dataclass(frozen=True)
 class InitialPose:
-    """A pose (4, 4) `map_from_base` in metres that is right within `radius` metres and `angle` radians."""
+    """A pose (4, 4) `map_from_base` in metres, accurate within `radius` metres and `angle` radians."""
 
     map_from_base: Float64
     radius: float
     angle: float
 
     def near(self, keyframes: Iterable[Keyframe], base_from_camera: Float64) -> set[int]:
-        """Ids of the keyframes that may show what a camera there sees: from near it, in about its direction;
-        the nearest where there are none.
+        """Ids of the keyframes near the pose with a similar viewing direction; the nearest ones if there are
+        none.
         """
         map_from_camera = self.map_from_base @ base_from_camera
         held = [keyframe for keyframe in keyframes if keyframe.points is not None]
@@ -61,7 +61,7 @@ class InitialPose:
 def placed_by_odometry(
     view: WindowView, odometry: OdometryBuffer, base_from_camera: Mapping[str, Float64]
 ) -> WindowView:
-    """The view with the pose of its camera in odometry, for networks that take known poses."""
+    """The view with its camera pose by odometry, for networks that accept known poses."""
     odom_from_base, mount = odometry.at(view.stamp_ns), known_extrinsics(base_from_camera, view)
     if odom_from_base is None or mount is None:
         return view
@@ -71,8 +71,9 @@ def placed_by_odometry(
 def odometry_error(
     keyframes: Sequence[Keyframe], odometry: OdometryBuffer, base_from_camera: Mapping[str, Float64]
 ) -> tuple[float, float] | None:
-    """How far odometry is off over the newest keyframes (in time order, of one submap in metres): median
-    errors as a share of the way and in radians.  None where too little can be compared.
+    """Median errors of odometry over the newest keyframes, as a share of the path and in radians.
+
+    The keyframes are in time order, of one submap in metres.  None if too few can be compared.
     """
     way, shift, turn = _compared(keyframes, _SPAN, odometry, base_from_camera)
     moved = way > 0.1
@@ -87,8 +88,8 @@ def _compared(
     odometry: OdometryBuffer,
     base_from_camera: Mapping[str, Float64],
 ) -> tuple[Float64, Float64, Float64]:
-    """Pairs of the newest keyframes that are `span` apart: metres of way, and by how many metres and radians
-    map and odometry differ.
+    """Pairs of the newest keyframes, `span` apart: path length in metres, and difference in metres and
+    radians.
     """
     recent, rows = keyframes[-_COMPARED:], []
     for before, after in zip(recent, recent[span:], strict=False):
@@ -104,13 +105,13 @@ def _compared(
 def _odometry_drift(
     keyframes: Sequence[Keyframe], odometry: OdometryBuffer, base_from_camera: Mapping[str, Float64]
 ) -> tuple[float, float]:
-    """What odometry itself is off by: a share of the way, and radians per keyframe.
+    """The drift of odometry: a share of the path, and radians per keyframe.
 
-    The map's own errors are alike between near and between far keyframes; what grows is odometry's.
+    The map's errors do not depend on the distance of keyframes; the part that grows is odometry's.
     """
     near = [np.median(each) for each in _compared(keyframes, _SPAN, odometry, base_from_camera)]
     far_pairs = _compared(keyframes, 3 * _SPAN, odometry, base_from_camera)
-    # with too few keyframes for that, all of the difference is taken as odometry's
+    # with too few keyframes, the whole difference is attributed to odometry
     far, base = ([np.median(each) for each in far_pairs], near) if len(far_pairs[0]) else (near, np.zeros(3))
     spans = 2 * _SPAN if len(far_pairs[0]) else _SPAN
     share = float((far[1] - base[1]) / max(far[0] - base[0], _SHORTEST))
@@ -125,8 +126,8 @@ def expected_poses(
 ) -> dict[tuple[str, int], Float64]:
     """`map_from_camera` of new views by odometry since the newest keyframe, by (camera, stamp_ns).
 
-    keyframes: the newest of a submap in metres, in time order.  Nothing where odometry has not agreed with
-    the map lately: wheels that slip, or a wrong place of the camera, are no help.
+    keyframes: the newest of a submap in metres, in time order.  Empty if odometry has recently disagreed with
+    the map: slipping wheels, or a wrong pose of the camera on the robot, do not help.
     """
     if _trusted_error(keyframes, odometry, base_from_camera) is None:
         return {}
@@ -148,15 +149,15 @@ def odometry_edges(
     """Edges by odometry between the newest `count` keyframes and the one before each, for the pose graph.
 
     keyframes: the newest of a submap in metres, in time order.  Their poses then follow the network where it
-    is certain, and odometry where a window says little: each counts by its variance, odometry's being what it
-    was off by lately.  errors: what the network is off by.  Nothing of a step that contradicts the window:
-    wheels slip.
+    is certain, and odometry where a window determines little: each is weighted by its variance, odometry's
+    from its recent errors.  errors: the network's typical errors.  Steps that contradict the window (wheel
+    slip) are omitted.
     """
     before = keyframes[: len(keyframes) - count]
     if _trusted_error(before, odometry, base_from_camera) is None:
         return []
     drift, turn = _odometry_drift(before, odometry, base_from_camera)
-    by_window = np.sqrt(2 * errors.variance())  # of two views: radians, share of the depth
+    by_window = np.sqrt(2 * errors.variance())  # for two views: radians, share of the depth
     edges = []
     for earlier, later in zip(keyframes[-count - 1 :], keyframes[-count:], strict=False):
         step = odometry_step(odometry, base_from_camera, earlier, later)
@@ -178,7 +179,7 @@ def odometry_edges(
 def _trusted_error(
     keyframes: Sequence[Keyframe], odometry: OdometryBuffer, base_from_camera: Mapping[str, Float64]
 ) -> tuple[float, float] | None:
-    """`odometry_error`, None where it is not known or too large."""
+    """`odometry_error`, None if unknown or too large."""
     error = odometry_error(keyframes, odometry, base_from_camera)
     return None if error is None or error[0] > _TRUSTED_WAY or error[1] > _TRUSTED_TURN else error
 
@@ -186,9 +187,7 @@ def _trusted_error(
 def odometry_step(
     odometry: OdometryBuffer, base_from_camera: Mapping[str, Float64], before: Mounted, after: Mounted
 ) -> Float64 | None:
-    """(4, 4) from the later picture's camera to that of the earlier one, metres; None when odometry does not
-    know.
-    """
+    """(4, 4) from the later image's camera to the earlier one's, metres; None without odometry."""
     start, end = odometry.at(before.stamp_ns), odometry.at(after.stamp_ns)
     if start is None or end is None:
         return None
@@ -197,9 +196,9 @@ def odometry_step(
 
 
 def similarity_of_poses(poses: Float64, expected: Float64) -> Sim3 | None:
-    """The similarity that brings camera poses (N, 4, 4) to where they are expected (N, 4, 4), in metres.
+    """The similarity from camera poses (N, 4, 4) to the expected ones (N, 4, 4), in metres.
 
-    None where the way is too short to tell the scale, or the two do not agree.
+    None if the path is too short to determine the scale, or if the two disagree.
     """
     mean = expected[:, :3, :3] @ poses[:, :3, :3].transpose(0, 2, 1)
     left, _, right = np.linalg.svd(mean.sum(axis=0))
@@ -218,7 +217,7 @@ def similarity_of_poses(poses: Float64, expected: Float64) -> Sim3 | None:
 
 
 def to_the_plane(map_from_camera: Float64, base_from_camera: Float64, metres: bool) -> Sim3:
-    """The rigid change of the map that brings bases, on average, to the ground plane: level, and at z = 0.
+    """The rigid transform of the map that brings the bases, on average, to the ground plane: level, at z = 0.
 
     map_from_camera, base_from_camera: (N, 4, 4) of the same views.  metres: whether the map is in metres;
     otherwise the height stays.

@@ -1,4 +1,4 @@
-"""The fused cloud of a map: its keyframes' points on common surfaces, in voxels that follow the keyframes."""
+"""The fused cloud of a map: its keyframes' points on common surfaces, in moving voxels."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from fast3r_ros.mapping.voxels import VoxelCloud
 if TYPE_CHECKING:
     from fast3r_ros.mapping.map import Keyframe, KeyframePoints
 
-_NEAR = 16  # keyframes before and after one among which its neighbours are
-_NEIGHBOURS, _PROVISIONAL_NEIGHBOURS = 12, 6  # whose depth is averaged with a keyframe's
-_SAME_WAY = 0.5  # least cosine between the viewing directions of neighbours
+_NEAR = 16  # keyframes before and after one that are candidates for its neighbours
+_NEIGHBOURS, _PROVISIONAL_NEIGHBOURS = 12, 6  # number of neighbours whose depth is averaged with a keyframe's
+_SAME_WAY = 0.5  # minimum cosine between the viewing directions of neighbours
 
 
 @dataclass(frozen=True)
 class _Fused:
-    """A keyframe as it is in the cloud: exactly this must be taken out when it moves.
+    """A keyframe as added to the cloud: exactly this must be removed when it moves.
 
-    carves: what it looks through is free space.
+    carves: its rays mark free space.
     """
 
     keyframe: Keyframe
     carves: bool
 
     def holds(self, keyframe: Keyframe, carves: bool) -> bool:
-        """Whether the cloud already has this keyframe like this."""
+        """Whether the cloud already contains the keyframe in this state."""
         mine = self.keyframe
         same = mine.map_from_local is keyframe.map_from_local and mine.points is keyframe.points
         return same and mine.submap == keyframe.submap and self.carves == carves
 
     def content(self, ray_step: float) -> tuple[Float32, UInt8, Float32, Float32 | None, int]:
-        """What it puts into the cloud, see `VoxelCloud.add`."""
+        """Its contribution to the cloud, see `VoxelCloud.add`."""
         view, points = _view(self.keyframe), self.keyframe.points
         assert points is not None
         placed = PlacedPoints.of(view)
@@ -52,23 +52,25 @@ class _Fused:
 
 
 class FusedCloud:
-    """What of each keyframe is in the voxels, and the surfaces of keyframes that are still estimated.
+    """The keyframes' contributions to the voxels, and provisional surfaces of keyframes in the window.
 
-    Each submap has voxels of its own: how it lies to the others is not known.
+    Each submap has its own voxels, because its pose relative to the others is unknown.
     """
 
     def __init__(self, voxel_size: float) -> None:
         self.voxel_size = voxel_size  # edge, in map units
         self._voxels: dict[int, VoxelCloud] = {}  # by submap
         self._fused: dict[int, _Fused] = {}
-        # of keyframes that are still estimated: their own points, and those on the common surface
+        # for keyframes in the window: their own points, and those on the common surface
         self._provisional: dict[int, tuple[KeyframePoints, KeyframePoints]] = {}
 
     def refined(
         self, keyframes: Mapping[int, Keyframe], final: Collection[int], provisional: Iterable[int]
     ) -> list[Keyframe]:
-        """The final keyframes with their points, along their rays, on the surface that they have in common
-        with their neighbours.  Of the provisional ones such points are remembered for `fuse`.
+        """The final keyframes with their points moved along their rays to the surface shared with their
+        neighbours.
+
+        For provisional keyframes these points are stored for `fuse`.
         """
         changed: dict[int, Keyframe] = {}
         placed: dict[int, PlacedPoints] = {}
@@ -91,9 +93,9 @@ class FusedCloud:
         return list(changed.values())
 
     def fuse(self, keyframe: Keyframe, final: bool) -> None:
-        """Put a keyframe into its submap's cloud instead of what is there of it, in that or another one.
+        """Replace a keyframe's contribution to the clouds by its present one, in its submap's cloud.
 
-        One without points leaves.  final: what it looks through becomes free space.
+        A keyframe without points is removed.  final: its rays mark free space.
         """
         new, old = self.shown(keyframe), self._fused.get(keyframe.id)
         if old is not None and old.holds(new, final):
@@ -113,7 +115,7 @@ class FusedCloud:
             voxels.add(*fused.content(voxels.ray_step))
 
     def shown(self, keyframe: Keyframe) -> Keyframe:
-        """A keyframe with the points that belong into the cloud."""
+        """A keyframe with its points for the cloud."""
         own, surface = self._provisional.get(keyframe.id, (None, None))
         if own is None or keyframe.points is not own:
             self._provisional.pop(keyframe.id, None)
@@ -136,7 +138,7 @@ class FusedCloud:
 
 
 def _neighbours(keyframe: Keyframe, keyframes: Mapping[int, Keyframe], most: int) -> list[int]:
-    """Keyframes with points taken shortly before and after one that look the same way, the nearest first."""
+    """Keyframes with points shortly before and after one, with a similar viewing direction, nearest first."""
     direction, found = keyframe.map_from_local.rotation[:, 2], []
     for apart in range(1, _NEAR + 1):
         for identity in (keyframe.id - apart, keyframe.id + apart):
@@ -157,9 +159,7 @@ def _view(keyframe: Keyframe) -> DepthView:
 
 
 def _corrected(keyframe: Keyframe, neighbours: Sequence[PlacedPoints]) -> KeyframePoints:
-    """The keyframe's points on the surface that it shares with its neighbours; what they contradict has
-    confidence 0.
-    """
+    """The keyframe's points on the surface shared with its neighbours; contradicted ones get confidence 0."""
     points = keyframe.points
     assert points is not None
     factor = depth_corrections(_view(keyframe), neighbours)

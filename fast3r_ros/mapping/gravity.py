@@ -1,4 +1,4 @@
-"""Which way is up, and where the map begins: from the robot's base (REP-103: z up in base and map)."""
+"""The vertical and the origin of the map, from the robot's base (REP-103: z up in base and map)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fast3r_ros.mapping.odometry import OdometryBuffer
 
 
 class Mounted(Protocol):
-    """A picture of a camera that may know where the camera sat on the robot: a frame, view or keyframe."""
+    """An image that may know its camera's pose on the robot: a frame, view or keyframe."""
 
     @property
     def camera(self) -> str:
@@ -26,28 +26,28 @@ class Mounted(Protocol):
 
     @property
     def stamp_ns(self) -> int:
-        """The stamp of the picture."""
+        """The stamp of the image."""
         ...
 
     @property
     def base_from_camera(self) -> Float64 | None:
-        """(4, 4) metres at the picture's stamp, None if unknown."""
+        """(4, 4) metres at the image's stamp, None if unknown."""
         ...
 
 
 def known_extrinsics(base_from_camera: Mapping[str, Float64], seen: Mounted) -> Float64 | None:
-    """`base_from_camera` (4, 4) at a picture's stamp, else the camera's usual one, None if unknown."""
+    """`base_from_camera` (4, 4) at an image's stamp, else the camera's default, None if unknown."""
     return base_from_camera.get(seen.camera) if seen.base_from_camera is None else seen.base_from_camera
 
 
 def extrinsics(base_from_camera: Mapping[str, Float64], seen: Mounted) -> Float64:
-    """As `known_extrinsics`; a camera of which nothing is known looks ahead, level, from the base."""
+    """Like `known_extrinsics`; an unknown camera looks ahead, level, from the base."""
     known = known_extrinsics(base_from_camera, seen)
     return BODY_FROM_OPTICAL if known is None else known
 
 
 def tilt_only(odom_from_base: Float64) -> Float64:
-    """(3, 3) rotation of the base with the heading taken out: x forward, level, z up."""
+    """(3, 3) rotation of the base without its heading: x forward, level, z up."""
     turn = matrix_from_vector([0.0, 0.0, -_heading(odom_from_base)])
     return np.asarray(turn @ odom_from_base[:3, :3])
 
@@ -57,7 +57,7 @@ def level_origin(
 ) -> Float64:
     """The pose (4, 4) of an empty map's first camera: at the origin, with the attitude of the base.
 
-    That is the given one, else the tilt in odometry, else level.
+    The attitude is the given one, else the tilt from odometry, else level.
     """
     pose = np.eye(4)
     if map_from_base is not None:
@@ -71,9 +71,9 @@ def level_origin(
 def leveling(
     keyframes: Sequence[Keyframe], odometry: OdometryBuffer, base_from_camera: Mapping[str, Float64]
 ) -> Float64:
-    """(3, 3) rotation that makes the map's z the vertical of odometry, averaged over the keyframes.
+    """(3, 3) rotation from the map's z to odometry's vertical, averaged over the keyframes.
 
-    Without odometry the base, where it is known, is taken as level on average; the identity without both.
+    Without odometry the base, if known, is assumed level on average; the identity without both.
     """
     by_odometry, by_base = np.zeros(3), np.zeros(3)
     for keyframe in keyframes:
@@ -90,7 +90,7 @@ def leveling(
 
 
 def rotation_to_vertical(up: Float64) -> Float64:
-    """(3, 3) smallest rotation that turns a vector (3,) into the z axis."""
+    """(3, 3) smallest rotation from a vector (3,) to the z axis."""
     unit = up / np.linalg.norm(up)
     axis = np.cross(unit, [0.0, 0.0, 1.0])
     sine = float(np.linalg.norm(axis))
@@ -104,10 +104,10 @@ def at_first_base(
     base_from_camera: Mapping[str, Float64],
     map_from_first_base: Float64 | None,
 ) -> Sim3:
-    """A change of the map to metres, carried on so that the base's first known pose is the map's origin.
+    """A change of the map to metres, extended so that the base's first known pose becomes the map's origin.
 
-    keyframes: in time order.  map_from_first_base: (4, 4), where that pose should be instead; its tilt is
-    not used.  The change as it is when the base is known of no keyframe.
+    keyframes: in time order.  map_from_first_base: (4, 4) pose to use instead of the origin; its tilt is
+    ignored.  Returns the unchanged transform when no keyframe knows the base.
     """
     for keyframe in keyframes:
         known = known_extrinsics(base_from_camera, keyframe)

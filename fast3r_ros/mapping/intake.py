@@ -1,6 +1,4 @@
-"""The entrance of the mapper: frames from any thread become waiting keyframes or are dropped with a
-reason.
-"""
+"""The mapper's input queue: frames from any thread become pending keyframes or are dropped with a reason."""
 
 from __future__ import annotations
 
@@ -13,12 +11,12 @@ from fast3r_ros.mapping.config import KeyframeConfig
 from fast3r_ros.mapping.data import SIMULTANEOUS_NS, Frame
 from fast3r_ros.mapping.keyframes import KeyframeSelector
 
-SAME_VIEW = 0.5  # share of the motion of a keyframe up to which a sharper frame shows the same
+SAME_VIEW = 0.5  # share of a keyframe's motion below which a sharper frame shows the same view
 
 
 @dataclass(frozen=True)
 class FrameCounts:
-    """What became of frames: received = used + waiting + dropped (reason -> count).  used: as keyframes."""
+    """Counts of frames: received = used + waiting + dropped (reason -> count).  used: as keyframes."""
 
     received: int = 0
     used: int = 0
@@ -26,11 +24,11 @@ class FrameCounts:
 
     @property
     def waiting(self) -> int:
-        """Frames without a fate so far."""
+        """Frames that are still pending."""
         return self.received - self.used - sum(self.dropped.values())
 
     def since(self, start: FrameCounts) -> FrameCounts:
-        """The fates after `start`, of the frames that waited then and of those that came later."""
+        """The counts since `start`, of the frames pending then and of later ones."""
         dropped = Counter(self.dropped)
         dropped.subtract(start.dropped)
         received = self.received - start.received + start.waiting
@@ -39,14 +37,14 @@ class FrameCounts:
 
 @dataclass(frozen=True)
 class Waiting:
-    """A keyframe that waits for its window; motion since the one before it, as a share of the image width."""
+    """A pending keyframe; motion: since the previous one, as a share of the image width."""
 
     frame: Frame
     motion: float
 
 
 class FrameIntake:
-    """Selects keyframes, holds at most `capacity` of them, and counts every frame's fate.  Thread-safe."""
+    """Selects keyframes, holds at most `capacity` of them, and counts all frames.  Thread-safe."""
 
     def __init__(self, config: KeyframeConfig, capacity: int) -> None:
         self._lock = threading.Lock()
@@ -58,14 +56,14 @@ class FrameIntake:
         self._start = FrameCounts()  # at the last reset
 
     def offer(self, frame: Frame) -> str:
-        """Keep a frame as a waiting keyframe, or return the reason why it was dropped.
+        """Queue a frame as a pending keyframe, or return the reason why it was dropped.
 
-        When too many wait, the one that moved least since its predecessor goes, never the newest: what
-        remains still covers the way.  A frame that shows what its camera's last keyframe shows, but sharper,
-        takes its place while that one waits (counted as `no_motion`).
+        If too many are pending, the one that moved least since its predecessor is dropped, never the newest,
+        so that the rest still covers the path.  A sharper frame with the same view as its camera's last
+        keyframe replaces it while that is pending (counted as `no_motion`).
         """
         with self._lock:
-            reason, motion = self._selector.judge(frame)  # a frame that this fails at was never here
+            reason, motion = self._selector.judge(frame)  # a frame that raises here is not counted
             self._received += 1
             near = motion < SAME_VIEW * self._selector.config.motion
             if reason == "no_motion" and near and self._exchange(frame, motion):
@@ -78,8 +76,9 @@ class FrameIntake:
             return ""
 
     def _exchange(self, frame: Frame, motion: float) -> bool:
-        """Let a sharper frame take the place of its camera's last keyframe, if that waits and no other camera
-        took an image together with it.
+        """Replace a camera's last keyframe by a sharper frame.
+
+        Only if the keyframe is pending and no other camera took an image together with it.
         """
         stamp = self._selector.sharper_than(frame.camera)
         together = [i for i in self._waiting if stamp is not None and _together(i.frame.stamp_ns, stamp)]
@@ -97,13 +96,13 @@ class FrameIntake:
             self._dropped["overload"] += 1
 
     def take(self) -> list[Frame]:
-        """The waiting keyframes in time order; none waits afterwards."""
+        """Take all pending keyframes, in time order."""
         with self._lock:
             waiting, self._waiting = self._waiting, []
         return sorted((item.frame for item in waiting), key=lambda frame: frame.stamp_ns)
 
     def drop(self, reason: str, count: int = 1) -> None:
-        """Count keyframes that were dropped after they were taken."""
+        """Count keyframes dropped after `take`."""
         with self._lock:
             self._dropped[reason] += count
 
@@ -113,19 +112,19 @@ class FrameIntake:
             self._used += count
 
     def lose(self, reason: str, kept: int) -> None:
-        """Count as dropped what was taken and has no fate so far, but for `kept` frames."""
+        """Count the frames taken but not yet counted as dropped, except `kept` of them."""
         with self._lock:
             self._dropped[reason] += self._totals().waiting - len(self._waiting) - kept
 
     def reset(self, config: KeyframeConfig, capacity: int) -> None:
-        """As `restart`, and nothing waits with the caller either; counts begin again."""
+        """Like `restart`, also without frames held by the caller; counts begin again."""
         self.restart(config, capacity)
         self.lose("restart", 0)
         with self._lock:
             self._start = self._totals()
 
     def restart(self, config: KeyframeConfig, capacity: int) -> None:
-        """Forget the waiting keyframes and the stamps seen (counted as `restart`), with new parameters."""
+        """Drop the pending keyframes (counted as `restart`) and the known stamps; use new parameters."""
         with self._lock:
             self._dropped["restart"] += len(self._waiting)
             self._waiting = []
@@ -133,7 +132,7 @@ class FrameIntake:
             self._capacity = capacity
 
     def set_config(self, config: KeyframeConfig, capacity: int) -> None:
-        """Judge the next frames by other parameters; what is known of the cameras stays."""
+        """Use other parameters for the next frames; the cameras' state stays."""
         with self._lock:
             self._selector.config = config
             self._capacity = capacity
@@ -141,12 +140,12 @@ class FrameIntake:
 
     @property
     def waiting(self) -> int:
-        """Number of keyframes that wait."""
+        """Number of pending keyframes."""
         return len(self._waiting)
 
     @property
     def newest(self) -> Frame | None:
-        """The newest waiting keyframe that shows motion; None when the camera stands or none waits."""
+        """The newest pending keyframe with motion; None if the camera is stationary or none is pending."""
         with self._lock:
             moved = [w.frame for w in self._waiting if w.motion >= self._selector.config.motion]
             return moved[-1] if moved else None
@@ -157,7 +156,7 @@ class FrameIntake:
         return counts.received, dict(counts.dropped)
 
     def totals(self) -> FrameCounts:
-        """All frames since the beginning, whatever was reset."""
+        """All frames since the beginning, regardless of resets."""
         with self._lock:
             return self._totals()
 
@@ -170,9 +169,7 @@ def _together(stamp_ns: int, other_ns: int) -> bool:
 
 
 def without_least_motion(waiting: list[Waiting]) -> list[Waiting]:
-    """Without the keyframe, not the newest, that moved least since its predecessor; its motion is passed
-    on.
-    """
+    """Without the keyframe, except the newest, that moved least; its successor inherits its motion."""
     least = min(range(len(waiting) - 1), key=lambda i: waiting[i].motion)
     after = waiting[least + 1]
     return [

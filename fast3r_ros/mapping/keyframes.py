@@ -1,4 +1,4 @@
-"""Keyframe selection: cheap per-frame decisions on a small grey image."""
+"""Keyframe selection by cheap tests on a small grey image."""
 
 from __future__ import annotations
 
@@ -14,26 +14,28 @@ from fast3r_ros.mapping.data import SIMULTANEOUS_NS, Float64, Frame, UInt8
 
 _GREY_WIDTH = 160  # pixels; optical flow at this size costs about a millisecond
 _GRID = 12  # tracked points per row and per column
-_LOST_SHARE = 0.3  # fewer tracked points than this share: the view has changed altogether
-_RECENT = 12  # frames that a frame's sharpness is compared with
-_SHARP_QUANTILE = 0.8  # of them is what a sharp frame has, though half of them be blurred
-_NEEDED = 4.0  # times the motion of a keyframe, after which a soft one is better than none that connects
-_SHARPER = 1.25  # times as sharp is a frame that takes the place of a keyframe
-_SECOND = np.array([[1, -2, 1]], np.float32)  # filter for second differences along rows
-_PATCH = 9  # pixels; side of the squares around followed points in which two images are compared
+_LOST_SHARE = 0.3  # with a smaller share of tracked points the view counts as completely changed
+_RECENT = 12  # number of frames for the comparison of sharpness
+_SHARP_QUANTILE = 0.8  # quantile of a sharp frame among them, valid even if half are blurred
+_NEEDED = (
+    4.0  # multiple of a keyframe's motion after which even a blurred frame is accepted, to stay connected
+)
+_SHARPER = 1.25  # ratio of sharpness at which a frame replaces a keyframe
+_SECOND = np.array([[1, -2, 1]], np.float32)  # filter of second differences along rows
+_PATCH = 9  # pixels; side of the squares around tracked points for comparing two images
 
 
 @dataclass
 class _CameraState:
-    """What is remembered of one camera: its newest frame, last keyframe and recent sharpness.
+    """The state of one camera: its newest frame, last keyframe and recent sharpness.
 
-    Sharpness (4,) is a logarithm per direction, relative to the first frame's: of what successive images
-    both show, and of the whole images.
+    Sharpness (4,) is a logarithm per direction, relative to the first frame: of the parts shared by
+    successive images, and of the whole images.
     """
 
     newest_stamp_ns: int
     newest_grey: UInt8 | None = None
-    compared_grey: UInt8 | None = None  # the newest frame in `sharpness`, blurred or not
+    compared_grey: UInt8 | None = None  # the newest frame in `sharpness`, even if blurred
     keyframe_stamp_ns: int | None = None
     keyframe_grey: UInt8 | None = None
     keyframe_sharpness: Float64 | None = None
@@ -41,10 +43,10 @@ class _CameraState:
 
 
 class KeyframeSelector:
-    """Decides per frame whether it becomes a keyframe; remembers one small grey image per camera.
+    """Decides whether a frame becomes a keyframe; stores one small grey image per camera.
 
-    Images that other cameras took together with a keyframe become keyframes, too, whatever they saw move:
-    the known distance between the cameras of a rig can be measured only on such pairs.
+    Simultaneous images of other cameras become keyframes as well, regardless of motion: the known distance
+    between the cameras of a rig can be measured only on such pairs.
     """
 
     def __init__(self, config: KeyframeConfig) -> None:
@@ -56,7 +58,7 @@ class KeyframeSelector:
         """(reason, motion): the reason why the frame is dropped, empty when it is a keyframe.
 
         motion is the median image motion since the camera's last keyframe as a share of the image width;
-        1 when the view has changed altogether.  Reasons: duplicate, out_of_order, too_soon, featureless,
+        1 when the view has changed completely.  Reasons: duplicate, out_of_order, too_soon, featureless,
         exposure, blurred, no_motion.
         """
         state = self._cameras.get(frame.camera)
@@ -86,19 +88,17 @@ class KeyframeSelector:
         return "", motion
 
     def sharper_than(self, camera: str) -> int | None:
-        """The stamp of the last keyframe of a camera if the frame that was judged last shows the same, but
-        clearly sharper.
-        """
+        """The stamp of a camera's last keyframe if the last frame shows the same view clearly sharper."""
         state = self._cameras[camera]
         if state.keyframe_sharpness is None or state.newest_grey is None:
             return None
         clearly = _relative(state.sharpness[-1], state.keyframe_sharpness) > _SHARPER
-        # errors of the comparisons add up over many frames: only one below the recent ones is replaced
+        # comparison errors accumulate over frames, so only keyframes below the recent sharpness are replaced
         below = _relative(state.keyframe_sharpness, _usual(state.sharpness)) < 1 / _SHARPER
         return state.keyframe_stamp_ns if clearly and below else None
 
     def exchange(self, camera: str) -> None:
-        """The frame of a camera that was judged last becomes its keyframe instead of the one before."""
+        """Replace a camera's last keyframe by the frame judged last."""
         self._choose(self._cameras[camera])
 
     def _choose(self, state: _CameraState) -> None:
@@ -106,12 +106,12 @@ class KeyframeSelector:
         state.keyframe_stamp_ns = self._newest_keyframe_ns = state.newest_stamp_ns
 
     def _joins(self, stamp_ns: int) -> bool:
-        """Whether a frame was taken together with the newest keyframe, which is of another camera then."""
+        """Whether a frame is simultaneous with the newest keyframe, of another camera."""
         newest = self._newest_keyframe_ns
         return newest is not None and abs(stamp_ns - newest) <= SIMULTANEOUS_NS
 
     def _quality(self, grey: UInt8, state: _CameraState) -> str:
-        """Why the image is of no use, or an empty string."""
+        """Why the image is unusable, or an empty string."""
         brightness = float(grey.mean()) / 255.0
         if brightness < 0.02 or brightness > 0.98:
             return "exposure"
@@ -130,13 +130,12 @@ class KeyframeSelector:
 
 
 def log_sharper(before: UInt8, after: UInt8) -> Float64:
-    """(4,) the logarithm of how much sharper the second of two grey images (h, w) is: along rows and along
-    columns in what both show, then of the whole images.
+    """(4,) log ratio of the sharpness of two grey images (h, w), second to first.
 
-    What both show are the patches around points that are followed, so that neither what comes into view nor
-    another exposure changes it.  They are as sharp as the power of their second differences is a share of
-    their common variance; a camera that moves blurs one direction more than the other.  Images that have too
-    little in common are compared as wholes.
+    Along rows and along columns, first in the shared parts, then in the whole images.  The shared parts are
+    patches around tracked points, so that new content and exposure have no effect.  Sharpness is the power of
+    second differences as a share of the variance; camera motion blurs one direction more than the other.
+    Images with too little in common are compared as wholes.
     """
     start, end, followed = _flow(before, after)
     height, width = before.shape
@@ -176,10 +175,10 @@ def _usual(recent: deque[Float64]) -> Float64:
 
 
 def _relative(mine: Float64, other: Float64) -> float:
-    """How sharp one image is compared with another in the direction in which it does worse.
+    """Sharpness of one image relative to another, in the worse direction.
 
-    The comparison that favours it counts: points that are followed wrongly, or other content, make a sharp
-    image look blurred in one of them; blur shows in both.
+    Of the two comparisons the more favourable one counts: wrong tracking or new content can make a sharp
+    image look blurred in one of them, blur shows in both.
     """
     return float(np.exp((mine - other).reshape(2, 2).min(axis=1).max()))
 
@@ -194,9 +193,7 @@ def small_grey(image: UInt8) -> UInt8:
 
 
 def image_motion(before: UInt8, after: UInt8) -> float:
-    """Median optical flow of a grid of points as a share of the width; 1 if too few points could be
-    followed.
-    """
+    """Median optical flow of a grid of points as a share of the width; 1 if too few points are tracked."""
     if before.shape != after.shape:
         return 1.0
     start, end, followed = _flow(before, after)
@@ -207,7 +204,7 @@ def image_motion(before: UInt8, after: UInt8) -> float:
 
 
 def _flow(before: UInt8, after: UInt8) -> tuple[Float64, Float64, NDArray[np.bool_]]:
-    """(N, 2) pixels of a grid of points in the first image and in the second, (N,) whether followed."""
+    """(N, 2) pixels of a grid of points in the first image and in the second, (N,) whether tracked."""
     height, width = before.shape
     columns, rows = np.meshgrid(
         np.linspace(0.05, 0.95, _GRID) * (width - 1), np.linspace(0.05, 0.95, _GRID) * (height - 1)

@@ -1,4 +1,4 @@
-"""Recognising places by pooled tokens, and moving the map so that revisits agree.
+"""Recognition of places by pooled tokens, and correction of the map at revisits.
 
 Verification needs no other network: retrieved keyframes are put into the window, where all-to-all attention
 matches them, and the registration's gates decide.
@@ -23,11 +23,11 @@ from fast3r_ros.mapping.pose_graph import Edge, optimize
 
 _log = logging.getLogger(__name__)
 
-# (rotation in radians, translation / depth, log scale) of what odometry says about two keyframes
+# sigma of odometry between two keyframes: (rotation in radians, translation / depth, log scale)
 _BRIDGE_SIGMA = (0.02, 0.05, 0.02)
-_NEARBY = 0.7  # depths of what is seen, plus radians between the view directions
-_BRIDGE_ENDS, _BRIDGE_WINDOWS = 2, 6  # keyframes by which a lost track is looked for, and in how many windows
-_WORTH_IT = 1.0  # standard deviations of disagreement from which the map is optimised
+_NEARBY = 0.7  # distance in scene depths plus angle between view directions in radians
+_BRIDGE_ENDS, _BRIDGE_WINDOWS = 2, 6  # keyframes used to find a lost track, and number of windows to try
+_WORTH_IT = 1.0  # disagreement in standard deviations that triggers an optimisation
 
 
 class PlaceIndex:
@@ -38,7 +38,7 @@ class PlaceIndex:
         self._rows: Float32 = np.zeros((64, 0), np.float32)
 
     def add(self, identity: int, descriptor: Float32) -> None:
-        """Remember a keyframe's descriptor, (D,) of unit norm."""
+        """Add a keyframe's descriptor, (D,) of unit norm."""
         count = len(self._ids)
         if self._rows.shape[1] != len(descriptor):
             self._rows = np.zeros((64, len(descriptor)), np.float32)
@@ -59,9 +59,9 @@ class PlaceIndex:
         return self._rows.nbytes
 
     def similarity(self, one: Float32, other: Float32) -> Float32:
-        """Cosines (M, N) of descriptors (M, D) and (N, D), each taken from the mean of all that are known.
+        """Cosines (M, N) of descriptors (M, D) and (N, D), each relative to the mean of all known ones.
 
-        Pooled tokens of any two pictures are alike; what tells places apart is how they differ from the mean.
+        Pooled tokens of any two images are similar; the difference from the mean distinguishes places.
         """
         if one.shape[1] != other.shape[1] or not self._ids:
             return np.full((len(one), len(other)), -1.0, np.float32)
@@ -74,7 +74,7 @@ class PlaceIndex:
         return np.asarray((one @ other.T - left[:, None] - right + square) / lengths)
 
     def search(self, descriptors: Float32, count: int, excluded: set[int], least: float) -> list[int]:
-        """At most `count` keyframes that resemble any of the descriptors (V, D) at least so much, best
+        """At most `count` keyframes with at least similarity `least` to any of the descriptors (V, D), best
         first.
         """
         if not self._ids:
@@ -93,9 +93,9 @@ class LoopCloser:
         self.index = PlaceIndex()
         self.edges = EdgeStore()
         self.closed = 0
-        self._rest = 0  # windows until candidates are looked for again
+        self._rest = 0  # windows until the next search for candidates
         self._lost: list[int] = []
-        self._bridges = 0  # windows in which the lost track is looked for
+        self._bridges = 0  # windows left to search for the lost track
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pose_graph")
         self._running: Future[dict[int, Sim3]] | None = None
         self._before: dict[int, Sim3] = {}
@@ -103,12 +103,12 @@ class LoopCloser:
     def candidates(
         self, descriptors: Float32, live: Sequence[Keyframe], submap: int, map_: Map, most: int
     ) -> list[int]:
-        """Keyframes that may show what the new views (V, D) show, best first.
+        """Keyframes that may show the same places as the new views (V, D), best first.
 
-        By appearance: they must resemble a view more than the median keyframe of the present window does.  By
-        place: those of the own submap that look at the same from nearby, where many places look alike.  And
-        those by which the track was lost, which the first windows after that may still see.  The newest
-        `min_separation` keyframes of the own submap are no candidates: they are the recent trajectory.
+        By appearance: more similar to a view than the median keyframe of the present window.  By position:
+        keyframes of the same submap that look at the same scene from nearby, for scenes of many similar
+        places.  After a lost track also the last keyframes before it, for the first windows.  The newest
+        `min_separation` keyframes of the same submap are no candidates: they are the recent trajectory.
         """
         self._rest -= 1
         if not self.config.enabled or most <= 0 or (live and self._rest > 0):
@@ -130,11 +130,11 @@ class LoopCloser:
         return found
 
     def lose(self, keyframes: Sequence[int]) -> None:
-        """The track was lost at these keyframes; the next windows may find it again."""
+        """Report that the track was lost at these keyframes; the next windows may find it again."""
         self._lost, self._bridges = list(keyframes[-_BRIDGE_ENDS:]), _BRIDGE_WINDOWS
 
     def _bridge(self, map_: Map, submap: int | None) -> list[int]:
-        """The keyframes by which the track was lost, while what came since is not joined with them."""
+        """The last keyframes before the track was lost, until the later ones are joined with them."""
         self._bridges -= 1
         if self._bridges < 0:
             return []
@@ -147,13 +147,13 @@ class LoopCloser:
         return self.index.nbytes + self.edges.nbytes
 
     def forget(self, culled: set[int]) -> None:
-        """Take keyframes out of the graph and of the index; in the map they follow their neighbours."""
+        """Remove keyframes from the graph and the index; in the map they follow their neighbours."""
         self.index.remove(culled)
         for identity in sorted(culled):
             self.edges.remove(identity)
 
     def add(self, edges: Sequence[Edge], keyframes: Mapping[int, Keyframe]) -> bool:
-        """Remember what a window measured; whether its loops contradict the map, which should move then."""
+        """Add a window's measurements; returns whether its loops contradict the map."""
         for edge in edges:
             self.edges.measure(edge)
         return any(
@@ -164,12 +164,12 @@ class LoopCloser:
         )
 
     def bridge(self, before: Keyframe, after: Keyframe) -> None:
-        """Link two keyframes between which only odometry knows the way."""
+        """Link two keyframes that are connected only by odometry."""
         measured = before.map_from_local.inverse() @ after.map_from_local
         self.edges.add(Edge(before.id, after.id, measured, before.depth, _BRIDGE_SIGMA, robust=False))
 
     def smooth(self, map_: Map, live: Sequence[int]) -> None:
-        """Move the keyframes in the window to where all windows that saw them want them; the rest stays."""
+        """Optimise the poses of the keyframes in the window over all their windows; the rest stays."""
         edges = self.edges.around(live)
         ends = {end for edge in edges for end in (edge.i, edge.j)}
         nodes = {i: map_.keyframes[i].map_from_local for i in ends}
@@ -177,7 +177,7 @@ class LoopCloser:
         map_.move({i: after[i] for i in live if i in after})
 
     def optimize(self, map_: Map) -> None:
-        """Start to optimise all keyframes that have points; the map follows with `apply`.
+        """Start optimising all keyframes that have points; `apply` moves the map.
 
         Does nothing while one is running.
         """
@@ -190,9 +190,10 @@ class LoopCloser:
             self.apply(map_)
 
     def apply(self, map_: Map, wait: bool = True) -> bool:
-        """Move the map's keyframes if an optimisation has ended (or wait for it); whether they moved.
+        """Move the map's keyframes if an optimisation has finished (or wait for it); returns whether they
+        moved.
 
-        Keyframes that came since move with the newest one that took part; culled ones see `Map.follow`.
+        Newer keyframes move with the newest one that took part; for culled ones see `Map.follow`.
         """
         if self._running is None or not (wait or self._running.done()):
             return False
@@ -200,15 +201,15 @@ class LoopCloser:
         self._running = None
         try:
             after = running.result()
-        except (RuntimeError, ValueError) as error:  # a singular system: the map stays as it is
-            _log.warning("the pose graph could not be optimised, the map stays as it is: %s", error)
+        except (RuntimeError, ValueError) as error:  # a singular system: the map stays unchanged
+            _log.warning("the pose graph could not be optimised, the map is unchanged: %s", error)
             return False
         changes = {i: after[i] @ before[i].inverse() for i in before}
         held = {k.id: k for k in map_.held()}
         guides = _guides(before, held)
         map_.move(
             {
-                # exactly what was optimised, unless it was estimated anew meanwhile
+                # exactly the optimised pose, unless it was re-estimated meanwhile
                 i: after[i] if k.map_from_local is before.get(i) else changes[guides[i]] @ k.map_from_local
                 for i, k in held.items()
                 if i in guides
@@ -217,7 +218,7 @@ class LoopCloser:
         return True
 
     def discard(self) -> None:
-        """Forget an optimisation that is running: the map was rescaled meanwhile."""
+        """Discard a running optimisation, because the map was rescaled meanwhile."""
         if self._running is not None:
             self._running.cancel()
             self._running = None
@@ -229,7 +230,7 @@ class LoopCloser:
 
 
 def _nearby(live: Sequence[Keyframe], others: Sequence[Keyframe], most: int) -> list[int]:
-    """Keyframes that look at what the newest live one looks at from nearby, nearest first."""
+    """Keyframes that look at the newest live one's scene from nearby, nearest first."""
     if not live or not others:
         return []
     newest = live[-1].map_from_local
@@ -242,7 +243,7 @@ def _nearby(live: Sequence[Keyframe], others: Sequence[Keyframe], most: int) -> 
 
 
 def _guides(optimised: Iterable[int], keyframes: Mapping[int, Keyframe]) -> dict[int, int]:
-    """For every keyframe the one that it moves with: itself, or the next of its submap that took part."""
+    """Keyframe -> the one it moves with: itself, or the next of its submap that took part."""
     parts: dict[int, list[int]] = {}
     for i in sorted(optimised):
         if i in keyframes:

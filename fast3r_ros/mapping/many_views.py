@@ -1,4 +1,4 @@
-"""A network in parts, as one pass over hundreds of views runs it."""
+"""A network in separate steps, for one pass over hundreds of views."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from fast3r_ros.mapping.network import PreparedFrame
 
 @runtime_checkable
 class ManyViewNetwork(Protocol):
-    """What one pass needs of a network; `fast3r_ros.mapping.network.Fast3RNetwork` has it."""
+    """The interface of a network for one pass; `fast3r_ros.mapping.network.Fast3RNetwork` has it."""
 
     def prepare(self, frame: Frame) -> PreparedFrame:
-        """Resize one frame.  Raises UserError for an image that cannot be used."""
+        """Resize one frame.  Raises UserError for an unusable image."""
         ...
 
     def encode_prepared(self, frames: Sequence[PreparedFrame]) -> list[EncodedView]:
@@ -33,25 +33,25 @@ class ManyViewNetwork(Protocol):
         ...
 
     def local_pointmaps(self, features: Any, views: Sequence[int]) -> Reconstruction:
-        """The same without the global maps."""
+        """Like `pointmaps`, without the global maps."""
         ...
 
 
 @runtime_checkable
 class HasSafer(Protocol):
-    """A `ManyViewNetwork` that may compute a pass again in a precision of more range."""
+    """A `ManyViewNetwork` that may repeat a pass in a precision of larger range."""
 
     def overflows(self, result: Reconstruction) -> bool:
-        """Whether some maps are not finite and `safer` has another precision for them."""
+        """Whether some maps are not finite and `safer` offers another precision."""
         ...
 
     def safer(self, views: Sequence[EncodedView]) -> tuple[ManyViewNetwork, list[EncodedView]]:
-        """The network in that precision, and the views as it encodes them."""
+        """The network in that precision, and the views encoded by it."""
         ...
 
 
 def in_parts(network: WindowNetwork | ManyViewNetwork) -> ManyViewNetwork:
-    """The network itself, or one whose pass gives the pointmaps of all views at once, which are kept."""
+    """The network itself, or a wrapper whose pass computes and stores the pointmaps of all views at once."""
     return network if isinstance(network, ManyViewNetwork) else _Whole(network)
 
 
@@ -61,7 +61,7 @@ class _EncodedFrame(PreparedFrame):
 
 
 class _Whole:
-    """Any `WindowNetwork` as a `ManyViewNetwork`: what it fuses are the pointmaps."""
+    """Any `WindowNetwork` as a `ManyViewNetwork`; its fused features are the pointmaps."""
 
     def __init__(self, network: WindowNetwork) -> None:
         self._network = network

@@ -17,17 +17,17 @@ from fast3r_ros.mapping.config import MapConfig
 from fast3r_ros.mapping.data import Cloud, Float32, Float64, UInt8
 from fast3r_ros.mapping.fused_cloud import FusedCloud
 
-_CULLED_AT_ONCE = 16  # keyframes per window, so that a window's cost stays flat
-_SPARE_SHARE = 8  # every n-th keyframe is chosen for culling at a time
-_FULL = 0.97  # of the memory
-_CLOUD_GROWTH = 1.6  # the rows grow by half, their table may double
-_BARE_BYTES = 2000  # of a keyframe without points, image and descriptor
-_TRAJECTORY_SHARE = 0.1  # of the memory that culled keyframes may take before every second one is forgotten
+_CULLED_AT_ONCE = 16  # keyframes per window, so that a window's cost stays bounded
+_SPARE_SHARE = 8  # every n-th keyframe is chosen for culling at once
+_FULL = 0.97  # share of the memory bound at which culling starts
+_CLOUD_GROWTH = 1.6  # rows grow by half, their table may double
+_BARE_BYTES = 2000  # size of a keyframe without points, image and descriptor
+_TRAJECTORY_SHARE = 0.1  # share of the memory for culled keyframes; above it every second one is removed
 
 
 @dataclass(frozen=True)
 class KeyframePoints:
-    """A regular grid of a keyframe's pixels; what was dropped by the filters has confidence 0.
+    """A regular grid of a keyframe's pixels; points dropped by the filters have confidence 0.
 
     points: (n, 3) float32 in the keyframe's local frame (its camera, in its own unit).  confidence: (n,)
     float32. colors: (n, 3) uint8.  pixels: (n,) flat pixel numbers at network size, shared by keyframes of
@@ -49,10 +49,10 @@ class KeyframePoints:
 class Keyframe:
     """A view that is part of the map.
 
-    map_from_local: where its points are; the rigid part is the camera's pose.  covariance: (6, 6) of
-    (position, rotation vector) in `map`.  estimates: how many windows the pose is the mean of.  image: (h,
-    w, 3) uint8 at network size, to encode it again for a loop; points and image are None once the keyframe
-    was culled.  base_from_camera: (4, 4) metres, where the camera sat on the robot; None if unknown.
+    map_from_local: the pose of its points; the rigid part is the camera's pose.  covariance: (6, 6) of
+    (position, rotation vector) in `map`.  estimates: number of windows averaged in the pose.  image: (h, w,
+    3) uint8 at network size, to encode it again for a loop; points and image are None for a culled keyframe.
+    base_from_camera: (4, 4) metres, the camera's pose on the robot; None if unknown.
     """
 
     id: int
@@ -92,13 +92,13 @@ class Map:
         self.config = config
         self.keyframes: dict[int, Keyframe] = {}
         self.metres = False
-        self.guessed: set[int] = set()  # submaps of a metric map whose own scale is not known
+        self.guessed: set[int] = set()  # submaps of a metric map whose own scale is unknown
         self.version = 0
         self._cloud = FusedCloud(voxel_size)
-        self._moved: dict[int, None] = {}  # ids to fuse again, in order
-        self._held: dict[int, None] = {}  # ids of keyframes that have points
+        self._moved: dict[int, None] = {}  # ids to fuse again, in order of moving
+        self._held: dict[int, None] = {}  # ids of keyframes with points
         self._spare: deque[int] = deque()  # ids to cull next
-        # culled keyframe -> the one that it moves with, and where that was when its own pose was right
+        # culled keyframe -> its guide, and the guide's pose when the culled one's pose was correct
         self._guides: dict[int, tuple[int, Sim3]] = {}
         self._bytes = 0
 
@@ -110,7 +110,7 @@ class Map:
         voxel_size: float,
         guessed: Iterable[int] = (),
     ) -> Map:
-        """The map of a saved one's keyframes."""
+        """The map made of a saved map's keyframes."""
         result = Map(config, voxel_size)
         result.metres, result.guessed = metres, set(guessed)
         result.put(keyframes)
@@ -120,7 +120,7 @@ class Map:
         return result
 
     def put(self, keyframes: Iterable[Keyframe]) -> None:
-        """Add keyframes or replace those of the same id; the cloud follows with `fuse`."""
+        """Add keyframes or replace those of the same id; `fuse` updates the cloud."""
         for keyframe in keyframes:
             previous = self.keyframes.get(keyframe.id)
             self._bytes += keyframe.nbytes - (0 if previous is None else previous.nbytes)
@@ -133,34 +133,31 @@ class Map:
         self.version += 1
 
     def refine(self, final: Collection[int], provisional: Collection[int]) -> None:
-        """Bring the points of keyframes, along their rays, to the surface that they have in common with
-        their neighbours.
+        """Move the points of keyframes along their rays to the surface shared with their neighbours.
 
-        final: those that have left the window keep these points.  provisional: of the others only the cloud
-        gets them.
+        final: keyframes that have left the window; they keep these points.  provisional: for the others only
+        the cloud gets them.
         """
         for keyframe in self._cloud.refined(self.keyframes, final, provisional):
             self.put([keyframe])
 
     def fuse(self, ids: Iterable[int], final: bool = True) -> None:
-        """Bring the cloud up to date with these keyframes.
+        """Update the cloud for these keyframes.
 
-        final: what they look through becomes free space.
+        final: their rays mark free space.
         """
         for identity in ids:
             self._moved.pop(identity, None)
             self._cloud.fuse(self.keyframes[identity], final)
 
     def shown(self) -> list[Keyframe]:
-        """All keyframes with the points that the cloud has of them: those that a window still estimates have
-        other ones.
-        """
+        """All keyframes with their points in the cloud, which differ for keyframes still in the window."""
         return [self._cloud.shown(keyframe) for keyframe in self.keyframes.values()]
 
     def fuse_moved(self, most: int | None = None, later: Collection[int] = ()) -> None:
-        """Fuse at most `most` of the keyframes that moved (all if None), those that moved first.
+        """Fuse at most `most` of the moved keyframes (all if None), in the order of moving.
 
-        later: keyframes that are still being estimated and are fused when they leave the window.
+        later: keyframes still in the window, which are fused when they leave it.
         """
         waiting = [identity for identity in self._moved if identity not in later]
         self.fuse(waiting if most is None else waiting[:most])
@@ -170,7 +167,7 @@ class Map:
         self.put([replace(self.keyframes[i], map_from_local=pose) for i, pose in poses.items()])
 
     def join(self, submap: int, other: int, other_from_submap: Sim3) -> None:
-        """Move a submap's keyframes to where they belong in another submap, and make them part of it."""
+        """Move a submap's keyframes to their poses in another submap, and make them part of it."""
         self.follow()
         mine = [k for k in self.keyframes.values() if k.submap == submap]
         self.put([replace(_transformed(k, other_from_submap), submap=other) for k in mine])
@@ -182,9 +179,9 @@ class Map:
         return self.metres and submap not in self.guessed
 
     def rescale_submap(self, submap: int, factor: float, about: Float64 | None = None) -> Sim3:
-        """Bring one submap, whose scale was guessed or is uncertain, to metres; returns the change.
+        """Convert one submap with an unknown or uncertain scale to metres; returns the change.
 
-        about: (3,) the point that stays, None: the first keyframe's camera.
+        about: (3,) the fixed point, None: the first keyframe's camera.
         """
         self.follow()
         self.guessed.discard(submap)
@@ -194,16 +191,14 @@ class Map:
         return change
 
     def rescale_part(self, ids: Sequence[int], factor: float, about: Float64 | None = None) -> Sim3:
-        """Scale some keyframes about a point (3,), or the camera of the first of them; returns the change."""
+        """Scale some keyframes about a point (3,) or the first camera; returns the change."""
         origin = self.keyframes[ids[0]].map_from_local.translation if about is None else about
         change = Sim3(factor, np.eye(3), (1.0 - factor) * origin)
         self.put([_transformed(self.keyframes[i], change) for i in ids])
         return change
 
     def rescale(self, new_from_old: Sim3, voxel_size: float, submap: int) -> None:
-        """Move everything to metres by one similarity, which was measured on one submap, and fuse from
-        scratch.
-        """
+        """Convert the whole map to metres by one similarity, measured on one submap, and fuse again."""
         self.follow()
         self.metres = True
         self.guessed = {k.submap for k in self.keyframes.values()} - {submap}
@@ -214,10 +209,10 @@ class Map:
         self.fuse(list(self.keyframes))
 
     def follow(self) -> None:
-        """Bring the poses of culled keyframes up to date; meanwhile they stay where they were.
+        """Update the poses of culled keyframes, which stay unchanged in between.
 
-        Each moves with the keyframe that was next to it when it was culled, which may be culled, too.  This
-        is not done window by window, because its cost grows with the way.
+        Each moves with the keyframe next to it when it was culled, which may be culled, too.  This is not
+        done per window, because its cost grows with the length of the trajectory.
         """
         done: set[int] = set()
         for identity in list(self._guides):
@@ -235,11 +230,11 @@ class Map:
                     self._guides[i] = guide, now
 
     def _have_followed(self) -> None:
-        """Culled keyframes were moved together with their guides."""
+        """Record that culled keyframes were moved together with their guides."""
         self._guides = {i: (g, self.keyframes[g].map_from_local) for i, (g, _) in self._guides.items()}
 
     def _find_guide(self, identity: int) -> None:
-        """Let a culled keyframe follow the nearest one of its submap that has points, a later one if any."""
+        """Let a culled keyframe follow the nearest one of its submap with points, preferably a later one."""
         held, submap = list(self._held), self.keyframes[identity].submap
         place = bisect_left(held, identity)
         for guide in chain(islice(held, place, None), reversed(held[:place])):
@@ -249,16 +244,16 @@ class Map:
         self._guides.pop(identity, None)
 
     def held(self) -> list[Keyframe]:
-        """The keyframes that have points, oldest first."""
+        """The keyframes with points, oldest first."""
         return [self.keyframes[i] for i in self._held]
 
     def cull(self, protected: set[int], other_bytes: int = 0) -> set[int]:
-        """Drop the most redundant keyframes while the map is over its bounds, a few at a time; returns
-        their ids.
+        """Cull the most redundant keyframes while the map exceeds its bounds, a few at a time; returns their
+        ids.
 
-        A culled keyframe keeps its pose but loses points, image and descriptor, and leaves the cloud.
-        Redundant is what another keyframe saw from nearly the same place in nearly the same direction.
-        other_bytes: what belongs to the map but is kept elsewhere.
+        A culled keyframe keeps its pose, but loses points, image and descriptor, and leaves the cloud.  A
+        keyframe is redundant if another one is near and has a similar viewing direction.  other_bytes: memory
+        of the map that is stored elsewhere.
         """
         culled: set[int] = set()
         self._thin_trajectory()
@@ -278,14 +273,14 @@ class Map:
         return culled
 
     def _find_spare(self, protected: set[int]) -> None:
-        """Choose the next keyframes to cull, for many windows at once, as it takes a look at all of them."""
+        """Choose the next keyframes to cull, for many windows at once: it compares all of them."""
         if not self._spare:
             held = [k for k in self.held() if k.id not in protected]
             most = max(_CULLED_AT_ONCE, len(held) // _SPARE_SHARE)
             self._spare.extend(k.id for k in most_redundant(held)[:most])
 
     def _thin_trajectory(self) -> None:
-        """Forget every second culled keyframe, not the first, when their poses alone take too much memory."""
+        """Remove every second culled keyframe except the first, when their poses take too much memory."""
         if (len(self.keyframes) - len(self._held)) * _BARE_BYTES < _TRAJECTORY_SHARE * self._limit:
             return
         self.follow()
@@ -299,13 +294,11 @@ class Map:
 
     @property
     def _limit(self) -> float:
-        """Bytes that the map may take."""
+        """Maximum size of the map in bytes."""
         return self.config.memory_mb * 2**20
 
     def _over_bounds(self, other_bytes: int) -> bool:
-        """Whether points or memory exceed their bounds, with room for the next window and for the cloud's
-        arrays, which grow when they are full.
-        """
+        """Whether points or memory exceed their bounds, with room for the next window and growing arrays."""
         memory = self._bytes + other_bytes + _CLOUD_GROWTH * self._cloud.nbytes
         return len(self._cloud) > self.config.max_points or memory > _FULL * self._limit
 
@@ -320,20 +313,18 @@ class Map:
 
     @property
     def submaps(self) -> int:
-        """Number of parts that are not joined with each other."""
+        """Number of unconnected parts."""
         return len(self.parts)
 
     @property
     def parts(self) -> dict[int, int]:
-        """Submap -> number of its keyframes.  The main one comes first: in metres rather than not, then the
-        largest.
-        """
+        """Submap -> number of its keyframes, the main one first: preferably in metres, then the largest."""
         sizes = Counter(k.submap for k in self.keyframes.values())
         return {i: sizes[i] for i in sorted(sizes, key=lambda i: (not self.known_scale(i), -sizes[i], i))}
 
     @property
     def main(self) -> int:
-        """The submap that is the map for who wants one; the others lie at guessed places and scales."""
+        """The main submap; the pose and scale of the others relative to it are unknown."""
         return next(iter(self.parts), 0)
 
     def part(self, submap: int | None = None) -> dict[int, Keyframe]:
@@ -353,9 +344,9 @@ class Map:
 
 
 def most_redundant(keyframes: Sequence[Keyframe]) -> list[Keyframe]:
-    """Keyframes in the order in which they can be spared: those with the nearest neighbour first.
+    """Keyframes in the order of redundancy: those with the nearest neighbour first.
 
-    Of two neighbours that have only each other, the second comes last.
+    Of two mutual nearest neighbours, the second comes last.
     """
     if len(keyframes) < 2:
         return list(keyframes)

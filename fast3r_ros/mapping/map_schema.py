@@ -1,7 +1,7 @@
-"""What a saved map is: its arrays with their types and shapes, its index, and the check of both.
+"""The schema of a saved map: its arrays with types and shapes, its index, and the check of both.
 
-The check is complete, so that whatever passes can be mapped in: it runs before a map is written and after
-one was read.  A ValueError says in one line what is wrong.
+The check is complete, so that every map that passes can be continued.  It runs before a map is written and
+after one was read.  A ValueError describes the first fault in one line.
 """
 
 from __future__ import annotations
@@ -20,33 +20,35 @@ from fast3r_ros.mapping.pose_graph import Edge
 
 Arrays = Mapping[str, NDArray[Any]]
 
-_LARGEST = 1e9  # of a length, a coordinate, a ratio; far beyond any real one
+_LARGEST = 1e9  # maximum of a length, a coordinate, a ratio; far beyond any real one
 _SMALLEST = 1e-9
 _ROUNDING = 1e-6
 _ROTATION_ERROR = 1e-3  # of the entries of R R^T
 _VOXEL_SIZES = (1e-6, 1e6)  # in map units
-_VOXELS_PER_DEPTH = 2.0**20  # beyond this the cloud has no room for what a keyframe sees
+_VOXELS_PER_DEPTH = 2.0**20  # beyond this the cloud cannot hold a keyframe's points
 _ID = (0, 2**31 - 1)
-_STAMP_NS = (-(2**31) * 10**9, 2**31 * 10**9 - 1)  # what a ROS message can carry
-_SIDE = 1 << 14  # of an image, in pixels
+_STAMP_NS = (-(2**31) * 10**9, 2**31 * 10**9 - 1)  # the range of a ROS stamp
+_SIDE = 1 << 14  # maximum side of an image, in pixels
 _DESCRIPTOR = 1 << 16
 
 
 @dataclass(frozen=True)
 class SavedMap:
-    """What a saved map holds; the fused cloud is derived from it."""
+    """The content of a saved map; the fused cloud is derived from it."""
 
     keyframes: tuple[Keyframe, ...]
     edges: tuple[Edge, ...]
     metres: bool
     voxel_size: float
-    guessed: tuple[int, ...] = ()  # submaps of a metric map whose own scale is not known
+    guessed: tuple[int, ...] = ()  # submaps of a metric map whose own scale is unknown
 
 
 @dataclass(frozen=True)
 class Column:
-    """One array.  shape: a letter is a number that several arrays share: k keyframes, p points, d values of
-    descriptors, i bytes of images, e edges.  bounds: of every value, inclusive; None where NaN may occur.
+    """One array.
+
+    shape: a letter is a number shared by several arrays: k keyframes, p points, d descriptor values, i bytes
+    of images, e edges.  bounds: of every value, inclusive; None if NaN may occur.
     """
 
     dtype: str
@@ -77,7 +79,7 @@ COLUMNS = {
 
 
 def index_of(saved: SavedMap) -> dict[str, Any]:
-    """What of a map is not in arrays, for `map.json`."""
+    """The part of a map that is not in arrays, for `map.json`."""
     return {
         "metres": saved.metres,
         "voxel_size": saved.voxel_size,
@@ -96,9 +98,7 @@ def index_of(saved: SavedMap) -> dict[str, Any]:
 
 
 def arrays_of(saved: SavedMap) -> dict[str, NDArray[Any]]:
-    """Everything numeric, stacked over keyframes; points and images of different sizes are laid end to
-    end.
-    """
+    """All numbers, stacked over keyframes; points and images of different sizes are concatenated."""
     keyframes, edges = saved.keyframes, saved.edges
     points = [k.points for k in keyframes if k.points is not None]
     values: dict[str, Sequence[Any]] = {
@@ -132,7 +132,7 @@ def arrays_of(saved: SavedMap) -> dict[str, NDArray[Any]]:
 
 
 def check_layout(layout: Mapping[str, tuple[str, tuple[int, ...]]], keyframes: int) -> None:
-    """Whether the (dtype, shape) of the arrays are those of a map with so many keyframes."""
+    """Check that the (dtype, shape) of the arrays match a map with `keyframes` keyframes."""
     for name, difference in (
         ("lacks", COLUMNS.keys() - layout.keys()),
         ("has the unknown", layout.keys() - COLUMNS.keys()),
@@ -151,7 +151,7 @@ def check_layout(layout: Mapping[str, tuple[str, tuple[int, ...]]], keyframes: i
 
 
 def check(content: Any, arrays: Arrays) -> None:
-    """Whether index and arrays are a map that can be used.  Raises ValueError for the first fault."""
+    """Check that index and arrays are a valid map.  Raises ValueError for the first fault."""
     ids = _check_index(content)
     check_layout({name: (array.dtype.str, array.shape) for name, array in arrays.items()}, len(ids))
     for name, column in COLUMNS.items():
@@ -187,8 +187,8 @@ def restore(content: Mapping[str, Any], arrays: Arrays) -> SavedMap:
         height, width = (int(side) for side in arrays["image_size"][n])
         image = arrays["image"][int(image_ends[n]) - 3 * height * width : int(image_ends[n])]
         descriptor = slice(int(descriptor_ends[n] - arrays["descriptor_size"][n]), int(descriptor_ends[n]))
-        # copies, so that a keyframe that is culled later frees its memory; what is numbered past the end of
-        # the image (a numbering from 1 is not refused) would be looked for outside of a later window's maps
+        # copies, so that culling a keyframe frees its memory; pixels numbered past the end of
+        # the image (numbering from 1 is accepted) would be looked up outside of a later window's maps
         inside = arrays["pixels"][part] < height * width
         pixels = arrays["pixels"][part][inside]
         points = KeyframePoints(
@@ -227,7 +227,7 @@ def restore(content: Mapping[str, Any], arrays: Arrays) -> SavedMap:
 
 
 def _check_index(content: Any) -> NDArray[np.int64]:
-    """The ids of the keyframes, when the index is sound."""
+    """The ids of the keyframes, if the index is valid."""
     if type(content.get("metres")) is not bool:
         raise ValueError(f"metres is {content.get('metres')!r:.40}, not true or false")
     voxel = content.get("voxel_size")
@@ -242,7 +242,7 @@ def _check_index(content: Any) -> NDArray[np.int64]:
     _whole("guessed", content.get("guessed", []), _ID)
     for camera in (entry.get("camera") for entry in entries):
         if not isinstance(camera, str) or any("\ud800" <= letter <= "\udfff" for letter in camera):
-            raise ValueError(f"camera is {camera!r:.40}, not a name")  # halves of letters cannot be written
+            raise ValueError(f"camera is {camera!r:.40}, not a name")  # lone surrogates cannot be written
     ids = np.array([entry["id"] for entry in entries], np.int64)
     if len(np.unique(ids)) != len(ids):
         raise ValueError("an id of a keyframe occurs twice")
@@ -259,7 +259,7 @@ def _whole(name: str, values: Any, bounds: tuple[int, int]) -> None:
 
 
 def _check_similarities(name: str, rows: NDArray[np.float64]) -> None:
-    """Whether rows are similarities: a positive scale and a rotation, not a reflection."""
+    """Check that rows are similarities: a positive scale and a rotation, not a reflection."""
     _all(name, rows[:, 0] >= _SMALLEST, "without a scale")
     rotation = rows[:, 1:10].reshape(-1, 3, 3)
     error = np.abs(rotation @ rotation.transpose(0, 2, 1) - np.eye(3)).max(axis=(1, 2), initial=0.0)
@@ -277,7 +277,7 @@ def _check_cameras(arrays: Arrays) -> None:
 
 
 def _check_parts(arrays: Arrays) -> None:
-    """Whether the parts of keyframes fill the arrays that they are laid into, and belong together."""
+    """Check that the keyframes' parts fill their concatenated arrays and are consistent."""
     count, size, images = arrays["point_count"], arrays["descriptor_size"], arrays["image_size"]
     pixels = images.prod(axis=1)
     for name, needed in (("points", count), ("descriptor", size), ("image", 3 * pixels)):

@@ -1,4 +1,4 @@
-"""When the map becomes metric, and how it stays so; what is measured is in `scale`."""
+"""Making the map metric and correcting its drift; `scale` has the measurements."""
 
 from __future__ import annotations
 
@@ -15,17 +15,16 @@ from fast3r_ros.mapping.map import Keyframe, Map
 from fast3r_ros.mapping.odometry import OdometryBuffer
 from fast3r_ros.mapping.scale import SETTLED_SIGMA, Scale, differs, disagrees, estimate_scale
 
-_KEYFRAMES = 200  # the newest tell the scale
-_SMALLEST_CHANGE = 1e-4  # of the scale
+_KEYFRAMES = 200  # number of newest keyframes used for the scale
+_SMALLEST_CHANGE = 1e-4  # minimum relative change of the scale
 
 
 class MetricScale:
-    """Measures the scale of the submap in work, makes the map metric once it is known, and corrects drift.
+    """Measures the scale of the current submap, makes the map metric once it is known, and corrects drift.
 
-    A scale is adopted while it is still uncertain, and refined until three standard deviations are one
-    percent or the measurements no longer reach back to the submap's start.  latest: the newest measurement,
-    relative to the map as it is.  map_from_first_base: (4, 4), where the base was at the start, None: at the
-    origin.
+    A scale is adopted while still uncertain, and refined until three standard deviations are one percent or
+    the measurements no longer reach back to the submap's start.  latest: the newest measurement, relative to
+    the present map.  map_from_first_base: (4, 4) pose of the base at the start, None: the origin.
     """
 
     def __init__(self, odometry: OdometryBuffer, base_from_camera: Mapping[str, Float64]) -> None:
@@ -33,15 +32,15 @@ class MetricScale:
         self.map_from_first_base: Float64 | None = None
         self._odometry = odometry
         self._base_from_camera = base_from_camera
-        self._from = 0  # the keyframe from which on the scale is measured
-        self._refined: int | None = None  # the submap whose scale is being refined
-        self._sigma = np.inf  # of the scale that it has now
+        self._from = 0  # first keyframe of the scale measurement
+        self._refined: int | None = None  # submap whose scale is being refined
+        self._sigma = np.inf  # of its present scale
 
     def find(self, map_: Map, submap: int, config: ScaleConfig, last: bool = False) -> Sim3 | None:
-        """Bring the whole map, or a submap that started later, to metres when the scale is known; refine it.
+        """Convert the map, or a later submap, to metres once the scale is known; refine the scale.
 
-        Returns the change, or None.  The map is levelled, too, if odometry knows the vertical, and the base's
-        first pose becomes its origin.  last: no more measurements will come.
+        Returns the change, or None.  The map is also levelled if odometry knows the vertical, and the base's
+        first pose becomes its origin.  last: no more measurements will follow.
         """
         recent = self._recent(map_, submap)
         scale = estimate_scale(config, recent, self._odometry, self._base_from_camera)
@@ -63,10 +62,10 @@ class MetricScale:
         return change
 
     def correct(self, map_: Map, submap: int, live: Sequence[int], config: ScaleConfig) -> bool:
-        """When a metric map proves to have drifted, scale the keyframes by which the next windows are placed.
+        """If a metric map has drifted, rescale the keyframes to which the next windows are registered.
 
-        live: their ids, oldest first.  What lies behind stays as it is; from now on the scale is measured on
-        these and newer keyframes, so no correction is made twice.  Returns whether it was corrected.
+        live: their ids, oldest first.  Older keyframes stay; from now on the scale is measured on these and
+        newer keyframes, so that no correction is made twice.  Returns whether it was corrected.
         """
         if not live or not map_.known_scale(submap) or submap == self._refined:
             return False
@@ -81,10 +80,9 @@ class MetricScale:
     def _refine(
         self, map_: Map, recent: Sequence[Keyframe], scale: Scale, config: ScaleConfig, last: bool
     ) -> Sim3 | None:
-        """Scale a young submap as a whole about its newest camera, which stays, and so does map -> odom.
+        """Rescale a whole young submap about its newest camera, so that this and map -> odom stay.
 
-        That is done when the scale has become better known than what was adopted, and a last time when it is
-        settled.
+        Done when the scale is better known than the adopted one, and a last time when it is final.
         """
         if config.source == "fixed" or not recent or recent[-1].submap != self._refined:
             return None

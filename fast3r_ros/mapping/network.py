@@ -1,4 +1,4 @@
-"""The network as mapping sees it: frames to tokens, windows of tokens to pointmaps."""
+"""The network for mapping: frames to tokens, windows of tokens to pointmaps."""
 
 from __future__ import annotations
 
@@ -34,8 +34,10 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True)
 class PreparedFrame:
-    """A frame at network size.  pixels: (h, w, 3) uint8 on the network's device.  network_from_image: (3, 3)
-    pixel transform.  intrinsics: (3, 3) at network size, or None.
+    """A frame at network size.
+
+    pixels: (h, w, 3) uint8 on the network's device.  network_from_image: (3, 3) pixel transform.  intrinsics:
+    (3, 3) at network size, or None.
     """
 
     pixels: Tensor
@@ -44,16 +46,16 @@ class PreparedFrame:
 
 
 def no_lap(stage: str) -> None:
-    """What a stage's end means to those who do not measure: nothing."""
+    """The default `lap`: ignores the end of a stage."""
 
 
 def computes(
     method: Callable[Concatenate[Fast3RNetwork, _Arguments], _Result],
 ) -> Callable[Concatenate[Fast3RNetwork, _Arguments], _Result]:
-    """Run a method without gradients, with the model's GPU as the current one.
+    """Run a method without gradients, with the model's GPU as the current device.
 
-    Each thread has a current device of its own, the first one unless it says otherwise, and kernels that do
-    not come with PyTorch (flash_attn, Triton) are launched there, wherever their tensors are.
+    Each thread has its own current device, by default the first.  Kernels outside of PyTorch (flash_attn,
+    Triton) are launched on it, wherever their tensors are.
     """
 
     @wraps(method)
@@ -65,19 +67,19 @@ def computes(
 
 
 class Fast3RNetwork(WindowNetwork):
-    """A `WindowNetwork` over `Fast3R`: a frame is encoded once, its tokens are fused in every window it is
-    in.
+    """A `WindowNetwork` based on `Fast3R`: each frame is encoded once, and fused in all of its windows.
 
-    On a GPU images are resized there, and windows of the sizes given to `warm_up` run as CUDA graphs; others
-    give the same results, launched kernel by kernel.
+    On a GPU images are resized there, and windows of the sizes given to `warm_up` run as CUDA graphs; other
+    sizes give the same results, launched kernel by kernel.
 
-    Where the model's acceleration has `stream`, a window that goes on from the last one is looked at only
-    where it is new; its `window` frame is then the last one's.
+    With the acceleration `stream`, only the new views of a window that continues the last one are processed;
+    its `window` frame is then the last one's.
     """
 
     def __init__(self, model: Fast3R, image_size: int | None = None, record: Record | None = None) -> None:
-        """image_size: pixels of the longer side at the network; None is what the model was made for.  record:
-        how work of fixed shapes is recorded; by default as CUDA graphs on a GPU, and not at all on a CPU.
+        """image_size: longer side at the network in pixels, None for the model's own.
+
+        record: recording of work of fixed shapes; by default as CUDA graphs on a GPU, and none on a CPU.
         """
         self._model = model
         self._image_size = image_size or model.config.image_size
@@ -85,7 +87,7 @@ class Fast3RNetwork(WindowNetwork):
         on_gpu = self._device.type == "cuda"
         self._attention_chosen = not on_gpu
         self._uploads = urgent_stream(self._device) if on_gpu and torch.cuda.is_available() else None
-        plain = model.split is None and model.acceleration.merge == 1  # as `_hooks_of` runs the fusion
+        plain = model.split is None and model.acceleration.merge == 1  # the conditions of `_hooks_of`
         if record is None and on_gpu and plain:
             record = CudaGraphs()
         self._captured = Captured(record)
@@ -94,23 +96,24 @@ class Fast3RNetwork(WindowNetwork):
 
     @property
     def model(self) -> Fast3R:
-        """The network itself."""
+        """The model."""
         return self._model
 
     @property
     def captured(self) -> int:
-        """How many functions are replayed as a whole."""
+        """Number of recorded functions."""
         return len(self._captured)
 
     @computes
     def warm_up(self, views: int, size: tuple[int, int], new: int = WindowConfig().stride) -> Reconstruction:
-        """Run a window once and record it, so that the first one from a camera is as quick as the others.
+        """Run a window once and record it, so that the camera's first window is as fast as the others.
 
-        On a GPU the fusion takes the fastest attention kernel for that many tokens, if none was chosen.
+        On a GPU the fusion uses the fastest attention kernel for that number of tokens, unless one was
+        chosen.
 
-        size: width and height at the network, in pixels.  new: so many of a window's views are encoded
-        together, as they come with it; single ones are recorded, too.  Returns what the network says of black
-        pictures: maps of the right shapes, and no more.
+        size: width and height at the network, in pixels.  new: number of a window's views that are encoded
+        together; single ones are recorded as well.  Returns the network's result for black images, with the
+        right shapes but arbitrary values.
         """
         patch = self._model.config.encoder.patch_size
         self._take_fastest_attention(views * (size[0] // patch) * (size[1] // patch))
@@ -130,18 +133,16 @@ class Fast3RNetwork(WindowNetwork):
         return self.pointmaps(features)
 
     def encode(self, frame: Frame, lap: Lap = no_lap) -> EncodedView:
-        """Resize, crop and encode one frame.  Raises UserError for an image that cannot be used.
+        """Resize, crop and encode one frame.  Raises UserError for an unusable image.
 
-        lap: is told the end of `preprocess`, `encode` and `describe`.
+        lap: called at the end of `preprocess`, `encode` and `describe`.
         """
         prepared = self.prepare(frame)
         lap("preprocess")
         return self.encode_prepared([prepared], lap)[0]
 
     def encode_all(self, frames: Sequence[Frame], lap: Lap = no_lap) -> list[EncodedView | UserError]:
-        """As `encode` for each frame, those of one size together; for an image that cannot be used the error
-        stands in its place.
-        """
+        """Like `encode` for each frame, grouped by size; an unusable image gives its error instead."""
         results: dict[int, EncodedView | UserError] = {}
         groups: dict[torch.Size, dict[int, PreparedFrame]] = {}
         for number, frame in enumerate(frames):
@@ -159,7 +160,7 @@ class Fast3RNetwork(WindowNetwork):
 
     @computes
     def prepare(self, frame: Frame) -> PreparedFrame:
-        """Resize and crop on the network's device.  Raises UserError for an image that cannot be used."""
+        """Resize and crop on the network's device.  Raises UserError for an unusable image."""
         if self._device.type == "cuda":
             pixels, transform = self._upload(frame.image)
         else:
@@ -170,7 +171,7 @@ class Fast3RNetwork(WindowNetwork):
 
     @computes
     def encode_prepared(self, frames: Sequence[PreparedFrame], lap: Lap = no_lap) -> list[EncodedView]:
-        """Encode frames of one size together; once more, in a safer precision, if tokens are not finite."""
+        """Encode frames of one size together; repeated in a safer precision if tokens are not finite."""
         pixels = torch.stack([frame.pixels for frame in frames])
         replay = self._captured.find("encode", pixels)
         if replay is None:
@@ -204,20 +205,21 @@ class Fast3RNetwork(WindowNetwork):
         result = self._pass(views, lap)
         if not self.overflows(result):
             return result
-        self._seen = None  # of a pass that fails nothing is remembered
+        self._seen = None  # a failed pass leaves no cache
         network, encoded = self.safer(views)
         return network._pass(encoded, no_lap)
 
     @computes
     def overflows(self, result: Reconstruction) -> bool:
-        """Whether some maps are not finite and `safer` has another precision for them.  Waits for the device
-        where that is so.
+        """Whether some maps are not finite and `safer` offers another precision.
+
+        Synchronises with the device in that case.
         """
         return self._model.dtype == torch.float16 and not all_finite(numbers_of(result))
 
     @computes
     def safer(self, views: Sequence[EncodedView]) -> tuple[Fast3RNetwork, list[EncodedView]]:
-        """For a pass that overflows: the network in a safer precision, and the views as it encodes them.
+        """For a pass that overflows: the network in a safer precision, and the views encoded by it.
 
         Counts the pass.
         """
@@ -244,17 +246,17 @@ class Fast3RNetwork(WindowNetwork):
 
     @property
     def repeated_passes(self) -> int:
-        """How many passes were computed again, as their results were not finite."""
+        """Number of passes repeated because their results were not finite."""
         return self._model.repeated_passes
 
     @torch.inference_mode()
     def _streamed(self, views: Sequence[EncodedView], every: int, lap: Lap) -> Reconstruction:
-        """One pass over the views that are new since the last window, or over all of them."""
-        seen, self._seen = self._seen, None  # of a pass that fails nothing is remembered
+        """One pass over the new views since the last window, or over all views."""
+        seen, self._seen = self._seen, None  # a failed pass leaves no cache
         step = continuation(seen, views, every)
         if seen is None or step is None:
             indices = self._model.default_indices(1, len(views))[0].tolist()
-            del seen, step  # its memory is not needed beside the new one
+            del seen, step  # frees its memory before the new one
             features, memory = self._fuse_and_remember(views)
             lap("fuse")
             maps = maps_by_view(self.pointmaps(features))
@@ -273,7 +275,7 @@ class Fast3RNetwork(WindowNetwork):
         return self._seen.maps_of(views)
 
     def _fuse_and_remember(self, views: Sequence[EncodedView]) -> tuple[FusedFeatures, FusionMemory]:
-        """As `fuse`, with what a later pass can attend to."""
+        """Like `fuse`, also returns the cache for a later pass."""
         tokens = [view.tokens for view in views]
         counts = tuple(view.tokens.shape[1] for view in tokens)
         self._take_fastest_attention(sum(counts))
@@ -288,7 +290,7 @@ class Fast3RNetwork(WindowNetwork):
 
     @computes
     def fuse(self, views: Sequence[EncodedView]) -> FusedFeatures:
-        """What the heads read, of a window's views."""
+        """The input of the heads for a window's views."""
         tokens = [view.tokens for view in views]
         self._take_fastest_attention(sum(view.tokens.shape[1] for view in tokens))
         hooks = self._replayed("fuse", tokens)
@@ -298,7 +300,7 @@ class Fast3RNetwork(WindowNetwork):
 
     @computes
     def pointmaps(self, features: FusedFeatures, views: Sequence[int] | None = None) -> Reconstruction:
-        """Pointmaps of the chosen views (all by default), in their order."""
+        """Pointmaps of the chosen views (default all), in the given order."""
         if views is None and len(set(features.grids)) == 1:
             replay = self._captured.find(_heads_name(features.grids[0]), *features.hooks)
             if replay is not None:
@@ -313,22 +315,24 @@ class Fast3RNetwork(WindowNetwork):
 
     @computes
     def local_pointmaps(self, features: FusedFeatures, views: Sequence[int]) -> Reconstruction:
-        """What is published of the chosen views: their local points, without running the global head.
+        """The local points of the chosen views, which are published, without running the global head.
 
-        The global maps are left out, unless the network has no local head to do without them.
+        The global maps are omitted, unless the network has no local head.
         """
         if self._model.downstream_head_local is None:
             return self.pointmaps(features, views)
         return Reconstruction((), (), *per_view(self._model.local_head(features, views)))
 
     def _take_fastest_attention(self, tokens: int) -> None:
-        """On a GPU, before the first pass: the fastest kernel for so many tokens, if none was chosen."""
+        """On a GPU, before the first pass: use the fastest kernel for the number of tokens, unless one was
+        chosen.
+        """
         if not self._attention_chosen:
             choose_attention(self._model, tokens)
             self._attention_chosen = True
 
     def _replayed(self, name: str, tokens: Sequence[ViewTokens]) -> Sequence[Tensor] | None:
-        """What the function recorded for such a window gives; None where none was recorded."""
+        """The result of the function recorded for such a window; None if none was recorded."""
         if not self.captured or len({view.grid for view in tokens}) > 1:
             return None
         together, rows = torch.cat([view.tokens for view in tokens], dim=1), self._rows(len(tokens))
@@ -336,7 +340,7 @@ class Fast3RNetwork(WindowNetwork):
         return None if replay is None else replay(together, rows)
 
     def _upload(self, image: UInt8) -> tuple[Tensor, Float64]:
-        """Pinned memory to the GPU and preprocessing there, beside what the GPU does otherwise."""
+        """Copy through pinned memory to the GPU and preprocess there, in parallel with its other work."""
         writable = np.require(image, requirements=["C", "W"])
         with torch.cuda.stream(self._uploads):
             pinned = torch.empty(image.shape, dtype=torch.uint8, pin_memory=True)
@@ -349,14 +353,14 @@ class Fast3RNetwork(WindowNetwork):
         return pixels[0], transform
 
     def _rows(self, views: int) -> Tensor:
-        """The index embedding (1, V, C_d) of a window's views, kept on the device."""
+        """The index embedding (1, V, C_d) of a window's views, cached on the device."""
         if views not in self._kept_rows:
             indices = self._model.default_indices(1, views)
             rows = index_embedding(indices, self._model.config.decoder.embed_dim)
             self._kept_rows[views] = rows.to(next(self._model.parameters()))
         return self._kept_rows[views]
 
-    # What is recorded: functions of tensors that do not wait for the device.
+    # Recorded functions: they use only tensors and do not synchronise with the device.
 
     def _tokens_of(self, pixels: Tensor) -> Sequence[Tensor]:
         """(B, h, w, 3) uint8 to tokens (B, T, C) and descriptors (B, C)."""
@@ -370,7 +374,7 @@ class Fast3RNetwork(WindowNetwork):
         return hooks
 
     def _hooks_and_memory_of(self, tokens: Tensor, rows: Tensor) -> Sequence[Tensor]:
-        """As `_hooks_of`, then the keys and the values of every block."""
+        """Like `_hooks_of`, followed by the keys and the values of every block."""
         views, cache = rows.shape[1], KvCache()
         counts = [tokens.shape[1] // views] * views
         hooks: tuple[Tensor, ...] = self._model.decoder(tokens, rows, counts, cache)
@@ -394,5 +398,5 @@ def _pooled(tokens: Tensor) -> Tensor:
 
 
 def _heads_name(grid: tuple[int, int]) -> str:
-    """Views of different shape can have equally many tokens."""
+    """Views of different shape can have the same number of tokens."""
     return f"heads of {grid[0]}x{grid[1]} patches"

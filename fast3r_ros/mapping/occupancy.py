@@ -1,6 +1,6 @@
-"""A grid of what a robot would hit and where it can go, from the fused cloud and the rays that saw it.
+"""An occupancy grid from the fused cloud and the rays that observed it.
 
-Heights count from the floor, which is found in the cloud, or is where the robot's base stands.
+Heights are relative to the floor, which is found in the cloud, or is the height of the robot's base.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from fast3r_ros.settings import parameter
 
 OCCUPIED, FREE, UNKNOWN = 100, 0, -1
 MAX_CELLS = 25_000_000
-_RAYS = 800  # of a keyframe
-_FEWEST_RAYS = 2  # through a cell that is free
-_RAYS_PER_POINT = 10  # that outvote a point that is no obstacle yet
+_RAYS = 800  # per keyframe
+_FEWEST_RAYS = 2  # minimum number of rays through a free cell
+_RAYS_PER_POINT = 10  # rays that outweigh a point below the obstacle threshold
 _MOST_STEPS = 400  # cells along a ray
-_HYPOTHESES = 400  # planes that are tried as the floor
-_STEEPEST = np.cos(np.deg2rad(40))  # cosine of a floor's tilt in a map that is not level
-_LEVEL = 15.0  # degrees that the floor may be tilted by in a map that is level enough for a grid
-_PATCH = 0.2  # size of the squares that are flat or not, as a share of the camera's height
-_FLAT = 0.12  # how much their points may differ in height, as a share of it
-_FEWEST_PATCHES = 12  # of a floor
-_BELOW_SHARE = 0.05  # of the flat squares, at most, are below it
-_THICKNESS = 0.03  # of the floor, as a share of the camera's height above it
-_BASE_ABOVE = 0.1  # metres by which a floor that is seen may be higher than the base
+_HYPOTHESES = 400  # number of planes tried as the floor
+_STEEPEST = np.cos(np.deg2rad(40))  # cosine of the maximum tilt of a floor in a map that is not level
+_LEVEL = 15.0  # degrees; maximum tilt of the floor for a grid
+_PATCH = 0.2  # size of the squares tested for flatness, as a share of the camera's height
+_FLAT = 0.12  # maximum height difference of their points, as a share of it
+_FEWEST_PATCHES = 12  # minimum number of patches of a floor
+_BELOW_SHARE = 0.05  # maximum share of flat squares below it
+_THICKNESS = 0.03  # of the floor, as a share of the camera's height
+_BASE_ABOVE = 0.1  # metres by which a visible floor may be higher than the base
 
 
 @dataclass(frozen=True)
@@ -70,29 +70,29 @@ class Occupancy:
 
 @dataclass(frozen=True)
 class Floor:
-    """The floor in `map`: its height z at a place (2,), and how it rises along x and y, (2,)."""
+    """The floor in `map`: its height z at a point (2,), and its slope along x and y, (2,)."""
 
     z: float
     place: Float64
     slope: Float64
 
     def height(self, points: Float64 | Float32) -> Float64:
-        """How high points (..., 3) are above it."""
+        """Height of points (..., 3) above the floor."""
         return np.asarray(points[..., 2] - self.z - (points[..., :2] - self.place) @ self.slope)
 
     def nearly(self, other: Floor) -> bool:
-        """Whether another one is the same within a few centimetres."""
+        """Whether another floor is the same within a few centimetres."""
         apart = self.z - other.z + (other.place - self.place) @ self.slope
         return bool(abs(apart) < 0.02 and np.abs(self.slope - other.slope).max() < 0.005)
 
 
 class FloorUnknown(ValueError):
-    """No height can be told; the message says why."""
+    """The floor is unknown; the message gives the reason."""
 
 
 @dataclass(frozen=True)
 class _Seen:
-    """Cells (N, 2) that the rays of a keyframe went through, and how many did; as of this pose and floor."""
+    """Cells (N, 2) crossed by a keyframe's rays and number of rays, for this pose and floor."""
 
     keyframe: Keyframe
     floor: Floor
@@ -101,7 +101,7 @@ class _Seen:
 
 
 class GridMaker:
-    """Makes grids of one map as it grows; what a keyframe saw is worked out again only when it has moved."""
+    """Makes grids of one growing map; a keyframe's rays are computed again only when it has moved."""
 
     def __init__(self) -> None:
         self._seen: dict[int, _Seen] = {}
@@ -110,10 +110,10 @@ class GridMaker:
     def make(self, points: Float32, keyframes: Mapping[int, Keyframe], config: GridConfig) -> Occupancy:
         """The grid of the fused cloud's points (N, 3) in `map`, in metres, and the keyframes that saw them.
 
-        A cell is occupied with `min_points` points between the heights.  It is free when the floor was seen
-        there, or rays from a camera to what it saw went through between floor and upper height, and there is
-        no point between the heights, or only such as many rays outvote.  Raises FloorUnknown, and ValueError
-        when the grid would have more than 25 million cells.
+        A cell is occupied with `min_points` points between the heights.  It is free if the floor was observed
+        there, or if rays from a camera crossed it between floor and upper height, and it has no point between
+        the heights, or so few that the rays outweigh them.  Raises FloorUnknown, and ValueError when the grid
+        would have more than 25 million cells.
         """
         points = points[np.isfinite(points).all(axis=1)]
         held = [keyframe for keyframe in keyframes.values() if keyframe.points is not None]
@@ -148,12 +148,12 @@ class GridMaker:
         return Occupancy(grid.reshape(length, width), config.resolution, low * config.resolution, floor.z)
 
     def _steady(self, floor: Floor) -> Floor:
-        """The floor of the last grid when this one is nearly the same, so that no ray is cast again."""
+        """The floor of the last grid if nearly the same, so that no ray is cast again."""
         last = next(iter(self._seen.values())).floor if self._seen else floor
         return last if last.nearly(floor) else floor
 
     def _look_through(self, keyframes: Collection[Keyframe], floor: Floor, config: GridConfig) -> None:
-        """Bring what the keyframes saw up to date."""
+        """Update the cells observed by the keyframes."""
         same = config == self._config
         self._config = config
         known, self._seen = self._seen, {}
@@ -170,7 +170,7 @@ class GridMaker:
 
 
 def _moved(seen: _Seen, keyframe: Keyframe, resolution: float) -> bool:
-    """Whether a keyframe's points have moved by half a cell or more since."""
+    """Whether a keyframe's points have since moved by half a cell or more."""
     old, new = seen.keyframe.map_from_local, keyframe.map_from_local
     if seen.keyframe.points is not keyframe.points:
         return True
@@ -185,9 +185,9 @@ def _moved(seen: _Seen, keyframe: Keyframe, resolution: float) -> bool:
 def free_cells(
     keyframe: Keyframe, floor: Floor, config: GridConfig
 ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Cells (N, 2) between the camera and what it saw, and how many of its rays (N,) went through them.
+    """Cells (N, 2) between the camera and its points, and the number of rays (N,) through them.
 
-    A ray counts where it is between the floor and the upper height; the cell where it ends is not free.
+    A ray counts between the floor and the upper height; the cell at its end is not free.
     """
     kept = keyframe.points
     assert kept is not None
@@ -218,11 +218,11 @@ def free_cells(
 
 
 def find_floor(points: Float32, keyframes: Collection[Keyframe]) -> Floor:
-    """The floor: the lowest large level plane among the points (N, 3) in `map`, or where the base is.
+    """The floor: the lowest large level plane among the points (N, 3) in `map`, or the base's height.
 
-    Where the base is known, the map is level.
+    If the base is known, the map is level.
 
-    Raises FloorUnknown where neither the base's place nor a floor is known, or the map is not level.
+    Raises FloorUnknown if neither the base's pose nor a floor is known, or the map is not level.
     """
     bases = [
         (k.map_from_camera @ inverse(k.base_from_camera))[2, 3]
@@ -234,7 +234,7 @@ def find_floor(points: Float32, keyframes: Collection[Keyframe]) -> Floor:
     plane = floor_plane(points, eyes)
     tilt = 90.0 if plane is None else float(np.rad2deg(np.arccos(plane[0][2])))
     if base is None and plane is None:
-        raise FloorUnknown("no floor is seen, and where the base is is not known")
+        raise FloorUnknown("no floor is visible, and the pose of the base is unknown")
     if base is None and tilt > _LEVEL:
         raise FloorUnknown(f"the map is not level: its floor is tilted by {tilt:.0f} degrees")
     if plane is None or tilt > _LEVEL:
@@ -249,12 +249,11 @@ def find_floor(points: Float32, keyframes: Collection[Keyframe]) -> Floor:
 
 
 def floor_plane(points: Float32, eye: Float64) -> tuple[Float64, Float64] | None:
-    """The floor's unit normal (3,), pointing up, and its middle (3,) amid the points (N, 3); None if none is
-    seen.
+    """The floor's upward unit normal (3,) and its centre (3,) among the points (N, 3); None if not visible.
 
-    eye: (3,) where the cameras are.  Patches that are flat are looked for, which walls are not; of the planes
-    through three of them that are not steep and have next to none below, the one with the most on it; a
-    tilted one only where none is level.
+    eye: (3,) centre of the cameras.  Candidates are planes through three flat patches (walls have none) that
+    are not steep and have almost no patches below; the one with the most patches wins, level planes before
+    tilted ones.
     """
     patches, size = _flat_patches(points[points[:, 2] < eye[2]].astype(np.float64) - eye)
     if len(patches) < _FEWEST_PATCHES:
@@ -287,7 +286,7 @@ def floor_plane(points: Float32, eye: Float64) -> tuple[Float64, Float64] | None
 
 
 def _flat_patches(below: Float64) -> tuple[Float64, float]:
-    """Middles (P, 3) of the squares of a raster whose points (N, 3) are all about as high; the square's size.
+    """Centres (P, 3) of the flat squares of a raster over points (N, 3), and the squares' size.
 
     The points are below the cameras, which are at zero.
     """

@@ -11,7 +11,7 @@ from fast3r_ros.errors import UserError
 from fast3r_ros.geometry.rotation import matrix_from_vector, vector_from_matrix
 from fast3r_ros.mapping.data import Float64
 
-_KEPT = 20000  # poses: some minutes at the usual rates
+_KEPT = 20000  # number of poses: some minutes at usual rates
 _LONGEST_GAP_NS = 500_000_000  # between two poses that are interpolated
 
 
@@ -24,15 +24,14 @@ class OdometryBuffer:
         self._poses: list[Float64] = []
 
     def add(self, stamp_ns: int, odom_from_base: Float64) -> None:
-        """Remember a pose; late ones are put in their place, a second one of the same stamp replaces the
-        first.
+        """Add a pose, also out of order; a second one of the same stamp replaces the first.
 
-        Raises UserError for a matrix that is no rigid transform.
+        Raises UserError for a matrix that is not a rigid transform.
         """
         pose = np.asarray(odom_from_base, np.float64)
         rotation = pose[:3, :3] if pose.shape == (4, 4) else np.zeros((3, 3))
         if not np.isfinite(pose).all() or np.abs(rotation @ rotation.T - np.eye(3)).max() > 1e-3:
-            raise UserError(f"odometry at {stamp_ns} ns is no rigid transform: {pose.tolist()}")
+            raise UserError(f"odometry at {stamp_ns} ns is not a rigid transform: {pose.tolist()}")
         with self._lock:
             place = bisect.bisect_left(self._stamps, stamp_ns)
             if place < len(self._stamps) and self._stamps[place] == stamp_ns:
@@ -44,7 +43,7 @@ class OdometryBuffer:
                 del self._stamps[: _KEPT // 10], self._poses[: _KEPT // 10]
 
     def at(self, stamp_ns: int) -> Float64 | None:
-        """`odom_from_base` interpolated at a stamp; None outside of what is known or in a gap."""
+        """`odom_from_base` interpolated at a stamp; None outside of the known range or in a gap."""
         with self._lock:
             place = bisect.bisect_left(self._stamps, stamp_ns)
             if place < len(self._stamps) and self._stamps[place] == stamp_ns:
@@ -63,6 +62,6 @@ class OdometryBuffer:
         return pose
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Remove all poses."""
         with self._lock:
             self._stamps, self._poses = [], []

@@ -27,7 +27,7 @@ from fast3r_ros.mapping.window import WindowView
 
 @dataclass(frozen=True)
 class RegisteredWindow:
-    """A window after the network: its views in the order the network saw them, and where they are."""
+    """A window after the network: its views in the network's order, and their poses."""
 
     views: Sequence[WindowView]
     reconstruction: Reconstruction
@@ -36,14 +36,14 @@ class RegisteredWindow:
     registration: Registration
 
     def map_from_local(self, view: int) -> Sim3:
-        """Where the view's local points, in the network's unit, are in the map."""
+        """The similarity from the view's local points, in the network's unit, to the map."""
         pose = self.poses.window_from_camera[view]
         window_from_local = Sim3(float(self.poses.scale[view]), pose[:3, :3], pose[:3, 3])
         return self.registration.map_from_window @ window_from_local
 
 
 def overlaps_with_map(views: Sequence[WindowView], keyframes: dict[int, Keyframe]) -> list[Overlap]:
-    """What the map knows of the window's views: their keyframes' points with pixel numbers."""
+    """The overlap of the window with the map: its views' keyframe points with pixel numbers."""
     result = []
     for number, view in enumerate(views):
         keyframe = None if view.keyframe_id is None else keyframes.get(view.keyframe_id)
@@ -59,7 +59,7 @@ def overlaps_with_map(views: Sequence[WindowView], keyframes: dict[int, Keyframe
 def estimate_view(
     window: RegisteredWindow, view: int, keyframe_id: int, config: PointsConfig
 ) -> ViewEstimate:
-    """One view placed in the map; its points stay where the network left them."""
+    """One view placed in the map; its points stay on the network's device."""
     place = window.map_from_local(view)
     local = window.cameras.kept(view, window.reconstruction.points_local[view])
     confidence = window.reconstruction.confidence_local[view]
@@ -82,10 +82,9 @@ def estimate_view(
 
 
 def sample_views(views: Sequence[ViewEstimate], most: int) -> list[KeyframePoints]:
-    """What the map keeps of new views, in map scale: one copy from the device for all of them.
+    """The points of new views for the map, in map scale: one copy from the device for all of them.
 
-    The points on a grid of at most `most` pixels; where the filters dropped one it is NaN, and its confidence
-    0.
+    Points on a grid of at most `most` pixels; those dropped by the filters are NaN with confidence 0.
     """
     grids = [grid_pixels(*estimate.image.shape[:2], most) for estimate in views]
     found: list[Tensor] = []
@@ -103,7 +102,7 @@ def sample_views(views: Sequence[ViewEstimate], most: int) -> list[KeyframePoint
 
 
 def _places(pixels: NDArray[np.int32], device: torch.device) -> Tensor:
-    """Pixel numbers on a device; there they are kept, as keyframes of one size share them."""
+    """Pixel numbers on a device, cached there because keyframes of one size share them."""
     return _kept_places(pixels.tobytes(), device)
 
 
@@ -120,10 +119,10 @@ def new_keyframe(
     base: Float64,
     metric_scale: float,
 ) -> Keyframe:
-    """A keyframe from a view's estimate and the points it keeps, see `sample_views`.
+    """A keyframe from a view's estimate and its points from `sample_views`.
 
-    base: (6, 6) covariance of the map it is attached to.  metric_scale: metres per map unit as this view
-    alone tells, or NaN.
+    base: (6, 6) covariance of the map it is attached to.  metric_scale: metres per map unit from this view
+    alone, or NaN.
     """
     return Keyframe(
         id=estimate.keyframe_id,
@@ -161,9 +160,7 @@ def _median(values: NDArray[np.float32]) -> float:
 
 
 def _view_covariance(window: RegisteredWindow, view: int) -> Float64:
-    """(6, 6) of (position, rotation vector) in the map: the view's own in the window, and the
-    registration's.
-    """
+    """(6, 6) of (position, rotation vector) in the map: the sum of the view's and the registration's."""
     place = window.registration.map_from_window
     turn = np.zeros((6, 6))
     turn[:3, :3], turn[3:, 3:] = place.scale * place.rotation, place.rotation

@@ -1,4 +1,4 @@
-"""The network's pointmaps as mapping takes them."""
+"""The network's pointmaps in the form that mapping uses."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def per_view(maps: Sequence[Pointmap]) -> tuple[list[Tensor], list[Tensor]]:
 def local_from_global(
     points_global: Sequence[Tensor], confidence: Sequence[Tensor], first: Pointmap
 ) -> list[Tensor]:
-    """For a network without a local head: the global points seen from each camera, whose pose PnP gives.
+    """For a network without a local head: the global points in each camera's frame, its pose from PnP.
 
-    first: view 0's global points, which tell the focal length.
+    first: view 0's global points, for the focal length.
     """
     focal = first_view_focal(*(maps.float().cpu().numpy() for maps in (first.points, first.confidence)))
     points = [view.cpu().numpy() for view in points_global]

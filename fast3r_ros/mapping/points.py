@@ -1,4 +1,4 @@
-"""Which of a view's points are worth keeping; computed where the points are."""
+"""The filters of a view's points, computed on the points' device."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from torch.nn.functional import pad
 from fast3r_ros.geometry.robust_similarity import ascending
 from fast3r_ros.mapping.config import PointsConfig
 
-_SAMPLE = 2048  # pixels that quantiles are taken of
+_SAMPLE = 2048  # number of pixels used for quantiles
 
 
 def valid_points(points_camera: Tensor, confidence: Tensor, config: PointsConfig) -> Tensor:
     """The points that are finite, in front of the camera, confident, not at a depth edge and not far away.
 
-    Confidence 0, which no network gives, is that of pixels which are not to be mapped.
+    Confidence 0, which no network outputs, marks ignored pixels.
 
     points_camera: (h, w, 3) in the view's own camera frame, any scale.  confidence: (h, w).  Returns (h, w).
-    The far limit also removes the sky, which networks place at a large depth or give a low confidence.
-    Nothing waits for the device.
+    The far limit also removes the sky, which networks place far away or give a low confidence.
+    Does not synchronise with the device.
     """
     x, y, depth = points_camera.unbind(-1)
     depth = depth.contiguous()
@@ -31,15 +31,16 @@ def valid_points(points_camera: Tensor, confidence: Tensor, config: PointsConfig
     sample, there = _spread_sample(usable.flatten())
     trust = confidence.flatten()[sample]
     threshold = _ranked(trust, there, config.drop_share).clamp_min(config.min_confidence)
-    # the sky may fill most of a view, but not of what the network is surer of
+    # the sky may fill most of a view, but not of its more confident half
     surer = there & (trust >= _ranked(trust, there, 0.5))
     far = config.max_depth_ratio * _ranked(depth.flatten()[sample], surer, 0.5)
     return usable & (confidence >= threshold) & (depth < far) & ~depth_edges(depth, usable, config.edge_ratio)
 
 
 def _spread_sample(usable: Tensor) -> tuple[Tensor, Tensor]:
-    """Numbers of every n-th usable one of (N,) pixels, and which of these numbers there are: the tensors have
-    the length that they need when all pixels are usable.
+    """Indices of every n-th usable one of (N,) pixels, and which of them are valid.
+
+    The tensors have the length needed when all pixels are usable.
     """
     step = max(1, len(usable) // _SAMPLE)
     ranks = torch.arange(1, len(usable) + 1, step, dtype=torch.int32, device=usable.device)
@@ -48,17 +49,14 @@ def _spread_sample(usable: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _ranked(values: Tensor, there: Tensor, share: float) -> Tensor:
-    """The value (1,) at this share of the order of those of (N,) values that are there; infinite without
-    any.
-    """
+    """The quantile `share` (1,) of the valid ones of (N,) values; infinite without any."""
     rank = (share * there.sum().double()).round().long().clamp_min(1) - 1
     values = torch.where(there, values, torch.inf)
     return values.gather(0, ascending(values).gather(0, rank[None]))
 
 
 def depth_edges(depth: Tensor, usable: Tensor, ratio: float) -> Tensor:
-    """Where the 3 x 3 neighbourhood spans more than `ratio` times the pixel's depth; unusable pixels don't
-    count.
+    """Where the 3 x 3 neighbourhood spans more than `ratio` times the pixel's depth, of usable pixels.
 
     depth, usable: (h, w).
     """
@@ -83,9 +81,7 @@ def typical_confidence(confidence: Tensor) -> Tensor:
 
 @lru_cache(maxsize=16)
 def grid_pixels(height: int, width: int, most: int) -> NDArray[np.int32]:
-    """Flat pixel numbers of the densest regular grid with at most `most` pixels; one array for all
-    keyframes.
-    """
+    """Flat pixel numbers of the densest regular grid of at most `most` pixels; shared by all keyframes."""
     stride = 1
     while -(-height // stride) * -(-width // stride) > most:
         stride += 1

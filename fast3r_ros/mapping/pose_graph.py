@@ -33,9 +33,8 @@ _CONVERGED = 1e-6  # relative decrease of the cost
 class Edge:
     """A measured similarity between two keyframes.
 
-    depth: typical distance of what keyframe i sees, in i's local unit: translations are compared relative
-    to it. sigma: (rotation in radians, translation / depth, log scale).  robust: whether it may be wrong (a
-    loop).
+    depth: typical depth of keyframe i's scene, in i's local unit: translations are compared relative to it.
+    sigma: (rotation in radians, translation / depth, log scale).  robust: whether it may be wrong (a loop).
     """
 
     i: int
@@ -79,10 +78,10 @@ class _Edges:
 def optimize(
     nodes: Mapping[int, Sim3], edges: Sequence[Edge], fixed: Collection[int] = ()
 ) -> dict[int, Sim3]:
-    """The nodes that agree best with the edges; edges to unknown nodes are ignored.
+    """The nodes that best agree with the edges; edges to unknown nodes are ignored.
 
-    Nodes that are `fixed` stay where they are, and the one with the lowest id of every connected part of the
-    graph that has none of them.
+    `fixed` nodes do not move.  In a connected part of the graph without any, the node with the lowest id does
+    not move.
     """
     known = [edge for edge in edges if edge.i in nodes and edge.j in nodes]
     if not known:
@@ -104,7 +103,7 @@ def optimize(
         return dict(nodes)
     column = np.where(free, np.cumsum(free) - 1, -1)
     state = _minimize(state, stacked, column)
-    # exact rotations, so that rounding errors do not grow from one optimisation to the next
+    # exact rotations, so that rounding errors do not accumulate over optimisations
     rotation = matrix_from_quaternion(quaternion_from_matrix(state.rotation))
     return {
         identity: Sim3(float(np.exp(state.log_scale[n])), rotation[n], state.translation[n])

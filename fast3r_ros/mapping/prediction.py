@@ -1,4 +1,4 @@
-"""Poses between windows: of frames that no window has seen yet."""
+"""Predicted poses of frames that are not in any window yet."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from fast3r_ros.geometry.rotation import matrix_from_vector, vector_from_matrix
 from fast3r_ros.mapping.data import Float64, Frame, PoseEstimate
 from fast3r_ros.mapping.map import Keyframe
 
-_ODOMETRY_ERROR = 0.02  # of the way
+_ODOMETRY_ERROR = 0.02  # of the path length
 
 
 def pose_of(keyframe: Keyframe) -> PoseEstimate:
-    """The pose of a keyframe, as the map has it."""
+    """The pose of a keyframe in the map."""
     return PoseEstimate(
         keyframe.stamp_ns,
         keyframe.camera,
@@ -28,7 +28,7 @@ def pose_of(keyframe: Keyframe) -> PoseEstimate:
 
 
 def predict(recent: Sequence[Keyframe], step: Float64 | None, frame: Frame) -> PoseEstimate:
-    """The pose of a frame that no window has seen: by odometry, else by constant velocity, else the last.
+    """The predicted pose of a frame: by odometry, else by constant velocity, else the last one.
 
     recent: the newest keyframes in time order.  step: from `odometry_step`, if the map is in metres.
     """
@@ -42,8 +42,8 @@ def predict(recent: Sequence[Keyframe], step: Float64 | None, frame: Frame) -> P
 
 
 def _extrapolated(before: PoseEstimate, last: PoseEstimate, stamp_ns: int) -> PoseEstimate:
-    """Constant velocity beyond `last`, at most as far again as from `before`; the uncertainty grows with
-    the way.
+    """Constant velocity beyond `last`, at most as far as from `before` to `last`; uncertainty grows with
+    distance.
     """
     share = min(1.0, (stamp_ns - last.stamp_ns) / (last.stamp_ns - before.stamp_ns))
     step = inverse(before.map_from_camera) @ last.map_from_camera

@@ -1,6 +1,6 @@
-"""Points as the records that a PointCloud2 holds, put together where the points are.
+"""Points as PointCloud2 records, assembled on the points' device.
 
-A record is 20 bytes: x, y, z, rgb (0x00RRGGBB in the bits of a float32, as PCL and RViz have it) and
+A record is 20 bytes: x, y, z, rgb (0x00RRGGBB in the bits of a float32, as in PCL and RViz) and
 confidence, each 4 bytes in the machine's byte order.
 """
 
@@ -15,14 +15,14 @@ from torch import Tensor
 from fast3r_ros.mapping.data import Cloud, ViewEstimate
 from fast3r_ros.mapping.transfer import beside_the_network, fetch
 
-WORDS = 5  # of 4 bytes
+WORDS = 5  # 4-byte words per record
 _RGB, _CONFIDENCE = 3, 4
 
 
 def cloud_bytes(cloud: Cloud) -> array.array:
-    """The records of a cloud that is on the host, filled in place: one pass over a million points.
+    """The records of a cloud on the host, filled in place in one pass.
 
-    array.array is the one type that a uint8[] field takes without checking each byte.
+    array.array is the only type that a uint8[] field accepts without checking each byte.
     """
     data = array.array("B", b"\0") * (4 * WORDS * len(cloud.points))
     if data:
@@ -45,7 +45,7 @@ def view_bytes(view: ViewEstimate) -> array.array:
 
 
 def view_records(view: ViewEstimate) -> Tensor:
-    """As `compact` gives them, on the device of the view's maps."""
+    """The records in the form of `compact`, on the device of the view's maps."""
     maps = view.maps
     points = maps.points.flatten(0, 1) * maps.scale
     colors = torch.from_numpy(view.image).to(points.device).flatten(0, 1)
@@ -55,8 +55,9 @@ def view_records(view: ViewEstimate) -> Tensor:
 
 
 def fill_records(words: Tensor, points: Tensor, colors: Tensor, confidence: Tensor) -> None:
-    """Write N records into (N, 5) int32 from points (N, 3) float32, colours (N, 3) uint8 RGB and confidence
-    (N,) float32, all on one device.
+    """Write N records into (N, 5) int32.
+
+    points: (N, 3) float32.  colors: (N, 3) uint8 RGB.  confidence: (N,) float32.  All on one device.
     """
     floats = words.view(torch.float32)
     floats[:, :_RGB] = points
@@ -66,9 +67,9 @@ def fill_records(words: Tensor, points: Tensor, colors: Tensor, confidence: Tens
 
 
 def compact(records: Tensor, valid: Tensor) -> Tensor:
-    """The valid (N,) of records (N, 5) in their order, and how many they are as the first word of row N.
+    """The valid (N,) of records (N, 5), in order, with their number as the first word of row N.
 
-    The result has N + 1 rows, whatever their number, so that nothing waits for the device to count.
+    The result always has N + 1 rows, so that the device need not be synchronised for the count.
     """
     place = torch.where(valid, valid.cumsum(0) - 1, len(records))
     result = records.new_zeros(len(records) + 1, records.shape[1])

@@ -1,8 +1,8 @@
-"""Fitting a window to the map: the overlap's pixels correspond one to one, so the fit is closed-form.
+"""Registration of a window to the map: the overlap's pixels correspond one to one, so the fit is closed-form.
 
-The scale is the median ratio of depths, each in its view's own camera: errors of the poses, in the window or
-in the map, cannot bias it, and neither does it matter that the map is a mean of more windows than one.
-Rotation and translation follow from the points at that scale.
+The scale is the median ratio of depths, each in its view's own camera.  Errors of the poses, in the window or
+in the map, cannot bias it, nor can averaging of several windows in the map.  Rotation and translation follow
+from the points at that scale.
 """
 
 from __future__ import annotations
@@ -29,35 +29,35 @@ from fast3r_ros.mapping.calibration import WindowCameras
 from fast3r_ros.mapping.config import RegistrationConfig
 from fast3r_ros.mapping.data import Float32, Float64, Reconstruction
 
-# Errors of a network are alike over patches of about this share of a view's pixels; the covariance grows by
-# it.
+# A network's errors are correlated over patches of about this share of a view's pixels; the covariance grows
+# by it.
 _CORRELATED_SHARE = 1 / 64
-_NO_OVERLAP = "no view of the window that the map knows could be placed"
-_MOST_CONFIDENT = 50.0  # confidences above count the same, so that no single view decides
+_NO_OVERLAP = "none of the window's views known to the map could be placed"
+_MOST_CONFIDENT = 50.0  # larger confidences are clipped, so that no single view dominates
 _TUKEY_CUT = 4.685
-# Before anything was measured: squared baselines, and the squares of (rotation in radians, translation /
-# depth, log scale) of one view in one window there.
+# Prior: squared baselines, and the squared errors of (rotation in radians, translation / depth, log scale) of
+# one view in one window at these baselines.
 _GUESSED_AT, _GUESSES = (0.0, 0.0, 1.0, 1.0), ((25e-6,) * 3, (25e-6,) * 3, (1e-4,) * 3, (1e-4,) * 3)
 _GUESS_WEIGHT = 4.0
-_MEMORY = 400.0  # measurements after which old ones fade
-_FAR_OFF = 9.0  # times the usual square
-_LEAST_SHARE = 0.04  # of the usual variance, which even view 0 has
-_FLOOR = 1e-8  # below this, variances are the fits' own
+_MEMORY = 400.0  # number of measurements after which old ones fade
+_FAR_OFF = 9.0  # outlier threshold, in multiples of the usual square
+_LEAST_SHARE = 0.04  # minimum share of the usual variance, also for view 0
+_FLOOR = 1e-8  # minimum variance; smaller ones come from the fit itself
 
 
 @dataclass(frozen=True)
 class ViewErrors:
-    """How far the network is off in one view of one window, measured on what the map knows.
+    """The network's errors in one view of one window, measured against the map.
 
-    Squared errors of rotation (rad, per axis), translation / depth (per axis) and log scale are taken as
-    linear in the square of the view's baseline to view 0, see `baselines`.  sums: (5, 3) of the measurements:
-    their number, x, x^2, y and x y, where x is that square and y the squared error.
+    Squared errors of rotation (rad, per axis), translation / depth (per axis) and log scale are modelled as
+    linear in the square x of the view's baseline to view 0, see `baseline`.  sums: (5, 3) over the
+    measurements: their number, x, x^2, y and x y, where y is the squared error.
     """
 
     sums: Float64 = field(default_factory=lambda: _moments(np.array(_GUESSED_AT), np.array(_GUESSES)))
 
     def variance(self, baseline: float | None = None) -> Float64:
-        """(3,) variances of rotation, translation / depth, log scale at a baseline, or at the usual one."""
+        """(3,) variances of rotation, translation / depth, log scale at a baseline (None: the usual one)."""
         count, x, xx, y, xy = self.sums
         slope = np.clip(
             (count * xy - x * y) / np.maximum(count * xx - x * x, 1e-9), 0.0, y / np.maximum(x, 1e-9)
@@ -72,9 +72,10 @@ class ViewErrors:
         return np.sqrt(self.variance(baseline))
 
     def after(self, errors: Float64, baselines: Float64) -> ViewErrors:
-        """With more measurements: errors (N, 7), see `Registration.errors`, of views at baselines (N,).
+        """A copy with more measurements: errors (N, 7), see `Registration.errors`, of views at baselines
+        (N,).
 
-        Those that are far off count no more than the usual ones.
+        Outliers are clipped to the usual errors.
         """
         if not len(errors):
             return self
@@ -85,7 +86,7 @@ class ViewErrors:
 
 
 def _moments(x: Float64, y: Float64) -> Float64:
-    """The sums of `ViewErrors` of (N,) and (N, 3)."""
+    """The sums of `ViewErrors` for (N,) and (N, 3)."""
     rows = [np.ones(3) * len(x), np.ones(3) * x.sum(), np.ones(3) * (x * x).sum(), y.sum(axis=0), x @ y]
     return np.stack(rows)
 
@@ -100,10 +101,10 @@ def baselines(rotation: Float64, position: Float64, depth: Float64) -> Float64:
 
 @dataclass(frozen=True)
 class Overlap:
-    """One view that the window shares with the map, on the keyframe's pixel grid.
+    """One view shared by the window and the map, on the keyframe's pixel grid.
 
-    view: its number in the window.  map_from_camera: (4, 4) pose that the map knows.  points_map: (N, 3)
-    float32 in `map`, NaN where the keyframe has none.  confidence: (N,).  depth: (N,) distance of the points
+    view: its number in the window.  map_from_camera: (4, 4) its pose in the map.  points_map: (N, 3)
+    float32 in `map`, NaN without a point.  confidence: (N,).  depth: (N,) distance of the points
     from the keyframe's camera plane, in map units.  pixels: (N,) flat pixel numbers in the view.
     """
 
@@ -117,12 +118,12 @@ class Overlap:
 
 @dataclass(frozen=True)
 class Registration:
-    """`map_from_window` and how far to trust it; reason is empty when it passed the gates.
+    """`map_from_window` and its quality; reason is empty if it was accepted.
 
-    residual: robust standard deviation per axis in map units.  covariance: (7, 7), see `SimilarityFit`; the
-    scatter of the views is in it.  views: numbers of the views that were fitted.  errors: (N, 7) what each of
-    them says against the fit, in its camera: (translation / depth, rotation vector, log scale).  weights:
-    (N,), 0 for those that contradict the others.  baselines: (N,), see `baselines`.
+    residual: robust standard deviation per axis in map units.  covariance: (7, 7), see `SimilarityFit`,
+    including the scatter of the views.  views: numbers of the fitted views.  errors: (N, 7) their deviations
+    from the fit, in their cameras: (translation / depth, rotation vector, log scale).  weights: (N,), 0 for
+    views that contradict the others.  baselines: (N,), see `baseline`.
     """
 
     map_from_window: Sim3
@@ -139,10 +140,9 @@ class Registration:
 def place_views(
     reconstruction: Reconstruction, cameras: WindowCameras, config: RegistrationConfig
 ) -> CameraPoses:
-    """Camera poses in the window: those of the network, or each view's local points fitted to its global
-    ones.
+    """Camera poses in the window: the network's, or from fitting each view's local points to its global ones.
 
-    Both lie on the network's own rays.  Views below `min_view_share` are not ok.
+    Both use the network's own rays.  Views below `min_view_share` are not ok.
     """
     if reconstruction.window_from_camera is not None:
         return known_poses(
@@ -183,13 +183,13 @@ def register(
 ) -> Registration:
     """The similarity from the window to the map over all shared pixels, and whether it is accepted.
 
-    poses, cameras: of the window's views.  usual: what views are off by, for fits to few of them.  Computed
+    poses, cameras: of the window's views.  usual: typical errors of views, for fits to few of them.  Computed
     on the device of the reconstruction.
     """
     least = config.min_inlier_share if min_inlier_share is None else min_inlier_share
     usual = usual or ViewErrors()
     thinned = [_thin(overlap, max(1, config.pixels // 2)) for overlap in overlaps]
-    parts = [part for part in thinned if len(part.pixels)]  # a keyframe may have kept no point
+    parts = [part for part in thinned if len(part.pixels)]  # a keyframe may have no point
     if not parts:
         return Registration(Sim3.identity(), 0.0, np.inf, np.full((7, 7), np.inf), _NO_OVERLAP)
     shared = _shared(parts, reconstruction, poses, cameras)
@@ -220,7 +220,7 @@ def register(
 
 @dataclass(frozen=True)
 class _Shared:
-    """The pixels that window and map share, view after view.
+    """The pixels shared by window and map, view by view.
 
     source: (N, 3) in `window`, on the cameras' rays.  source_depth, depth: (N,) in the view's camera, by the
     window and by the map.  target: (N, 3) in `map`.  weights: (N,).  counts: pixels of each view.
@@ -241,7 +241,7 @@ class _Shared:
 
 
 def _middle(rows: Tensor) -> Tensor:
-    """Median (V,) of (V, N) without the NaN: the mean of the two in the middle where their number is even."""
+    """Median (V,) of (V, N) without the NaN: the mean of the two middle values for an even number."""
     rows = rows.nan_to_num(torch.inf)
     order = ascending(rows)
     count = torch.isfinite(rows).sum(1, keepdim=True)
@@ -287,7 +287,7 @@ def _shared(
     source = torch.einsum("nij,nj->ni", rotation, on_rays) + translation
     weights = pointmap_weights(confidence.clamp_max(_MOST_CONFIDENT), trust[:, 0].clamp_max(_MOST_CONFIDENT))
     depth = depth[:, 0]
-    # errors grow with the distance from the camera: nearby points say more about the pose
+    # errors grow with the distance from the camera, so nearby points determine the pose better
     present = torch.isfinite(target).all(dim=-1)
     weights = torch.where(present, weights / depth.clamp_min(1e-6).square(), 0.0)
     return _Shared(source, source_depth, target, depth, weights, counts)
@@ -296,9 +296,7 @@ def _shared(
 def _camera_table(
     parts: Sequence[Overlap], poses: CameraPoses, cameras: WindowCameras, widths: Sequence[int]
 ) -> Tensor:
-    """(P, 19) float32 per view: rotation, translation, lateral factor, whether calibrated, fx, fy, cx, cy,
-    width.
-    """
+    """(P, 19) float32 per view: rotation, translation, lateral factor, calibrated, fx, fy, cx, cy, width."""
     rows = []
     for part, width in zip(parts, widths, strict=True):
         pose, matrix = poses.window_from_camera[part.view], cameras.intrinsics[part.view]
@@ -309,7 +307,7 @@ def _camera_table(
 
 
 def _rigid_fit(shared: _Shared, scale: float, weights: Float64, options: RobustOptions) -> SimilarityFit:
-    """The fit at a scale, with weights of the views; its similarity holds the scale."""
+    """The fit at a given scale, with weights of the views; its similarity includes the scale."""
     each = torch.from_numpy(np.repeat(weights, shared.counts)).to(shared.weights)
     fit = fit_similarity_robust(scale * shared.source, shared.target, each * shared.weights, options)
     rigid = fit.target_from_source
@@ -318,8 +316,9 @@ def _rigid_fit(shared: _Shared, scale: float, weights: Float64, options: RobustO
 
 @dataclass(frozen=True)
 class _Poses:
-    """Cameras of N views as the window and as the map have them.  (N, 3, 3) rotations, (N, 3) positions, and
-    the (N,) depth of what they see, in map units.
+    """Cameras of N views in the window and in the map.
+
+    (N, 3, 3) rotations, (N, 3) positions, and (N,) scene depths in map units.
     """
 
     rotation: Float64
@@ -361,10 +360,10 @@ class _Poses:
 
 
 def _consensus(poses: _Poses, log_ratios: Float64, usual: ViewErrors) -> tuple[float, Float64]:
-    """The log scale on which most views agree, and the weights (N,) of the views.
+    """The log scale of most views, and the weights (N,) of the views.
 
-    Every view says by itself how the window lies in the map; the one that most of the others agree with
-    decides which of them are wrong.  Few views cannot tell how much they usually differ, so `usual` does.
+    Each view alone determines a pose of the window in the map; the one that agrees with most others decides
+    which views are wrong.  A few views cannot determine their usual spread, so `usual` does.
     """
     weights = _agreement(np.abs(log_ratios - np.median(log_ratios))[:, None], usual.sigma()[2:])
     scale, sigma = float(np.exp(_mean(log_ratios, weights))), usual.sigma()
@@ -382,9 +381,9 @@ def _squares(errors: Float64) -> Float64:
 
 
 def _agreement(away: Float64, usual: Sequence[float] | Float64) -> Float64:
-    """(N,) Tukey weights of views that are so far off (N, K), at least 0, where this much (K,) is usual.
+    """(N,) Tukey weights of views with squared deviations (N, K), given the usual ones (K,).
 
-    The spread is that of the views themselves, but not less than the usual one.
+    The spread is that of the views, but at least the usual one.
     """
     spread = np.maximum(1.4826 * np.median(away, axis=0), usual)
     square = np.square(away / (_TUKEY_CUT * spread)).mean(axis=1)
@@ -398,7 +397,7 @@ def _mean(values: Float64, weights: Float64) -> float:
 def _scatter(
     parts: Sequence[Overlap], place: Sim3, errors: Float64, weights: Float64, usual: ViewErrors
 ) -> Float64:
-    """(7, 7) covariance of the mean of views that differ as these do; `usual` counts as some more views."""
+    """(7, 7) covariance of the mean of these views, from their spread; `usual` counts as further views."""
     squares = (weights[:, None] * _squares(errors)).sum(axis=0) + _GUESS_WEIGHT * usual.variance()
     count = weights.sum() ** 2 / np.square(weights).sum()
     rotation, translation, scale = squares / (weights.sum() + _GUESS_WEIGHT) / count

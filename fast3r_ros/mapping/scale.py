@@ -1,7 +1,7 @@
-"""Where metres come from: every source gives ratios metres / map unit, which are averaged robustly.
+"""The metric scale: every source gives ratios metres / map unit, which are averaged robustly.
 
-All functions are pure: they look at the newest keyframes each time, so a map that was rescaled or moved by
-a loop closure needs no bookkeeping here.
+All functions are pure: they use the present newest keyframes, so that rescaling or loop closure needs no
+bookkeeping here.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from fast3r_ros.mapping.gravity import extrinsics, known_extrinsics
 from fast3r_ros.mapping.map import Keyframe
 from fast3r_ros.mapping.odometry import OdometryBuffer
 
-_FEWEST = 4  # measurements before a scale is believed
+_FEWEST = 4  # minimum number of measurements for a scale
 SETTLED_SIGMA = 0.0033  # three of these standard deviations are one percent
-# before the measurements tell their spread, it is taken to be this, with the weight of so many measurements
+# prior of the measurements' spread, and its weight in measurements
 _PRIOR_SPREAD, _PRIOR_WEIGHT = 0.03, 4
 _SIGNIFICANT = 3.0  # standard deviations
-_LAYERS = 60  # horizontal layers among which the floor is looked for
+_LAYERS = 60  # number of horizontal layers in the search for the floor
 
 
 @dataclass(frozen=True)
 class Scale:
-    """metres_per_unit and its relative standard deviation; infinite while nothing is known."""
+    """metres_per_unit and its relative standard deviation; infinite while unknown."""
 
     metres_per_unit: float = 1.0
     sigma: float = float("inf")
@@ -40,7 +40,7 @@ def estimate_scale(
     odometry: OdometryBuffer,
     base_from_camera: Mapping[str, Float64],
 ) -> Scale:
-    """The scale that the configured source gives for the newest keyframes (of one submap, in time order)."""
+    """The scale from the configured source, for the newest keyframes (of one submap, in time order)."""
     if config.source == "none":
         return Scale()
     if config.source == "fixed":
@@ -61,14 +61,14 @@ def estimate_scale(
 
 
 def disagrees(config: ScaleConfig, scale: Scale) -> bool:
-    """Whether what was measured on a map in metres says, beyond doubt, that it is not quite in metres."""
+    """Whether measurements on a metric map deviate significantly from one."""
     if config.source == "fixed" or scale.sigma > SETTLED_SIGMA:
         return False
     return differs(config, scale, _SIGNIFICANT)
 
 
 def differs(config: ScaleConfig, scale: Scale, deviations: float) -> bool:
-    """Whether a measured scale is off one by more than the hysteresis and so many standard deviations."""
+    """Whether a scale differs from one by more than the hysteresis and `deviations` standard deviations."""
     change = abs(np.log(scale.metres_per_unit))
     return bool(change > max(np.log1p(config.hysteresis), deviations * scale.sigma))
 
@@ -79,12 +79,12 @@ def odometry_ratios(
     base_from_camera: Mapping[str, Float64],
     min_baseline: float,
 ) -> tuple[Float64, Float64]:
-    """Log ratios of the camera's way in odometry to that in the map, one per `min_baseline` metres, and
-    weights.
+    """Log ratios of path lengths in odometry to those in the map, one per `min_baseline` metres, and weights.
 
-    Ways, not positions, are compared: odometry drifts, but over a short way its length is right, unless the
-    wheels slip, and then the ratio is an outlier.  A robot that stands makes no way and gives no ratio.  The
-    weight is the way in the map, so that slipping wheels do not vote more often because they turn faster.
+    Path lengths are compared, not positions: odometry drifts, but over a short path its length is correct,
+    except for wheel slip, which gives an outlier.  A stationary robot gives no baseline and no ratio.  The
+    weight is the path length in the map, so that slipping wheels do not get more weight because they turn
+    faster.
     """
     ratios, weights = [], []
     start: tuple[Float64, Keyframe] | None = None
@@ -110,9 +110,9 @@ def odometry_ratios(
 def rig_ratios(
     keyframes: Sequence[Keyframe], base_from_camera: Mapping[str, Float64]
 ) -> tuple[Float64, Float64]:
-    """Log ratios of the known to the estimated distance between cameras whose images were taken together.
+    """Log ratios of the known to the estimated distance between cameras with simultaneous images.
 
-    Also their weights: a pose that more windows agreed on has less noise.
+    Also their weights: a pose averaged over more windows has less noise.
     """
     ratios, weights = [], []
     for i, first in enumerate(keyframes):
@@ -132,8 +132,7 @@ def rig_ratios(
 
 
 def metric_scale_from_depth(estimate: ViewEstimate, depth: Float32 | None) -> float:
-    """Metres per unit of the view's points from a metric depth image (H, W) in the frame's pixels; NaN if
-    none.
+    """Metres per unit of the view's points from a metric depth image (H, W) at the frame's size; NaN without.
 
     Works for a dense image and for a few ranges (the rest 0 or NaN).
     """
@@ -156,10 +155,10 @@ def metric_scale_from_depth(estimate: ViewEstimate, depth: Float32 | None) -> fl
 
 
 def metric_scale_from_height(estimate: ViewEstimate, camera_height: float) -> float:
-    """Metres per unit of the view's points from the camera's height above the floor; NaN if no floor is seen.
+    """Metres per unit of the view's points from the camera's height above the floor; NaN if no floor is
+    visible.
 
-    The floor is the lowest horizontal layer below the camera that holds about as many points as the fullest
-    one.
+    The floor is the lowest horizontal layer below the camera with about as many points as the fullest one.
     """
     points = estimate.points_camera[estimate.valid] @ estimate.map_from_camera[:3, :3].T
     below = -points[:, 2][points[:, 2] < 0]
@@ -181,8 +180,8 @@ def metric_scale_from_height(estimate: ViewEstimate, camera_height: float) -> fl
 
 
 def robust_mean(values: Float64, weights: Float64 | None = None) -> tuple[float, float]:
-    """Mean and its standard deviation by Tukey's biweight from the weighted median; less than half are
-    outliers.
+    """Mean and its standard deviation by Tukey's biweight, from the weighted median; tolerates outliers up to
+    half.
 
     The standard deviation is the M-estimator's, sum(psi^2)^0.5 / sum(psi') (Huber 1981).
     """

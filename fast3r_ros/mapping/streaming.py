@@ -1,6 +1,6 @@
-"""What a network remembers of a sliding window, and when the next window can go on from it.
+"""The cache of a sliding window, and the conditions for reusing it in the next window.
 
-See `fast3r_ros.model.streaming`; off unless the model's acceleration says otherwise.
+See `fast3r_ros.model.streaming`; off unless the model's acceleration enables it.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from fast3r_ros.model.streaming import FusionMemory
 
 @dataclass(frozen=True)
 class SeenViews:
-    """Views that the fusion remembers; the first is the camera of the `window` frame, and stays.
+    """The views in the fusion's cache; the first is the camera of the `window` frame, and stays.
 
     indices: their rows of the index table.  maps: global points and confidence, local points and confidence
-    of each.  memory: of the views in this order.  age: passes since all of them were looked at.
+    of each.  memory: keys and values of the views, in this order.  age: number of passes since a full one.
     """
 
     views: tuple[EncodedView, ...]
@@ -29,16 +29,16 @@ class SeenViews:
     age: int
 
     def maps_of(self, views: Sequence[EncodedView]) -> Reconstruction:
-        """The pointmaps of views that were all seen."""
+        """The pointmaps of cached views."""
         places = {id(view): place for place, view in enumerate(self.views)}
         return Reconstruction(*zip(*(self.maps[places[id(view)]] for view in views), strict=True))
 
 
 @dataclass(frozen=True)
 class Continuation:
-    """How a window goes on from another one.
+    """The continuation of a window from an earlier one.
 
-    fresh: its views that were not seen.  kept: those of the views seen that the fresh ones attend to.
+    fresh: its new views.  kept: the cached views that the fresh ones attend to.
     """
 
     fresh: tuple[EncodedView, ...]
@@ -51,7 +51,7 @@ class Continuation:
         maps: Sequence[tuple[Tensor, ...]],
         memory: FusionMemory,
     ) -> SeenViews:
-        """The views kept and the fresh ones, with what the pass made of these.
+        """The kept views and the fresh ones, with the results for the latter.
 
         indices, maps: of the fresh views; memory: of all.
         """
@@ -65,10 +65,10 @@ class Continuation:
 
 
 def continuation(seen: SeenViews | None, views: Sequence[EncodedView], every: int) -> Continuation | None:
-    """How a window goes on from what was seen; None when all its views have to be looked at.
+    """The continuation of a window from the cache; None when all its views must be processed.
 
-    That is so for one window in `every`; when more of its views are new than known; and when none is: the
-    same views are asked for again when the answer could not be used.
+    That is the case for one window in `every`, when more views are new than known, and when none is new: the
+    same views are requested again after an unusable result.
     """
     if seen is None or seen.age + 1 >= every:
         return None

@@ -1,7 +1,7 @@
 """One surface from the depths of many views, and the free space in front of it.
 
-A view's depth is averaged, along the view's own rays, with what neighbouring views measured of the same
-surface.  What the neighbours look through, or don't see where they should, is left out.
+A view's depth is averaged, along its own rays, with its neighbours' measurements of the same surface.  Points
+that the neighbours look through, or do not see where they should, are removed.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from numpy.typing import NDArray
 from fast3r_ros.geometry.sim3 import Sim3
 from fast3r_ros.mapping.data import Float32, Float64
 
-_SAME = 0.3  # relative depth difference up to which the spread of differences is measured
-_GATE_SPREADS = 3.0  # differences up to so many standard deviations belong to the same surface
-_GATE = (0.02, 0.12)  # least and largest relative difference of one surface
-_CONTRADICTIONS = 2  # views that look through a point, more than confirm it: it is left out
-_UNSEEN = 3  # views that see something else there, while none confirms it: it is left out
-_RAYS = 3500  # of free space per view, at most: of every row and column of the grid, or of every second, ...
-_STEPS = 512  # of a ray, at most: voxels that are tiny beside what is seen do not take all time and memory
-_HOLES = 2  # pixels without a point in the 3 x 3 neighbourhood of a ray, at most
-_MARGIN = 0.05  # share of its depth that a ray ends before the surface
+_SAME = 0.3  # relative depth differences used to measure their spread
+_GATE_SPREADS = 3.0  # standard deviations; smaller differences belong to the same surface
+_GATE = (0.02, 0.12)  # bounds of the relative difference within one surface
+_CONTRADICTIONS = 2  # a point is removed if this many more views look through it than confirm it
+_UNSEEN = 3  # a point is removed if this many views see something else and none confirms it
+_RAYS = 3500  # maximum number of free-space rays per view: from every n-th row and column of the grid
+_STEPS = 512  # maximum number of steps per ray, bounds time and memory for tiny voxels
+_HOLES = 2  # maximum number of pixels without a point in a ray's 3 x 3 neighbourhood
+_MARGIN = 0.05  # a ray ends before the surface by this share of its depth
 
 
 @dataclass(frozen=True)
 class DepthView:
     """A view on its regular grid of pixels.
 
-    points: (n, 3) float32 in its camera frame, in its own unit.  confidence: (n,), 0 where there is no point.
-    pixels: (n,) flat pixel numbers.  width: pixels per row.  intrinsics: (3, 3).  map_from_local: its place.
+    points: (n, 3) float32 in its camera frame, in its own unit.  confidence: (n,), 0 without a point.
+    pixels: (n,) flat pixel numbers.  width: pixels per row.  intrinsics: (3, 3).  map_from_local: its pose.
     """
 
     points: Float32
@@ -45,7 +45,7 @@ class DepthView:
 
     @cached_property
     def grid(self) -> tuple[int, int, int] | None:
-        """(rows, columns, stride) of the grid; None if the pixels are no full grid."""
+        """(rows, columns, stride) of the grid; None if the pixels do not form a full grid."""
         pixels = self.pixels
         if not len(pixels):
             return None
@@ -61,25 +61,25 @@ class DepthView:
 
 @dataclass(frozen=True)
 class PlacedPoints:
-    """The points of a view that are there: (m, 3) float32 in `map`, and their confidence (m,)."""
+    """The valid points of a view: (m, 3) float32 in `map`, and their confidence (m,)."""
 
     points: Float32
     confidence: Float32
 
     @staticmethod
     def of(view: DepthView) -> PlacedPoints:
-        """Without the pixels that have no point."""
+        """The view's points, without pixels that have none."""
         there = np.flatnonzero(view.confidence > 0)
         points = view.points.take(there, axis=0)
         return PlacedPoints(view.map_from_local.apply(points), view.confidence[there])
 
 
 def depth_corrections(view: DepthView, neighbours: Sequence[PlacedPoints]) -> Float32:
-    """Factors (n,) that bring a view's points, along its rays, to the surface that it has in common with its
-    neighbours: the mean of its own depth and the neighbours', weighted with confidence.
+    """Factors (n,) that move a view's points along its rays to the surface shared with its neighbours.
 
-    NaN where there is no point, or where the neighbours contradict it: more views, and at least two, look
-    through it than confirm it; or three see something else and none confirms it.
+    The surface is the mean of its own depth and the neighbours', weighted by confidence.  NaN without a
+    point, or if the neighbours contradict it: more views, and at least two, look through it than confirm it,
+    or three see something else and none confirms it.
     """
     count, views = len(view.pixels), len(neighbours)
     there = view.confidence > 0
@@ -116,8 +116,9 @@ def depth_corrections(view: DepthView, neighbours: Sequence[PlacedPoints]) -> Fl
 def _seen(
     view: DepthView, neighbours: Sequence[PlacedPoints], there: NDArray[np.bool_]
 ) -> tuple[NDArray[np.int64], Float32, Float32, NDArray[np.int64]]:
-    """What neighbours have in the view's grid: (place in the grid, weight, relative depth difference, number
-    of the neighbour), each (m,).  The difference is NaN where the view has no point.
+    """The neighbours' points in the view's grid.
+
+    Returns (grid position, weight, relative depth difference, number of the neighbour), each (m,).
     """
     assert view.grid is not None
     rows, columns, stride = view.grid
@@ -144,12 +145,11 @@ def _seen(
 
 
 def free_samples(view: DepthView, step: float) -> Float32:
-    """Points (m, 3) in `map`, `step` apart, on the rays between the camera and the surface that it sees; none
-    if its pixels are no full grid.
+    """Points (m, 3) in `map`, `step` apart, on the rays between the camera and the visible surface.
 
-    A ray ends two steps and a twentieth of its depth before the nearest point of its neighbourhood, or after
-    512 steps; there is none where three pixels of the neighbourhood have no point: thin things must not be
-    looked through.
+    Empty if its pixels do not form a full grid.  A ray ends two steps and a twentieth of its depth before the
+    nearest point of its neighbourhood, or after 512 steps.  It is omitted if three pixels of the
+    neighbourhood have no point, so that thin objects are not carved away.
     """
     nothing = np.zeros((0, 3), np.float32)
     if view.grid is None:

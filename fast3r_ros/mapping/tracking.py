@@ -29,15 +29,15 @@ from fast3r_ros.mapping.registration import Registration, ViewErrors, place_view
 from fast3r_ros.mapping.verification import verified
 from fast3r_ros.mapping.window import WindowView, reference_order
 
-_LARGEST = 1e9  # coordinate in the network's unit, of which a room has a few
+_LARGEST = 1e9  # maximum coordinate in the network's unit; a room has a few units
 Lap = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class SubmapStart:
-    """Where a submap begins: the pose (4, 4) of its oldest view and the median depth of its first window.
+    """The start of a submap: the pose (4, 4) of its oldest view and the median depth of its first window.
 
-    expected: (camera, stamp_ns) -> `map_from_camera` of the new views where odometry has brought them.
+    expected: (camera, stamp_ns) -> `map_from_camera` of the new views by odometry.
     """
 
     map_from_camera: Float64
@@ -46,7 +46,7 @@ class SubmapStart:
 
 
 def submap_start(keyframes: dict[int, Keyframe], origin: Float64) -> SubmapStart:
-    """Where the track was lost, as deep as was usual there; for an empty map `origin` (4, 4) and depth 1."""
+    """The pose and depth where the track was lost; for an empty map `origin` (4, 4) and depth 1."""
     recent = list(islice(reversed(keyframes.values()), 8))
     if not recent:
         return SubmapStart(origin, 1.0)
@@ -56,7 +56,7 @@ def submap_start(keyframes: dict[int, Keyframe], origin: Float64) -> SubmapStart
 
 @dataclass(frozen=True)
 class Knowledge:
-    """What all windows so far tell about the cameras and about the network's errors."""
+    """The cameras and the network's errors, learnt from all windows so far."""
 
     focals: FocalLengths = field(default_factory=FocalLengths)
     errors: ViewErrors = field(default_factory=ViewErrors)
@@ -64,14 +64,14 @@ class Knowledge:
 
 @dataclass(frozen=True)
 class Track:
-    """A window and how it is connected to the map.
+    """A window and its connection to the map.
 
-    loop: the fit to the retrieved keyframes, if it passed its gates.  loop_keyframe: the best of these, or
-    None.  relocalized: the window is registered to the retrieved keyframes only, not to the recent
-    trajectory. connected: (V,) which new views may go into the map.  known: what is known after this window.
-    scales: view number -> window units per unit of its keyframe, for the views that were measured: keyframes
-    that agree with the fit, retrieved ones that were verified, and new ones.  bridged:
-    the window shares nothing with the map and was placed by odometry.
+    loop: the fit to the retrieved keyframes, if accepted.  loop_keyframe: the best of these, or None.
+    relocalized: the window is registered to the retrieved keyframes only, not to the recent trajectory.
+    connected: (V,) new views that may go into the map.  known: the knowledge after this window.  scales: view
+    number -> window units per unit of its keyframe, for measured views: keyframes that agree with the fit,
+    verified retrieved ones, and new ones.  bridged: the window shares nothing with the map and was placed by
+    odometry.
     """
 
     window: RegisteredWindow
@@ -85,7 +85,7 @@ class Track:
 
     @property
     def reason(self) -> str:
-        """Why the window is refused, empty if it is not."""
+        """Why the window is rejected, empty if it is accepted."""
         return self.window.registration.reason
 
 
@@ -99,9 +99,9 @@ def track(
     config: MapperConfig,
     lap: Lap,
 ) -> Track:
-    """Reconstruct with the best view 0, and with the next best as long as the gates refuse the fit.
+    """Reconstruct with the best view 0, then with the next best ones while the fit is rejected.
 
-    retrieved: ids of the views that were put in to close a loop.  start: used when no view is in the map.
+    retrieved: ids of the views added to close a loop.  start: used when no view is in the map.
     """
     best: Track | None = None
     for reference in _references(views, retrieved)[: 1 + config.registration.retries]:
@@ -129,19 +129,19 @@ def track(
 
 
 def unusable_result(views: Sequence[WindowView], result: Reconstruction) -> str:
-    """Why nothing can be made of what the network says about some views, empty if something can."""
+    """Why the network's result for some views is unusable; empty if it is usable."""
     maps = result.points_global, result.confidence_global, result.points_local, result.confidence_local
     sizes = [view.encoded.image.shape[:2] for view in views]
     for each, channels in zip(maps, ((3,), (), (3,), ()), strict=True):
         if [tuple(tensor.shape) for tensor in each] != [(*size, *channels) for size in sizes]:
-            return "the network's pointmaps are not of the views' sizes"
+            return "the network's pointmaps do not have the views' sizes"
     lowest, highest = (
         torch.stack(each).view(len(maps), -1)
         for each in zip(*(torch.aminmax(tensor) for each in maps for tensor in each), strict=True)
     )
     largest, least = torch.maximum(-lowest, highest).amax(1), lowest[1::2].amin(1)
     in_front = torch.stack([(points[..., 2] > 0.0).float().mean() for points in result.points_local]).mean()
-    values = torch.cat([largest, least, in_front[None]]).tolist()  # waits for the device once
+    values = torch.cat([largest, least, in_front[None]]).tolist()  # synchronises with the device once
     if not np.isfinite(values).all():
         return "the network's pointmaps or confidences are not finite"
     if max(values[0], values[2]) > _LARGEST:
@@ -167,9 +167,7 @@ def _unplaced(views: Sequence[WindowView], result: Reconstruction, reason: str) 
 
 
 def _references(views: Sequence[WindowView], retrieved: set[int]) -> list[int]:
-    """View numbers to try as view 0: the best of the recent trajectory, the best of the retrieved, then the
-    others.
-    """
+    """View numbers to try as view 0: best of the recent trajectory, best retrieved one, then the others."""
     order = reference_order(views)
     own = [i for i in order if views[i].keyframe_id not in retrieved]
     other = [i for i in order if views[i].keyframe_id in retrieved]
@@ -184,9 +182,7 @@ def _register(
     knowledge: Knowledge,
     config: MapperConfig,
 ) -> Track:
-    """Fit the window to the recent trajectory; failing that, to the retrieved keyframes; failing that, start
-    anew.
-    """
+    """Fit the window to the recent trajectory, else to the retrieved keyframes, else start a submap."""
     overlaps = [o for o in overlaps_with_map(window.views, keyframes) if window.poses.ok[o.view]]
     confident = _confident(window, retrieved, config)
     wanted = [o.view for o in overlaps if window.views[o.view].keyframe_id in retrieved and confident[o.view]]
@@ -200,7 +196,7 @@ def _register(
         least = config.loop.min_inlier_share
         loop = register(loops, *maps, config.registration, usual, least)
         loop = None if loop.reason else loop
-        # the most confident of them carries the edge of the pose graph
+        # the most confident of them gets the edge of the pose graph
         confidence = window.reconstruction.confidence_global
         best = max(loops, key=lambda o: float(confidence[o.view].mean()))
         loop_keyframe = window.views[best.view].keyframe_id
@@ -228,9 +224,9 @@ def _register(
 def _known_scales(
     window: RegisteredWindow, fit: Registration, keyframes: Mapping[int, Keyframe]
 ) -> dict[int, float]:
-    """View number -> window units per unit of its keyframe, of the views that agree with a fit.
+    """View number -> window units per unit of its keyframe, for the views that agree with a fit.
 
-    The first view, from which the others are measured, has what they all tell together.
+    The first view, to which the others are relative, gets their common value.
     """
     result: dict[int, float] = {}
     for view, error, weight in sorted(zip(fit.views, fit.errors[:, 6], fit.weights, strict=True)):
@@ -243,7 +239,7 @@ def _known_scales(
 
 
 def _confident(window: RegisteredWindow, retrieved: set[int], config: MapperConfig) -> NDArray[np.bool_]:
-    """(V,) views that are not far less confident than those of the recent trajectory (or than each other)."""
+    """(V,) views whose confidence is not far below that of the recent trajectory (or of each other)."""
     medians = [typical_confidence(view) for view in window.reconstruction.confidence_global]
     confidence = torch.stack(medians).cpu().numpy() - 1.0
     identities = [view.keyframe_id for view in window.views]
@@ -257,7 +253,7 @@ def _start(
 ) -> tuple[Registration, bool]:
     """`map_from_window` of a window that shares nothing with the map, and whether odometry bridges the gap.
 
-    Otherwise it begins a submap, whose oldest view and depth are as `start` says.
+    Otherwise it begins a submap, whose oldest view and depth are those of `start`.
     """
     order = np.argsort([view.stamp_ns for view in window.views], kind="stable")
     usable = [
@@ -278,9 +274,7 @@ def _start(
 
 
 def _bridge(window: RegisteredWindow, usable: Sequence[int], start: SubmapStart) -> Sim3 | None:
-    """`map_from_window` that brings the views to where odometry says they are; None where it says nothing or
-    something else than the window does.
-    """
+    """`map_from_window` that maps the views to their poses by odometry; None if unknown or contradicted."""
     keys = {i: (window.views[i].camera, window.views[i].stamp_ns) for i in usable}
     known = [i for i in usable if keys[i] in start.expected]
     if len(known) < 2:

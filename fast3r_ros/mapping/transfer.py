@@ -1,4 +1,4 @@
-"""From the network's device to the host: one copy for all that is needed together."""
+"""Copies from the network's device to the host, one for everything that is needed together."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from torch import Tensor
 
 
 def to_host(*tensors: Tensor) -> list[np.ndarray]:
-    """Arrays of the same content; from a GPU their bytes come in one copy, whatever their number.
+    """Arrays of the same content; from a GPU all are transferred in one copy.
 
     On the CPU the arrays share the tensors' memory.
     """
     if tensors[0].device.type == "cpu":
         return [tensor.numpy() for tensor in tensors]
-    # pinned memory is scarce: it is not kept, as each part is a copy
+    # pinned memory is scarce: it is freed, because each part is a copy
     return [part.numpy() for part in apart(fetch(together(tensors)), tensors)]
 
 
 def fetch(tensor: Tensor) -> Tensor:
-    """The tensor on the host: itself on the CPU; from a GPU one copy into pinned memory, waited for."""
+    """The tensor on the host: itself on the CPU; from a GPU one synchronous copy into pinned memory."""
     if tensor.device.type == "cpu":
         return tensor
     pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.device.type == "cuda")
@@ -31,7 +31,7 @@ def fetch(tensor: Tensor) -> Tensor:
 
 
 def together(tensors: Sequence[Tensor]) -> Tensor:
-    """The bytes of tensors of any shape and dtype one after the other, as one (N,) uint8 tensor there."""
+    """The concatenated bytes of tensors of any shape and dtype, as one (N,) uint8 tensor on their device."""
     return torch.cat([tensor.reshape(-1).view(torch.uint8) for tensor in tensors])
 
 
@@ -39,13 +39,13 @@ def apart(content: Tensor, likes: Sequence[Tensor]) -> list[Tensor]:
     """The inverse of `together`: tensors of the shapes and dtypes of `likes` from (N,) bytes."""
     sizes = [like.numel() * like.element_size() for like in likes]
     parts = zip(content.split(sizes), likes, strict=True)
-    # copies of their own, because a part may begin where numbers of its size may not
+    # copies, because a part may not be aligned for its dtype
     return [part.clone().view(like.dtype).view(like.shape) for part, like in parts]
 
 
 @contextmanager
 def beside_the_network(device: torch.device) -> Iterator[None]:
-    """What is published goes through a CUDA stream of its own, so that it does not wait for the next window.
+    """Inside, work runs on a separate CUDA stream, so that publishing does not wait for the next window.
 
     Only for tensors that the device has finished, and for results that are fetched within.
     """
@@ -60,10 +60,10 @@ def _side_stream(device: torch.device) -> torch.cuda.Stream:
 
 
 def urgent_stream(device: torch.device) -> torch.cuda.Stream:
-    """A stream for short work beside the network's.
+    """A stream of higher priority for short work in parallel with the network.
 
-    The thread blocks of streams of one priority run in the order in which they came: behind an attention
-    kernel with thousands of them, all of which would go first.  With a higher priority (a lower number) they
-    take the next place that becomes free.
+    The thread blocks of streams of equal priority run in order of arrival: short work would wait behind an
+    attention kernel with thousands of blocks.  With a higher priority (a lower number) it gets the next free
+    place.
     """
     return torch.cuda.Stream(device, priority=-1)

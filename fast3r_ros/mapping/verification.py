@@ -1,7 +1,7 @@
-"""Whether retrieved keyframes belong into a window, by geometry.
+"""Geometric verification of retrieved keyframes in a window.
 
-A network puts a keyframe of another place somewhere into the window, too, and perhaps confidently; fitted to
-what the map has of it, it agrees with itself.  Where it belongs, its points lie on the surfaces that the
+A network also places a keyframe of a different scene somewhere in the window, perhaps confidently; fitted to
+its own points in the map, it agrees with itself.  A correct keyframe's points lie on the surfaces that the
 other views of the window see, and theirs on its own.
 """
 
@@ -17,19 +17,19 @@ from fast3r_ros.mapping.data import Float64
 from fast3r_ros.mapping.placement import RegisteredWindow
 from fast3r_ros.mapping.transfer import to_host
 
-_PIXELS = 1200  # of a view, on a regular grid
-_LEAST_SURE = 0.2  # this share of a view's pixels, the least confident, is left out
-_SAME_SURFACE = 0.08  # depths that differ by less than this share are of one surface
-_LEAST_SHARED = 0.15  # share of one view's points that the other must see for the two to be compared
-_OF_USUAL = 0.6  # agreement of a view that belongs to the window, as a share of what the others have
-_LEAST, _ENOUGH = 0.3, 0.55  # bounds of the agreement that is asked for
+_PIXELS = 1200  # pixels per view, on a regular grid
+_LEAST_SURE = 0.2  # share of a view's least confident pixels that is ignored
+_SAME_SURFACE = 0.08  # maximum relative depth difference of one surface
+_LEAST_SHARED = 0.15  # minimum share of one view's points visible in the other for a comparison
+_OF_USUAL = 0.6  # minimum agreement, relative to that of the other views
+_LEAST, _ENOUGH = 0.3, 0.55  # bounds of the minimum agreement
 
 
 @dataclass(frozen=True)
 class _View:
-    """One view on a grid: (h, w) depth in window units, NaN where it is not sure, with its camera.
+    """One view on a grid: (h, w) depth in window units, NaN where not confident, with its camera.
 
-    points: (N, 3) of the sure pixels in `window`.  matrix: (3, 3) from its camera to grid places.
+    points: (N, 3) of the confident pixels in `window`.  matrix: (3, 3) from its camera to grid positions.
     """
 
     depth: Float64
@@ -38,7 +38,7 @@ class _View:
     matrix: Float64
 
     def sees(self, points: Float64) -> tuple[int, int]:
-        """How many points (N, 3) in `window` fall on its sure pixels, and how many lie on its surfaces."""
+        """Number of points (N, 3) in `window` on its confident pixels, and number on its surfaces."""
         local = (points - self.pose[:3, 3]) @ self.pose[:3, :3]
         local = local[local[:, 2] > 1e-6]
         column, row, _ = np.floor(local @ self.matrix.T / local[:, 2:]).T
@@ -52,10 +52,10 @@ class _View:
 
 
 def verified(window: RegisteredWindow, retrieved: Sequence[int], others: Sequence[int]) -> list[int]:
-    """Of the retrieved views, by their numbers in the window, those that the others support.
+    """The retrieved views, by their numbers in the window, that agree with the others.
 
-    How well views of this window agree with each other is what the network makes of it: a retrieved view must
-    not be much worse.
+    The usual agreement of views depends on the network: a retrieved view must not be much worse than the
+    other views of the window.
     """
     views = _views(window, [*retrieved, *others])
     mine, rest = [v for v in retrieved if v in views], [v for v in others if v in views]
@@ -65,7 +65,7 @@ def verified(window: RegisteredWindow, retrieved: Sequence[int], others: Sequenc
 
 
 def agreement(one: _View, other: _View) -> float:
-    """Share of what two views both see that lies on one surface; 0 for views that share too little."""
+    """Share of the common part of two views that lies on one surface; 0 for views that share too little."""
     (seen, same), (back, same_back) = other.sees(one.points), one.sees(other.points)
     shared = max(seen / max(len(one.points), 1), back / max(len(other.points), 1))
     return (same + same_back) / (seen + back) if shared >= _LEAST_SHARED else 0.0
@@ -102,7 +102,7 @@ def _view(
     if sure.any():
         sure &= confidence > np.quantile(confidence[sure], _LEAST_SURE)
     stride, first = grid
-    # place n of the grid holds pixel n * stride + first, whose centre is half a pixel further
+    # grid position n is pixel n * stride + first, whose centre is half a pixel further
     places = np.array([[1 / stride, 0, 0.5 - (first + 0.5) / stride], [0, 1 / stride, 0], [0, 0, 1]])
     places[1, 2] = places[0, 2]
     return _View(

@@ -1,4 +1,4 @@
-"""A view's pixels as the network left them, and copies of them for the host."""
+"""A view's pixels on the network's device, and copies of them for the host."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class HostMaps:
 
 @dataclass(frozen=True)
 class ViewMaps:
-    """Tensors on the network's device, which has finished them.
+    """Finished tensors on the network's device.
 
     points: (h, w, 3) float32 in the view's camera frame, in the network's unit.  confidence: (h, w) float32.
-    scale: map units per unit of the points.  filters: which points are valid.  known: (h, w) bool, what they
-    say, if that is known.
+    scale: map units per unit of the points.  filters: decide which points are valid.  known: (h, w) bool,
+    their result if already known.
     """
 
     points: Tensor
@@ -46,37 +46,39 @@ class ViewMaps:
 
     @staticmethod
     def of_arrays(points: Float32, confidence: Float32, valid: NDArray[np.bool_]) -> ViewMaps:
-        """Maps that are on the host and in map scale."""
+        """Maps on the host and in map scale."""
         known = torch.from_numpy(valid)
         return ViewMaps(torch.from_numpy(points), torch.from_numpy(confidence), known=known)
 
     def scaled(self, factor: float) -> ViewMaps:
-        """The same view in a map that became `factor` times as large."""
+        """The same view in a map rescaled by `factor`."""
         return replace(self, scale=self.scale * factor, known=self.__dict__.get("valid", self.known))
 
     @cached_property
     def valid(self) -> Tensor:
-        """(h, w) bool, the points that pass the filters; found when somebody asks."""
+        """(h, w) bool, the points that pass the filters; computed on first use."""
         if self.known is not None:
             return self.known
         return valid_points(self.points, self.confidence, self.filters)
 
     @cached_property
     def on_host(self) -> HostMaps:
-        """Copies for the host, made when they are asked for, by one copy from the device."""
+        """Copies for the host, made on first use by one copy from the device."""
         with beside_the_network(self.points.device):
             return HostMaps(*to_host(self.points * self.scale, self.confidence, self.valid))
 
     def own_copy(self) -> ViewMaps:
-        """The maps on the host, in map scale.  The network's tensors may share memory with those of other
-        views: who keeps one view for long should keep this.
+        """The maps on the host, in map scale.
+
+        The network's tensors may share memory with those of other views, so store this copy for long-term
+        use.
         """
         host = self.on_host
         return ViewMaps.of_arrays(host.points.copy(), host.confidence.copy(), host.valid.copy())
 
     def depth_image(self) -> Float32:
-        """(h, w) depth along the optical axis in map scale, NaN where no point is valid (REP-118); one copy
-        from the device.
+        """(h, w) depth along the optical axis in map scale, NaN if invalid (REP-118); one copy from the
+        device.
         """
         with beside_the_network(self.points.device):
             return fetch(self.depth()).numpy()

@@ -1,9 +1,9 @@
-"""The fused cloud: a voxel hash whose content can be taken out again exactly.
+"""The fused cloud: a voxel hash with exact removal.
 
-Every voxel holds integer sums (confidence-weighted position inside the voxel and colour), so removing what
-was added restores the sums bit for bit, in any order.  That is what lets the cloud follow keyframes that
-move.  Cells of 8 x 8 x 8 voxels hold sums of another kind: which keyframes have points there, and which
-look through.  Where more, or later, keyframes look through than have points, the points are hidden.
+Every voxel holds integer sums (confidence-weighted position inside the voxel and colour), so that removing a
+contribution restores the sums bit for bit, in any order.  The cloud can therefore follow keyframes that move.
+Cells of 8 x 8 x 8 voxels hold other sums: which keyframes have points there, and which look through.  If
+more, or later, keyframes look through than have points, the points are hidden.
 """
 
 from __future__ import annotations
@@ -18,23 +18,21 @@ Bool = NDArray[np.bool_]
 
 _HALF_RANGE = 1 << 20  # voxel indices per axis: 21 bits
 _AXIS_BITS = 21
-_SUBDIVISION = 256  # position inside a voxel
+_SUBDIVISION = 256  # steps of the position inside a voxel
 _CONFIDENCE_STEPS = 16  # steps per unit of confidence
 _MAX_CONFIDENCE = 255.0
 _HASH = np.uint64(0x9E3779B97F4A7C15)
-_COMPACT_AT = 20000  # empty rows that are kept before a table is packed
+_COMPACT_AT = 20000  # number of empty rows before a table is packed
 _CELL_BITS = 3  # a cell is 8 voxels wide
 # columns of a voxel's sums
 _WEIGHT, _POSITION, _COLOR, _COUNT = 0, slice(1, 4), slice(4, 7), 7
 # columns of a cell's sums: keyframes with points in it and those that look through, with the sums of their
-# numbers and of the squares of these; voxels in it that hold points
+# numbers and of the squares of these; number of its voxels with points
 _HITS, _PASSES, _OCCUPIED = slice(0, 3), slice(3, 6), 6
-_FEWEST_PASSES = 2  # of keyframes that look through a cell whose points are hidden
-_LATER_SHARE = 3  # hidden, if they come later than so many times as many keyframes with points
-_OUTVOTED = (
-    3  # hidden, if they are so many times as many as the keyframes with points, unless these are newer
-)
-_TO_THE_END = 1.8  # standard deviations from the mean to the end of numbers that are evenly spread
+_FEWEST_PASSES = 2  # minimum number of keyframes that look through a cell with hidden points
+_LATER_SHARE = 3  # later views hide the points of up to this many times more keyframes
+_OUTVOTED = 3  # this many times more views hide the points of any keyframes that are not newer
+_TO_THE_END = 1.8  # standard deviations from the mean to the end of a uniform distribution
 
 
 class SumTable:
@@ -45,7 +43,7 @@ class SumTable:
         self._allocate(np.zeros(0, np.int64), np.zeros((0, columns), np.int64))
 
     def _allocate(self, keys: Int64, sums: Int64, room: int = 0) -> None:
-        """Fresh arrays holding the given rows, with room for at least `room` more."""
+        """New arrays with the given rows and room for at least `room` more."""
         self.rows = len(keys)
         capacity = max(4096, int(1.5 * (self.rows + room)))
         self._keys = np.zeros(capacity, np.int64)
@@ -79,7 +77,7 @@ class SumTable:
         return self._find_or_insert(keys)
 
     def pack(self, kept: Bool) -> None:
-        """Forget the rows that are not kept (rows,)."""
+        """Remove the rows that are not in `kept` (rows,)."""
         self._allocate(self.keys[kept], self.sums[kept])
 
     def _find_or_insert(self, keys: Int64) -> Int64:
@@ -93,7 +91,7 @@ class SumTable:
         while pending.size:
             found = self._table[slots[pending]]
             vacant = pending[found == -1]
-            # several keys may want the same vacant slot: all write their mark, one stays
+            # several keys may claim the same free slot: all write their mark, one stays
             self._table[slots[vacant]] = -2 - vacant
             won = vacant[self._table[slots[vacant]] == -2 - vacant]
             new.append(won)
@@ -116,7 +114,7 @@ class SumTable:
 
 
 class VoxelCloud:
-    """Voxels with the points of keyframes, and cells that tell which of them are looked through."""
+    """Voxels with the points of keyframes, and cells that record which of them are looked through."""
 
     def __init__(self, voxel_size: float) -> None:
         self.voxel_size = voxel_size
@@ -126,7 +124,7 @@ class VoxelCloud:
 
     @property
     def ray_step(self) -> float:
-        """How densely a ray has to be sampled to meet the cells it passes: the width of a cell."""
+        """Sampling distance of a ray that meets all cells it passes: the width of a cell."""
         return self.voxel_size * (1 << _CELL_BITS)
 
     def add(
@@ -139,7 +137,7 @@ class VoxelCloud:
     ) -> None:
         """Fuse a keyframe's points (N, 3) with colours (N, 3) and confidence (N,).
 
-        passed: (M, 3) where it looks through, `ray_step` apart on its rays.  number: of the keyframe, higher
+        passed: (M, 3) points of free space, `ray_step` apart on its rays.  number: of the keyframe, higher
         for later ones.
         """
         self._change(1, points, colors, confidence, passed, number)
@@ -152,7 +150,7 @@ class VoxelCloud:
         passed: Float32 | None = None,
         number: int = 0,
     ) -> None:
-        """Take out exactly what `add` put in with the same arguments."""
+        """Remove exactly the contribution of `add` with the same arguments."""
         self._change(-1, points, colors, confidence, passed, number)
         if self._empty > max(_COMPACT_AT, self._voxels.rows // 4):
             self._voxels.pack(self._voxels.sums[:, _COUNT] > 0)
@@ -182,14 +180,14 @@ class VoxelCloud:
     def _change_cells(
         self, sign: int, hit: Int64, filled: Int64, passed: Float32 | None, number: int
     ) -> None:
-        """hit: (K,) cells of the voxels that were changed; filled: (K,) 1 where one got its first point, -1
-        where it lost its last one.
+        """hit: (K,) cells of the changed voxels; filled: (K,) 1 for a voxel's first point, -1 for its last
+        one.
         """
         cells, hit = hit, _distinct(hit)
         through = np.zeros(0, np.int64)
         if passed is not None:
             through = _distinct(_cells_of(_keys(_in_voxels(passed, self.voxel_size)[0])))
-            through = through[~_among(through, hit)]  # what it sees there as well as in front is not free
+            through = through[~_among(through, hit)]  # a cell where it also has points is not free
         rows = self._cells.rows_of(np.concatenate([hit, through]))
         sums = self._cells.sums
         self._hidden -= self._hidden_in(rows)
@@ -203,7 +201,7 @@ class VoxelCloud:
         self._hidden += self._hidden_in(rows)
 
     def _hidden_in(self, rows: Int64) -> int:
-        """Number of voxels with points in those cells that are looked through."""
+        """Number of voxels with points in cells that are looked through."""
         sums = self._cells.sums[rows]
         sums = sums[sums[:, _OCCUPIED] > 0]
         return int(sums[_looked_through(sums), _OCCUPIED].sum())
@@ -244,7 +242,7 @@ class VoxelCloud:
 def _looked_through(cells: Int64) -> Bool:
     """Which cells (K, 7) hold points that later, or many more, keyframes look through, (K,).
 
-    What is newer than those that look through stays, as a thing does that was put there.
+    Points newer than the views through them stay: an object may have been added.
     """
     hits, hit_mean, hit_reach = _spread(cells[:, _HITS])
     passes, pass_mean, pass_reach = _spread(cells[:, _PASSES])
@@ -254,7 +252,7 @@ def _looked_through(cells: Int64) -> Bool:
 
 
 def _spread(moments: Int64) -> tuple[Int64, NDArray[np.float64], NDArray[np.float64]]:
-    """(count, mean, how far their last is from it) of numbers given by their moments (K, 3)."""
+    """(count, mean, distance from the mean to the last) of numbers given by their moments (K, 3)."""
     count = moments[:, 0]
     mean, square = (moments[:, i] / np.maximum(count, 1) for i in (1, 2))
     return count, mean, _TO_THE_END * np.sqrt(np.maximum(square - mean**2, 0))
@@ -280,9 +278,7 @@ def _keys(index: NDArray[np.float64]) -> Int64:
 def _contributions(
     points: Float32, colors: UInt8, confidence: Float32, voxel_size: float
 ) -> tuple[Int64, Int64]:
-    """(distinct voxel keys (K,), integer sums (K, 8)) of a set of points; points out of range are left
-    out.
-    """
+    """(distinct voxel keys (K,), integer sums (K, 8)) of a set of points; points out of range are ignored."""
     index, scaled, inside = _in_voxels(points, voxel_size)
     keys = _keys(index)
     within = np.minimum((scaled - index) * _SUBDIVISION, _SUBDIVISION - 1).astype(np.int64)

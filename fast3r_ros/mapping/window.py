@@ -1,4 +1,4 @@
-"""The sliding window: which keyframes are looked at together, and which of them is view 0."""
+"""The sliding window: which keyframes are processed together, and which of them is view 0."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class WindowView:
 
 
 class SlidingWindow:
-    """Keeps the tokens of the newest keyframes; those that can be in no later window are released."""
+    """Keeps the tokens of the newest keyframes; those not needed in later windows are released."""
 
     def __init__(self, config: WindowConfig) -> None:
         self.config = config
@@ -47,7 +47,7 @@ class SlidingWindow:
         return live[max(0, len(live) - room) :] + others + new
 
     def keep(self, views: list[WindowView]) -> list[int]:
-        """Remember new keyframes; returns the ids of those that leave the window for good."""
+        """Add new keyframes; returns the ids of those that leave the window for good."""
         for view in views:
             assert view.keyframe_id is not None
             self._live[view.keyframe_id] = replace(view, depth=None)
@@ -57,7 +57,7 @@ class SlidingWindow:
         return left
 
     def clear(self) -> list[int]:
-        """Forget all views (the track was lost); returns their ids."""
+        """Remove all views (the track was lost); returns their ids."""
         ids = list(self._live)
         self._live.clear()
         return ids
@@ -74,11 +74,11 @@ class SlidingWindow:
 
 
 def reference_order(views: Sequence[WindowView]) -> list[int]:
-    """Numbers of the views in the order in which they are tried as view 0: first those that are in the map.
+    """Numbers of the views in the order in which they are tried as view 0: first those in the map.
 
-    View 0 should see what the map knows and what is to be added: the tokens of the first choice resemble the
-    known and the new views most, each with half of the say, however many they are.  When that fails, the new
-    views are mostly out of its sight: the second choice is the one that resembles these most.
+    View 0 should see both the known and the new scene: the tokens of the first choice are most similar to the
+    known and to the new views, both weighted equally, whatever their numbers.  If that fails, the new views
+    are mostly outside of its view; the second choice is the one most similar to them.
     """
     descriptors = np.stack([view.encoded.descriptor for view in views])
     alike = descriptors @ descriptors.T

@@ -2,6 +2,7 @@
 
 import os
 
-# PyTorch's CPU threads spin while they wait for each other, and on cores that other nodes want, too, a pass
-# then takes many times as long.  Their library reads this when it is loaded; whoever has set it is right.
+# PyTorch's CPU threads spin while waiting for each other, which makes a pass many times slower on cores
+# shared with other nodes.  Their library reads this variable when it is loaded; a value set by the user has
+# priority.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -1,4 +1,4 @@
-"""Transforms that the node broadcasts, as REP-105 wants them: never a second parent for a frame."""
+"""Transforms broadcast by the node, by REP-105: never a second parent for a frame."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from fast3r_ros.ros.transforms import OwnFrames, TransformLookup, TransformMissi
 from fast3r_ros.ros.upstream import TF2_ROS
 
 VIEW_FRAME = "fast3r_view_"
-QUIET_SECONDS = 1.0  # without a transform, after which the last one is sent again for who starts now
+QUIET_SECONDS = 1.0  # without a transform, after which the last one is sent again for new listeners
 
 
 @dataclass(frozen=True)
 class _Edge:
     """map -> child, (4, 4) map_from_child, of a pose at stamp_ns.
 
-    images: the frame in which images of the camera are published, so that they can be found from the map.
-    below: a frame at the child's place that is hung below it, "" for none.  drifts: the child is an odometry
-    frame, which moves in the map only as odometry drifts (REP-105).
+    images: the frame of the camera's published images, connected to the map.  below: a frame at the child's
+    pose that is broadcast below it, "" for none.  drifts: the child is an odometry frame, which moves in the
+    map only as odometry drifts (REP-105).
     """
 
     child: str
@@ -47,9 +47,8 @@ class _Edge:
 class Broadcaster:
     """Broadcasts poses by `tf_mode`, called from any thread.  config may be replaced at run time.
 
-    facts: what is known of the camera of an image frame id.  tell(text): a line for the console, once per
-    change.  waiting_for: why a pose is not broadcast where it belongs, "" when all is well; broadcast: what
-    is.
+    facts: the camera of an image frame id.  tell(text): prints a line on the console, once per change.
+    waiting_for: why a pose is not broadcast as intended, "" if it is; broadcast: the broadcast transforms.
     """
 
     def __init__(
@@ -70,19 +69,19 @@ class Broadcaster:
         self.reset()
 
     def reset(self) -> None:
-        """The map starts anew: no pose in it is known."""
+        """The map starts again: no pose in it is known."""
         with self._lock:
             self._metres = False
             self._newest: dict[str, _Edge] = {}  # by image frame
             self._is_lost = False
-            self._stamps: dict[str, int] = {}  # newest that was sent, by child
+            self._stamps: dict[str, int] = {}  # newest stamp sent, by child
             self._sent = 0.0  # monotonic seconds
-            self._odometry: _Edge | None = None  # the newest that drifts
+            self._odometry: _Edge | None = None  # the newest edge to an odometry frame
             self.waiting_for = self.broadcast = ""
 
     @property
     def parents(self) -> dict[str, str]:
-        """Frames that are not broadcast because somebody else does, with their other parent."""
+        """Frames that another node broadcasts, with their parent; ours are not broadcast."""
         with self._lock:
             others = {child: self._own_frames.other_parent(child) for child in self._refused}
             known = {child: other for child, other in others.items() if other is not None}
@@ -97,10 +96,10 @@ class Broadcaster:
     def window(
         self, views: Sequence[ViewEstimate], fresh: Sequence[ViewEstimate], metres: bool
     ) -> dict[int, str]:
-        """Broadcast the new keyframes of a window, each at its stamp, before anything of them is published.
+        """Broadcast the new keyframes of a window, each at its stamp, before publishing their data.
 
-        views: all of the window, in time order; fresh: the new ones.  Returns, by keyframe id, the frame of
-        the images of each new one, which can be found from the map.
+        views: all of the window, in time order; fresh: the new ones.  Returns keyframe id -> frame of the
+        images of each new one, connected to the map.
         """
         with self._lock:
             if not views:  # rejected
@@ -128,7 +127,7 @@ class Broadcaster:
             return frames
 
     def expect(self, pose: PoseEstimate) -> None:
-        """The newest pose, between windows; it goes out with the next image that shows no motion since."""
+        """Set the newest pose between windows; it is broadcast with the next image without motion."""
         with self._lock, contextlib.suppress(TransformMissing):
             if self.config.tf_mode != "none":
                 child, drifts = self._child(pose.camera, pose.stamp_ns)
@@ -136,8 +135,9 @@ class Broadcaster:
                     self._newest[pose.camera] = self._edge_to(child, drifts, pose)
 
     def place(self, map_from_base: Float64) -> None:
-        """Somebody says where the base (4, 4) is: map -> odom goes there at once, as navigation expects it of
-        a localisation; the next window in the map corrects it.
+        """Set the base's pose (4, 4): map -> odom follows at once, as navigation expects of a localisation.
+
+        The next accepted window corrects it.
         """
         frames = self.config.frames
         with self._lock, contextlib.suppress(TransformMissing):
@@ -148,7 +148,7 @@ class Broadcaster:
             self._odometry = _Edge(frames.odom, map_from_odom, 0, frames.odom, drifts=True)
 
     def still(self, camera: str, stamp_ns: int) -> None:
-        """Broadcast the last pose again for an image that shows no motion since."""
+        """Broadcast the last pose again for an image without motion."""
         with self._lock:
             if self.config.tf_mode == "none" or self._is_lost:
                 return
@@ -162,25 +162,25 @@ class Broadcaster:
                 self._send_edge(newest, stamp_ns)
 
     def lost(self) -> None:
-        """The pose is not known until a window is accepted; map -> odom stays, as REP-105 wants it."""
+        """Mark the pose as unknown until a window is accepted; map -> odom stays, by REP-105."""
         with self._lock:
             self._is_lost = True
 
     def time_went_back(self) -> None:
-        """Stamps start again: what was broadcast is in the future."""
+        """Stamps start again: earlier broadcasts lie in the future."""
         with self._lock:
             self._newest.clear()
             self._stamps.clear()
 
     def tick(self, now_ns: int) -> None:
-        """Broadcast map -> odom, stamped a little into the future, so that nobody waits for it.
+        """Broadcast map -> odom, stamped slightly into the future, so that listeners need not wait.
 
-        When nothing else goes out (no images, paused, lost), the last pose is sent again for who starts now,
-        a nanosecond later each time: as old as it is, and not twice at one stamp, of which tf2 complains.
+        When nothing else is broadcast (no images, paused, lost), the last pose is sent again for new
+        listeners, a nanosecond later each time, because tf2 warns about repeated stamps.
         """
         with self._lock:
             if self._odometry is not None:
-                # off by a nanosecond, so that with a coarse clock it is not at the stamp of an image to come
+                # off by a nanosecond, so that with a coarse clock it cannot equal a future image's stamp
                 self._send_edge(self._odometry, now_ns + round(self.config.tf.tolerance * NS) + 1)
             if time.monotonic() - self._sent > QUIET_SECONDS:
                 for edge in list(self._newest.values()):
@@ -195,7 +195,7 @@ class Broadcaster:
         return stamped_transform(view.map_from_camera, self.config.frames.map, child, view.stamp_ns)
 
     def _send_edge(self, edge: _Edge, stamp_ns: int) -> bool:
-        """Broadcast an edge, once for each stamp, as tf2 takes the first only; False when it was refused."""
+        """Broadcast an edge, once per stamp, because tf2 keeps only the first; False when it was rejected."""
         transforms = [stamped_transform(edge.map_from_child, self.config.frames.map, edge.child, stamp_ns)]
         if edge.below:
             transforms.append(stamped_transform(np.eye(4), edge.child, edge.below, stamp_ns))
@@ -206,7 +206,7 @@ class Broadcaster:
         return True
 
     def _edge(self, pose: ViewEstimate | PoseEstimate) -> _Edge | None:
-        """Where a pose goes on TF; None, and waiting_for says why, when it goes nowhere."""
+        """The edge of a pose on TF; None if it cannot be broadcast, with the reason in waiting_for."""
         edge = None
         try:
             child, drifts = self._child(pose.camera, pose.stamp_ns)
@@ -214,7 +214,7 @@ class Broadcaster:
                 edge = self._edge_to(child, drifts, pose)
             except TransformMissing as error:
                 if drifts and self._odometry is not None and self._odometry.child == child:
-                    edge = self._odometry  # the last correction is nearly right
+                    edge = self._odometry  # the last correction is nearly correct
                 elif self.config.tf_mode == "auto":
                     edge = self._edge_to(self.camera_frame(pose.camera), False, pose)
                 raise error
@@ -227,7 +227,7 @@ class Broadcaster:
         return edge
 
     def _child(self, camera: str, stamp_ns: int) -> tuple[str, bool]:
-        """The frame that is hung below the map for an image frame, and whether that is an odometry frame.
+        """The frame broadcast below the map for an image frame, and whether it is an odometry frame.
 
         Raises TransformMissing.
         """
@@ -241,7 +241,7 @@ class Broadcaster:
             if root == self._own_frames.chain(frames.map, stamp_ns)[-1]:
                 path = " -> ".join(reversed(chain))
                 raise TransformMissing(
-                    f"another node says where {camera} is in {frames.map} ({path}): stop it, or set "
+                    f"another node broadcasts the pose of {camera} in {frames.map} ({path}): stop it, or set "
                     "frames.map to another name"
                 )
             if root != frames.odom and frames.base not in chain[:-1]:
@@ -252,12 +252,12 @@ class Broadcaster:
         if mode == "map_to_odom":
             raise TransformMissing(f"{text}: drive on")
         if self.config.mapper.scale.source == "none":
-            text += ", for which scale.source has to be set"
+            text += ", which needs scale.source"
         self._wait(f"{text}; until then poses are {frames.map} -> {self.camera_frame(camera)}")
         return self.camera_frame(camera), False
 
     def _edge_to(self, child: str, drifts: bool, pose: ViewEstimate | PoseEstimate) -> _Edge:
-        """map -> child such that child -> camera goes on to the estimated pose.  Raises TransformMissing."""
+        """map -> child such that child -> camera gives the estimated pose.  Raises TransformMissing."""
         camera, stamp_ns, estimated = pose.camera, pose.stamp_ns, self.camera_frame(pose.camera)
         map_from_child = map_from_camera = pose.map_from_camera
         images, below = camera, ""
@@ -280,7 +280,7 @@ class Broadcaster:
         self._say("waiting", text.partition(":")[0], text)
 
     def _describe(self, children: str) -> None:
-        """Say what is broadcast, and in which unit."""
+        """Report the broadcast transforms and their unit."""
         unit = "in metres" if self._metres else "up to scale"
         if not self._metres and self.config.mapper.scale.source == "none":
             unit += " (scale.source is none)"
@@ -288,13 +288,13 @@ class Broadcaster:
         self._say("broadcast", self.broadcast, f"broadcasting {self.broadcast}")
 
     def _say(self, topic: str, key: str, text: str) -> None:
-        """A line for the console when the key is another than the last one of the topic."""
+        """Print a line on the console when the key differs from the topic's last one."""
         if self._told.get(topic) != key:
             self._told[topic] = key
             self._tell(text)
 
     def _send(self, transforms: Sequence[TransformStamped]) -> bool:
-        """Broadcast what is ours to broadcast, nothing below what is not; False when nothing was left."""
+        """Broadcast our own frames, and none below a frame of another node; False when none is left."""
         ours: list[TransformStamped] = []
         refused: set[str] = set()
         for transform in transforms:
@@ -316,7 +316,7 @@ class Broadcaster:
 
 
 def tf_publisher(node: Node) -> Callable[[list[TransformStamped]], Any]:
-    """tf2_ros's broadcaster where it is installed, a plain publisher on /tf otherwise."""
+    """tf2_ros's broadcaster if installed, otherwise a plain publisher on /tf."""
     if TF2_ROS is not None:
         return TF2_ROS.TransformBroadcaster(node).sendTransform
     publisher = node.create_publisher(TFMessage, "/tf", QoSProfile(depth=100))

@@ -13,11 +13,11 @@ from rclpy.topic_endpoint_info import TopicEndpointInfo
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 IMAGE_DEPTH = 5
-SILENCE_SECONDS = 2.0  # after which another publisher may take over
+SILENCE_SECONDS = 2.0  # seconds without images after which another publisher may take over
 
 
 def adapted_reliability(offered: Sequence[ReliabilityPolicy], wanted: str) -> ReliabilityPolicy:
-    """The reliability to subscribe with: reliable where every publisher is, as rosbag2 does it.
+    """The reliability of a subscription: reliable if every publisher is, as in rosbag2.
 
     Best effort loses most images above 500 kB; a reliable subscription gets nothing from a best-effort
     publisher.
@@ -30,7 +30,7 @@ def adapted_reliability(offered: Sequence[ReliabilityPolicy], wanted: str) -> Re
 
 
 class AdaptiveSubscription:
-    """A subscription that is made anew when another reliability serves the publishers better.
+    """A subscription that is recreated when another reliability matches the publishers better.
 
     callback(message, info) runs on the executor.  wanted: auto, reliable or best_effort.
     """
@@ -51,7 +51,7 @@ class AdaptiveSubscription:
         self.reliability: ReliabilityPolicy | None = None
 
     def adapt(self) -> list[TopicEndpointInfo]:
-        """Look at the publishers, subscribe as they offer, and return them."""
+        """Adapt the subscription to the publishers, and return them."""
         endpoints = self._node.get_publishers_info_by_topic(self.topic)
         if self._subscription is not None and not endpoints:
             return endpoints
@@ -60,7 +60,7 @@ class AdaptiveSubscription:
             self.destroy()
             self.reliability = reliability
             qos = QoSProfile(depth=IMAGE_DEPTH, reliability=reliability)
-            callback: Any = self._callback  # Jazzy's type hints know none that takes the message's info
+            callback: Any = self._callback  # Jazzy's type hints lack callbacks with message info
             self._subscription = self._node.create_subscription(
                 self._kind, self.topic, callback, qos, callback_group=self._group
             )
@@ -74,14 +74,14 @@ class AdaptiveSubscription:
 
 
 class Gaps:
-    """Finds messages that never arrived, by the numbers that the middleware gives each publisher's."""
+    """Detects lost messages by the middleware's sequence numbers of each publisher."""
 
     def __init__(self) -> None:
         self._publisher: bytes | None = None
         self._newest: int | None = None
 
     def before(self, publisher: bytes | None, number: int | None) -> int:
-        """How many are missing before this message; before a publisher's first that is not known: 0."""
+        """Number of messages lost before this one; 0 before a publisher's first."""
         newest, self._newest = self._newest, number
         known, self._publisher = publisher == self._publisher, publisher
         if not known or newest is None or number is None or number <= newest:
@@ -89,18 +89,17 @@ class Gaps:
         return number - newest - 1
 
     def restart(self) -> None:
-        """Begin with whatever comes next: what was sent while nobody subscribed is not missing."""
+        """Start again with the next message: messages sent without a subscription are not lost."""
         self._newest = None
 
 
 class CameraSubscriptions:
     """The topics below a camera's name.
 
-    on_image, on_info, on_mask and on_depth(name, message) run on the executor; on_depth is None where none is
-    wanted.  masked: whether somebody publishes masks.
-    With two publishers on the image topic, only the images of the first are passed on where the middleware
-    tells them apart, none otherwise; on_foreign(name) is called for the others.  on_lost(name, count) tells
-    of images that were sent and never arrived.  transport: auto, raw or compressed.
+    on_image, on_info, on_mask and on_depth(name, message) run on the executor; on_depth: None without depth.
+    masked: whether masks are published.  If the image topic has two publishers, only the first one's images
+    are passed on if the middleware can distinguish them, otherwise none; on_foreign(name) is called for the
+    others.  on_lost(name, count): called for images lost in transport.  transport: auto, raw or compressed.
     """
 
     def __init__(
@@ -121,17 +120,17 @@ class CameraSubscriptions:
         self._node = node
         self._on_image, self._on_foreign, self._on_lost = on_image, on_foreign, on_lost
         self._gaps = Gaps()
-        self._chosen: bytes | None = None  # the publisher whose images are used
+        self._chosen: bytes | None = None  # id of the publisher whose images are used
         self._chosen_time = 0.0
         self.publishers: list[str] = []
-        self.unheard: list[str] = []  # publishers whose reliability does not fit ours
-        self.others: list[str] = []  # image topics that somebody publishes, while nobody publishes ours
+        self.unheard: list[str] = []  # publishers whose reliability is incompatible with ours
+        self.others: list[str] = []  # published image topics, if ours has no publisher
         prefix = f"{name}/" if name else ""
         topic = node.resolve_topic_name(f"{prefix}image")
-        # as image_transport does: the transport's name goes behind the remapped topic
+        # like image_transport: the transport's name follows the remapped topic
         self._topics: dict[Any, str] = {Image: topic, CompressedImage: f"{topic}/compressed"}
         self._auto, self._reliability, self._group = transport == "auto", reliability, group
-        self._looks = 0  # in a row in which only the other transport was published
+        self._looks = 0  # consecutive checks in which only the other transport was published
         self._image = self._subscribe(CompressedImage if transport == "compressed" else Image)
         self.masked = False
         self._mask = self._subscribe_beside("mask", on_mask)
@@ -163,8 +162,8 @@ class CameraSubscriptions:
 
     @property
     def note(self) -> str:
-        """What else is to be said of the subscription."""
-        return ", as nobody publishes raw images" if self._auto and self._kind is CompressedImage else ""
+        """A remark on the subscription."""
+        return " (no publisher of raw images)" if self._auto and self._kind is CompressedImage else ""
 
     @property
     def topic(self) -> str:
@@ -177,7 +176,7 @@ class CameraSubscriptions:
         return self._image.reliability == ReliabilityPolicy.RELIABLE
 
     def adapt(self) -> None:
-        """Follow the publishers."""
+        """Adapt the subscriptions to the publishers."""
         if self._auto:
             self._choose_transport()
         before = self._image.reliability
@@ -195,8 +194,9 @@ class CameraSubscriptions:
         self.others = [] if endpoints else published_images(self._node)
 
     def _choose_transport(self) -> None:
-        """Change to the other transport when only that one is published, in two looks in a row: a driver
-        that offers both is not discovered at once.
+        """Change to the other transport if only that is published in two consecutive checks.
+
+        A driver that offers both is not discovered at once.
         """
         other = Image if self._kind is CompressedImage else CompressedImage
         published = {kind: self._node.count_publishers(topic) for kind, topic in self._topics.items()}
@@ -210,10 +210,10 @@ class CameraSubscriptions:
     def _receive(self, message: Any, info: Any) -> None:
         gid, now = _gid(info), time.monotonic()
         if self._chosen is None or now - self._chosen_time > SILENCE_SECONDS:
-            self._chosen = gid  # the one before is gone; one that crashed stays in the graph for a while
+            self._chosen = gid  # the previous one is gone; a crashed publisher stays in the graph for a while
         if gid == self._chosen:
             self._chosen_time = now
-        # a publisher newer than our last look at the graph has a foreign id, too
+        # a publisher newer than our last check of the graph also has a foreign id
         if gid != self._chosen or (gid is None and len(self.publishers) > 1):
             self._on_foreign(self.name)
             return
@@ -232,7 +232,7 @@ class CameraSubscriptions:
 
 
 def published_images(node: Node) -> list[str]:
-    """Topics of images that others publish."""
+    """Image topics published by other nodes."""
     kinds = {"sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"}
     own = f"{node.get_fully_qualified_name()}/"
     return sorted(
@@ -251,7 +251,7 @@ def _is_reliable(endpoint: TopicEndpointInfo) -> bool:
 
 
 def _gid(info: Any) -> bytes | None:
-    """The publisher's id in a message's info, None where this rclpy does not tell."""
+    """The publisher's id in a message's info, None if this rclpy does not provide it."""
     try:
         return bytes(info["publisher_gid"]["data"])
     except (KeyError, TypeError):

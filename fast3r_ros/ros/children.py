@@ -1,4 +1,4 @@
-"""Child processes that never outlive us, even when we are killed."""
+"""Child processes that end with their parent, even if it is killed."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 class Child:
     """One program with its output in a file; leaving the `with` block stops it.
 
-    It gets a session of its own, so that Ctrl-C in a terminal reaches only us and we end it in order, and the
-    kernel kills it when we die.  Start it from the main thread: the kernel watches the starting thread.
+    It runs in its own session, so that Ctrl-C in a terminal reaches only the parent, which ends it in order.
+    The kernel kills it when the parent dies.  Start it from the main thread: the kernel watches the starting
+    thread.
     """
 
     def __init__(self, name: str, command: Sequence[str | Path], environ: Mapping[str, str], log: Path):
@@ -42,7 +43,7 @@ class Child:
         return self._process.poll()
 
     def last_line(self) -> str:
-        """The last line that it printed, without the prefix of the ROS logger."""
+        """Its last output line, without the prefix of the ROS logger."""
         lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
         return lines[-1].rsplit("]: ", 1)[-1] if lines else f"{self.name} printed nothing"
 
@@ -52,7 +53,7 @@ class Child:
             self._process.terminate()
 
     def stop(self, grace: float = 2.0) -> None:
-        """Ask it to stop, and after `grace` seconds kill it and whatever it started."""
+        """Ask it to stop, and after `grace` seconds kill it and its children."""
         self.ask_to_stop()
         deadline = time.monotonic() + grace
         while self.status is None and time.monotonic() < deadline:
@@ -74,7 +75,7 @@ class Child:
 
 
 def _in_child() -> None:
-    """Between fork and exec: die with the parent; take signals even if we were started without them."""
+    """Between fork and exec: die with the parent, and restore ignored signals."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)

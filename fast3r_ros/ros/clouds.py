@@ -14,7 +14,7 @@ from fast3r_ros.mapping.data import Cloud, ViewEstimate
 from fast3r_ros.mapping.records import WORDS, cloud_bytes, view_bytes
 from fast3r_ros.ros.times import stamp_from_ns
 
-NAMES = ("x", "y", "z", "rgb", "confidence")  # as `fast3r_ros.mapping.records` packs them
+NAMES = ("x", "y", "z", "rgb", "confidence")  # in the order of `fast3r_ros.mapping.records`
 POINT_BYTES = 4 * WORDS
 FIELDS = [
     PointField(name=name, offset=4 * index, datatype=PointField.FLOAT32, count=1)
@@ -28,7 +28,7 @@ def cloud_to_message(cloud: Cloud, stamp_ns: int, frame_id: str) -> PointCloud2:
 
 
 def view_to_message(view: ViewEstimate, frame_id: str) -> PointCloud2:
-    """The valid points of a view in its camera frame, at its stamp; packed where the network left them."""
+    """The valid points of a view in its camera frame, at its stamp; packed on the network's device."""
     return _message(view_bytes(view), view.stamp_ns, frame_id)
 
 

@@ -1,4 +1,4 @@
-"""Depth images and masks, which belong to the images of the same camera."""
+"""Depth images and masks of a camera, matched to its images."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from fast3r_ros.mapping.data import Float32, Frame
 from fast3r_ros.ros.images import depth_to_metres, mask_to_bool
 from fast3r_ros.ros.times import ns_from_stamp
 
-DEPTHS = 10  # newest depth images that are kept for images to come
-MASKS = 50  # newest masks that are kept; they may come before or after their image
-DEPTH_NS = 50_000_000  # a depth image belongs to an image that is no farther in time
+DEPTHS = 10  # number of newest depth images kept for later images
+MASKS = 50  # number of newest masks kept; they may arrive before or after their image
+DEPTH_NS = 50_000_000  # maximum time difference between a depth image and its image
 
-Rectify = Callable[[Float32], Float32]  # (H, W) as the pictures of the frames are; raises UserError
+Rectify = Callable[[Float32], Float32]  # (H, W), rectified like the frames' images; raises UserError
 
 
 class Companions:
-    """What has come for one camera beside its images; used on the conversion thread.
+    """The depth images and masks of one camera; used on the conversion thread.
 
-    A depth image belongs to the image nearest in time.  A mask belongs to the image of its own stamp; one
-    with stamp zero, as for the robot's own body, to all that have no other.
+    A depth image belongs to the image nearest in time.  A mask belongs to the image with its stamp; one with
+    stamp zero, such as for the robot's own body, to all images without another.
     """
 
     def __init__(self) -> None:
@@ -46,7 +46,7 @@ class Companions:
             del self._masks[next(stamp for stamp in self._masks if stamp)]
 
     def has_mask(self, stamp_ns: int) -> bool:
-        """Whether the mask of an image has come."""
+        """Whether the mask of an image has arrived."""
         return stamp_ns in self._masks or 0 in self._masks
 
     def with_depth(self, frame: Frame, rectify: Rectify) -> Frame:
@@ -66,7 +66,7 @@ class Companions:
         return replace(frame, depth=rectify(depth))
 
     def with_mask(self, frame: Frame, rectify: Rectify) -> Frame:
-        """The frame with its mask, if there is one.  Raises BadImage as `with_depth`."""
+        """The frame with its mask, if there is one.  Raises BadImage like `with_depth`."""
         message = self._masks.get(frame.stamp_ns, self._masks.get(0))
         if message is None:
             return frame

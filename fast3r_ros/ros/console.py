@@ -1,6 +1,4 @@
-"""What the console says of the running node: a line when something is waited for or has changed, never one
-for each message.
-"""
+"""Console output of the running node: one line per change, never one per message."""
 
 from __future__ import annotations
 
@@ -15,16 +13,16 @@ _MAPPING = (MappingStatus.MAPPING, MappingStatus.LOCALIZING)
 
 
 class Console:
-    """Compares the node's reports with what was said last.  `update` is called about twice a second."""
+    """Compares the node's reports with the last output.  `update` is called about twice a second."""
 
     def __init__(self, logger: Any) -> None:
         self._logger = logger
-        self._said: dict[str, str] = {}  # what a line is about -> the line
-        self._since: dict[str, float] = {}  # camera topic -> since when no image is expected to have come
+        self._said: dict[str, str] = {}  # subject of a line -> the line
+        self._since: dict[str, float] = {}  # camera topic -> time from which its silence counts
         self._before: Report | None = None
 
     def update(self, report: Report, now: float) -> None:
-        """Say what is new.  now: monotonic seconds."""
+        """Report changes.  now: monotonic seconds."""
         for camera in report.cameras:
             self._camera(camera, report.timeout, now)
         self._since = {each.topic: self._since.get(each.topic, now) for each in report.cameras}
@@ -35,13 +33,13 @@ class Console:
             self._say(f"parent of {child}", f"{child} already has the parent {parent}: ours is not broadcast")
         for child in [key.removeprefix("parent of ") for key in self._said if key.startswith("parent of ")]:
             if child not in report.parents:
-                self._say(f"parent of {child}", "", f"nobody else broadcasts {child} any more")
+                self._say(f"parent of {child}", "", f"no other node broadcasts {child} any more")
         if self._before is not None:
             self._state(self._before, report)
         self._before = report
 
     def _camera(self, camera: CameraReport, timeout: float, now: float) -> None:
-        """A camera's subscription, its first image, and that none comes."""
+        """Report a camera's subscription, its first image, and missing images."""
         topic = camera.topic
         qos = "reliable" if camera.reliable else "best effort"
         self._say(f"subscription {camera.name}", f"subscribed to {topic}, {qos}{camera.note}", warn=False)
@@ -51,12 +49,12 @@ class Console:
         found = camera_finding(camera, timeout)
         waited = now - self._since.get(topic, now)
         if found is None:
-            self._say(f"input {topic}", "", f"images come on {topic}")
+            self._say(f"input {topic}", "", f"receiving images on {topic}")
         elif camera.silence is not None or waited > timeout:
             self._say(f"input {topic}", found[1])
 
     def _state(self, before: Report, report: Report) -> None:
-        """What the mapper did since the last report."""
+        """Report the mapper's changes since the last report."""
         if report.state == MappingStatus.LOST != before.state:
             self._logger.warning(f"lost: {report.last_error or 'the newest windows do not fit the map'}")
         if before.state == MappingStatus.LOST and report.state in _MAPPING:
@@ -75,13 +73,13 @@ class Console:
             self._logger.info(f"a loop was closed, {new.loops_closed} in all")
 
     def _say(self, about: str, text: str, good: str = "", warn: bool = True) -> None:
-        """Say a text that is new, whatever its numbers; `good` when there is none any more."""
+        """Report a text that is new apart from its numbers; `good` when it has ended."""
         said = self._said.get(about, "")
         if _NUMBER.sub("", text) == _NUMBER.sub("", said):
             return
         if text:
             self._said[about] = text
-            if warn:  # rclpy allows one severity for a line of code
+            if warn:  # rclpy allows one severity per line of code
                 self._logger.warning(text)
             else:
                 self._logger.info(text)

@@ -1,4 +1,4 @@
-"""Counts and times that ~/status and /diagnostics tell, safe to update from any thread."""
+"""Counts and times for ~/status and /diagnostics, safe to update from any thread."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 CALLBACK_SAMPLES = 2000
-LOST = "images lost on the way"  # sent, but never received; counted as a problem
+LOST = "images lost in transport"  # sent, but never received; counted as a problem
 
 
 class Counters:
-    """Frames received and dropped by reason, other problems by reason, and how long image callbacks took.
+    """Frames received and dropped by reason, other problems by reason, and durations of image callbacks.
 
     A frame counts as received once and as dropped at most once.
     """
@@ -28,7 +28,7 @@ class Counters:
         self.reset()
 
     def reset(self) -> None:
-        """Start counting anew; the callback times stay."""
+        """Reset the counts; the callback times stay."""
         with self._lock:
             self._received = 0
             self._drops: Counter[str] = Counter()
@@ -36,7 +36,7 @@ class Counters:
             self._last_error = ""
 
     def restart(self) -> None:
-        """Forget problems and errors; frames are counted on, as some of them are still on their way."""
+        """Reset problems and errors; frame counts continue, because some frames are still being processed."""
         with self._lock:
             self._problems = Counter()
             self._last_error = ""
@@ -47,17 +47,17 @@ class Counters:
             self._received += 1
 
     def dropped(self, reason: str) -> None:
-        """A frame was left out."""
+        """A frame was dropped."""
         with self._lock:
             self._drops[reason] += 1
 
     def problem(self, reason: str, count: int = 1) -> None:
-        """Something other than a received frame was left out."""
+        """Something other than a received frame was ignored."""
         with self._lock:
             self._problems[reason] += count
 
     def error(self, text: str) -> None:
-        """Something went wrong that a person should read of."""
+        """Record an error for the user."""
         with self._lock:
             self._last_error = text
 
@@ -84,7 +84,7 @@ class Counters:
 
 
 class Guard:
-    """Keeps what a callback raises from ending a thread or the node.
+    """Keeps exceptions of callbacks from ending a thread or the node.
 
     A failure is counted as the problem "internal error"; its place and kind are logged once.
     """
@@ -95,11 +95,11 @@ class Guard:
         self._closed = False
 
     def close(self) -> None:
-        """The node is being taken apart: a callback that finds its publisher gone is no failure any more."""
+        """The node is being torn down: callbacks that fail without their publisher are ignored."""
         self._closed = True
 
     def run(self, where: str, action: Callable[[], Any]) -> bool:
-        """Run an action; False when it failed.  where: what it is, for the log."""
+        """Run an action; False when it failed.  where: its name, for the log."""
         try:
             action()
         except Exception as error:
@@ -108,7 +108,7 @@ class Guard:
         return True
 
     def failed(self, where: str, error: Exception) -> None:
-        """Count a failure that was caught, and log it when it is the first of its kind."""
+        """Count a caught exception, and log it if it is the first of its kind."""
         if self._closed:
             return
         text = f"internal error ({where}): {error!r}"

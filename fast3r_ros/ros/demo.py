@@ -1,6 +1,6 @@
-"""`make demo`: the mapping node and a replay node as processes of their own, watched over DDS.
+"""`make demo`: runs the mapping node and a replay node as separate processes, observed over DDS.
 
-Checks what was asked for, starts both, shows progress until the source has been played and mapped, saves map,
+Checks the arguments, starts both, shows progress until the source has been played and mapped, saves map,
 trajectory and picture, prints a summary and stops both.
 """
 
@@ -41,16 +41,16 @@ from fast3r_ros.srv import SaveMap
 
 START_SECONDS = 120.0  # for loading the model
 SILENCE_SECONDS = 30.0  # without any image
-LAST_IMAGES_SECONDS = 1.0  # for those under way when the replay node has ended
-REST_SECONDS = 60.0  # for what is still to be mapped when the source has ended
-STOPPED = 130  # exit status after a stop signal, as shells count it
+LAST_IMAGES_SECONDS = 1.0  # for images in transport when the replay node has ended
+REST_SECONDS = 60.0  # for mapping the rest after the source has ended
+STOPPED = 130  # exit status after a stop signal, as in shells
 READY = (MappingStatus.WAITING, MappingStatus.MAPPING, MappingStatus.LOST)
 
 
 class StopSignal:
     """Handles Ctrl-C and SIGTERM: at once, or later while `deferred`, when there are processes to stop.
 
-    An exception out of a signal handler can land in any library's clean-up, which then prints a traceback.
+    An exception from a signal handler can hit any library's clean-up, which then prints a traceback.
     """
 
     def __init__(self) -> None:
@@ -92,7 +92,7 @@ class Demo:
             child.ask_to_stop()
         for child in self._children:
             child.stop()
-        self._executor.shutdown(timeout_sec=0.5)  # before its context ends: Jazzy's would complain later
+        self._executor.shutdown(timeout_sec=0.5)  # before its context ends, to avoid an error in Jazzy
         rclpy.shutdown()
         self._stop.deferred = False
         if self._stop.came:
@@ -113,13 +113,13 @@ class Demo:
         )
 
     def play(self) -> int:
-        """Play the source in real time and show progress; returns the number of images that came."""
-        # Stamps of now, as a camera driver gives them, make latencies meaningful.
+        """Play the source in real time and show progress; returns the number of images received."""
+        # Present stamps, as from a camera driver, make latencies meaningful.
         options = {"source": quoted(self._source_name), "restamp": "true", "ground_truth": "true"}
         options["subscribers"] = "2"  # the mapping node and the listener
         replay = self._start("replay_node", options)
         self._spin_until(
-            lambda: bool(self.listener.images), SILENCE_SECONDS, "the replay node sends no images"
+            lambda: bool(self.listener.images), SILENCE_SECONDS, "the replay node sent no images"
         )
         quiet = not sys.stdout.isatty()
         with tqdm(total=len(self.source), unit="frame", mininterval=5.0 if quiet else 0.2, ncols=100) as bar:
@@ -139,9 +139,9 @@ class Demo:
         self._spin_until(answer.done, REST_SECONDS, "the mapping node did not save the map")
         response = answer.result()
         empty = self.listener.status is not None and not self.listener.status.map_points
-        if response is None or not (response.success or empty):  # the summary shows that the map is empty
+        if response is None or not (response.success or empty):  # the summary reports an empty map
             raise UserError(f"no map was saved: {response.message if response else 'no answer'}")
-        deadline = time.monotonic() + 3.0  # the last path and map are sent at a bounded rate
+        deadline = time.monotonic() + 3.0  # the last path and map are sent at a limited rate
         while time.monotonic() < deadline:
             self._spin()
         status = self.listener.status
@@ -182,9 +182,9 @@ class Demo:
 
 
 def run(model: str, source_name: str, output: Path, stop: StopSignal) -> None:
-    """Run the demo.  Raises UserError, for what cannot be used, and KeyboardInterrupt when stopped."""
+    """Run the demo.  Raises UserError for unusable arguments, and KeyboardInterrupt when stopped."""
     source = open_source(source_name)
-    next(iter(source.frames([0])), None)  # an unreadable one says so now
+    next(iter(source.frames([0])), None)  # reports an unreadable source now
     fetch(model)
     claim_folder(output, source.paths, RESULTS)
     use_private_domain()
@@ -225,7 +225,7 @@ def run(model: str, source_name: str, output: Path, stop: StopSignal) -> None:
 
 
 def fetch(model: str) -> None:
-    """Download a hub's model, which may take longer than a node may, or raise UserError saying why not."""
+    """Download a model of the hub, which may take longer than a node's timeout.  Raises UserError."""
     network, checkpoint = split_model(model)
     if network == DEFAULT:
         locate(checkpoint)
@@ -234,7 +234,7 @@ def fetch(model: str) -> None:
 
 
 def describe(model: str) -> str:
-    """The model's name and, where its folder tells, its measured quality."""
+    """The model's name and, if its folder has it, its measured quality."""
     network, checkpoint = split_model(model)
     config = locate(checkpoint).config if network == DEFAULT else None
     quality = config.with_name("quality.json") if config else None
@@ -244,13 +244,13 @@ def describe(model: str) -> str:
 
 
 def use_private_domain() -> None:
-    """Keep the demo's topics on this machine and, unless ROS_DOMAIN_ID is set, apart from others' here."""
+    """Keep the demo's topics on this machine and, unless ROS_DOMAIN_ID is set, separate from others here."""
     os.environ.setdefault("ROS_DOMAIN_ID", str(1 + os.getpid() % 100))
     os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
 
 
 def quoted(text: str) -> str:
-    """Text as the YAML string that a parameter on the command line is, so that 007 stays a name."""
+    """Text as a YAML string for a parameter on the command line, so that 007 stays a name."""
     return json.dumps(text, ensure_ascii=False)
 
 

@@ -1,4 +1,4 @@
-"""What the demo sees of the mapping node from outside: its topics, and whether they fit the images."""
+"""The demo's observer of the mapping node: its topics, and whether they match the images."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from fast3r_ros.ros.poses import matrix_from_pose
 from fast3r_ros.ros.times import ns_from_stamp
 
 NODE = "/fast3r_mapping"
-SMALL_WIDTH = 320  # images are kept at this width, for the picture
-REPEAT_NS = 1000  # a transform so soon after the last one is that one again
+SMALL_WIDTH = 320  # width at which images are stored for the preview
+REPEAT_NS = 1000  # a transform within this time after the last one is a repetition
 KEPT_IMAGES = 600
 RELIABLE = QoSProfile(depth=1000, reliability=ReliabilityPolicy.RELIABLE)
 RELIABLE_FEW = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
@@ -35,18 +35,18 @@ LATCHED = QoSProfile(
 
 @dataclass(frozen=True)
 class Published:
-    """One message as it was seen: its stamp and, for an image, its (width, height)."""
+    """One received message: its stamp and, for an image, its (width, height)."""
 
     stamp_ns: int
     size: tuple[int, int] | None = None
 
 
 class DemoListener(Node):
-    """Subscribes to everything that the summary and the picture need.
+    """Subscribes to everything needed for the summary and the preview.
 
-    images: stamp in ns -> (width, height) of every camera image.  published: topic -> what came on it.
-    truth: stamp -> (4, 4) world_from_camera, where the source knows it.  path: stamp -> (4, 4)
-    map_from_camera, as the map has it now.
+    images: stamp in ns -> (width, height) of every camera image.  published: topic -> received messages.
+    truth: stamp -> (4, 4) world_from_camera, if the source has ground truth.  path: stamp -> (4, 4)
+    map_from_camera, the latest.
     """
 
     def __init__(self) -> None:
@@ -80,13 +80,13 @@ class DemoListener(Node):
             self.create_subscription(kind, topic, callback, qos)
 
     def map(self) -> Cloud:
-        """The newest ~/map_cloud, empty when none came."""
+        """The newest ~/map_cloud, empty without one."""
         if self._map is None:
             return Cloud(np.zeros((0, 3), np.float32), np.zeros((0, 3), np.uint8), np.zeros(0, np.float32))
         return message_to_cloud(self._map)
 
     def at_input(self, topic: str) -> int:
-        """How many messages of a topic have the stamp of a camera image and, if they are images, its size."""
+        """Number of messages of a topic with the stamp of a camera image and, for images, its size."""
         return sum(
             message.stamp_ns in self.images and message.size in (None, self.images[message.stamp_ns])
             for message in self.published[topic]
@@ -100,7 +100,7 @@ class DemoListener(Node):
         ]
 
     def views(self) -> list[ViewEstimate]:
-        """Every view of the path whose image, depth and confidence have come, at the small size."""
+        """Every view of the path whose image, depth and confidence were received, at the small size."""
         intrinsics = {
             ns_from_stamp(view.header.stamp): (view.width, np.array(view.k).reshape(3, 3))
             for window in self.windows
@@ -132,7 +132,7 @@ class DemoListener(Node):
         stamp = ns_from_stamp(message.header.stamp)
         self.images[stamp] = (message.width, message.height)
         self._small[stamp] = _small(image_to_rgb(message))
-        if len(self._small) > KEPT_IMAGES:  # of those that were not mapped, the oldest goes
+        if len(self._small) > KEPT_IMAGES:  # removes the oldest of the unmapped ones
             unused = next((s for s in self._small if s not in self._confidence), stamp)
             del self._small[unused]
 
@@ -161,10 +161,10 @@ class DemoListener(Node):
         _keep(self._depth, message)
 
     def _on_transforms(self, message: TFMessage) -> None:
-        """Note transforms, but those that only repeat the last pose a moment later, while nothing moves."""
+        """Record transforms, except repetitions of the last pose while nothing moves."""
         for transform in message.transforms:
             stamp_ns, child = ns_from_stamp(transform.header.stamp), transform.child_frame_id
-            newest_ns = self._newest_transform.get(child, stamp_ns)  # older keyframes may come later
+            newest_ns = self._newest_transform.get(child, stamp_ns)  # older keyframes may arrive later
             repeated = 0 < stamp_ns - newest_ns < REPEAT_NS
             self._newest_transform[child] = max(stamp_ns, newest_ns)
             if not repeated:
@@ -175,7 +175,7 @@ class DemoListener(Node):
 
 
 def _keep(kept: dict[int, Float32], message: Image) -> None:
-    """Keep a 32FC1 image at the small size; of too many, every second one."""
+    """Store a 32FC1 image at the small size; if there are too many, keep every second one."""
     values = np.frombuffer(message.data, np.float32).reshape(message.height, message.width)
     kept[ns_from_stamp(message.header.stamp)] = _small(values)
     if len(kept) > KEPT_IMAGES:

@@ -1,4 +1,4 @@
-"""The numbers that the demo prints and draws."""
+"""The numbers for the demo's output and preview."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from fast3r_ros.ros.demo_listener import DemoListener
 
 
 def unit(status: MappingStatus) -> str:
-    """The map's unit of length, for people."""
+    """The map's unit of length, human-readable."""
     return "m" if status.metres else "map units"
 
 
 def parts(listener: DemoListener, status: MappingStatus) -> list[int]:
-    """Keyframes of the main submap, which is what was published, and of the others together, as one part."""
+    """Number of keyframes of the main (published) submap, and of the others together, as one part."""
     main = len(listener.path)
     return [main, max(0, status.frames_used - main)] if status.submaps > 1 else [main]
 
 
 def numbers(listener: DemoListener, status: MappingStatus, sent: int) -> dict[str, str]:
-    """The main numbers for the picture, as label -> text."""
+    """The main numbers for the preview, as label -> text."""
     error = trajectory_error(listener.trajectory(), listener.truth)
     shown = {
         "frames used": f"{status.frames_used} of {sent}",
@@ -34,12 +34,12 @@ def numbers(listener: DemoListener, status: MappingStatus, sent: int) -> dict[st
 
 
 def summary(listener: DemoListener, status: MappingStatus, sent: int) -> dict[str, str]:
-    """What happened, as label -> line."""
+    """The summary, as label -> line."""
     drops = ", ".join(f"{drop.count} {drop.reason}" for drop in status.drops if drop.count)
     stages = ", ".join(f"{each.stage} {each.seconds:.2f}" for each in status.latencies)
     lines = {
         "frames": f"{sent} played, {status.frames_received} received, {status.frames_used} used"
-        + (f"; left out: {drops}" if drops else ""),
+        + (f"; dropped: {drops}" if drops else ""),
         "windows": f"{status.windows} (up to {status.window_size} views), {status.windows_rejected} rejected",
         "map": f"{status.map_points:,} points in {unit(status)}, {status.map_bytes / 1e6:.0f} MB",
         "published": ", ".join(
@@ -66,6 +66,6 @@ def _trajectory_line(listener: DemoListener) -> str:
         return f"{poses}; the source has no ground truth"
     error = trajectory_error(listener.trajectory(), listener.truth)
     if error is None:
-        return f"{poses}; too few to compare with the truth"
+        return f"{poses}; too few to compare with the ground truth"
     rmse, path, share = error["rmse"], error["path"], error["share_of_path"]
     return f"{poses}; {rmse:.3f} m RMSE over {path:.1f} m after one similarity ({share:.1%})"

@@ -18,7 +18,7 @@ from fast3r_ros.ros.upstream import CV_BRIDGE, CV_BRIDGE_ENCODINGS
 
 
 def image_to_rgb(message: Image) -> UInt8:
-    """A raw image as (H, W, 3) uint8 RGB, by cv_bridge where it is installed and the image is a plain one.
+    """A raw image as (H, W, 3) uint8 RGB, by cv_bridge if installed and the image is a plain one.
 
     Raises BadImage.
     """
@@ -28,7 +28,7 @@ def image_to_rgb(message: Image) -> UInt8:
 
 
 def _is_plain(message: Image) -> bool:
-    """Whether nothing is unusual about an image: cv_bridge does not check, and makes pictures of garbage."""
+    """Whether an image is regular: cv_bridge does not check, and converts garbage."""
     pixel = CV_BRIDGE_ENCODINGS.get(message.encoding, 0)
     row = message.width * pixel
     even = message.width % 2 == 0 and message.height % 2 == 0
@@ -94,7 +94,7 @@ def float_to_image(values: Float32, stamp_ns: int, frame_id: str) -> Image:
 
 
 def rgb_to_jpeg(rgb: UInt8, stamp_ns: int, frame_id: str, quality: int = 90) -> CompressedImage:
-    """(H, W, 3) uint8 RGB as a JPEG, with the format string that image_transport writes."""
+    """(H, W, 3) uint8 RGB as a JPEG, with image_transport's format string."""
     encoded = cv2.imencode(".jpg", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])[
         1
     ]
@@ -117,7 +117,7 @@ def _image(pixels: NDArray[Any], encoding: str, stamp_ns: int, frame_id: str) ->
 
 
 def packed(elements: NDArray[Any]) -> array.array:
-    """The bytes of an array as array.array, which a uint8[] field takes without checking each byte."""
+    """The bytes of an array as array.array, which a uint8[] field accepts without checking each byte."""
     data = array.array("B")
     data.frombytes(np.frombuffer(np.ascontiguousarray(elements), np.uint8).data)
     return data

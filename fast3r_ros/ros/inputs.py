@@ -1,7 +1,7 @@
-"""Everything that comes in: images, calibrations, odometry and transforms, converted off the executor.
+"""Inputs of the node: images, calibrations, odometry and transforms, converted outside of the executor.
 
-Callbacks leave references in the mailbox; one thread takes them out, turns images into frames and hands
-them on.
+Callbacks leave references in the mailbox; one thread takes them, converts images to frames and passes them
+on.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ from fast3r_ros.ros.transforms import OwnFrames, TransformLookup
 from fast3r_ros.ros.waiting import Mounts, Ready, WaitingImages
 
 NUMBER = re.compile(r"\d+(\.\d+)?")
-TOLD = 200  # kinds of bad input that are logged
-ARRIVALS = 1000  # frames whose time of arrival is remembered
-FRAMES = 5000  # on TF that are remembered; a robot has some hundred
-NAME_LENGTH = 256  # of a frame
+TOLD = 200  # maximum number of kinds of invalid input that are logged
+ARRIVALS = 1000  # number of frames whose arrival time is stored
+FRAMES = 5000  # maximum number of stored TF frames; a robot has some hundred
+NAME_LENGTH = 256  # maximum length of a frame's name
 
 
 class FrameSink(Protocol):
-    """Where frames, metric poses and the cameras' places go; called on the conversion thread."""
+    """Receiver of frames and metric poses; called on the conversion thread."""
 
     def add_frame(self, frame: Frame) -> None:
         """A new frame."""
@@ -56,7 +56,7 @@ class FrameSink(Protocol):
         ...
 
     def set_initial_pose(self, pose: InitialPose) -> None:
-        """Somebody says where the robot's base is in the map."""
+        """The pose of the robot's base in the map, set by the user."""
         ...
 
 
@@ -87,17 +87,17 @@ class Inputs:
         self.cameras: list[CameraSubscriptions] = []
         self._others: list[Any] = []
         self._mailbox = Mailbox()
-        self._frames: dict[str, bool] = {}  # names that TF has brought -> whether by a static transform
+        self._frames: dict[str, bool] = {}  # frames on TF -> whether by a static transform
         self._stopping = False
         self._restart = False
-        self._told: set[str] = set()  # kinds of bad input that were logged
+        self._told: set[str] = set()  # logged kinds of invalid input
         self.paused = False
         self.last_image_time: dict[str, float] = {}  # camera -> time.monotonic()
         self.arrivals: OrderedDict[int, float] = OrderedDict()  # stamp of a frame -> time.monotonic()
-        self._newest: tuple[int, float] | None = None  # stamp of the newest frame, and when it arrived
+        self._newest: tuple[int, float] | None = None  # stamp and arrival time of the newest frame
         self._waiting = WaitingImages(lookup, time.monotonic, self._mask_to_come)
         self.mounts = Mounts(node.get_logger(), config.frames.base)
-        self.facts: dict[str, CameraFacts] = {}  # image frame id -> what is known of its camera
+        self.facts: dict[str, CameraFacts] = {}  # image frame id -> its camera
         self._thread = threading.Thread(target=self._run, name="fast3r_conversion", daemon=True)
         self._thread.start()
         self._subscribe_transforms()
@@ -149,7 +149,7 @@ class Inputs:
             self._others.append(subscription)
 
     def close(self) -> None:
-        """Unsubscribe from cameras and odometry; what waits is dropped."""
+        """Unsubscribe from cameras and odometry; waiting images are dropped."""
         for camera in self.cameras:
             camera.destroy()
         self.cameras = []
@@ -160,16 +160,16 @@ class Inputs:
         self._mailbox.put(self._drop_waiting, "not active")
 
     def adapt(self) -> None:
-        """Let every camera follow its publishers; called about twice a second."""
+        """Adapt every camera to its publishers; called about twice a second."""
         for camera in self.cameras:
             camera.adapt()
 
     def restart(self) -> None:
-        """Take sizes, frame ids and stamps anew from the next images."""
+        """Take sizes, frame ids and stamps from the next images again."""
         self._restart = True
 
     def request_stop(self) -> None:
-        """Let the thread end after the message in progress."""
+        """Ask the thread to end after the message in progress."""
         self._stopping = True
         self._mailbox.close()
 
@@ -196,7 +196,7 @@ class Inputs:
                 self._counters.dropped("too slow: a newer image replaced it")
 
     def _leave(self, kind: str, handler: Callable[[Any], None], message: Any) -> None:
-        """Leave a small message for the conversion thread; those that it lets wait too long are counted."""
+        """Leave a small message for the conversion thread; lost ones are counted."""
         if self._mailbox.put(handler, message, kind):
             self._counters.problem(f"too many messages at once: {kind}")
 
@@ -205,7 +205,7 @@ class Inputs:
             self._leave(f"{name}/camera_info".lstrip("/"), partial(self._take_info, name), message)
 
     def _depth_callback(self, name: str, message: Image) -> None:
-        # only the newest are used; those before are no loss
+        # only the newest are used, so replaced ones are not counted
         self._mailbox.put(self._companions[name].add_depth, message, f"{name}/depth", DEPTHS)
 
     def _mask_callback(self, name: str, message: Image) -> None:
@@ -240,7 +240,7 @@ class Inputs:
             self._guard.run("images that waited for transforms", self._hand_on)
 
     def _take_image(self, name: str, message: Any) -> None:
-        """One image to a frame, or to a count of why not."""
+        """Convert one image to a frame, or count the reason for dropping it."""
         intake = self.intakes[name]
         arrived = self.last_image_time[name]
         try:
@@ -258,14 +258,14 @@ class Inputs:
             self._waiting.add(frame, arrived)
 
     def _hand_on(self) -> None:
-        """Give the mapper the images that need not wait for transforms any more, with these."""
+        """Pass the images whose transforms are available, or overdue, to the mapper."""
         for stamp_ns, odom_from_base in self._waiting.late_odometry(self.config):
             self._sink.add_odometry(stamp_ns, odom_from_base)
         try:
             for ready in self._waiting.release(self.config):
                 if not self._guard.run("image with its transforms", partial(self._hand_on_one, ready)):
                     self._counters.dropped("internal error")
-        except Exception as error:  # looking up its transforms failed, and it waits no more
+        except Exception as error:  # the lookup of its transforms failed; it no longer waits
             self._counters.dropped("internal error")
             self._guard.failed("transforms of an image", error)
 
@@ -276,7 +276,7 @@ class Inputs:
             self._sink.add_odometry(frame.stamp_ns, ready.odom_from_base)
         elif self.config.input.odometry == "tf":
             self._counters.problem("no odometry on TF")
-            self._report(f"an image waited in vain for {ready.missing[-1]}")
+            self._report(f"an image waited too long for {ready.missing[-1]}")
         self.arrivals[frame.stamp_ns] = ready.arrived
         self._newest = frame.stamp_ns, ready.arrived
         if len(self.arrivals) > ARRIVALS:
@@ -284,7 +284,7 @@ class Inputs:
         self._sink.add_frame(self._with_companions(frame))
 
     def image_time_ns(self) -> int | None:
-        """The present by the clock that stamps the images; None before the first.  From any thread."""
+        """The present time by the images' clock; None before the first image.  From any thread."""
         newest = self._newest
         return None if newest is None else newest[0] + round((time.monotonic() - newest[1]) * NS)
 
@@ -293,11 +293,11 @@ class Inputs:
             self._counters.dropped(reason)
 
     def clock_went_back(self) -> None:
-        """Tell the conversion thread that the clock jumped back."""
+        """Notify the conversion thread that the clock jumped back."""
         self._mailbox.put(lambda _: self._time_went_back(), None)
 
     def _time_went_back(self) -> None:
-        """Forget what belongs to the time before."""
+        """Reset everything from before the jump."""
         self._drop_waiting("time went back")
         self._lookup.clear()
         for intake in self.intakes.values():
@@ -339,7 +339,7 @@ class Inputs:
         return masked and not self._companions[name].has_mask(frame.stamp_ns)
 
     def _with_companions(self, frame: Frame) -> Frame:
-        """The frame with its depth and its mask; bad ones are counted and reported."""
+        """The frame with its depth and its mask; invalid ones are counted and reported."""
         name = self.facts[frame.camera].name
         intake, companions = self.intakes[name], self._companions[name]
         if self._mask_to_come(frame):
@@ -366,7 +366,7 @@ class Inputs:
         if not self._has_room_for(*names, static):
             self._counters.problem("too many frames on TF")
             self._report(
-                f"more than {FRAMES} frames on TF, or a name that is too long; the others are left out"
+                f"more than {FRAMES} frames on TF, or a name that is too long; the others are ignored"
             )
             return
         if self._own_frames.is_own(transform):
@@ -379,7 +379,7 @@ class Inputs:
             self._report(f"transform {names[0]} -> {names[1]}: {error}")
 
     def _has_room_for(self, parent: str, child: str, static: bool) -> bool:
-        """Whether a transform's frames are known or few enough to be remembered."""
+        """Whether a transform's frames are known, or there is room to store them."""
         if max(len(parent), len(child)) > NAME_LENGTH:
             return False
         new = {parent, child} - self._frames.keys()
@@ -389,13 +389,13 @@ class Inputs:
         return True
 
     def _make_room(self) -> None:
-        """At a reset: forget the frames of a flood; static transforms would not come again."""
+        """At a reset: remove the frames of a flood; static transforms stay, they are not sent again."""
         if len(self._frames) >= FRAMES - 1:
             self._lookup.clear()
             self._frames = {name: static for name, static in self._frames.items() if static}
 
     def _report(self, text: str) -> None:
-        """Log what is wrong with the input, once for its kind; the newest is in ~/status."""
+        """Log a problem of the input, once per kind; ~/status has the newest."""
         self._counters.error(text)
         kind = NUMBER.sub("", text)
         if kind not in self._told and len(self._told) < TOLD:

@@ -1,6 +1,6 @@
-"""What happens to one camera's images before they are frames: checks that need the past, and the calibration.
+"""From one camera's images to frames: checks against earlier images, and the calibration.
 
-Pure of rclpy: messages in, `Frame` or `Refused` out.
+Independent of rclpy: messages in, `Frame` or `Refused` out.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fast3r_ros.ros.times import NS, ns_from_stamp
 
 
 class Refused(Exception):
-    """A frame that is left out.  reason: the phrase it is counted under; the message says more."""
+    """A dropped frame.  reason: the phrase under which it is counted; the message has details."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
@@ -42,7 +42,7 @@ class CameraFacts:
 class Intake:
     """Turns the images of one camera into frames.
 
-    name: of the camera in a rig, "" for the only one.  frame_id: overrides the images' own where it is set.
+    name: of the camera in a rig, "" for a single camera.  frame_id: replaces the images' own if set.
     Size and frame id are those of the first good image until `restart`.
     """
 
@@ -54,11 +54,11 @@ class Intake:
         self.restart()
 
     def restart(self) -> None:
-        """Forget size, frame id and stamp: the next image may be anything."""
+        """Reset size, frame id and stamp: the next image may have any."""
         self._size: tuple[int, int] | None = None
         self._camera: str | None = None
         self._newest_ns: int | None = None
-        self.seen = ""  # what the first image was
+        self.seen = ""  # description of the first image
 
     @property
     def calibrated(self) -> bool:
@@ -66,16 +66,16 @@ class Intake:
         return self._rectifier is not None
 
     def calibration(self, message: CameraInfo) -> None:
-        """Take in a camera_info.  Raises UserError when it cannot be used; the one before stays then.
+        """Use a camera_info.  Raises UserError when it is invalid; the previous one then stays.
 
-        k[0] = 0 means "not calibrated" in ROS and is no error.
+        k[0] = 0 means "not calibrated" in ROS and is not an error.
         """
         if self._calibration is not None and _same_calibration(message, self._calibration):
             return
         if message.k[0] == 0.0:
             return
         if not 0 < message.width * message.height <= MAX_PIXELS:
-            raise UserError(f"camera_info says the images have {message.width}x{message.height} pixels")
+            raise UserError(f"camera_info is for images of {message.width}x{message.height} pixels")
         self._rectifier = rectifier_of_info(message)
         self._calibration = message
 
@@ -88,7 +88,7 @@ class Intake:
         stamp_ns = ns_from_stamp(message.header.stamp)
         self._check_source(camera, stamp_ns, jump_back)
         if isinstance(message, CompressedImage):
-            self._check_size(compressed_size(message.data))  # before it is decompressed
+            self._check_size(compressed_size(message.data))  # checked before decompressing
             rgb = compressed_to_rgb(message)
         else:
             rgb = image_to_rgb(message)
@@ -109,16 +109,16 @@ class Intake:
         return Frame(stamp_ns, camera, rgb, intrinsics)
 
     def depth(self, metres: Float32) -> Float32:
-        """A depth image (H, W) in metres, rectified as the pictures of the frames are.  Raises UserError."""
+        """A depth image (H, W) in metres, rectified like the frames' images.  Raises UserError."""
         return metres if self._rectifier is None else self._rectifier.depth(metres)
 
     def _check_size(self, size: tuple[int, int]) -> None:
-        """Refuse images of another size than the first."""
+        """Reject images of another size than the first."""
         if self._size not in (None, size):
             raise Refused("size changed", f"image of {size} after images of {self._size}; ~/reset accepts it")
 
     def _check_source(self, camera: str, stamp_ns: int, jump_back: float) -> None:
-        """Refuse what comes from another camera or another time."""
+        """Reject images of another camera or with an invalid stamp."""
         if self._camera not in (None, camera):
             raise Refused(
                 "frame id changed", f"frame id {camera!r} after {self._camera!r}; ~/reset accepts it"
@@ -131,12 +131,12 @@ class Intake:
         if back > jump_back:
             raise TimeWentBack("time went back", f"stamp {back:.3f} s before the one of the last image")
         if back == 0.0:
-            raise Refused("stamp repeated", "two images with one stamp")
+            raise Refused("stamp repeated", "two images have the same stamp")
         raise Refused("stamp went back", f"stamp {back:.3f} s before the one of the last image")
 
 
 def _same_calibration(one: CameraInfo, other: CameraInfo) -> bool:
-    """Whether two messages say the same; NaN is equal to nothing, so that it is checked every time."""
+    """Whether two calibrations are equal; NaN equals nothing, so it is checked every time."""
     if (one.width, one.height, one.distortion_model) != (other.width, other.height, other.distortion_model):
         return False
     if not all(math.isclose(a, b, rel_tol=0.0, abs_tol=0.0) for a, b in zip(one.k, other.k, strict=True)):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class LiveViewer:
-    """Serves the map when a port is set; where that is impossible, one line says why."""
+    """Serves the map if a port is set; logs one line if that is impossible."""
 
     def __init__(self, config: ViewerConfig, logger: Any) -> None:
         self._viewer: WebViewer | None = None
@@ -24,23 +24,23 @@ class LiveViewer:
             return
         try:
             self._viewer = _open(config)
-        except (UserError, OSError, ImportError) as error:  # a damaged viser, too
-            logger.error(f"viewer.port {config.port}: no viewer ({error}); the node goes on without")
+        except (UserError, OSError, ImportError) as error:  # also for a damaged viser
+            logger.error(f"viewer.port {config.port}: no viewer ({error}); the node continues without it")
         else:
             logger.info(f"the map is shown at {self._viewer.address}")
             if self._viewer.open_to_others:
                 logger.warning(
-                    f"viewer.host {config.host}: everybody who reaches this machine can see the map; "
-                    "set viewer.token to ask for a token"
+                    f"viewer.host {config.host}: anyone who can reach this machine can see the map; "
+                    "set viewer.token to require a token"
                 )
 
     @property
     def active(self) -> bool:
-        """Whether somebody may be looking."""
+        """Whether the viewer is running."""
         return self._viewer is not None
 
     def show(self, cloud: Cloud, keyframes: Mapping[int, Keyframe], metres: bool) -> None:
-        """Replace what is shown: the map's cloud and its keyframes, those without an image left out."""
+        """Replace what is shown: the map's cloud and its keyframes, except those without an image."""
         if self._viewer is not None:
             images = {name_of(each.id): each.image for each in keyframes.values() if each.image is not None}
             in_order = sorted(keyframes.values(), key=lambda keyframe: keyframe.stamp_ns)

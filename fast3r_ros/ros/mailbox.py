@@ -1,4 +1,4 @@
-"""Where callbacks leave messages for the conversion thread."""
+"""The queue between callbacks and the conversion thread."""
 
 from __future__ import annotations
 
@@ -8,37 +8,39 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-QUEUE_LENGTH = 2000  # small messages (odometry, transforms, calibrations) of one kind that may wait
+QUEUE_LENGTH = (
+    2000  # maximum number of waiting small messages (odometry, transforms, calibrations) of one kind
+)
 
 Handler = Callable[[Any], None]
 
 
 class Mailbox:
-    """Images wait in one slot per camera, where a newer one replaces an older one: the newest frames win.
+    """Images wait in one slot per camera, where a newer one replaces an older one.
 
-    Small messages are taken in the order in which they came.  Each kind waits in a queue of bounded length,
-    from which its oldest are lost: a flood of one kind takes no room from another.
+    Small messages are taken in order of arrival.  Each kind has a queue of bounded length, which drops its
+    oldest ones, so that a flood of one kind does not affect the others.
     """
 
     def __init__(self) -> None:
         self._ready = threading.Condition()
         self._images: dict[str, Any] = {}
         self._small: dict[str, deque[tuple[int, Handler, Any]]] = {}
-        self._count = 0  # of small messages so far, their order
+        self._count = 0  # number of small messages so far, for their order
         self._closed = False
 
     def put_image(self, camera: str, message: Any) -> bool:
-        """Leave an image; True when it replaced one that nobody had taken."""
+        """Leave an image; True when it replaced a waiting one."""
         with self._ready:
-            replaced = self._images.pop(camera, None) is not None  # the new one goes to the end of the line
+            replaced = self._images.pop(camera, None) is not None  # the new one goes to the end of the queue
             self._images[camera] = message
             self._ready.notify()
         return replaced
 
     def put(self, handler: Handler, message: Any, kind: str = "", most: int = QUEUE_LENGTH) -> bool:
-        """Leave a small message with the function that will take it on the conversion thread.
+        """Leave a small message with its handler for the conversion thread.
 
-        kind: of the message; `most` of them may wait.  True when the oldest of its kind was lost for it.
+        kind: of the message; at most `most` of them wait.  True when the oldest of its kind was dropped.
         """
         with self._ready:
             queue = self._small.setdefault(kind, deque())
@@ -62,13 +64,13 @@ class Mailbox:
             return small, (None if camera is None else (camera, self._images.pop(camera)))
 
     def close(self) -> None:
-        """Wake whoever waits."""
+        """Wake the waiting thread."""
         with self._ready:
             self._closed = True
             self._ready.notify_all()
 
     def clear(self) -> int:
-        """Throw the images away and return their number; a latched transform would not come again."""
+        """Drop the images and return their number; small messages stay: latched ones come once."""
         with self._ready:
             count = len(self._images)
             self._images.clear()

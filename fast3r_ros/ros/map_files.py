@@ -1,4 +1,4 @@
-"""Where ~/save_map and ~/load_map may read and write, and the formats: names inside one directory."""
+"""Paths and formats of ~/save_map and ~/load_map: names inside one directory."""
 
 from __future__ import annotations
 
@@ -19,9 +19,12 @@ from fast3r_ros.mapping.data import Cloud
 from fast3r_ros.mapping.storage import enclosing_map
 
 GRID_SUFFIXES = (".yaml", ".yml", ".pgm")
-# as nav2_map_server reads them back: darker is occupied, brighter is free, and grey 205 lies between them
+# thresholds of nav2_map_server: darker is occupied, brighter is free, grey 205 is in between
 _OCCUPIED_THRESHOLD, _FREE_THRESHOLD = 0.65, 0.196
-_LONGEST_NAME, _LONGEST_PART = 1000, 200  # characters, and bytes between two slashes; Linux allows some more
+_LONGEST_NAME, _LONGEST_PART = (
+    1000,
+    200,
+)  # characters, and bytes between two slashes; Linux allows slightly more
 _BLACK, _GREY, _WHITE = 0, 205, 254  # occupied, unknown, free
 CLOUD_WRITERS: dict[str, Callable[[Path, Cloud], None]] = {".ply": write_ply, ".pcd": write_pcd}
 
@@ -29,9 +32,9 @@ CLOUD_WRITERS: dict[str, Callable[[Path, Cloud], None]] = {".ply": write_ply, ".
 def path_for_saving(directory: str, name: str, overwrite: bool = False) -> Path:
     """The absolute path that a map of this name is written to; its folder exists afterwards.
 
-    An empty name is made of the time.  Raises UserError for a name outside the directory or inside a saved
-    map, which could not be replaced any more, for an unusable directory, and, unless `overwrite` says
-    otherwise, for a name that something has.
+    An empty name is replaced by the time.  Raises UserError for a name outside the directory or inside a
+    saved map, which could not be replaced any more, for an unusable directory, and for an existing name
+    unless `overwrite` is set.
     """
     name = name or datetime.now().strftime("map_%Y-%m-%d_%H-%M-%S")
     path = _inside(directory, name)
@@ -44,12 +47,12 @@ def path_for_saving(directory: str, name: str, overwrite: bool = False) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot make the folder {path.parent}: {error.strerror or error}") from error
+        raise UserError(f"cannot create the folder {path.parent}: {error.strerror or error}") from error
     return path
 
 
 def _written(path: Path) -> tuple[Path, ...]:
-    """What saving under a path writes."""
+    """The files written when saving under a path."""
     if path.suffix.lower() in GRID_SUFFIXES:
         return grid_files(path)
     return (path,)
@@ -60,13 +63,13 @@ def _holds_something(path: Path) -> bool:
 
 
 def grid_files(path: Path) -> tuple[Path, Path]:
-    """The description and the picture of a grid that is saved under a path with one of GRID_SUFFIXES."""
+    """The description and the image of a grid saved under a path with one of GRID_SUFFIXES."""
     description = path.with_suffix(".yaml") if path.suffix.lower() == ".pgm" else path
     return description, path.with_suffix(".pgm")
 
 
 def write_grid(path: Path, grid: OccupancyGrid) -> int:
-    """Write a grid as nav2_map_server reads it; returns how many of its cells are occupied or free.
+    """Write a grid in nav2_map_server's format; returns the number of occupied and free cells.
 
     Raises UserError when it cannot be written.
     """
@@ -77,7 +80,7 @@ def write_grid(path: Path, grid: OccupancyGrid) -> int:
     grey[cells >= 100 * _OCCUPIED_THRESHOLD] = _BLACK
     with whole_file(picture) as temporary:
         header = f"P5\n{grid.info.width} {grid.info.height}\n255\n".encode("ascii")
-        temporary.write_bytes(header + grey[::-1].tobytes())  # a picture begins with the highest y
+        temporary.write_bytes(header + grey[::-1].tobytes())  # an image begins with the highest y
     origin = grid.info.origin.position
     with whole_file(description) as temporary:
         temporary.write_text(
@@ -108,7 +111,7 @@ def path_at_start(directory: str, name: str) -> Path:
 def path_for_loading(directory: str, name: str) -> Path:
     """The absolute path of a saved map.  Raises UserError when it is missing or outside the directory."""
     if not name:
-        raise UserError("name is empty; give the name that the map was saved under")
+        raise UserError("name is empty; give the name of a saved map")
     path = _inside(directory, name)
     if not path.is_dir():
         raise UserError(f"no saved map {name!r} in {directory}")

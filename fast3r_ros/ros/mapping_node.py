@@ -1,4 +1,4 @@
-"""The node `fast3r_mapping`: images in, one map out.  A lifecycle node that starts itself by default.
+"""The node `fast3r_mapping`: images in, one map out.  A lifecycle node, by default with autostart.
 
 Threads: the executor's (callbacks only leave references), conversion (`inputs`), mapping (`mapping_thread`)
 and publishing (`outputs`).
@@ -62,10 +62,10 @@ from fast3r_ros.ros.times import NS
 from fast3r_ros.ros.transforms import OwnFrames, transform_lookup
 
 NODE_NAME = "fast3r_mapping"
-STOP_SECONDS = 1.3  # how long a pass may go on after Ctrl-C
-LEAVE_SECONDS = 2.5  # after Ctrl-C the process ends, whatever still waits
+STOP_SECONDS = 1.3  # time for a running pass after Ctrl-C
+LEAVE_SECONDS = 2.5  # the process ends this long after Ctrl-C at the latest
 ADAPT_SECONDS = 0.5
-CLOCKS_APART_SECONDS = 5.0  # between the images' stamps and the node's clock; less may be a delay
+CLOCKS_APART_SECONDS = 5.0  # difference between the images' stamps and the node's clock; less may be a delay
 EXECUTOR_THREADS = 4
 
 NetworkLoader = Callable[[NodeConfig], WindowNetwork]
@@ -73,7 +73,7 @@ NetworkLoader = Callable[[NodeConfig], WindowNetwork]
 
 @dataclass(frozen=True)
 class Session:
-    """What a configured node consists of; whoever holds it may use it, also while the node is torn down."""
+    """The parts of a configured node; a holder may use it even while the node is torn down."""
 
     inputs: Inputs
     mapping: MappingThread
@@ -84,9 +84,9 @@ class Session:
 class MappingNode(LifecycleNode):
     """The lifecycle node.
 
-    configure loads the model, activate subscribes and maps, deactivate pauses, cleanup frees.
-    load_network: turns the configuration into a network.  defaults: of the parameters, and the values of what
-    is no parameter.  Raises UserError for unusable parameters.
+    configure loads the model, activate subscribes and maps, deactivate pauses, cleanup frees.  load_network:
+    makes a network from the configuration.  defaults: of the parameters and constants.  Raises UserError for
+    unusable parameters.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class MappingNode(LifecycleNode):
         self._guard = Guard(self._counters, self.get_logger())
         self._console = Console(self.get_logger())
         self._session: Session | None = None
-        self._counted = FrameCounts()  # when the map was last emptied or replaced
+        self._counted = FrameCounts()  # counts when the map was last emptied or replaced
         self._changing = threading.RLock()  # held while parameters change
         self._state = MappingStatus.UNCONFIGURED
         self._device = ""
@@ -130,12 +130,12 @@ class MappingNode(LifecycleNode):
         self.add_post_set_parameters_callback(self._apply_parameters)
 
     def _own_names(self, config: NodeConfig) -> NodeConfig:
-        """Our frames below the node's namespace, where /tf is common to all namespaces."""
+        """Our frames below the node's namespace, if /tf is shared by all namespaces."""
         common = self.resolve_topic_name("/tf") == "/tf"
         return replace(config, frames=config.frames.below(self.get_namespace() if common else ""))
 
     def _create_timers(self) -> None:
-        """Periodic work by the steady clock, which neither simulation nor a looping bag turns back."""
+        """Periodic work by the steady clock, which neither simulation nor a looping bag sets back."""
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         group = MutuallyExclusiveCallbackGroup()
 
@@ -157,13 +157,13 @@ class MappingNode(LifecycleNode):
     # Lifecycle -------------------------------------------------------------------------------------------
 
     def _answer_impossible_transitions(self) -> None:
-        """A transition that is impossible in this state is answered; rclpy of Jazzy lets its caller wait."""
+        """Answer impossible transitions; Jazzy's rclpy leaves their callers waiting."""
         change = self._service_change_state.callback
 
         def answer(request: ChangeState.Request, response: ChangeState.Response) -> ChangeState.Response:
             try:
                 return change(request, response)
-            except RuntimeError as error:  # rclpy's RCLError is one
+            except RuntimeError as error:  # includes rclpy's RCLError
                 self.get_logger().error(f"transition {request.transition.id} failed: {one_line(error)}")
                 response.success = False
                 return response
@@ -201,7 +201,7 @@ class MappingNode(LifecycleNode):
             self.get_logger().info(f"map loaded: {len(mapper.map.keyframes)} keyframes from {path}")
         mapper.set_localizing(config.localization)
         lookup, own_frames = self._lookup, self._own_frames
-        with ExitStack() as begun:  # ended again when a later part cannot begin
+        with ExitStack() as begun:  # parts are ended again if a later one fails
             mapping = MappingThread(
                 mapper,
                 self._counters,
@@ -241,14 +241,14 @@ class MappingNode(LifecycleNode):
             begun.pop_all()
 
     def _say_what_the_model_is_for(self) -> None:
-        """First and last: what images come from, nobody tells a node."""
+        """Print the model's caveat at start and end: a node cannot know where its images come from."""
         launch = f"ros2 launch fast3r_ros mapping.launch.py model:={REAL_MODEL}"
         text = caveat(self.config.model, False, launch)
         if text:
             self.get_logger().warning(text)
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Subscribe and map; an error that nobody foresaw ends in `on_error`."""
+        """Subscribe and map; an unexpected error leads to `on_error`."""
         try:
             self._set_active(True)
         except Exception as error:
@@ -274,17 +274,17 @@ class MappingNode(LifecycleNode):
         """End the threads and free the network and the map."""
         self._tear_down()
         for group in (self.default_callback_group, self._input_group):
-            # rclpy keeps a reference, dead by now, to each thing that ever was in a group
+            # rclpy keeps a dead reference to everything that was ever in a group
             group.entities = {each for each in list(group.entities) if each() is not None}
         self._state = MappingStatus.UNCONFIGURED
         return TransitionCallbackReturn.SUCCESS
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """As cleanup."""
+        """Like cleanup."""
         return self.on_cleanup(state)
 
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """As cleanup; ~/status says ERROR and why, and the node can be configured again."""
+        """Like cleanup; ~/status reports ERROR and the reason, and the node can be configured again."""
         self._tear_down()
         self._state = MappingStatus.ERROR
         return TransitionCallbackReturn.SUCCESS
@@ -295,7 +295,7 @@ class MappingNode(LifecycleNode):
         self.get_logger().error(text)
 
     def _tear_down(self, timeout: float | None = None) -> bool:
-        """End every thread; False when a pass goes on after `timeout` seconds."""
+        """End every thread; False when a pass is still running after `timeout` seconds."""
         session, self._session = self._session, None
         ended = True
         if session is not None:
@@ -319,7 +319,7 @@ class MappingNode(LifecycleNode):
         return self.trigger_activate() == TransitionCallbackReturn.SUCCESS
 
     def callback_failed(self, error: Exception) -> None:
-        """On the executor's thread: a callback, ours or one of rclpy's, raised an error."""
+        """On the executor's thread: handle an exception of a callback, ours or rclpy's."""
         self._guard.failed("callback", error)
 
     def stop(self) -> bool:
@@ -342,7 +342,7 @@ class MappingNode(LifecycleNode):
             session.outputs.idle(mapper)
 
     def _on_smaller_window(self, size: int) -> None:
-        """Show the size that fits as the parameter, so that no later change of another one undoes it."""
+        """Set the parameter to the fitting size, so that a later change of another one keeps it."""
         self.set_parameters([Parameter("window.size", Parameter.Type.INTEGER, size)])
 
     def _on_still(self, frame: Frame) -> None:
@@ -365,7 +365,7 @@ class MappingNode(LifecycleNode):
             session.inputs.paused = paused
 
     def _set_localizing(self, localizing: bool) -> None:
-        """Change the parameter, so that it and the service agree.  Raises UserError when that is refused."""
+        """Change the parameter, to agree with the service.  Raises UserError if rejected."""
         (result,) = self.set_parameters([Parameter("localization", Parameter.Type.BOOL, localizing)])
         if not result.successful:
             raise UserError(result.reason)
@@ -382,7 +382,7 @@ class MappingNode(LifecycleNode):
         return None if session is None else session.mapping
 
     def _new_map(self) -> None:
-        """On the mapping thread: the map was emptied or replaced; what is derived from it starts again."""
+        """On the mapping thread: the map was emptied or replaced; everything derived from it starts again."""
         self._counters.restart()
         self._last_accepted = True
         session = self._session
@@ -393,7 +393,7 @@ class MappingNode(LifecycleNode):
             session.broadcaster.reset()
 
     def _time_went_back(self, mapping: MappingThread) -> None:
-        """On the conversion thread: the window starts anew, the map stays."""
+        """On the conversion thread: a new window starts, the map stays."""
         session = self._session
         if session is not None:
             session.broadcaster.time_went_back()
@@ -416,7 +416,7 @@ class MappingNode(LifecycleNode):
         return SetParametersResult(successful=True)
 
     def set_parameters_atomically(self, parameter_list: list[Parameter]) -> SetParametersResult:
-        """As rclpy's, which the parameter services call; unknown names are answered with what to do."""
+        """Like rclpy's, for the parameter services; the answer for unknown names contains advice."""
         try:
             return super().set_parameters_atomically(parameter_list)
         except ParameterNotDeclaredException:
@@ -429,7 +429,9 @@ class MappingNode(LifecycleNode):
         self._guard.run("parameters", lambda: self._use_parameters(changes))
 
     def _use_parameters(self, changes: Sequence[Parameter]) -> None:
-        with self._changing:  # changes come from the executor and, of the window's size, from mapping
+        with (
+            self._changing
+        ):  # changes come from the executor and, for the window's size, from the mapping thread
             self.config = config = parameters.with_changes(self.config, changes)
             self._status_timer.timer_period_ns = round(1e9 / config.output.status_rate)
             self._tf_timer.timer_period_ns = round(1e9 / config.tf.rate)
@@ -462,7 +464,7 @@ class MappingNode(LifecycleNode):
 
     def _report(self) -> Report:
         session = self._session
-        counted = self._counted  # read first: what is counted since then is never less
+        counted = self._counted  # read first: later counts are never smaller
         frames, own_drops = FrameCounts(), set[str]()
         if session is not None:
             total, own_drops = self._frame_counts(session.mapping)
@@ -514,8 +516,8 @@ class MappingNode(LifecycleNode):
         )
 
     def _frame_counts(self, mapping: MappingThread) -> tuple[FrameCounts, set[str]]:
-        """Every frame's fate since the node was configured, and which reasons are the node's own."""
-        mapped = mapping.mapper.frame_counts()  # first: each of its frames has been counted as received
+        """Counts of all frames since the node was configured, and which reasons are the node's own."""
+        mapped = mapping.mapper.frame_counts()  # read first: each of its frames has been counted as received
         received, drops, *_ = self._counters.snapshot()
         return FrameCounts(received, mapped.used, {**mapped.dropped, **drops}), set(drops)
 
@@ -550,9 +552,9 @@ def _camera_report(camera: CameraSubscriptions, inputs: Inputs) -> CameraReport:
 
 
 def clock_difference(inputs: Inputs, now_ns: int) -> float:
-    """Seconds by which the clock that stamps the images is ahead of the node's (`now_ns`).
+    """Seconds by which the images' clock is ahead of the node's (`now_ns`).
 
-    0 when both may be the same: they are a recording's and this machine's, or of two machines, otherwise.
+    0 if both may be the same; otherwise the images are from a recording or another machine.
     """
     image_time_ns = inputs.image_time_ns()
     apart = 0.0 if image_time_ns is None else (image_time_ns - now_ns) / NS
@@ -566,7 +568,7 @@ def main(
 ) -> NoReturn:
     """Run the node until a signal.  Ends the process: 0 after a signal, 2 when the node cannot start.
 
-    load_network, defaults: as of MappingNode.
+    load_network, defaults: see MappingNode.
     """
     stop = begin(arguments)
     try:
@@ -582,7 +584,7 @@ def main(
         nonlocal status
         try:
             started = node.autostart()
-        except Exception as error:  # a manager changes the state at the same time
+        except Exception as error:  # a manager may change the state at the same time
             node.callback_failed(error)
             return
         if not started and not stop.is_set():
@@ -594,14 +596,14 @@ def main(
     if node.config.autostart:
         starting.start()
     while not stop.wait(0.5):
-        if not spinning.is_alive():  # somebody shut rclpy down
+        if not spinning.is_alive():  # rclpy was shut down elsewhere
             status = 1
             stop.set()
     leave_within(LEAVE_SECONDS, status)
     ended = not starting.is_alive() and node.stop()
     executor.shutdown(timeout_sec=0.5)
     if ended:
-        spinning.join(0.5)  # a node in use is not destroyed, and would haunt the graph for its lease
+        spinning.join(0.5)  # a node in use is not destroyed, and would stay in the graph for its lease
         node.destroy_node()
         rclpy.shutdown()
     leave(status)

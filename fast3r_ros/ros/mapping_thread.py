@@ -1,4 +1,4 @@
-"""The thread that runs the mapper: windows, and whatever else needs the mapper to itself."""
+"""The thread that runs the mapper: windows, and requests that need exclusive access to it."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ from fast3r_ros.ros.network import free_gpu_memory
 
 Answer = TypeVar("Answer")
 IDLE_SECONDS = 0.2
-STANDING_NS = 2_000_000_000  # without motion, after which what waits becomes a window, full or not
-AHEAD_NS = 5_000_000_000  # tf2 refuses what is ten seconds older than its newest
+STANDING_NS = (
+    2_000_000_000  # without motion, after which the pending keyframes become a window, even if it is not full
+)
+AHEAD_NS = 5_000_000_000  # tf2 rejects transforms ten seconds older than its newest
 
 
 class ShuttingDown(RuntimeError):
@@ -35,13 +37,12 @@ class ShuttingDown(RuntimeError):
 
 
 class MappingThread:
-    """Owns a Mapper: frames come from the conversion thread, windows run on a thread of their own.
+    """Owns a Mapper: frames come from the conversion thread, windows run on a separate thread.
 
-    on_window(mapper, result) runs on that thread after every window; on_idle(mapper) when nothing is to do,
-    about five times a second; on_smaller_window(size) when windows of more than `size` views ran out of
-    memory; on_initial_pose(pose) when a pose in the map was given.  on_still(frame) runs where frames come
-    from, for each that shows no motion; not far ahead of keyframes that still wait, whose transforms tf2
-    would then refuse as too old.
+    on_window(mapper, result) runs on that thread after every window; on_idle(mapper) about five times a
+    second when idle; on_smaller_window(size) after windows of more than `size` views ran out of memory;
+    on_initial_pose(pose) for a pose in the map.  on_still(frame) runs on the caller's thread for each frame
+    without motion, but not far ahead of pending keyframes, whose transforms tf2 would then reject as too old.
     """
 
     def __init__(
@@ -56,26 +57,26 @@ class MappingThread:
         on_initial_pose: Callable[[InitialPose], None] = lambda _: None,
     ) -> None:
         self.mapper = mapper
-        self.pass_seconds = 0.0  # how long the newest window took
+        self.pass_seconds = 0.0  # duration of the newest window
         self._counters, self._logger = counters, logger
         self._guard = Guard(counters, logger)
         self._on_window, self._on_idle, self._on_smaller_window = on_window, on_idle, on_smaller_window
         self._on_still, self._on_initial_pose = on_still, on_initial_pose
-        self._keyframes: list[int] = []  # stamps of those that have not been through a window
+        self._keyframes: list[int] = []  # stamps of the pending ones
         self._stands = False
-        self.status = mapper.status()  # as of the newest window
-        self._error = ""  # the mapper's newest that was passed on
+        self.status = mapper.status()  # at the newest window
+        self._error = ""  # the mapper's newest error that was passed on
         self._wake = threading.Condition()
         self._requests: deque[tuple[Callable[[Mapper], Any], Future[Any]]] = deque()
-        self._current: Future[Any] | None = None  # the request in work
-        self._config: MapperConfig | None = None  # to be used from the next window on
+        self._current: Future[Any] | None = None  # the request being processed
+        self._config: MapperConfig | None = None  # for the next window
         self._running = False
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="fast3r_mapping", daemon=True)
         self._thread.start()
 
     def add_frame(self, frame: Frame) -> None:
-        """Offer a frame to the mapper, which keeps it or counts why not."""
+        """Offer a frame to the mapper, which queues it or counts the reason for dropping it."""
         reason = self.mapper.add_frame(frame)
         still = reason == "no_motion"
         with self._wake:
@@ -88,11 +89,11 @@ class MappingThread:
             self._on_still(frame)
 
     def add_odometry(self, stamp_ns: int, odom_from_base: Float64) -> None:
-        """Hand a metric pose on to the mapper."""
+        """Pass a metric pose to the mapper."""
         self.mapper.add_odometry(stamp_ns, odom_from_base)
 
     def set_initial_pose(self, pose: InitialPose) -> None:
-        """Tell the mapper where the robot is, between two windows."""
+        """Set the robot's pose in the mapper, between two windows."""
 
         def tell(mapper: Mapper) -> None:
             x, y = pose.map_from_base[:2, 3]
@@ -102,7 +103,9 @@ class MappingThread:
                 self._counters.problem("initialpose: the map is not in metres")
                 self._logger.warning(f"initialpose: {error}")
             else:
-                found = "images are looked for there" if mapper.map.keyframes else "the map begins there"
+                found = (
+                    "the next images are searched there" if mapper.map.keyframes else "the map begins there"
+                )
                 self._logger.info(f"initialpose: the base is at x {x:.2f}, y {y:.2f} m; {found}")
                 if mapper.map.keyframes:
                     self._on_initial_pose(pose)
@@ -116,7 +119,7 @@ class MappingThread:
             self._wake.notify()
 
     def set_config(self, config: MapperConfig) -> None:
-        """Use other parameters from the next window on."""
+        """Use new parameters from the next window on."""
         with self._wake:
             self._config = config
             self._wake.notify()
@@ -124,7 +127,7 @@ class MappingThread:
     def request(self, function: Callable[[Mapper], Answer]) -> Future[Answer]:
         """Run `function(mapper)` between two windows; its result or exception is in the future.
 
-        The future fails with `ShuttingDown` as soon as the thread is told to end.
+        The future fails with `ShuttingDown` as soon as the thread is asked to end.
         """
         future: Future[Answer] = Future()
         with self._wake:
@@ -136,15 +139,15 @@ class MappingThread:
         return future
 
     def work_off(self) -> None:
-        """On the mapping thread: process what waits now, so that all that was seen is in the map.
+        """On the mapping thread: process the pending keyframes, so that everything so far is in the map.
 
-        What comes in meanwhile waits for the next window: a camera that is faster than the network would
-        never let this end.
+        Frames that arrive meanwhile wait for the next window; with a camera faster than the network this
+        would never end.
         """
         self._process_window(self.mapper.finish)
 
     def request_stop(self) -> None:
-        """Let the thread end after the window in progress; who waits for a request learns that at once."""
+        """Ask the thread to end after the current window; waiting requests fail at once."""
         with self._wake:
             self._stopping = True
             waiting = [future for _, future in self._requests]
@@ -203,11 +206,11 @@ class MappingThread:
         except BaseException as error:
             _fail(future, error)
         else:
-            with contextlib.suppress(InvalidStateError):  # it has been told that the thread ends
+            with contextlib.suppress(InvalidStateError):  # it already failed because the thread ends
                 future.set_result(result)
 
     def _process_window(self, process: Callable[[], WindowResult | None]) -> None:
-        """Run a window; its failure is counted and the thread lives on, with the map as it was."""
+        """Run a window; a failure is counted, and the thread continues with the unchanged map."""
         start, taken = time.monotonic(), len(self._keyframes)
         try:
             result = process()
@@ -226,25 +229,25 @@ class MappingThread:
     def _failed(self, error: Exception) -> None:
         self._counters.error(f"{type(error).__name__}: {error}")
         self._counters.problem("window failed")
-        self._logger.error(f"a window failed and was left out: {error!r}", throttle_duration_sec=1.0)
+        self._logger.error(f"a window failed and was skipped: {error!r}", throttle_duration_sec=1.0)
         logging.getLogger(__name__).debug("%s", traceback.format_exc())
         if _out_of_memory(error):
             self._guard.run("smaller window", self._shrink_window)
 
     def _shrink_window(self) -> None:
-        """Go on with smaller windows after one that did not fit into memory."""
+        """Continue with smaller windows after one ran out of memory."""
         free_gpu_memory()
         config = smaller_window(self.mapper.config)
         if config is not self.mapper.config:
             size = config.window.size
-            text = f"out of memory: going on with windows of {size} views (window.size {size})"
+            text = f"out of memory: continuing with windows of {size} views (window.size {size})"
             self._logger.warning(text)
             self.mapper.set_config(config)
             self._on_smaller_window(size)
 
 
 def _fail(future: Future[Any], error: BaseException) -> None:
-    with contextlib.suppress(InvalidStateError):  # answered, cancelled, or told before
+    with contextlib.suppress(InvalidStateError):  # answered, cancelled or failed before
         future.set_exception(error)
 
 
@@ -256,5 +259,5 @@ def smaller_window(config: MapperConfig) -> MapperConfig:
 
 
 def _out_of_memory(error: BaseException) -> bool:
-    """PyTorch's error is told by its name, so that this module does not import PyTorch."""
+    """PyTorch's error is recognised by name, so that this module does not import PyTorch."""
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"

@@ -14,8 +14,8 @@ from fast3r_ros.mapping.data import Float64
 from fast3r_ros.mapping.map import Keyframe
 from fast3r_ros.ros.times import stamp_from_ns
 
-MOST_KEYFRAMES = 1000  # that are drawn, evenly spread: a viewer has to keep up
-SIZE = 0.1  # of a pyramid, in median depths of what the keyframes see
+MOST_KEYFRAMES = 1000  # maximum number of drawn keyframes, evenly spread, so that viewers keep up
+SIZE = 0.1  # of a pyramid, in median scene depths of the keyframes
 KEYFRAME_COLOR = ColorRGBA(r=0.2, g=0.7, b=1.0, a=0.8)
 LOOP_COLOR = ColorRGBA(r=1.0, g=0.3, b=0.6, a=1.0)
 
@@ -23,9 +23,9 @@ LOOP_COLOR = ColorRGBA(r=1.0, g=0.3, b=0.6, a=1.0)
 def map_markers(
     keyframes: Mapping[int, Keyframe], loops: Iterable[tuple[int, int]], stamp_ns: int, frame_id: str
 ) -> MarkerArray:
-    """A pyramid of lines for each keyframe, and a line for each loop between two of them.
+    """A pyramid of lines for each keyframe, and a line for each loop closure.
 
-    loops: ids of keyframes.  Both markers are always there, so that an emptied map empties them.
+    loops: ids of keyframes.  Both markers are always sent, so that an emptied map clears them.
     """
     shown = list(keyframes.values())[:: 1 + len(keyframes) // MOST_KEYFRAMES]
     depth = float(np.median([k.depth * k.map_from_local.scale for k in shown])) if shown else 1.0
@@ -42,7 +42,7 @@ def map_markers(
 
 
 def _lines(name: str, points: Float64, width: float, color: ColorRGBA) -> Marker:
-    """Lines between each two of (2 N, 3) points; without any, the order to take away the ones before."""
+    """Lines between pairs of (2 N, 3) points; without points, a marker that deletes earlier ones."""
     marker = Marker(ns=name, type=Marker.LINE_LIST, action=Marker.ADD if len(points) else Marker.DELETE)
     marker.pose.orientation.w = 1.0
     marker.scale.x, marker.color = width, color

@@ -16,18 +16,18 @@ from fast3r_ros.ros.times import stamp_from_ns
 
 
 def counts(by_reason: Mapping[str, int]) -> list[DropCount]:
-    """Reasons and how often, the most frequent first.  The mapper's names become words: `no motion`."""
+    """Counts by reason, the most frequent first.  The mapper's names become phrases: `no motion`."""
     ordered = sorted(by_reason.items(), key=lambda item: -item[1])
     return [DropCount(reason=in_words(reason), count=count) for reason, count in ordered]
 
 
 def in_words(reason: str) -> str:
-    """A reason of the mapper (`no_motion`) or of the node (`camera_info of another size`) in words."""
+    """A reason of the mapper (`no_motion`) or of the node, human-readable."""
     return reason if " " in reason else reason.replace("_", " ")
 
 
 def latencies(seconds: Mapping[str, float]) -> list[StageLatency]:
-    """Seconds by stage, in the order in which the stages ran."""
+    """Seconds by stage, in the order of the stages."""
     return [StageLatency(stage=stage, seconds=float(value)) for stage, value in seconds.items()]
 
 
@@ -37,7 +37,7 @@ def input_intrinsics(view: ViewEstimate) -> Float64:
 
 
 def camera_info(intrinsics: Float64, width: int, height: int, stamp_ns: int, frame_id: str) -> CameraInfo:
-    """CameraInfo of an undistorted image; ROS has pixel centres at integers, ours are at integer + 0.5."""
+    """CameraInfo of an undistorted image; pixel centres are at integers in ROS, here at integer + 0.5."""
     k = intrinsics.copy()
     k[:2, 2] -= 0.5
     info = CameraInfo(width=width, height=height, distortion_model="plumb_bob", d=[0.0] * 5)

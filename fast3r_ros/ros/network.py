@@ -1,4 +1,4 @@
-"""Loading the network that a node's parameters name."""
+"""Loads the network of a node's parameters."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 def load_network(config: NodeConfig) -> WindowNetwork:
     """The network of `model` on `device` in `dtype`.
 
-    Raises UserError when there is no such network, checkpoint, device or acceleration.
+    Raises UserError for an unknown network, checkpoint, device or acceleration.
     """
     import torch
 
@@ -27,15 +27,15 @@ def load_network(config: NodeConfig) -> WindowNetwork:
 
     if config.torch_threads:
         torch.set_num_threads(config.torch_threads)
-    expected_size(config.expected_image)  # what is wrong with it is told before anything is loaded
+    expected_size(config.expected_image)  # checked before anything is loaded
     options = networks.NetworkOptions(config.device, config.dtype, accelerate=config.accelerate)
     return networks.load_network(config.model, options)
 
 
 def prepare_network(network: WindowNetwork, config: NodeConfig) -> None:
-    """On a GPU, for the size of `expected_image`: have the first window take no longer than the others.
+    """On a GPU: warm up for the size of `expected_image`, so that the first window is as fast as the others.
 
-    To be called on the thread that runs the windows: cuDNN's plans are kept for each thread and shape.
+    Call it on the thread that runs the windows: cuDNN caches its plans per thread and shape.
     """
     expected = expected_size(config.expected_image)
     if expected is None or not resolve_device(config.device).startswith("cuda"):
@@ -48,7 +48,7 @@ def prepare_network(network: WindowNetwork, config: NodeConfig) -> None:
 
 
 def warm_up(network: Fast3RNetwork, config: MapperConfig, size: tuple[int, int]) -> None:
-    """Have the first window of views of this size (width, height) take no longer than the others."""
+    """Warm up for windows of views of this size (width, height)."""
     import torch
 
     from fast3r_ros.mapping.rehearsal import rehearse
@@ -57,9 +57,9 @@ def warm_up(network: Fast3RNetwork, config: MapperConfig, size: tuple[int, int])
     try:
         rehearse(network.warm_up(window.size, size, window.stride), config)
         return
-    except torch.OutOfMemoryError:  # the first window tells so too, and smaller ones follow
+    except torch.OutOfMemoryError:  # the first window reports it, too, and smaller ones follow
         _log.warning("no memory to warm up for windows of %d views", window.size)
-    free_gpu_memory()  # here, where the error with its frames and their tensors is gone
+    free_gpu_memory()  # after the error is gone with its frames and their tensors
 
 
 def expected_size(text: str) -> tuple[int, int] | None:
@@ -68,12 +68,12 @@ def expected_size(text: str) -> tuple[int, int] | None:
         return None
     width, mark, height = text.partition("x")
     if not (mark and width.isdecimal() and height.isdecimal() and int(width) and int(height)):
-        raise UserError(f"expected_image is {text!r}; give WIDTHxHEIGHT as 640x480, or leave it empty")
+        raise UserError(f"expected_image is {text!r}; give WIDTHxHEIGHT such as 640x480, or leave it empty")
     return int(width), int(height)
 
 
 def resolve_device(device: str) -> str:
-    """As `model.precision.resolve_device`, without loading PyTorch before it is needed."""
+    """Like `model.precision.resolve_device`, without loading PyTorch before it is needed."""
     from fast3r_ros.model import precision
 
     return precision.resolve_device(device)
@@ -85,13 +85,13 @@ def gpu_memory() -> tuple[int, int]:
 
     if not torch.cuda.is_available():
         return 0, 0
-    # not of the current device, which is the first one whatever GPU the model is on
+    # not of the current device, which is the first GPU even if the model is on another
     gpus = range(torch.cuda.device_count())
     return sum(map(torch.cuda.memory_allocated, gpus)), sum(map(torch.cuda.max_memory_allocated, gpus))
 
 
 def free_gpu_memory() -> None:
-    """Give cached GPU memory back to the device."""
+    """Return cached GPU memory to the device."""
     import torch
 
     if torch.cuda.is_available():

@@ -1,5 +1,5 @@
-"""~/odometry: the pose of the robot's base, or of the camera where its place on the robot is unknown, and the
-twist since the keyframe before."""
+"""~/odometry: the pose of the robot's base, or of the camera if its pose on the robot is unknown, and the
+twist since the previous keyframe."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fast3r_ros.mapping.data import SIMULTANEOUS_NS, Float64, ViewEstimate
 from fast3r_ros.ros.poses import UNKNOWN_TWIST, odometry_message
 from fast3r_ros.ros.times import NS
 
-LONGEST_NS = 2 * NS  # between two keyframes whose difference is a speed
+LONGEST_NS = 2 * NS  # maximum time between two keyframes for a speed
 
 
 def keyframe_odometry(
@@ -23,9 +23,9 @@ def keyframe_odometry(
 ) -> Odometry:
     """The message of one keyframe.
 
-    views: of its window, in time order.  parent: the map frame.  base: the child frame where the camera's
-    place on the robot is known, camera: where it is not.  The twist is in the child frame; without a keyframe
-    up to two seconds before it is unknown, and says so with a huge variance.
+    views: of its window, in time order.  parent: the map frame.  base: the child frame if the camera's pose
+    on the robot is known, else camera.  The twist is in the child frame; without an earlier keyframe within
+    two seconds it is unknown, with a huge variance.
     """
     pose, covariance = _pose(view)
     child = camera if view.map_from_base is None else base
@@ -41,13 +41,13 @@ def _pose(view: ViewEstimate) -> tuple[Float64, Float64]:
     base = view.map_from_base
     if base is None:
         return view.map_from_camera, view.covariance
-    move = np.eye(6)  # a turn of the camera moves the base
+    move = np.eye(6)  # a rotation of the camera moves the base
     move[:3, 3:] = -cross_matrix(base[:3, 3] - view.map_from_camera[:3, 3])
     return base, move @ view.covariance @ move.T
 
 
 def _before(view: ViewEstimate, views: Sequence[ViewEstimate]) -> ViewEstimate | None:
-    """The newest view of which the same is known, and that was not taken together with this one."""
+    """The newest earlier view with the same knowledge that is not simultaneous with this one."""
     earlier = takewhile(lambda other: view.stamp_ns - other.stamp_ns > SIMULTANEOUS_NS, views)
     same = [
         other
@@ -59,7 +59,7 @@ def _before(view: ViewEstimate, views: Sequence[ViewEstimate]) -> ViewEstimate |
 
 
 def _twist(before: ViewEstimate, view: ViewEstimate) -> TwistWithCovariance:
-    """Mean speed and turn between two views, in the axes of the later one."""
+    """Mean linear and angular speed between two views, in the axes of the later one."""
     (first, first_covariance), (last, last_covariance) = _pose(before), _pose(view)
     seconds = (view.stamp_ns - before.stamp_ns) / NS
     turn = np.kron(np.eye(2), last[:3, :3].T)

@@ -1,4 +1,4 @@
-"""Everything that goes out: images and clouds of each window, and the map, packed on one thread."""
+"""Outputs of the node: images and clouds of each window, and the map, packed on one thread."""
 
 from __future__ import annotations
 
@@ -61,9 +61,9 @@ HELD_BACK = f"{MEASURED} wait until the map is in metres"
 
 @dataclass(frozen=True)
 class MapSnapshot:
-    """The map at one version, for the publishing thread.  replaces: what was published is another map.
+    """The map at one version, for the publishing thread.  replaces: the published map was another one.
 
-    loops: ids of keyframes that a loop closure connects, None where nobody looks at ~/markers.
+    loops: ids of keyframes connected by loop closures, None without subscribers to ~/markers.
     """
 
     version: int
@@ -79,9 +79,9 @@ class MapSnapshot:
 class Outputs:
     """Publishers and the publishing thread.
 
-    window(…) and idle(…) are called on the mapping thread and hand work over.  facts: what is known of the
-    camera of a frame id.  viewer: stopped with the thread.  after_window() runs on the publishing thread.
-    config may be replaced at run time.  Nothing is published while `active` is False.
+    window(…) and idle(…) are called on the mapping thread and queue work.  facts: the camera of a frame id.
+    viewer: stopped with the thread.  after_window() runs on the publishing thread.  config may be replaced at
+    run time.  Nothing is published while `active` is False.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class Outputs:
         self.newest_ns = 0  # stamp of the newest window
         self.image_age = 0.0
         self.latencies: dict[str, float] = {}
-        self.no_grid = ""  # why there is no grid, "" when there is one or none is wanted
+        self.no_grid = ""  # why there is no grid, "" if there is one or none is wanted
         self._grid = GridMaker()
         self._node, self._broadcaster = node, broadcaster
         self._guard = Guard(counters, node.get_logger())
@@ -112,12 +112,12 @@ class Outputs:
         self._jobs: queue.Queue[Callable[[], None]] = queue.Queue(maxsize=4)
         self._stopping = False
         self._newest_id = -1  # keyframe whose images were published last
-        self.held_back = ""  # why what others take for metres is not published, "" when it is
+        self.held_back = ""  # why metric outputs are not published, "" if they are
         self._pose_ns = 0
         self._map_sent = -1
         self._map_time = 0.0
-        self._markers_sent = False  # with that map
-        self._outdated = False  # a map was published that is no more: subscribers that come would get it
+        self._markers_sent = False  # whether markers were sent with that map
+        self._outdated = False  # an outdated map was published, which new subscribers would get
         self._map_subscribers = 0
         self._thread = threading.Thread(target=self._run, name="fast3r_publishing", daemon=True)
         self._thread.start()
@@ -125,7 +125,7 @@ class Outputs:
     # Mapping thread --------------------------------------------------------------------------------------
 
     def window(self, mapper: Mapper, result: WindowResult) -> None:
-        """Hand a window over; waits when the publishing thread is four jobs behind."""
+        """Queue a window; waits when the publishing thread is four jobs behind."""
         metres = mapper.status().metres
         if result.accepted:
             self._hold_back(metres)
@@ -135,7 +135,7 @@ class Outputs:
         self._offer_map(mapper, result.map_version, result.stamp_ns, at_once=result.loop_closed)
 
     def idle(self, mapper: Mapper) -> None:
-        """Hand over a newer pose, and the map when somebody waits for it."""
+        """Queue a newer pose, and the map if a subscriber waits for it."""
         pose = mapper.newest_pose()
         if pose is not None and pose.extrapolated and pose.stamp_ns != self._pose_ns:
             self._pose_ns = pose.stamp_ns
@@ -143,7 +143,7 @@ class Outputs:
         self._offer_map(mapper, mapper.map.version, self.newest_ns, at_once=False)
 
     def _offer_map(self, mapper: Mapper, version: int, stamp_ns: int, at_once: bool) -> None:
-        """Hand the map over: at once for a new subscriber and where asked for, otherwise by the rate."""
+        """Queue the map: at once for a new subscriber or on request, otherwise by the rate."""
         if not self.active or not (mapper.map.keyframes or self._outdated):
             return
         subscribers = self._subscribers(*MAP_TOPICS)
@@ -158,7 +158,7 @@ class Outputs:
         due = now - self._map_time >= 1.0 / self.config.output.map_rate
         if not (first or at_once or somebody_new or due):
             return
-        markers = markers or self._outdated  # which takes the old ones away
+        markers = markers or self._outdated  # which removes the old ones
         self._map_sent, self._map_time, self._markers_sent = version, now, markers
         wanted = self._viewer.active or self.config.grid.enabled or markers
         keyframes = mapper.map.part() if wanted else {}
@@ -172,7 +172,7 @@ class Outputs:
     def grid(self, mapper: Mapper) -> OccupancyGrid:
         """On the mapping thread: the map's grid, whether ~/grid is published or not.
 
-        Raises UserError when it would be too large or in an unknown unit, or without a floor.
+        Raises UserError if it would be too large, without metric scale, or without a floor.
         """
         if not self._measured(mapper.map.metres):
             raise UserError("there is no grid before the map is in metres, see /diagnostics")
@@ -184,7 +184,7 @@ class Outputs:
         return grid_message(grid, stamp_ns, self.config.frames.map)
 
     def _measured(self, metres: bool) -> bool:
-        """Whether the map's lengths may go to who takes them for metres: they are, or none were asked for."""
+        """Whether metric outputs may be published: the map is in metres, or no scale source is set."""
         return metres or self.config.mapper.scale.source == "none"
 
     def _put(self, job: Callable[[], None]) -> None:
@@ -195,7 +195,7 @@ class Outputs:
                 continue
 
     def _hold_back(self, metres: bool) -> None:
-        """With a source of scale, nothing that others take for metres goes out before they are known."""
+        """With a scale source, metric outputs are not published before the scale is known."""
         held_back = f"{HELD_BACK} (scale.source {self.config.mapper.scale.source})"
         reason = "" if self._measured(metres) else held_back
         if reason != self.held_back:
@@ -207,7 +207,7 @@ class Outputs:
         self.held_back = reason
 
     def restart(self) -> None:
-        """The map was emptied or replaced: what was sent counts no more, and is replaced at once."""
+        """The map was emptied or replaced: everything sent is outdated and replaced at once."""
         self._outdated = self._outdated or self._map_sent >= 0
         self._newest_id = -1
         self.held_back = ""
@@ -216,11 +216,11 @@ class Outputs:
         self.no_grid = ""
 
     def request_stop(self) -> None:
-        """Let the thread end after the message in progress."""
+        """Ask the thread to end after the message in progress."""
         self._stopping = True
 
     def stop(self, timeout: float | None = None) -> bool:
-        """End the thread and withdraw the publishers; False when that takes more than `timeout` seconds."""
+        """End the thread and remove the publishers; False when that takes more than `timeout` seconds."""
         self.request_stop()
         self._thread.join(timeout)
         if self._thread.is_alive():
@@ -291,7 +291,7 @@ class Outputs:
             self._send("cloud", view_to_message(view, frame))
 
     def _publish_images(self, view: ViewEstimate, frame: str, measured: bool) -> None:
-        """Confidence of one view, and its depth if that is in metres or nobody wants them, at its stamp."""
+        """Confidence of one view, and its depth if it may be published, at its stamp."""
         stamp = view.stamp_ns
         size = self._facts[view.camera].size
         network = self.config.output.image_size == "network"
@@ -313,7 +313,7 @@ class Outputs:
             self._send("depth/camera_info", camera_info(intrinsics, width, height, stamp, frame))
 
     def _publish_grid(self, snapshot: MapSnapshot, stamp_ns: int) -> None:
-        """The grid, or why there is none."""
+        """Publish the grid, or log why there is none."""
         try:
             grid = self._grid.make(snapshot.cloud.points, snapshot.keyframes, self.config.grid)
         except FloorUnknown as error:
@@ -334,7 +334,7 @@ class Outputs:
         if snapshot.loops is not None:
             self._send("markers", map_markers(snapshot.keyframes, snapshot.loops, stamp, frame))
         if self.config.grid.enabled:
-            if snapshot.replaces:  # the grid that was there is gone, whether there is a new one or not
+            if snapshot.replaces:  # clears the old grid, even without a new one
                 empty = Occupancy(np.empty((0, 0), np.int8), self.config.grid.resolution, np.zeros(2), 0.0)
                 self._send("grid", grid_message(empty, stamp, frame))
             if self._measured(snapshot.metres) and snapshot.keyframes:

@@ -1,7 +1,6 @@
 """ROS parameters from the configuration dataclasses: declared, described, ranged, validated, and back.
 
-A field that is marked as `constant` is no parameter: it keeps its value of the NodeConfig that Python gives
-the node.
+A field marked as `constant` is not a parameter: it keeps its value of the NodeConfig given in Python.
 
 `python -m fast3r_ros.ros.parameters` prints config/mapping.yaml, with `markdown` the table of docs/ros.md.
 """
@@ -51,7 +50,7 @@ def declare(node: Node, defaults: NodeConfig) -> None:
 
 
 def _ros_value(default: Any) -> Any:
-    # an empty list has no type in ROS; a list of one empty string is the usual way out
+    # an empty list has no type in ROS; a list of one empty string is the usual substitute
     return (list(default) or [""]) if isinstance(default, tuple) else default
 
 
@@ -75,16 +74,16 @@ def _descriptor(name: str, item: Field[Any], default: Any) -> ParameterDescripto
 
 
 def read(node: Node, defaults: NodeConfig) -> NodeConfig:
-    """The configuration of the node's parameters and, for what is none, of `defaults`.  Raises UserError."""
+    """The configuration from the node's parameters, with constants from `defaults`.  Raises UserError."""
     values = {name: value for name, _, value in parameter_fields(defaults)}
     values.update({name: node.get_parameter(name).value for name, _, _ in declared_fields(defaults)})
     return config_from_values(values)
 
 
 def ignored(node: Node, config: NodeConfig) -> list[str]:
-    """A sentence for each value, given at start, that has no effect because there is no such parameter.
+    """A sentence for each value given at start without effect, because the parameter does not exist.
 
-    A parameter file may be shared by several nodes: a name that resembles none of ours is left alone.
+    A parameter file may be shared by several nodes: names unlike ours are ignored.
     """
     given = node._parameter_overrides  # rclpy has no public list of them
     return [
@@ -95,7 +94,7 @@ def ignored(node: Node, config: NodeConfig) -> list[str]:
 
 
 def not_declared(name: str, config: NodeConfig) -> str:
-    """What to do about a name that is no parameter of the node; "" when it resembles none of ours."""
+    """Advice for a name that is not a parameter of the node; "" if it is unlike all of ours."""
     present = RENAMED.get(name, name)
     constants = {each: value for each, item, value in parameter_fields(config) if item.metadata["constant"]}
     if present in constants:
@@ -109,14 +108,14 @@ def not_declared(name: str, config: NodeConfig) -> str:
 
 
 def with_changes(config: NodeConfig, changes: Sequence[Parameter]) -> NodeConfig:
-    """The configuration after a change of parameters; other names are left alone.  Raises UserError."""
+    """The configuration after a change of parameters; unknown names are ignored.  Raises UserError."""
     values = {name: value for name, _, value in parameter_fields(config)}
     values.update({change.name: change.value for change in changes if change.name in values})
     return config_from_values(values)
 
 
 def config_from_values(values: Mapping[str, Any]) -> NodeConfig:
-    """A configuration from dotted names; what is not named keeps its default.  Raises UserError."""
+    """A configuration from dotted names; missing names keep their defaults.  Raises UserError."""
     given = {  # an empty list has no type in ROS, see `_ros_value`
         name: [word for word in value if word] if isinstance(value, (list, tuple)) else value
         for name, value in values.items()
@@ -127,7 +126,7 @@ def config_from_values(values: Mapping[str, Any]) -> NodeConfig:
 
 
 def refused(error: UserError) -> SetParametersResult:
-    """The answer to a change that cannot be made."""
+    """The answer to a rejected change."""
     return SetParametersResult(successful=False, reason=str(error))
 
 
@@ -154,7 +153,7 @@ def yaml_text() -> str:
 
 
 def markdown_table() -> str:
-    """The parameters as docs/ros.md has them."""
+    """The table of parameters for docs/ros.md."""
     lines = ["| parameter | type | default | range | run time | meaning |", "| --- " * 6 + "|"]
     for name, item, default in declared_fields(NodeConfig()):
         bounds, choices = item.metadata["range"], item.metadata["choices"]

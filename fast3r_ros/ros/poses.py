@@ -27,7 +27,7 @@ UNKNOWN_TWIST = 1e6  # variance of a twist that is not estimated, (m/s)² and (r
 
 
 class BadPose(ValueError):
-    """A pose that is no rigid transform.  reason: a short phrase that it is counted under."""
+    """A pose that is not a rigid transform.  reason: the short phrase under which it is counted."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
@@ -97,7 +97,7 @@ def _quaternion(matrix: Float64) -> Quaternion:
 
 
 def stamped_transform(parent_from_child: Float64, parent: str, child: str, stamp_ns: int) -> TransformStamped:
-    """(4, 4) rigid `parent_from_child` as what /tf carries."""
+    """(4, 4) rigid `parent_from_child` as a message for /tf."""
     message = TransformStamped(child_frame_id=child, transform=transform_from_matrix(parent_from_child))
     message.header.frame_id = parent
     message.header.stamp = stamp_from_ns(stamp_ns)
@@ -114,7 +114,7 @@ def pose_with_covariance(matrix: Float64, covariance: Float64) -> PoseWithCovari
 def odometry_message(
     map_from_child: Float64, covariance: Float64, parent: str, child: str, stamp_ns: int
 ) -> Odometry:
-    """A pose as nav_msgs/Odometry; its twist is not estimated and says so with a huge variance."""
+    """A pose as nav_msgs/Odometry; its twist is not estimated and has a huge variance."""
     message = Odometry(child_frame_id=child, pose=pose_with_covariance(map_from_child, covariance))
     message.header.frame_id = parent
     message.header.stamp = stamp_from_ns(stamp_ns)
@@ -123,8 +123,7 @@ def odometry_message(
 
 
 def initial_pose(message: PoseWithCovariance) -> InitialPose:
-    """A pose that somebody gives, right within three standard deviations, and a metre and 60 degrees at
-    least.
+    """A pose from the user, accurate within three standard deviations, at least a metre and 60 degrees.
 
     Raises BadPose.
     """

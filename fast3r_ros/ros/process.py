@@ -1,4 +1,4 @@
-"""How a node's process starts and ends."""
+"""Start and end of a node's process."""
 
 from __future__ import annotations
 
@@ -22,9 +22,7 @@ from rclpy.signals import SignalHandlerOptions
 
 from fast3r_ros.files import one_line
 
-FAILURE_SECONDS = (
-    0.01  # between a callback's failure and the next look: an executor that is broken does not spin
-)
+FAILURE_SECONDS = 0.01  # pause after a callback's failure, so that a broken executor does not spin
 SHARED_MEMORY = Path("/dev/shm")
 GIL_SECONDS = 0.001  # Python's usual 5 ms would make callbacks wait for the other threads
 
@@ -32,9 +30,10 @@ GIL_SECONDS = 0.001  # Python's usual 5 ms would make callbacks wait for the oth
 def begin(arguments: Sequence[str] | None) -> threading.Event:
     """Initialise rclpy; the event is set by SIGINT and SIGTERM.
 
-    rclpy's own handlers would invalidate everything under the threads that still publish; so the node ends in
-    order first.  Ends the process with status 2 and one line for arguments that rcl cannot read, as a file of
-    parameters that is missing or damaged.  Where no log file can be made it goes on without, after one line.
+    rclpy's own handlers would invalidate everything used by threads that still publish, so the node first
+    ends in order.  Ends the process with status 2 and one line for arguments that rcl cannot read, such as a
+    missing or damaged parameter file.  If no log file can be created, it continues without one, after one
+    line.
     """
     sys.setswitchinterval(GIL_SECONDS)
     words = list(sys.argv if arguments is None else arguments)
@@ -44,7 +43,7 @@ def begin(arguments: Sequence[str] | None) -> threading.Event:
         rclpy.init(
             args=words + arguments_without_log_file(program), signal_handler_options=SignalHandlerOptions.NO
         )
-    except (RuntimeError, ValueError) as error:  # rclpy's RCLError is the former
+    except (RuntimeError, ValueError) as error:  # RuntimeError includes rclpy's RCLError
         _tell(f"{program}: {one_line(error)}")
         leave(2)
     stop = threading.Event()
@@ -54,14 +53,14 @@ def begin(arguments: Sequence[str] | None) -> threading.Event:
 
 
 def use_network_without_shared_memory(program: str) -> None:
-    """Let Fast DDS use UDP only where shared memory cannot be written, as in a container without /dev/shm.
+    """Make Fast DDS use only UDP if shared memory is not writable, as in a container without /dev/shm.
 
-    It would fall back by itself, after some forty lines of errors.
+    It would fall back by itself, after about forty lines of errors.
     """
     if os.access(SHARED_MEMORY, os.W_OK):
         return
     _tell(
-        f"{program}: {SHARED_MEMORY} is missing or read-only: messages go over UDP, and large images may get "
+        f"{program}: {SHARED_MEMORY} is missing or read-only: messages go over UDP, and large images may be "
         "lost (docker run --shm-size=512m, or --ipc=host)"
     )
     for name in ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE"):  # config/fastdds.xml
@@ -70,7 +69,7 @@ def use_network_without_shared_memory(program: str) -> None:
 
 
 def arguments_without_log_file(program: str) -> list[str]:
-    """What rclpy.init needs besides where rcl can make no log file, which would end it; nothing elsewhere."""
+    """Arguments for rclpy.init that disable the log file if rcl cannot create one; otherwise none."""
     places = {"ROS_LOG_DIR": "", "ROS_HOME": "log", "HOME": ".ros/log"}
     known = [os.path.join(os.environ[name], rest) for name, rest in places.items() if os.environ.get(name)]
     folder = os.path.expanduser([*known, "~/.ros/log"][0])
@@ -94,15 +93,15 @@ def _tell(line: str) -> None:
 def spin_until(
     stop: threading.Event, executor: Executor, on_error: Callable[[Exception], None] | None = None
 ) -> threading.Thread:
-    """Spin on a thread of its own until `stop`.
+    """Spin on a separate thread until `stop`.
 
-    What a callback raises does not end it, be it ours or one of rclpy's own: on_error(error) is told, or the
-    log.  That somebody destroyed a subscription or publisher while the executor was about to look at it is
-    no error: rclpy raises InvalidHandle then, and the next look goes without it.
+    Exceptions of callbacks, ours or rclpy's, do not end it: they go to on_error(error), or to the log.  rclpy
+    raises InvalidHandle when a subscription or publisher is destroyed just before the executor uses it; that
+    is not an error.
     """
 
     def report(error: Exception) -> None:
-        if stop.is_set():  # the executor is being taken apart
+        if stop.is_set():  # the executor is being shut down
             return
         if on_error is not None:
             on_error(error)
@@ -127,7 +126,7 @@ def spin_until(
 
 
 def leave_within(seconds: float, status: int) -> None:
-    """End the process after `seconds`, whatever still waits by then."""
+    """End the process after `seconds`, even if threads still wait."""
 
     def end() -> None:
         time.sleep(seconds)
@@ -140,9 +139,9 @@ def leave(status: int) -> NoReturn:
     """End the process at once.
 
     Threads in native code (a pass of the network, the middleware) cannot be interrupted: Python would wait
-    for them or crash in them, and takes a second or more to take PyTorch apart.
+    for them or crash in them, and needs a second or more to shut down PyTorch.
     """
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError):  # a disk that is full of logs
+        with suppress(OSError):  # the disk may be full
             stream.flush()
     os._exit(status)

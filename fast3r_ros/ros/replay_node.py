@@ -1,4 +1,4 @@
-"""The node `fast3r_replay`: plays a source of frames as a camera, in real time, and ends after the last.
+"""The node `fast3r_replay`: plays a source of frames like a camera, in real time, and then ends.
 
 Topics: image (or image/compressed), camera_info when the source knows intrinsics, ground_truth
 (nav_msgs/Odometry) when the source knows poses and `ground_truth` is set, /clock when `publish_clock` is set.
@@ -43,27 +43,27 @@ PARAMETERS: dict[str, tuple[Any, str]] = {
     "rate": (1.0, "speed: 1 is real time, 2 twice as fast"),
     "loop": (
         False,
-        "start over at the end; stamps go on from pass to pass, or back with the clock of publish_clock",
+        "start over at the end; stamps continue, or go back with the clock of publish_clock",
     ),
     "restamp": (False, "stamp the images with the present time instead of the source's own"),
     "frame_id": ("", "frame id of the images; empty: the source's own"),
     "transport": ("raw", "raw or compressed"),
-    "reliable": (True, "offer reliable images; false: best effort, as most camera drivers do"),
+    "reliable": (True, "publish images reliably; false: best effort, like most camera drivers"),
     "ground_truth": (
         False,
-        "publish the true poses on ground_truth, where they are known",
+        "publish the true poses on ground_truth, if known",
     ),
     "publish_clock": (False, "publish the images' stamps on /clock, for use_sim_time"),
     "wait_for_node": (
         "fast3r_mapping",
-        "name of the node that must subscribe before the first image; empty: any subscriber will do",
+        "name of the node that must subscribe before the first image; empty: any subscriber",
     ),
     "wait_for_subscriber": (30.0, "seconds to wait for subscribers before the first image; 0: do not wait"),
-    "subscribers": (1, "how many subscribers to the images to wait for"),
+    "subscribers": (1, "number of image subscribers to wait for"),
 }
-TELL_SECONDS = 3.0  # of waiting, after which it is told
-FRAME_NS = 100_000_000  # between two passes of a source of one image
-ADAPT_SECONDS = 3.0  # in which a subscriber finds out that our images are reliable
+TELL_SECONDS = 3.0  # seconds of waiting before it is reported
+FRAME_NS = 100_000_000  # step between two passes of a source with one image
+ADAPT_SECONDS = 3.0  # time for a subscriber to adapt to our reliability
 
 
 class ReplayNode(Node):
@@ -107,12 +107,12 @@ class ReplayNode(Node):
                 break
         self._images.wait_for_all_acked(Duration(seconds=5))
         for skipped in self.source.skipped:
-            self.get_logger().warning(f"left out: {skipped.name}: {skipped.reason}")
+            self.get_logger().warning(f"skipped: {skipped.name}: {skipped.reason}")
         self.get_logger().info(f"{count} images of {self.source.name} published")
         return count
 
     def _wait_for_subscribers(self, stop: threading.Event) -> None:
-        """Until they are there and, for a moment more, until they are as reliable as our images."""
+        """Wait until they are present and, for a moment, until they match our reliability."""
         patience, wanted = float(self._value("wait_for_subscriber")), int(self._value("subscribers"))
         start, told = time.monotonic(), False
         while not self._all_there(wanted) and time.monotonic() < start + patience:
@@ -123,17 +123,17 @@ class ReplayNode(Node):
                 self.get_logger().info(f"waiting {patience:.0f} s at most for {self._awaited(wanted)}")
         if patience > 0 and not self._all_there(wanted):
             self.get_logger().warning(
-                f"playing without {self._awaited(wanted)}: it did not come within {patience:.0f} s"
+                f"playing without {self._awaited(wanted)}: not found within {patience:.0f} s"
             )
         limit = time.monotonic() + min(ADAPT_SECONDS, patience)
         while self._reliable_subscribers() < wanted and time.monotonic() < limit:
             if stop.wait(0.05):
                 return
         if patience > 0:
-            stop.wait(0.5)  # until both ends know of each other
+            stop.wait(0.5)  # for discovery on both sides
 
     def _all_there(self, wanted: int) -> bool:
-        """Whether so many subscribe, the awaited node among them: it does once it is ready to map."""
+        """Whether `wanted` subscribers are present, with the awaited node, which subscribes when ready."""
         subscriptions = self.get_subscriptions_info_by_topic(self._images.topic_name)
         node = self._value("wait_for_node")
         found = not node or any(each.node_name == node for each in subscriptions)
@@ -150,10 +150,10 @@ class ReplayNode(Node):
         return sum(each.qos_profile.reliability == ReliabilityPolicy.RELIABLE for each in subscriptions)
 
     def _play_once(self, stop: threading.Event, later_ns: int) -> tuple[int, int]:
-        """The source once through.  Frames are prepared ahead of their time, late ones go out at once.
+        """Play the source once.  Frames are prepared ahead of time, late ones are sent at once.
 
-        later_ns: how much later the stamps are than the source's.  Returns the number of images, and
-        `later_ns` of the next pass, whose first image comes one step after the last of this one.
+        later_ns: offset of the stamps to the source's.  Returns the number of images, and `later_ns` of the
+        next pass, whose first image comes one step after the last of this one.
         """
         start: float | None = None
         first_ns = last_ns = count = 0
@@ -174,7 +174,7 @@ class ReplayNode(Node):
         return count, later_ns + last_ns - first_ns + max(step_ns, 1)
 
     def _messages(self, frame: Frame, later_ns: int) -> tuple[Image | CompressedImage, CameraInfo | None]:
-        """The image, and its calibration where it is known."""
+        """The image, and its calibration if known."""
         camera, stamp_ns = self._value("frame_id") or frame.camera, frame.stamp_ns + later_ns
         to_message = rgb_to_jpeg if self._compressed else rgb_to_image
         image = to_message(frame.image, stamp_ns, camera)
@@ -220,7 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         status = 2
     stop.set()
     executor.shutdown(timeout_sec=0.5)
-    spinning.join(0.5)  # a node in use is not destroyed, and would haunt the graph for its lease
+    spinning.join(0.5)  # a node in use is not destroyed, and would stay in the graph for its lease
     node.destroy_node()
     rclpy.shutdown()
     leave(status)

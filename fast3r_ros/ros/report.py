@@ -1,4 +1,4 @@
-"""What the node tells about itself: one snapshot, as ~/status and as /diagnostics."""
+"""Node status: one snapshot, as ~/status and as /diagnostics."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STATE_NAMES = {
     MappingStatus.INACTIVE: "configured, not active",
     MappingStatus.WAITING: "waiting for images",
     MappingStatus.MAPPING: "mapping",
-    MappingStatus.LOCALIZING: "localising in the map, which stays as it is",
+    MappingStatus.LOCALIZING: "localising in the map without changing it",
     MappingStatus.PAUSED: "paused",
     MappingStatus.LOST: "lost: the newest windows do not fit the map",
     MappingStatus.ERROR: "error",
@@ -31,9 +31,9 @@ STATE_NAMES = {
 class CameraReport:
     """One camera's input: topic, its publishers' names, seconds since the last image (None: never one).
 
-    unheard: those publishers whose images cannot come, because they publish best effort.  name: of the
-    camera in a rig.  image: what the first image was, "" before.  others: image topics that somebody
-    publishes, where nobody publishes this one.  note: what else is to be said of the subscription.
+    unheard: publishers whose images cannot be received because they publish best effort.  name: of the camera
+    in a rig.  image: description of the first image, "" before.  others: published image topics, if this one
+    has no publisher.  note: a remark on the subscription.
     """
 
     topic: str
@@ -54,10 +54,10 @@ class Report:
 
     drops and problems: reason -> count, without the mapper's own drops.  parents: our frame -> another's.
 
-    waiting_for: why no transform is broadcast where it belongs, "" when one is; broadcast: what is.
-    held_back: why what others take for metres is not published, "" when it is; no_grid: why there is no
+    waiting_for: why a transform is not broadcast as intended, "" if it is; broadcast: the broadcast
+    transforms.  held_back: why metric outputs are not published, "" if they are; no_grid: why there is no
     grid.  assumed, wrong_frames: see `waiting.Mounts`.  clock_difference: by how much the images' stamps are
-    ahead of the node's clock, 0 if they may be by it.  seconds everywhere; callback times as in
+    ahead of the node's clock, 0 if they may be equal.  Durations in seconds; callback times as in
     Counters.callback_times.  now_ns: the node's clock; stamp_ns: of the newest image used, or now.
     """
 
@@ -131,9 +131,9 @@ def _add_mapper(message: MappingStatus, mapper: MapperStatus) -> None:
 
 
 def diagnostics_message(report: Report, node_name: str) -> DiagnosticArray:
-    """The report as /diagnostics: sentences that say what to do."""
+    """The report as /diagnostics, with advice."""
     message = DiagnosticArray()
-    message.header.stamp = stamp_from_ns(report.now_ns)  # monitors take what is old for stale
+    message.header.stamp = stamp_from_ns(report.now_ns)  # monitors treat old messages as stale
     message.status = [
         _input_status(report, node_name),
         _mapping_status(report, node_name),
@@ -151,12 +151,12 @@ def _worst(sentences: Sequence[tuple[bytes, str]], good: str) -> tuple[bytes, st
 
 
 def camera_finding(camera: CameraReport, timeout: float) -> tuple[bytes, str] | None:
-    """Why images of a camera do not come, and how bad that is; None when they do."""
+    """Level and reason if a camera's images do not arrive; None if they do."""
     warn, error = DiagnosticStatus.WARN, DiagnosticStatus.ERROR
     topic, publishers = camera.topic, camera.publishers
     if not publishers:
         others = f"; images are published on {', '.join(camera.others)}" if camera.others else ""
-        return error, f"nobody publishes {topic}: start the camera or remap the topic{others}"
+        return error, f"{topic} has no publisher: start the camera or remap the topic{others}"
     if len(publishers) > 1:
         return error, f"{len(publishers)} publishers on {topic} ({', '.join(publishers)}): stop all but one"
     if camera.unheard:
@@ -185,15 +185,15 @@ def _input_status(report: Report, name: str) -> DiagnosticStatus:
     bad = {reason: count for reason, count in report.drops.items() if reason not in NORMAL_DROPS}
     if bad:
         words = ", ".join(f"{reason}: {count}" for reason, count in bad.items())
-        found.append((warn, f"images left out ({words}); last error: {report.last_error}"))
+        found.append((warn, f"images dropped ({words}); last error: {report.last_error}"))
     bad_input = {reason: count for reason, count in report.problems.items() if reason != LOST}
     if bad_input:
         words = ", ".join(f"{reason}: {count}" for reason, count in bad_input.items())
-        found.append((warn, f"bad input left out ({words})"))
+        found.append((warn, f"invalid input ignored ({words})"))
     if LOST in report.problems:
         advice = "compress them, publish them reliable, or give the publisher config/fastdds.xml"
         found.append((warn, f"{report.problems[LOST]} {LOST}: {advice}"))
-    level, text = _worst(found, f"{report.received} images received, {dropped} left out")
+    level, text = _worst(found, f"{report.received} images received, {dropped} dropped")
     values: dict[str, object] = {"images received": report.received}
     values["callback p99 (ms)"] = f"{report.callback_p99 * 1e3:.2f}"
     values.update({f"dropped: {reason}": count for reason, count in report.drops.items()})
@@ -204,8 +204,8 @@ def _input_status(report: Report, name: str) -> DiagnosticStatus:
     return _status(f"{name}: input", level, text, values)
 
 
-UNHEARD = "a reliable subscription gets nothing from it; set input.reliability to auto"
-# drops that are part of normal work, not a fault of the input
+UNHEARD = "a reliable subscription receives nothing from it; set input.reliability to auto"
+# drops in normal operation, not a fault of the input
 NORMAL_DROPS = frozenset(["too slow: a newer image replaced it", "paused", "not active"])
 
 
@@ -216,13 +216,13 @@ def _mapping_status(report: Report, name: str) -> DiagnosticStatus:
     if report.state == MappingStatus.ERROR:
         level, text = DiagnosticStatus.ERROR, report.last_error
     elif report.state == MappingStatus.LOST:
-        level, text = DiagnosticStatus.WARN, f"{text}; go back to a place that was mapped, or call ~/reset"
+        level, text = DiagnosticStatus.WARN, f"{text}; go back to a mapped place, or call ~/reset"
     elif report.held_back:
         level, text = DiagnosticStatus.WARN, f"{text}; {report.held_back}"
     elif report.no_grid:
         level, text = DiagnosticStatus.WARN, f"{text}; no ~/grid: {report.no_grid}"
     elif mapper is not None and mapper.submaps > 1:
-        apart = f"{mapper.submaps} parts that are not connected; go back to a place that was mapped"
+        apart = f"{mapper.submaps} unconnected parts; go back to a mapped place"
         text = f"{text}; {apart}; ~/map_cloud, ~/path and ~/grid show the main one until then"
         level = DiagnosticStatus.WARN
     elif mapper is not None and mapper.calibration:
@@ -247,11 +247,11 @@ def _mapping_status(report: Report, name: str) -> DiagnosticStatus:
 
 
 def clock(report: Report) -> str:
-    """Which clock transforms follow."""
+    """The clock of the transforms."""
     apart = report.clock_difference
     if not apart:
         return "this node's"
-    return f"{abs(apart):.0f} s {'ahead of' if apart > 0 else 'behind'} this node's, as of a recording"
+    return f"{abs(apart):.0f} s {'ahead of' if apart > 0 else 'behind'} this node's, as with a recording"
 
 
 def _transform_status(report: Report, name: str) -> DiagnosticStatus:

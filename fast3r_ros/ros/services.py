@@ -1,7 +1,7 @@
 """The services ~/reset, ~/pause, ~/localize, ~/save_map, ~/load_map and ~/get_map.
 
-All but `pause` and `localize` wait for the mapping thread; one of them at a time, so that images keep flowing
-meanwhile: who calls during that is told so at once.  No wait is without an end.
+All except `pause` and `localize` wait for the mapping thread, one at a time, so that images keep flowing;
+other calls are answered as busy at once.  No wait is unbounded.
 """
 
 from __future__ import annotations
@@ -35,16 +35,19 @@ from fast3r_ros.ros.mapping_thread import MappingThread, ShuttingDown
 from fast3r_ros.srv import LoadMap, SaveMap
 
 Answer = TypeVar("Answer")
-CALLS = 1000  # that may wait to be looked at; more at once are lost by the middleware
-WAIT_SECONDS = 30.0  # for the window in work, and twice as long as the newest window took
-WORK_SECONDS = 600.0  # for what was asked for: a map on a slow disk
-AT_ONCE = 2  # calls that are looked at: one that works, and one that is told so
-LOGGED = ("reset", "save_map", "load_map")  # what changes a map, here or on disk
-BURST, PAUSE_SECONDS = 8, 0.01  # answers at once, and the pause between more: a client keeps ten unread ones
+CALLS = 1000  # maximum number of waiting calls; the middleware drops more
+WAIT_SECONDS = 30.0  # for the current window, in addition to twice the newest window's time
+WORK_SECONDS = 600.0  # for the work itself, such as a map on a slow disk
+AT_ONCE = 2  # calls at a time: one that works, and one that is answered as busy
+LOGGED = ("reset", "save_map", "load_map")  # services that change a map, in memory or on disk
+BURST, PAUSE_SECONDS = (
+    8,
+    0.01,
+)  # answers without a pause, then the pause between answers: a client buffers ten
 
 
 class FewAtOnce(CallbackGroup):
-    """At most `AT_ONCE` of its callbacks run at a time: the executor's other threads are for images."""
+    """At most `AT_ONCE` of its callbacks run at a time; the executor's other threads serve images."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,29 +55,29 @@ class FewAtOnce(CallbackGroup):
         self._running = 0
 
     def can_execute(self, entity: Any) -> bool:
-        """Whether one more may begin."""
+        """Whether one more callback may start."""
         with self._lock:
             return self._running < AT_ONCE
 
     def beginning_execution(self, entity: Any) -> bool:
-        """Begin, if one more may."""
+        """Start a callback, if one more may."""
         with self._lock:
             begins = self._running < AT_ONCE
             self._running += begins
             return begins
 
     def ending_execution(self, entity: Any) -> None:
-        """One has ended."""
+        """A callback has ended."""
         with self._lock:
             self._running -= 1
 
 
 class Services:
-    """Creates the services; they answer with success = False and the reason when something cannot be done.
+    """Creates the services; on failure they answer with success = False and the reason.
 
-    guard: told of failures that nobody foresaw.  thread() is the mapping thread, None while the node is not
-    configured.  directory() is the map directory.  on_pause(paused) and on_localize(localizing) tell the node
-    on the executor, and on_new_map() on the mapping thread, where grid(mapper) makes the map's grid.
+    guard: receives unexpected failures.  thread() is the mapping thread, None while the node is not
+    configured.  directory() is the map directory.  on_pause(paused) and on_localize(localizing) run on the
+    executor, on_new_map() on the mapping thread, where grid(mapper) makes the map's grid.
     """
 
     def __init__(
@@ -92,7 +95,7 @@ class Services:
         self._guard, self._grid = guard, grid
         self._on_pause, self._on_localize, self._on_new_map = on_pause, on_localize, on_new_map
         self._lock = threading.Lock()
-        self._busy = ""  # the service that is in work
+        self._busy = ""  # the service being processed
         self._busy_since = 0.0
         self._next_answer = 0.0  # as time.monotonic()
         group, qos = FewAtOnce(), QoSProfile(depth=CALLS)
@@ -109,7 +112,7 @@ class Services:
             )
 
     def _answering(self, name: str, action: Callable[[Any, Any], str]) -> Callable[[Any, Any], Any]:
-        """A service callback: the action's sentence, or why it failed, becomes the answer's message."""
+        """A service callback: the action's result, or the reason of its failure, becomes the message."""
 
         def answer(request: Any, response: Any) -> Any:
             success = False
@@ -124,7 +127,7 @@ class Services:
             except Exception as error:
                 message = f"internal error: {error!r}"
                 self._guard.failed(f"service {name}", error)
-            if not isinstance(response, GetMap.Response):  # which has no room for it
+            if not isinstance(response, GetMap.Response):  # which has no message field
                 response.success, response.message = success, message
             self._wait_for_turn()
             return response
@@ -132,7 +135,7 @@ class Services:
         return answer
 
     def _wait_for_turn(self) -> None:
-        """A moment between answers when there are many: more than a client has room for would be lost."""
+        """Pause between many answers, because a client's buffer is limited."""
         with self._lock:
             now = time.monotonic()
             self._next_answer = max(self._next_answer, now - BURST * PAUSE_SECONDS) + PAUSE_SECONDS
@@ -148,12 +151,12 @@ class Services:
 
     @contextmanager
     def _alone(self, name: str) -> Iterator[None]:
-        """Raises UserError while another service works; what is begun on the mapping thread is its work."""
+        """Raises UserError while another service works, including its work on the mapping thread."""
         with self._lock:
             if self._busy:
                 seconds = time.monotonic() - self._busy_since
                 raise UserError(
-                    f"busy: ~/{self._busy} has been in work for {seconds:.1f} s; call again after its answer"
+                    f"busy: ~/{self._busy} has been running for {seconds:.1f} s; call again after its answer"
                 )
             self._busy, self._busy_since = name, time.monotonic()
             self._work: Future[Any] | None = None
@@ -162,7 +165,7 @@ class Services:
         finally:
             if self._work is None:
                 self._free(None)
-            else:  # it may go on after the answer
+            else:  # the work may continue after the answer
                 self._work.add_done_callback(self._free)
 
     def _free(self, work: Future[Any] | None) -> None:
@@ -172,7 +175,7 @@ class Services:
     def _do(self, function: Callable[[Mapper], Answer]) -> Answer:
         """Run `function(mapper)` on the mapping thread and wait for it.
 
-        Raises UserError when time is up, and what the function raises.
+        Raises UserError on a timeout, and the function's exceptions.
         """
         thread = self._configured()
         self._work = future = thread.request(function)
@@ -195,7 +198,7 @@ class Services:
     def _localize(self, request: SetBool.Request, response: SetBool.Response) -> str:
         self._configured()
         self._on_localize(request.data)
-        return "localising: the map stays as it is" if request.data else "mapping: the map is extended"
+        return "localising: the map is not changed" if request.data else "mapping: the map is extended"
 
     def _save(self, request: SaveMap.Request, response: SaveMap.Response) -> str:
         thread = self._configured()
@@ -252,14 +255,14 @@ class Services:
 
 
 def _result(future: Future[Answer], patience: float) -> Answer:
-    """What a request comes to.  patience: seconds until it is begun.  Raises UserError when time is up."""
+    """The result of a request.  patience: seconds until its start.  Raises UserError on a timeout."""
     for seconds in (patience, WORK_SECONDS):
         try:
             return future.result(seconds)
         except TimeoutError:
-            if future.done():  # the function's own
+            if future.done():  # raised by the function
                 raise
             if future.cancel():
-                text = f"busy: a window has been in work for {seconds:.0f} s"
+                text = f"busy: a window has been running for {seconds:.0f} s"
                 raise UserError(f"{text}; nothing was changed, call again") from None
-    raise UserError(f"not finished after {WORK_SECONDS:.0f} s; it goes on, ~/status shows the map")
+    raise UserError(f"not finished after {WORK_SECONDS:.0f} s; it continues, ~/status shows the map")

@@ -13,6 +13,6 @@ def ns_from_stamp(stamp: Time) -> int:
 
 
 def stamp_from_ns(stamp_ns: int) -> Time:
-    """Integer nanoseconds, within the 32 bits of seconds that ROS has, as a message stamp."""
+    """Integer nanoseconds, within ROS's 32 bits of seconds, as a message stamp."""
     seconds, nanoseconds = divmod(stamp_ns, NS)
     return Time(sec=seconds, nanosec=nanoseconds)

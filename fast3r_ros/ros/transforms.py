@@ -1,4 +1,4 @@
-"""Looking up transforms: tf2_ros where it is installed, a small buffer with the same answers otherwise."""
+"""Lookup of transforms: tf2_ros if installed, otherwise a small buffer with the same results."""
 
 from __future__ import annotations
 
@@ -19,39 +19,39 @@ from fast3r_ros.ros.poses import matrix_from_transform, rigid_inverse
 from fast3r_ros.ros.times import NS, ns_from_stamp, stamp_from_ns
 from fast3r_ros.ros.upstream import TF2_ROS
 
-KEEP_NS = 10 * NS  # as long as tf2 keeps transforms
-FORGET_SECONDS = 2.0  # of silence, after which somebody else's parent of a frame counts no more
+KEEP_NS = 10 * NS  # like tf2
+FORGET_SECONDS = 2.0  # of silence, after which another node's parent of a frame is ignored
 
 
 class TransformMissing(LookupError):
-    """There is no such transform at that time; the message says what is missing."""
+    """There is no such transform at that time; the message names the missing part."""
 
 
 class TransformLate(TransformMissing):
-    """The frames are connected, but not at that time; that may come yet."""
+    """The frames are connected, but not at that time; the transform may still arrive."""
 
 
 class TransformLookup(Protocol):
-    """Remembers transforms of /tf and /tf_static and answers questions about them, from any thread."""
+    """Stores transforms of /tf and /tf_static and answers lookups, from any thread."""
 
     def insert(self, transform: TransformStamped, static: bool) -> None:
-        """Take in one transform.  Raises BadPose when it is not rigid."""
+        """Add one transform.  Raises BadPose when it is not rigid."""
         ...
 
     def lookup(self, target: str, source: str, stamp_ns: int | None) -> Float64:
-        """(4, 4) `target_from_source` at a time, None: the newest for which all of the chain is known.
+        """(4, 4) `target_from_source` at a time, None: the newest with a complete chain.
 
-        Raises TransformMissing, and TransformLate where waiting may help.
+        Raises TransformMissing, and TransformLate if waiting may help.
         """
         ...
 
     def clear(self) -> None:
-        """Forget everything that is not static (the clock went back)."""
+        """Remove everything that is not static (the clock went back)."""
         ...
 
 
 def transform_lookup() -> TransformLookup:
-    """The tf2 buffer where tf2_ros is installed, ours otherwise."""
+    """The tf2 buffer if tf2_ros is installed, otherwise ours."""
     return Tf2Lookup() if TF2_ROS is not None else OwnLookup()
 
 
@@ -80,7 +80,7 @@ class Tf2Lookup:
         return matrix_from_transform(found.transform)
 
     def clear(self) -> None:
-        """See TransformLookup.  Without it, tf2 would refuse what is older than its newest by ten seconds."""
+        """See TransformLookup.  Without it, tf2 would reject transforms ten seconds older than its newest."""
         self._buffer.clear()
 
 
@@ -94,8 +94,8 @@ class _Edge:
     matrices: list[Float64] = field(default_factory=list)
 
     def insert(self, stamp_ns: int, matrix: Float64) -> None:
-        """As tf2: what is ten seconds older than the newest entry goes at the next one, or never comes in; of
-        two at one stamp the first stays.
+        """Like tf2: entries ten seconds older than the newest are removed or rejected; the first of a stamp
+        stays.
         """
         if self.static:
             self.stamps, self.matrices = [stamp_ns], [matrix]
@@ -162,7 +162,7 @@ class OwnLookup:
         return rigid_inverse(common_from_target) @ common_from_source
 
     def _newest_common(self, children: list[str]) -> int | None:
-        """The newest time that every edge above `children` has reached; None when all are static."""
+        """The newest time covered by every edge above `children`; None when all are static."""
         edges = [self._edges[child] for child in children]
         return min((edge.stamps[-1] for edge in edges if not edge.static), default=None)
 
@@ -187,7 +187,7 @@ class OwnLookup:
 
 
 def interpolated(before: Float64, after: Float64, share: float) -> Float64:
-    """The rigid transform at `share` (0 to 1) of the way: linear translation, spherical rotation."""
+    """The rigid transform at `share` (0 to 1): linear translation, spherical rotation."""
     result = np.eye(4)
     rotations = Rotation.from_matrix(np.stack([before[:3, :3], after[:3, :3]]))
     result[:3, :3] = Slerp([0.0, 1.0], rotations)(share).as_matrix()
@@ -197,7 +197,7 @@ def interpolated(before: Float64, after: Float64, share: float) -> Float64:
 
 @dataclass(frozen=True)
 class _Parent:
-    """A frame's parent by somebody else.  heard: monotonic seconds; stamp_ns: of what was heard last."""
+    """A frame's parent by another node.  heard: monotonic seconds; stamp_ns: of the last transform."""
 
     frame: str
     static: bool
@@ -205,18 +205,18 @@ class _Parent:
     stamp_ns: int
 
     def holds(self, now: float, stamp_ns: int | None) -> bool:
-        """Whether this is the parent still; with a stamp: whether it was at that time."""
+        """Whether this is still the parent; with a stamp: whether it was at that time."""
         if self.static or now - self.heard < FORGET_SECONDS:
             return True
         return stamp_ns is not None and self.stamp_ns - KEEP_NS <= stamp_ns <= self.stamp_ns
 
 
 class OwnFrames:
-    """Tells our own broadcasts from others' and knows the tree that others broadcast.
+    """Distinguishes our broadcasts from others', and stores the tree of the others.
 
-    A frame may have one parent only (REP-105).  Our subscription to /tf hears what we broadcast ourselves;
-    `sent` remembers that, `is_own` recognises it; the rest is `heard`.  A parent that is not static is
-    forgotten when it has not been heard for two seconds.  now: monotonic seconds.
+    A frame may have only one parent (REP-105).  Our subscription to /tf also receives our own broadcasts;
+    `sent` records them, `is_own` recognises them; the rest is `heard`.  A parent that is not static is
+    removed after two seconds without a transform.  now: monotonic seconds.
     """
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
@@ -226,7 +226,7 @@ class OwnFrames:
         self._lock = threading.Lock()
 
     def sent(self, transform: TransformStamped) -> None:
-        """Remember a transform that is about to be broadcast."""
+        """Record a transform that is about to be broadcast."""
         with self._lock:
             history = self._sent.setdefault(transform.child_frame_id, deque(maxlen=500))
             history.append(_stamp_and_parent(transform))
@@ -237,15 +237,15 @@ class OwnFrames:
             return _stamp_and_parent(transform) in self._sent.get(transform.child_frame_id, ())
 
     def heard(self, transform: TransformStamped, static: bool) -> None:
-        """Remember the parent that somebody else gives a frame."""
+        """Record a frame's parent by another node."""
         stamp_ns, parent = _stamp_and_parent(transform)
         child = transform.child_frame_id
-        if child and parent and child != parent:  # tf2 takes no others
+        if child and parent and child != parent:  # tf2 accepts no others
             with self._lock:
                 self._parents[child] = _Parent(parent, static, self._now(), stamp_ns)
 
     def other_parent(self, child: str, stamp_ns: int | None = None) -> str | None:
-        """The parent that somebody else gives a frame now, or gave it at a stamp; None when nobody does."""
+        """A frame's parent by another node, now or at a stamp; None if there is none."""
         with self._lock:
             return self._parent(child, stamp_ns)
 

@@ -1,4 +1,4 @@
-"""Which of ROS's own Python libraries are installed; small equivalents of ours stand in for the others.
+"""The installed ones of ROS's own Python libraries; small equivalents of ours replace the others.
 
 | library | used for | equivalent |
 | --- | --- | --- |
@@ -7,7 +7,7 @@
 | tf_transformations | quaternions of matrices | `poses` (scipy) |
 | tf2_ros | looking up and broadcasting transforms | `transforms` |
 
-A robot with ROS from its package manager has them all; the plain Python environment has none.  Tests compare
+A robot with ROS from its package manager has all; the plain Python environment has none.  Tests compare
 library and equivalent wherever both exist.
 """
 
@@ -19,7 +19,7 @@ from typing import Any
 
 from sensor_msgs.msg import Image
 
-# bytes per pixel of what cv_bridge converts to rgb8 as we define it; everything else goes through `images`
+# bytes per pixel of encodings that cv_bridge converts to rgb8 like us; all others use `images`
 CV_BRIDGE_ENCODINGS = {
     **{"rgb8": 3, "bgr8": 3, "rgba8": 4, "bgra8": 4, "mono8": 1, "mono16": 2, "yuv422": 2, "yuv422_yuy2": 2},
     **{f"bayer_{pattern}8": 1 for pattern in ("rggb", "bggr", "gbrg", "grbg")},
@@ -27,7 +27,7 @@ CV_BRIDGE_ENCODINGS = {
 
 
 def installed(module: str) -> Any | None:
-    """The module, or None where it is not there or does not load."""
+    """The module, or None if it is missing or does not load."""
     try:
         return importlib.import_module(module)
     except Exception:
@@ -35,10 +35,10 @@ def installed(module: str) -> Any | None:
 
 
 def working_cv_bridge() -> Any | None:
-    """A CvBridge, or None where there is none that converts.
+    """A CvBridge, or None if there is no working one.
 
-    Its compiled half is loaded at the first conversion only, and fails there when it was built for another
-    NumPy: better now than at every image.
+    Its compiled part is loaded only at the first conversion, and fails there if it was built for another
+    NumPy, so that is tested here.
     """
     module = installed("cv_bridge")
     if module is None:

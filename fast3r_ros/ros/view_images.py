@@ -1,4 +1,4 @@
-"""Images of a view's results, at network size or laid back over the camera's image."""
+"""Images of a view's results, at network size or resampled to the camera image."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from fast3r_ros.mapping.data import Float32, Float64, UInt8
 def at_input_size(
     values: NDArray[Any], network_from_image: Float64, size: tuple[int, int], outside: float
 ) -> NDArray[Any]:
-    """Values (h, w) at network size as (height, width) over the camera's image, by nearest neighbours.
+    """Values (h, w) at network size, resampled to the camera image (height, width), nearest neighbour.
 
-    network_from_image: (3, 3), an axis-aligned scale and shift.  size: (width, height).  outside: for
-    pixels that the network did not see.
+    network_from_image: (3, 3), an axis-aligned scale and shift.  size: (width, height).  outside: value for
+    pixels outside of the network's image.
     """
     width, height = size
     columns, seen_columns = _source(

@@ -1,7 +1,6 @@
-"""Images that wait for their transforms, as tf2's message filters let messages wait, and what is known of
-where the cameras sit on the robot.
+"""Images waiting for their transforms, like in tf2's message filters, and the cameras' poses on the robot.
 
-Pure of rclpy: frames and a TransformLookup in, frames that know where their camera was out.
+Independent of rclpy: frames and a TransformLookup in, frames with their camera's pose out.
 """
 
 from __future__ import annotations
@@ -16,17 +15,17 @@ from fast3r_ros.ros.config import NodeConfig
 from fast3r_ros.ros.times import NS
 from fast3r_ros.ros.transforms import TransformLate, TransformLookup, TransformMissing
 
-WAIT_SECONDS = 1.0  # for transforms that come later than their image
-MOST_BYTES = 200_000_000  # of images that wait
-LATE_NS = 10 * NS  # as long as transforms are kept, odometry may come after its image
-PATIENCE = 20  # images in a row whose missing transform was waited for in vain, until the next do not wait
+WAIT_SECONDS = 1.0  # for transforms that arrive after their image
+MOST_BYTES = 200_000_000  # limit for waiting images
+LATE_NS = 10 * NS  # odometry may arrive after its image while transforms are stored
+PATIENCE = 20  # consecutive images without a transform, after which later ones do not wait
 
 
 @dataclass(frozen=True)
 class Ready:
-    """A frame that need not wait any more; arrived: monotonic seconds.
+    """A frame that no longer waits; arrived: monotonic seconds.
 
-    odom_from_base: (4, 4) at its stamp where TF gives it.  missing: what TF does not say, human-readable.
+    odom_from_base: (4, 4) at its stamp, if on TF.  missing: the missing transforms, human-readable.
     """
 
     frame: Frame
@@ -36,37 +35,37 @@ class Ready:
 
 
 class WaitingImages:
-    """Keeps frames in order until TF gives base -> camera and, where it is wanted, odom -> base at their
-    stamps, and until their mask has come, for `WAIT_SECONDS` at most.
+    """Keeps frames in order until their transforms and masks have arrived, at most `WAIT_SECONDS`.
 
-    A camera that does not hang on the base at all is waited for only where the configuration needs the base.
-    What `PATIENCE` images have waited for in vain is not waited for any more, until it comes again.  now:
-    monotonic seconds.  mask_to_come(frame): whether a mask is published that has not come for this frame.
+    The transforms are base -> camera and, if wanted, odom -> base at the frames' stamps.  A camera that is
+    not connected to the base is waited for only if the configuration needs the base.  A transform for which
+    `PATIENCE` images have waited is not waited for any more, until it arrives again.  now: monotonic seconds.
+    mask_to_come(frame): whether masks are published and this frame's has not arrived.
     """
 
     def __init__(
         self, lookup: TransformLookup, now: Callable[[], float], mask_to_come: Callable[[Frame], bool]
     ) -> None:
         self._lookup, self._now, self._mask_to_come = lookup, now, mask_to_come
-        self._waiting: deque[tuple[Frame, float, float]] = deque()  # frame, arrived, since when it waits
+        self._waiting: deque[tuple[Frame, float, float]] = deque()  # frame, arrival time, start of waiting
         self._bytes = 0
-        # (target, source) -> stamps at which they were missing when a frame was released, and may still come
+        # (target, source) -> stamps of frames released without them, which may still arrive
         self._late: dict[tuple[str, str], deque[int]] = {}
-        self._in_vain: dict[str, int] = {}  # frame whose place was waited for -> images in a row
+        self._in_vain: dict[str, int] = {}  # frame whose pose was missing -> number of consecutive images
 
     def __len__(self) -> int:
-        """The number of frames that wait."""
+        """Number of waiting frames."""
         return len(self._waiting)
 
     def add(self, frame: Frame, arrived: float) -> None:
-        """A new frame; `release` gives it back."""
+        """Add a frame; `release` returns it."""
         self._waiting.append((frame, arrived, self._now()))
         self._bytes += frame.image.nbytes
 
     def release(self, config: NodeConfig) -> Iterator[Ready]:
-        """The frames that have all they wait for, or have waited long enough, in their order.
+        """The frames that are complete, or have waited long enough, in order.
 
-        What a lookup raises passes through; its frame waits no more then.
+        Exceptions of a lookup pass through; its frame then no longer waits.
         """
         while self._waiting:
             frame, arrived, since = self._waiting[0]
@@ -84,7 +83,7 @@ class WaitingImages:
             yield replace(found, arrived=arrived)
 
     def late_odometry(self, config: NodeConfig) -> list[tuple[int, Float64]]:
-        """Odometry (stamp, odom_from_base) that came on TF after its image had been released."""
+        """Odometry (stamp, odom_from_base) that arrived on TF after its image was released."""
         came = {names: self._came_late(*names, stamps) for names, stamps in self._late.items() if stamps}
         return came.get((config.frames.odom, config.frames.base), [])
 
@@ -94,7 +93,7 @@ class WaitingImages:
         while stamps:
             try:
                 found.append((stamps[0], self._lookup.lookup(target, source, stamps[0])))
-                self._in_vain.pop(source, None)  # it comes again: the next images wait for it
+                self._in_vain.pop(source, None)  # it arrives again: the next images wait for it
             except TransformMissing as error:
                 if isinstance(error, TransformLate) and newest - stamps[0] < LATE_NS:
                     break
@@ -102,7 +101,7 @@ class WaitingImages:
         return found
 
     def clear(self) -> int:
-        """Forget all; returns the number of frames among it."""
+        """Remove all frames; returns their number."""
         count = len(self._waiting)
         self._waiting.clear()
         self._late.clear()
@@ -110,7 +109,7 @@ class WaitingImages:
         return count
 
     def seconds_left(self) -> float:
-        """Until the first waiting frame has waited long enough; infinite when none waits."""
+        """Seconds until the first frame has waited long enough; infinite when none waits."""
         return self._waiting[0][2] + WAIT_SECONDS - self._now() if self._waiting else float("inf")
 
     def _resolve(self, frame: Frame, config: NodeConfig, final: bool) -> Ready | None:
@@ -145,15 +144,15 @@ class WaitingImages:
 
 
 def _needs_base(config: NodeConfig) -> bool:
-    """Whether the cameras' places on the robot are needed, so that they can be expected to be on TF."""
+    """Whether the cameras' poses on the robot are needed, so that they are expected on TF."""
     by_base = config.mapper.scale.source in ("odometry", "rig") or config.tf_mode in ("base", "map_to_odom")
     return by_base or config.input.odometry == "tf"
 
 
 class Mounts:
-    """What TF says of where the cameras sit on the robot, checked and told: a line in the log at each change.
+    """The cameras' poses on the robot from TF, checked, and logged at each change.
 
-    assumed: image frame id -> what is assumed of a camera that does not hang on the base frame.  wrong: image
+    assumed: image frame id -> assumption for a camera that is not connected to the base frame.  wrong: image
     frame id -> why its frame is probably not the optical one.
     """
 
@@ -164,21 +163,21 @@ class Mounts:
         self._known: dict[str, bool] = {}
 
     def seen(self, frame: Frame) -> None:
-        """Note what an image knows about its camera's place."""
+        """Record an image's knowledge of its camera's pose."""
         camera, place = frame.camera, frame.base_from_camera
         if self._known.get(camera) == (place is not None):
             return
         self._known[camera] = place is not None
         if place is None:
             self.assumed[camera] = (
-                f"{self._base} -> {camera} is not on TF: the camera is taken to look ahead, level, from the "
-                f"place of {self._base}"
+                f"{self._base} -> {camera} is not on TF: the camera is assumed to look ahead, level, from "
+                f"the origin of {self._base}"
             )
             self._logger.info(self.assumed[camera])
             return
         self.assumed.pop(camera, None)
         x, y, z = (float(value) for value in place[:3, 3])
-        self._logger.info(f"{camera} sits at x {x:.2f}, y {y:.2f}, z {z:.2f} m on {self._base}")
+        self._logger.info(f"{camera} is at x {x:.2f}, y {y:.2f}, z {z:.2f} m on {self._base}")
         if looks_like_body_frame(place) and "optical" not in camera:
             self.wrong[camera] = (
                 f"{camera} does not look like an optical frame (x right, y down, z forward): on {self._base} "
@@ -191,5 +190,5 @@ class Mounts:
 
 
 def looks_like_body_frame(base_from_camera: Float64) -> bool:
-    """Whether a camera's frame (4, 4) has z up and y level, as camera_link has, and not z ahead, y down."""
+    """Whether a camera's frame (4, 4) has z up and y level, like camera_link, instead of z ahead, y down."""
     return bool(base_from_camera[2, 2] > 0.5 and abs(base_from_camera[2, 1]) < 0.5)

@@ -136,7 +136,7 @@ def test_a_table_is_not_taken_for_the_floor():
 
 
 def test_without_a_floor_and_a_base_the_floor_is_unknown():
-    with pytest.raises(FloorUnknown, match="no floor is seen"):
+    with pytest.raises(FloorUnknown, match="no floor is visible"):
         grid(wall(), mount=None)
     tilt = matrix_from_vector(np.array([0.0, np.deg2rad(25), 0.0]))
     everything = np.concatenate([floor(first=0.5), wall()]) @ tilt.T

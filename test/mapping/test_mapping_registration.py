@@ -332,7 +332,7 @@ def test_odometry_is_interpolated_and_ordered():
     assert odometry.at(SECOND) is None
     odometry.add(2 * SECOND, np.eye(4))
     assert odometry.at(SECOND) is None  # a gap is not bridged
-    with pytest.raises(UserError, match="no rigid transform"):
+    with pytest.raises(UserError, match="not a rigid transform"):
         odometry.add(3 * SECOND, np.diag([2.0, 1, 1, 1]))
-    with pytest.raises(UserError, match="no rigid transform"):
+    with pytest.raises(UserError, match="not a rigid transform"):
         odometry.add(3 * SECOND, np.full((4, 4), np.nan))

@@ -176,7 +176,7 @@ def test_without_metres_nothing_touches_odom_and_images_can_still_be_placed(sour
         found = tree.lookup("map", "fast3r_camera", view.stamp_ns)
         assert np.abs(found - view.map_from_camera).max() < 1e-9
     assert "map -> odom waits until the map is in metres" in world.broadcaster.waiting_for
-    assert ("scale.source has to be set" in world.broadcaster.waiting_for) == (source == "none")
+    assert ("which needs scale.source" in world.broadcaster.waiting_for) == (source == "none")
     world.broadcaster.tick(6 * NS)
     assert world.tree().parents("odom") == set()
     # metres come: from now on images are found through odom
@@ -194,7 +194,7 @@ def test_a_camera_localised_by_another_node_gets_no_second_pose() -> None:
     before = len(world.moving())
     assert world.window(*views(2.0), metres=True) == {0: CAMERA}
     assert len(world.moving()) == before
-    assert "another node says where lens is in map (map -> odom -> base_link -> mast -> lens)" in (
+    assert "another node broadcasts the pose of lens in map (map -> odom -> base_link -> mast -> lens)" in (
         world.broadcaster.waiting_for
     )
     # also where the common ancestor is above the map

@@ -77,7 +77,7 @@ def test_maps_stay_in_their_directory(tmp_path: Path) -> None:
             assert len(str(caught.value)) < 200
     assert path_for_saving(str(inside), "Haus Süd \U0001f5fa").parent == inside
     (inside / "file").touch()
-    with pytest.raises(UserError, match=r"cannot make the folder .*/file: "):
+    with pytest.raises(UserError, match=r"cannot create the folder .*/file: "):
         path_for_saving(str(inside), "file/map")
     (inside / "map.json").mkdir()  # a folder of that name makes no map of what is around it
     write_map(inside / "house", SavedMap((), (), False, 0.01))

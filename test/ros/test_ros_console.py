@@ -52,19 +52,22 @@ def test_each_change_is_reported_once() -> None:
     for now in (4.0, 5.0):
         console.update(replace(report, cameras=others), now)
     (line,) = lines.news()
-    assert "nobody publishes /image" in line
+    assert "/image has no publisher" in line
     assert "/cam/image_raw/compressed" in line
     running_ = replace(report, state=MappingStatus.MAPPING, cameras=[camera(image="4x3, rgb8, frame lens")])
     for now in (6.0, 7.0):
         console.update(running_, now)
-    assert lines.news() == ["images on /image: 4x3, rgb8, frame lens, calibrated", "images come on /image"]
+    assert lines.news() == [
+        "images on /image: 4x3, rgb8, frame lens, calibrated",
+        "receiving images on /image",
+    ]
     for silence in (3.5, 4.5):
         console.update(
             replace(running_, cameras=[camera(silence=silence, image="4x3, rgb8, frame lens")]), 8.0
         )
     assert lines.news() == ["no image for 3.5 s on /image"]
     console.update(running_, 9.0)
-    assert lines.news() == ["images come on /image"]
+    assert lines.news() == ["receiving images on /image"]
     for waiting in ("no transform odom -> lens", "no transform odom -> lens", ""):
         console.update(replace(running_, waiting_for=waiting), 10.0)
     assert lines.news() == ["no transform odom -> lens", "transforms are broadcast"]
@@ -93,7 +96,7 @@ def test_a_compressed_only_camera_is_found_and_missing_stamps_are_reported() -> 
     try:
         with running(node):
             listener.node.create_publisher(Image, "/else/image", 10)
-            wait_until(lambda: "nobody publishes /cam/image_raw" in node.output(), 60, "the missing topic")
+            wait_until(lambda: "/cam/image_raw has no publisher" in node.output(), 60, "the missing topic")
             assert "/else/image" in node.output()
             topic = "/cam/image_raw/compressed"
             publisher = listener.node.create_publisher(CompressedImage, topic, 10)

@@ -65,7 +65,7 @@ def test_a_viewer_that_cannot_listen_is_reported(host: str) -> None:
     viewer = LiveViewer(ViewerConfig(port=8765, host=host), logger)
     assert not viewer.active
     assert len(told) == 1
-    assert "the node goes on without" in told[0]
+    assert "the node continues without it" in told[0]
 
 
 def test_the_viewers_token_and_hosts_are_parameters_of_the_node() -> None:

@@ -153,7 +153,7 @@ def test_a_part_that_is_not_connected_is_neither_in_the_map_nor_in_its_files(tmp
         torn = walk[45].stamp_ns
         assert min(views) < torn <= max(views)
         wait_until(lambda: path_stamps(listener) == {each for each in views if each >= torn}, 20, "the path")
-        words = "2 parts that are not connected"
+        words = "2 unconnected parts"
         wait_until(lambda: words in listener.newest("/diagnostics").status[1].message, 5, "diagnostics")
         answer = listener.call(SaveMap, f"{NODE}/save_map", name="main.ply")
         assert answer.success
