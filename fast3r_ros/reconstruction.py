@@ -120,7 +120,7 @@ def reconstruct(
             rosbag2, `"synthetic:2"`), or a sequence of paths, PIL images and (H, W, 3) RGB arrays.
         model: `demo`, a checkpoint folder, a hub name, or a loaded network.
         mode: `all` puts every view into one forward pass; `window` slides over ordered images of any number
-            and leaves out those that add nothing.
+            and skips redundant ones.
         max_views: take at most this many images, evenly spread.
         device: `auto`, `cpu`, `cuda` or `cuda:1`.
         parameters: of the mapper, by their names: `{"points.min_confidence": 2.0}`.
@@ -180,7 +180,7 @@ class _Collected:
         self._views: dict[int, tuple[ViewEstimate, float]] = {}
 
     def noted(self, frames: Iterator[Frame]) -> Iterator[Frame]:
-        """The frames; their sizes are stored on the way through."""
+        """The frames; their sizes are stored as they pass."""
         for frame in frames:
             self._sizes[frame.stamp_ns] = (frame.image.shape[1], frame.image.shape[0])
             yield frame

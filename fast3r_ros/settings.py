@@ -108,8 +108,8 @@ def _inner(item: Field[Any], prefix: str) -> str:
 def read_yaml(path: str | Path) -> Any:
     """The content of a YAML file of at most 32 KiB.  Raises UserError when it cannot be read.
 
-    Aliases are refused: some lines of them unfold to gigabytes where they are merged or printed.  So are keys
-    that occur twice, of which YAML's reader would take the last one.
+    Aliases are rejected: some lines of them can expand to gigabytes when merged or printed.  So are repeated
+    keys, of which YAML's reader would use the last one.
     """
     import yaml
 

@@ -118,7 +118,7 @@ def camera_topics(given: dict[str, str]) -> list[tuple[str, str]]:
     """Remappings of the single camera, or of each camera of a rig: front/image -> front/image_raw."""
     topics = {
         "image": given["image"],
-        "camera_info": given["camera_info"] or beside(given["image"], "camera_info"),
+        "camera_info": given["camera_info"] or next_to(given["image"], "camera_info"),
         "depth": given["depth"],
         "mask": given["mask"],
     }
@@ -215,7 +215,7 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return result
 
 
-def beside(topic: str, name: str) -> str:
+def next_to(topic: str, name: str) -> str:
     """The topic `name` next to another: /front/image_raw -> /front/camera_info."""
     return f"{topic.rpartition('/')[0]}/{name}" if "/" in topic else name
 

@@ -54,23 +54,23 @@ def loop_accuracy(
     return run.feed(frames).scores()
 
 
-def recorded_way(
+def recorded_path(
     sequence: RecordedSequence, disturbance: Disturbance | None, back: bool, loop: bool, seed: int = 0
 ) -> dict[str, float]:
     """The recorded frames once, or out and back over them."""
     out = list(range(len(sequence)))
-    way = sequence.part(out + out[::-1] if back else out)
-    return start(way, disturbance, seed, loop__enabled=loop).feed(way).scores()
+    path = sequence.part(out + out[::-1] if back else out)
+    return start(path, disturbance, seed, loop__enabled=loop).feed(path).scores()
 
 
 def recorded_scenarios(sequence: RecordedSequence) -> dict[str, Callable[..., dict[str, Any]]]:
     """The scenarios of `--recorded`, without and with the errors of trained networks."""
     errors = {"": None, "trained_": REALISTIC, "trained_focal_": _OTHER_FOCAL}
-    ways = {"out": (False, False), "out_and_back": (True, False), "out_and_back_with_closure": (True, True)}
+    paths = {"out": (False, False), "out_and_back": (True, False), "out_and_back_with_closure": (True, True)}
     return {
-        f"recorded_{kind}{way}": partial(recorded_way, sequence, disturbance, *ways[way])
+        f"recorded_{kind}{path}": partial(recorded_path, sequence, disturbance, *paths[path])
         for kind, disturbance in errors.items()
-        for way in ways
+        for path in paths
     }
 
 
@@ -95,11 +95,11 @@ def pure_noise(frames: int = 120, seed: int = 0, disturbance: Disturbance | None
     count = len(run.results)
     while len(run.results) == count:
         run.feed([next(rest)], finish=False)
-    refused = not run.results[-1].accepted
+    rejected = not run.results[-1].accepted
     unchanged = _fingerprint(run.mapper) == before
     run.network.disturbance = good
     run.feed(list(rest)[:100])
-    return {"refused": refused, "unchanged": unchanged, "reason": run.results[count].reason, **run.scores()}
+    return {"refused": rejected, "unchanged": unchanged, "reason": run.results[count].reason, **run.scores()}
 
 
 def disorder(seed: int = 0, frames: int = 400, disturbance: Disturbance | None = None) -> dict[str, float]:

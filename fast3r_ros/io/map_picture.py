@@ -17,7 +17,7 @@ from fast3r_ros.mapping.data import Cloud, Float64, PoseEstimate, UInt8, ViewEst
 
 MAX_FRUSTA = 24
 INK, FAINT, LINE = "#1f2430", "#6b7280", "#d9dce1"
-WAY, TRUTH = "#e4572e", "#2a9d8f"
+ESTIMATE, TRUTH = "#e4572e", "#2a9d8f"
 _COLUMNS = 760  # pixels across a drawn cloud
 
 
@@ -25,14 +25,14 @@ _COLUMNS = 760  # pixels across a drawn cloud
 class MapDrawing:
     """The content of a drawing, in the map frame rotated about z so that the longer side lies along x.
 
-    points: (N, 3).  colors: (N, 3) uint8.  way, true_way: (M, 3) camera positions, estimated and ground
-    truth.  frusta: (F, 2, 3) lines.  low, high: (3,) corners of the part that is drawn.
+    points: (N, 3).  colors: (N, 3) uint8.  trajectory, ground_truth: (M, 3) camera positions.
+    frusta: (F, 2, 3) lines.  low, high: (3,) corners of the part that is drawn.
     """
 
     points: Float64
     colors: UInt8
-    way: Float64
-    true_way: Float64
+    trajectory: Float64
+    ground_truth: Float64
     frusta: Float64
     low: Float64
     high: Float64
@@ -45,28 +45,28 @@ def prepare(
     truth: Mapping[int, Float64] | None,
 ) -> MapDrawing:
     """Rotate a map, its trajectory and its views for drawing; see `write_preview` for the arguments."""
-    way = np.array([pose.map_from_camera[:3, 3] for pose in trajectory], np.float64).reshape(-1, 3)
-    true_way = _aligned_truth(trajectory, truth or {})
+    positions = np.array([pose.map_from_camera[:3, 3] for pose in trajectory], np.float64).reshape(-1, 3)
+    ground_truth = _aligned_truth(trajectory, truth or {})
     points = cloud.points.astype(np.float64)
-    turn = _turn_longer_side_to_x(points if len(points) >= 3 else way)
-    points, way, true_way = points @ turn.T, way @ turn.T, true_way @ turn.T
-    low, high = _extent(points, np.vstack([way, true_way]))
-    size = _frustum_size(way, float(np.hypot(*(high - low)[:2])))
+    turn = _turn_longer_side_to_x(points if len(points) >= 3 else positions)
+    points, positions, ground_truth = points @ turn.T, positions @ turn.T, ground_truth @ turn.T
+    low, high = _extent(points, np.vstack([positions, ground_truth]))
+    size = _frustum_size(positions, float(np.hypot(*(high - low)[:2])))
     if views:
         lines = [_view_frustum(view, size) for view in some(views, MAX_FRUSTA)]
     else:
         lines = [frustum_segments(pose.map_from_camera, size=size) for pose in some(trajectory, MAX_FRUSTA)]
     frusta = np.concatenate(lines) @ turn.T if lines else np.zeros((0, 2, 3))
     inside = np.all((points >= low) & (points <= high), axis=1)
-    return MapDrawing(points[inside], cloud.colors[inside], way, true_way, frusta, low, high)
+    return MapDrawing(points[inside], cloud.colors[inside], positions, ground_truth, frusta, low, high)
 
 
-def _frustum_size(way: Float64, across: float) -> float:
+def _frustum_size(trajectory: Float64, across: float) -> float:
     """Depth of the frusta: small enough not to hide the trajectory, large enough to be visible.
 
-    way: (M, 3) camera positions.  across: the map's diagonal from above.
+    trajectory: (M, 3) camera positions.  across: the map's diagonal from above.
     """
-    reach = float(np.linalg.norm(np.ptp(way, axis=0))) if len(way) else across
+    reach = float(np.linalg.norm(np.ptp(trajectory, axis=0))) if len(trajectory) else across
     return float(np.clip(0.1 * reach, 0.018 * across, 0.045 * across))
 
 
@@ -80,9 +80,9 @@ def some(items: Sequence[Any], count: int) -> list[Any]:
 def draw_from_above(axes: Axes, drawing: MapDrawing) -> None:
     """The map as a floor plan; points above the camera, such as a ceiling, are omitted."""
     visible = np.ones(len(drawing.points), bool)
-    if len(drawing.way):
+    if len(drawing.trajectory):
         margin = 0.1 * (drawing.high[2] - drawing.low[2])
-        visible = drawing.points[:, 2] <= drawing.way[:, 2].max() + margin
+        visible = drawing.points[:, 2] <= drawing.trajectory[:, 2].max() + margin
     nearer = drawing.points[visible, 2]
     _draw(axes, drawing, 1, drawing.points[visible], drawing.colors[visible], nearer)
     axes.set_title("from above, up to the camera", loc="left", fontsize=12, color=INK)
@@ -91,9 +91,9 @@ def draw_from_above(axes: Axes, drawing: MapDrawing) -> None:
 def draw_from_the_side(axes: Axes, drawing: MapDrawing) -> None:
     """The map as an elevation, seen along +y; the half in front of the trajectory is cut away."""
     visible = np.ones(len(drawing.points), bool)
-    if len(drawing.way):
+    if len(drawing.trajectory):
         margin = 0.05 * (drawing.high[1] - drawing.low[1])
-        visible = drawing.points[:, 1] >= drawing.way[:, 1].min() - margin
+        visible = drawing.points[:, 1] >= drawing.trajectory[:, 1].min() - margin
     nearer = -drawing.points[visible, 1]
     _draw(axes, drawing, 2, drawing.points[visible], drawing.colors[visible], nearer)
     axes.set_title("from the side, cut open", loc="left", fontsize=12, color=INK)
@@ -108,20 +108,28 @@ def _draw(
     picture = _splat(points[order][:, plane], colors[order], low[plane], high[plane])
     axes.imshow(picture, extent=(low[0], high[0], low[vertical], high[vertical]), zorder=1)
     axes.add_collection(
-        LineCollection(list(drawing.frusta[:, :, plane]), colors=WAY, linewidths=0.7, alpha=0.45, zorder=3)
-    )
-    if len(drawing.way):
-        axes.plot(
-            *drawing.way[:, plane].T, color=WAY, lw=4.5, label="estimated trajectory and views", zorder=4
+        LineCollection(
+            list(drawing.frusta[:, :, plane]), colors=ESTIMATE, linewidths=0.7, alpha=0.45, zorder=3
         )
-    if len(drawing.true_way):  # thin and in front, so that the estimate stays visible
-        axes.plot(*drawing.true_way[:, plane].T, color=TRUTH, lw=2.2, ls="--", label="ground truth", zorder=5)
-    if len(drawing.way):
-        start: dict[str, Any] = {"marker": "o", "ms": 9, "mfc": "white", "mec": WAY, "mew": 2, "ls": ""}
-        axes.plot(*drawing.way[:1, plane].T, label="start", zorder=6, **start)
-        beside: dict[str, Any] = {"bbox_to_anchor": (1.0, 1.0), "loc": "lower right", "frameon": False}
+    )
+    if len(drawing.trajectory):
+        axes.plot(
+            *drawing.trajectory[:, plane].T,
+            color=ESTIMATE,
+            lw=4.5,
+            label="estimated trajectory and views",
+            zorder=4,
+        )
+    if len(drawing.ground_truth):  # thin and in front, so that the estimate stays visible
+        axes.plot(
+            *drawing.ground_truth[:, plane].T, color=TRUTH, lw=2.2, ls="--", label="ground truth", zorder=5
+        )
+    if len(drawing.trajectory):
+        start: dict[str, Any] = {"marker": "o", "ms": 9, "mfc": "white", "mec": ESTIMATE, "mew": 2, "ls": ""}
+        axes.plot(*drawing.trajectory[:1, plane].T, label="start", zorder=6, **start)
+        outside: dict[str, Any] = {"bbox_to_anchor": (1.0, 1.0), "loc": "lower right", "frameon": False}
         axes.legend(
-            ncols=3, fontsize=9, columnspacing=1.2, handlelength=1.6, **beside
+            ncols=3, fontsize=9, columnspacing=1.2, handlelength=1.6, **outside
         )  # outside the plot, so that it hides no point
     axes.set_facecolor("#f4f5f7")
     axes.set_aspect("equal", adjustable="datalim")
@@ -161,8 +169,8 @@ def _aligned_truth(trajectory: Sequence[PoseEstimate], truth: Mapping[int, Float
         )
     except ValueError:
         return np.zeros((0, 3))
-    true_way = np.array([truth[stamp][:3, 3] for stamp in sorted(truth)])
-    return np.asarray(world_from_map.inverse().apply(true_way))
+    ground_truth = np.array([truth[stamp][:3, 3] for stamp in sorted(truth)])
+    return np.asarray(world_from_map.inverse().apply(ground_truth))
 
 
 def _view_frustum(view: ViewEstimate, size: float) -> Float64:
@@ -187,9 +195,9 @@ def _turn_about_z(angle: float) -> Float64:
     return np.array([[cos, -sin, 0.0], [sin, cos, 0.0], [0.0, 0.0, 1.0]])
 
 
-def _extent(points: Float64, ways: Float64) -> tuple[Float64, Float64]:
+def _extent(points: Float64, positions: Float64) -> tuple[Float64, Float64]:
     """Lowest and highest corner around nearly all points and all camera positions, with a margin."""
-    corners = [ways]
+    corners = [positions]
     if len(points):
         corners.append(np.percentile(points[:: max(1, len(points) // 200000)], (1, 99), axis=0))
     shown = np.vstack(corners)

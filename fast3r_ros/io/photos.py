@@ -72,11 +72,11 @@ def write_photos(
         wanted = {record.stamp_ns: names[record.name] for record in records if record.name in names}
         stamps = source.stamps_ns
         indices = range(len(source)) if stamps is None else [i for i, s in enumerate(stamps) if s in wanted]
-        told = len(source.skipped)
+        reported = len(source.skipped)
         for frame in source.frames(indices):
             if frame.stamp_ns in wanted:
                 _write(folder / wanted[frame.stamp_ns], frame.image)
-        del source.skipped[told:]  # damaged frames were reported when they were mapped
+        del source.skipped[reported:]  # damaged frames were reported when they were mapped
         return
     originals = {names[record.name]: record.source.name for record in records if record.source is not None}
     for name, original in originals.items():

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpecFromSubplotSpec, SubplotSpec
 
 from fast3r_ros.files import whole_file
-from fast3r_ros.io.map_picture import FAINT, INK, WAY, draw_from_above, draw_from_the_side, prepare, some
+from fast3r_ros.io.map_picture import ESTIMATE, FAINT, INK, draw_from_above, draw_from_the_side, prepare, some
 from fast3r_ros.io.trajectory import trajectory_error
 from fast3r_ros.mapping.data import Cloud, Float64, PoseEstimate, ViewEstimate
 
@@ -62,7 +62,7 @@ def write_preview(
     )
     text: dict[str, Any] = {"color": INK, "va": "center"}
     figure.text(left, 0.982, _shortened(title), fontsize=17, fontweight="bold", **text)
-    text |= {"va": "top", "color": WAY if caveat else INK}
+    text |= {"va": "top", "color": ESTIMATE if caveat else INK}
     sentence = verdict(cloud, trajectory, truth, parts, caveat)
     figure.text(left, 0.968, **_fitted(sentence), **text)
     lengths = {"lengths": "metres"} if unit == "m" else {"lengths: ratios only,\nno metres": "up to scale"}

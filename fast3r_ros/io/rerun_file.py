@@ -16,7 +16,7 @@ from fast3r_ros.io.view_images import read_image
 from fast3r_ros.mapping.data import Cloud
 
 TIMELINE = "stamp"
-_WAY = (228, 87, 46)
+_ESTIMATE = (228, 87, 46)
 _JPEG_QUALITY = 85  # the recording is built in memory; PNG would be several times larger
 
 
@@ -44,8 +44,8 @@ def write_rerun(
     recording.log("/", rerun.ViewCoordinates.RIGHT_HAND_Z_UP, static=True)
     points = rerun.Points3D(cloud.points, colors=cloud.colors)
     recording.log("map", points, rerun.AnyValues(confidence=cloud.confidence), static=True)
-    way = np.array([record.map_from_camera[:3, 3] for record in records]).reshape(-1, 3)
-    recording.log("way", rerun.LineStrips3D([way], colors=[_WAY]), static=True)
+    positions = np.array([record.map_from_camera[:3, 3] for record in records]).reshape(-1, 3)
+    recording.log("way", rerun.LineStrips3D([positions], colors=[_ESTIMATE]), static=True)
     depth = frustum_size(cloud, records) if records else 0.0
     for record in records:
         recording.set_time(TIMELINE, timestamp=np.datetime64(record.stamp_ns, "ns"))

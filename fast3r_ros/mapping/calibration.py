@@ -152,8 +152,8 @@ def network_focals(views: Sequence[WindowView], reconstruction: Reconstruction) 
             [maps[view] for view in members]
             for maps in (reconstruction.points_local, reconstruction.confidence_local)
         )
-        told = estimate_focal(points, confidence, shared=True, principal_point=centre, max_pixels=_PIXELS)
-        result[members] = told.focal[0] if told.ok[0] else np.nan
+        estimate = estimate_focal(points, confidence, shared=True, principal_point=centre, max_pixels=_PIXELS)
+        result[members] = estimate.focal[0] if estimate.ok[0] else np.nan
     return result
 
 

@@ -23,9 +23,12 @@ _NEAREST = 16  # number of keyframes used if none is within the radius
 _COMPARED = 40  # number of newest keyframes used to assess odometry
 _FEWEST = 6  # minimum number of comparisons
 _SPAN = 4  # keyframes over which path lengths are compared
-_TRUSTED_WAY, _TRUSTED_TURN = 0.1, float(np.deg2rad(3))  # maximum median errors: share of the path, and turn
+_TRUSTED_SHIFT, _TRUSTED_TURN = (
+    0.1,
+    float(np.deg2rad(3)),
+)  # maximum median errors: share of the path, and turn
 _SHORTEST = 0.3  # minimum path length in metres for a scale from odometry
-_AGREES_WAY, _AGREES_TURN = 0.2, float(np.deg2rad(10))  # between a window and odometry
+_AGREES_SHIFT, _AGREES_TURN = 0.2, float(np.deg2rad(10))  # between a window and odometry
 # Minimum error of odometry: metres, share of the path, radians
 _LEAST_SHIFT, _LEAST_DRIFT, _LEAST_TURN = 0.005, 0.005, float(np.deg2rad(0.1))
 _NO_SCALE = 10.0  # standard deviation of a log scale that odometry does not determine
@@ -75,11 +78,11 @@ def odometry_error(
 
     The keyframes are in time order, of one submap in metres.  None if too few can be compared.
     """
-    way, shift, turn = _compared(keyframes, _SPAN, odometry, base_from_camera)
-    moved = way > 0.1
+    length, shift, turn = _compared(keyframes, _SPAN, odometry, base_from_camera)
+    moved = length > 0.1
     if moved.sum() < _FEWEST:
         return None
-    return float(np.median(shift[moved] / way[moved])), float(np.median(turn))
+    return float(np.median(shift[moved] / length[moved])), float(np.median(turn))
 
 
 def _compared(
@@ -98,8 +101,8 @@ def _compared(
             mapped = inverse(before.map_from_camera) @ after.map_from_camera
             apart = np.linalg.norm(mapped[:3, 3] - step[:3, 3])
             rows.append((np.linalg.norm(mapped[:3, 3]), apart, angle_between(mapped[:3, :3], step[:3, :3])))
-    way, shift, turn = np.reshape(np.array(rows, np.float64), (-1, 3)).T
-    return way, shift, turn
+    length, shift, turn = np.reshape(np.array(rows, np.float64), (-1, 3)).T
+    return length, shift, turn
 
 
 def _odometry_drift(
@@ -181,7 +184,7 @@ def _trusted_error(
 ) -> tuple[float, float] | None:
     """`odometry_error`, None if unknown or too large."""
     error = odometry_error(keyframes, odometry, base_from_camera)
-    return None if error is None or error[0] > _TRUSTED_WAY or error[1] > _TRUSTED_TURN else error
+    return None if error is None or error[0] > _TRUSTED_SHIFT or error[1] > _TRUSTED_TURN else error
 
 
 def odometry_step(
@@ -204,13 +207,13 @@ def similarity_of_poses(poses: Float64, expected: Float64) -> Sim3 | None:
     left, _, right = np.linalg.svd(mean.sum(axis=0))
     rotation = left @ np.diag([1.0, 1.0, np.linalg.det(left @ right)]) @ right
     here, there = (each[:, :3, 3] - each[:, :3, 3].mean(axis=0) for each in (poses, expected))
-    way, seen = float(np.linalg.norm(there)), float(np.linalg.norm(here))
-    if way < _SHORTEST or seen < 1e-9:
+    length, seen = float(np.linalg.norm(there)), float(np.linalg.norm(here))
+    if length < _SHORTEST or seen < 1e-9:
         return None
-    scale = way / seen
+    scale = length / seen
     apart = np.linalg.norm(scale * here @ rotation.T - there)
     turn = angle_between(rotation[None] @ poses[:, :3, :3], expected[:, :3, :3])
-    if apart > _AGREES_WAY * way or float(np.median(turn)) > _AGREES_TURN:
+    if apart > _AGREES_SHIFT * length or float(np.median(turn)) > _AGREES_TURN:
         return None
     translation = expected[:, :3, 3].mean(axis=0) - scale * rotation @ poses[:, :3, 3].mean(axis=0)
     return Sim3(scale, rotation, translation)

@@ -216,12 +216,12 @@ class Map:
         """
         done: set[int] = set()
         for identity in list(self._guides):
-            way = []
+            chain = []
             while identity in self._guides and identity not in done:
                 done.add(identity)
-                way.append(identity)
+                chain.append(identity)
                 identity = self._guides[identity][0]
-            for i in reversed(way):
+            for i in reversed(chain):
                 guide, before = self._guides[i]
                 now = self.keyframes[guide].map_from_local
                 if now is not before:

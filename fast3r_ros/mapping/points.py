@@ -32,8 +32,8 @@ def valid_points(points_camera: Tensor, confidence: Tensor, config: PointsConfig
     trust = confidence.flatten()[sample]
     threshold = _ranked(trust, there, config.drop_share).clamp_min(config.min_confidence)
     # the sky may fill most of a view, but not of its more confident half
-    surer = there & (trust >= _ranked(trust, there, 0.5))
-    far = config.max_depth_ratio * _ranked(depth.flatten()[sample], surer, 0.5)
+    confident = there & (trust >= _ranked(trust, there, 0.5))
+    far = config.max_depth_ratio * _ranked(depth.flatten()[sample], confident, 0.5)
     return usable & (confidence >= threshold) & (depth < far) & ~depth_edges(depth, usable, config.edge_ratio)
 
 

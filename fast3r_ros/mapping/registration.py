@@ -95,8 +95,8 @@ def baselines(rotation: Float64, position: Float64, depth: Float64) -> Float64:
     """(N,) how far views with these rotations (N, 3, 3) and positions (N, 3) in the window are from view 0:
     in depths (N,) of what they see plus radians, at most 1.
     """
-    way = np.linalg.norm(position, axis=1) / depth
-    return np.minimum(way + np.linalg.norm(vector_from_matrix(rotation), axis=1), 1.0)
+    distance = np.linalg.norm(position, axis=1) / depth
+    return np.minimum(distance + np.linalg.norm(vector_from_matrix(rotation), axis=1), 1.0)
 
 
 @dataclass(frozen=True)

@@ -97,12 +97,12 @@ def odometry_ratios(
         if start is None or start[1].camera != keyframe.camera:
             start = place, keyframe
             continue
-        way = float(np.linalg.norm(place - start[0]))
-        if way < min_baseline:
+        length = float(np.linalg.norm(place - start[0]))
+        if length < min_baseline:
             continue
         in_map = np.linalg.norm(keyframe.map_from_local.translation - start[1].map_from_local.translation)
         weights.append(max(float(in_map), 1e-9))
-        ratios.append(np.log(way / weights[-1]))
+        ratios.append(np.log(length / weights[-1]))
         start = place, keyframe
     return np.array(ratios), np.array(weights)
 

@@ -187,8 +187,8 @@ def _register(
     confident = _confident(window, retrieved, config)
     wanted = [o.view for o in overlaps if window.views[o.view].keyframe_id in retrieved and confident[o.view]]
     others = [i for i, view in enumerate(window.views) if confident[i] and view.keyframe_id not in retrieved]
-    believed = set(verified(window, wanted, others)) if wanted else set()
-    loops = [o for o in overlaps if o.view in believed]
+    accepted = set(verified(window, wanted, others)) if wanted else set()
+    loops = [o for o in overlaps if o.view in accepted]
     own = [o for o in overlaps if window.views[o.view].keyframe_id not in retrieved]
     maps, usual = (window.reconstruction, window.poses, window.cameras), knowledge.errors
     loop, loop_keyframe = None, None

@@ -122,9 +122,9 @@ def run_kernel(query: Tensor, key: Tensor, value: Tensor, scale: float, name: st
     Raises KernelError with one line when it cannot run, whatever the kernel raised, and
     torch.OutOfMemoryError when the device is out of memory.
     """
-    refusal = kernel_refusal(query, name)
-    if refusal:
-        raise KernelError(refusal)
+    problem = kernel_problem(query, name)
+    if problem:
+        raise KernelError(problem)
     with kernel_errors():
         if name in PACKAGES:
             mixed = _by_package(query, key, value, scale, name)
@@ -153,7 +153,7 @@ def kernel_errors() -> Iterator[None]:
         raise KernelError(one_line(error) or type(error).__name__) from error
 
 
-def kernel_refusal(query: Tensor, name: str) -> str:
+def kernel_problem(query: Tensor, name: str) -> str:
     """Why a kernel cannot be used for this tensor; empty when it can be tried."""
     if name == "cudnn":
         version = torch.backends.cudnn.version()

@@ -17,7 +17,7 @@ from fast3r_ros.model.attention import (
     checked_rows,
     first_right,
     kernel_errors,
-    kernel_refusal,
+    kernel_problem,
 )
 
 MOST_LOGITS = 1 << 24  # float32 logits that plain attention holds at a time
@@ -74,9 +74,9 @@ def _run(query: Tensor, key: Tensor, value: Tensor, scale: float, name: str) -> 
     Raises KernelError when it cannot run or does not return the sums, and torch.OutOfMemoryError.
     """
     operators = torch.ops.aten
-    refusal = kernel_refusal(query, name)
-    if refusal:
-        raise KernelError(refusal)
+    problem = kernel_problem(query, name)
+    if problem:
+        raise KernelError(problem)
     tokens = query.shape[2]
     with kernel_errors():
         if name == "math":

@@ -48,15 +48,15 @@ def fused(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
 
     Raises torch.OutOfMemoryError when the device is out of memory.
     """
-    if torch.compiler.is_compiling() or _refusals:  # a graph fuses it anyway
+    if torch.compiler.is_compiling() or _failures:  # a graph fuses it anyway
         return stepwise(x, cosines, sines)
     try:
         return _kernel()(x, cosines, sines)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # any type: without Triton or the C compiler that it needs
-        _refusals.append(one_line(error))
-        _log.warning("the rotation cannot be compiled and runs step by step: %s", _refusals[0])
+        _failures.append(one_line(error))
+        _log.warning("the rotation cannot be compiled and runs step by step: %s", _failures[0])
     return stepwise(x, cosines, sines)
 
 
@@ -68,7 +68,7 @@ def stepwise(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
     return turned.flatten(-3).to(x.dtype)
 
 
-_refusals: list[str] = []  # reason why this process cannot compile
+_failures: list[str] = []  # reason why this process cannot compile
 
 
 @functools.cache

@@ -64,7 +64,7 @@ class Broadcaster:
         self._own_frames, self._lookup, self._facts = own_frames, lookup, facts
         self._publish, self._tell = publish, tell
         self._lock = threading.RLock()
-        self._refused: set[str] = set()
+        self._foreign: set[str] = set()
         self._told: dict[str, str] = {}
         self.reset()
 
@@ -83,9 +83,9 @@ class Broadcaster:
     def parents(self) -> dict[str, str]:
         """Frames that another node broadcasts, with their parent; ours are not broadcast."""
         with self._lock:
-            others = {child: self._own_frames.other_parent(child) for child in self._refused}
+            others = {child: self._own_frames.other_parent(child) for child in self._foreign}
             known = {child: other for child, other in others.items() if other is not None}
-            self._refused = set(known)
+            self._foreign = set(known)
             return known
 
     def camera_frame(self, camera: str) -> str:
@@ -105,7 +105,7 @@ class Broadcaster:
             if not views:  # rejected
                 return {}
             self._metres, self._is_lost = metres, False
-            self._refused = set()
+            self._foreign = set()
             if self.config.publish_view_frames:
                 self._send([self._view_frame(index, view) for index, view in enumerate(views)])
             if self.config.tf_mode == "none":
@@ -296,17 +296,17 @@ class Broadcaster:
     def _send(self, transforms: Sequence[TransformStamped]) -> bool:
         """Broadcast our own frames, and none below a frame of another node; False when none is left."""
         ours: list[TransformStamped] = []
-        refused: set[str] = set()
+        rejected: set[str] = set()
         for transform in transforms:
             child, parent = transform.child_frame_id, transform.header.frame_id
             other = self._own_frames.other_parent(child, ns_from_stamp(transform.header.stamp))
             if other is not None:
-                self._refused.add(child)
+                self._foreign.add(child)
                 self._say(f"refused {child}", other, f"{child} already has the parent {other}: not broadcast")
-            if other is not None or parent in refused:
-                refused.add(child)
+            if other is not None or parent in rejected:
+                rejected.add(child)
                 continue
-            self._refused.discard(child)
+            self._foreign.discard(child)
             self._own_frames.sent(transform)
             ours.append(transform)
         if ours:

@@ -55,12 +55,12 @@ class StopSignal:
 
     def __init__(self) -> None:
         self.deferred = False
-        self.came = False
+        self.received = False
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._on_signal)
 
     def _on_signal(self, *_: object) -> None:
-        self.came = True
+        self.received = True
         if not self.deferred:
             os.write(2, b"\nstopped\n")
             os._exit(STOPPED)
@@ -95,7 +95,7 @@ class Demo:
         self._executor.shutdown(timeout_sec=0.5)  # before its context ends, to avoid an error in Jazzy
         rclpy.shutdown()
         self._stop.deferred = False
-        if self._stop.came:
+        if self._stop.received:
             raise KeyboardInterrupt
 
     def start_mapping(self) -> None:
@@ -159,7 +159,7 @@ class Demo:
 
     def _spin(self) -> None:
         self._executor.spin_once(timeout_sec=0.1)
-        if self._stop.came:
+        if self._stop.received:
             raise KeyboardInterrupt
         mapping = self._children[0]
         status = self.listener.status

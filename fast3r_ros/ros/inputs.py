@@ -30,7 +30,7 @@ from fast3r_ros.ros.cameras import CameraSubscriptions
 from fast3r_ros.ros.companions import DEPTHS, MASKS, Companions
 from fast3r_ros.ros.config import NodeConfig
 from fast3r_ros.ros.counters import LOST, Counters, Guard
-from fast3r_ros.ros.intake import CameraFacts, Intake, Refused, TimeWentBack
+from fast3r_ros.ros.intake import CameraFacts, Intake, Rejected, TimeWentBack
 from fast3r_ros.ros.mailbox import Mailbox
 from fast3r_ros.ros.poses import BadPose, initial_pose, matrix_from_pose
 from fast3r_ros.ros.times import NS, ns_from_stamp
@@ -249,7 +249,7 @@ class Inputs:
             self._counters.dropped(error.reason)
             self._report(f"{error}: a new window starts")
             self._guard.run("time went back", self._time_went_back)
-        except (Refused, BadImage) as error:
+        except (Rejected, BadImage) as error:
             self._counters.dropped(error.reason)
             self._report(str(error))
         else:

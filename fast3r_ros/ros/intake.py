@@ -1,6 +1,6 @@
 """From one camera's images to frames: checks against earlier images, and the calibration.
 
-Independent of rclpy: messages in, `Frame` or `Refused` out.
+Independent of rclpy: messages in, `Frame` or `Rejected` out.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fast3r_ros.ros.images import compressed_to_rgb, image_to_rgb
 from fast3r_ros.ros.times import NS, ns_from_stamp
 
 
-class Refused(Exception):
+class Rejected(Exception):
     """A dropped frame.  reason: the phrase under which it is counted; the message has details."""
 
     def __init__(self, reason: str, detail: str) -> None:
@@ -26,7 +26,7 @@ class Refused(Exception):
         self.reason = reason
 
 
-class TimeWentBack(Refused):
+class TimeWentBack(Rejected):
     """The stamp went back by more than the limit: the recording started over."""
 
 
@@ -82,7 +82,7 @@ class Intake:
     def frame(self, message: Image | CompressedImage, jump_back: float) -> Frame:
         """One image as a frame, rectified when its camera_info is known.
 
-        jump_back: seconds; see InputConfig.  Raises Refused, TimeWentBack or BadImage.
+        jump_back: seconds; see InputConfig.  Raises Rejected, TimeWentBack or BadImage.
         """
         camera = self._frame_id or message.header.frame_id or self.name or "camera"
         stamp_ns = ns_from_stamp(message.header.stamp)
@@ -100,7 +100,7 @@ class Intake:
                 self._rectifier = self._rectifier.for_size(*size)
                 rgb = self._rectifier(rgb)
             except UserError as error:
-                raise Refused("camera_info of another size", str(error)) from error
+                raise Rejected("camera_info of another size", str(error)) from error
             intrinsics = self._rectifier.intrinsics
         self._size, self._camera, self._newest_ns = size, camera, stamp_ns
         if not self.seen:
@@ -115,24 +115,26 @@ class Intake:
     def _check_size(self, size: tuple[int, int]) -> None:
         """Reject images of another size than the first."""
         if self._size not in (None, size):
-            raise Refused("size changed", f"image of {size} after images of {self._size}; ~/reset accepts it")
+            raise Rejected(
+                "size changed", f"image of {size} after images of {self._size}; ~/reset accepts it"
+            )
 
     def _check_source(self, camera: str, stamp_ns: int, jump_back: float) -> None:
         """Reject images of another camera or with an invalid stamp."""
         if self._camera not in (None, camera):
-            raise Refused(
+            raise Rejected(
                 "frame id changed", f"frame id {camera!r} after {self._camera!r}; ~/reset accepts it"
             )
         if stamp_ns == 0:
-            raise Refused("not stamped", "the driver does not stamp its images: the stamp is zero")
+            raise Rejected("not stamped", "the driver does not stamp its images: the stamp is zero")
         if self._newest_ns is None or stamp_ns > self._newest_ns:
             return
         back = (self._newest_ns - stamp_ns) / NS
         if back > jump_back:
             raise TimeWentBack("time went back", f"stamp {back:.3f} s before the one of the last image")
         if back == 0.0:
-            raise Refused("stamp repeated", "two images have the same stamp")
-        raise Refused("stamp went back", f"stamp {back:.3f} s before the one of the last image")
+            raise Rejected("stamp repeated", "two images have the same stamp")
+        raise Rejected("stamp went back", f"stamp {back:.3f} s before the one of the last image")
 
 
 def _same_calibration(one: CameraInfo, other: CameraInfo) -> bool:

@@ -409,10 +409,10 @@ class MappingNode(LifecycleNode):
         try:
             parameters.with_changes(self.config, changes)
         except UserError as error:
-            return parameters.refused(error)
+            return parameters.rejected(error)
         except Exception as error:
             self._guard.failed("parameters", error)
-            return parameters.refused(UserError(f"cannot be used: {error!r}"))
+            return parameters.rejected(UserError(f"cannot be used: {error!r}"))
         return SetParametersResult(successful=True)
 
     def set_parameters_atomically(self, parameter_list: list[Parameter]) -> SetParametersResult:
@@ -423,7 +423,7 @@ class MappingNode(LifecycleNode):
             unknown = [each.name for each in parameter_list if not self.has_parameter(each.name)]
             sentences = [parameters.not_declared(name, self.config) for name in unknown]
             plain = f"the node has no parameter {', '.join(unknown)}; `ros2 param list` names all"
-            return parameters.refused(UserError("; ".join(filter(None, sentences)) or plain))
+            return parameters.rejected(UserError("; ".join(filter(None, sentences)) or plain))
 
     def _apply_parameters(self, changes: Sequence[Parameter]) -> None:
         self._guard.run("parameters", lambda: self._use_parameters(changes))

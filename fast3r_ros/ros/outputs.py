@@ -199,11 +199,11 @@ class Outputs:
         held_back = f"{HELD_BACK} (scale.source {self.config.mapper.scale.source})"
         reason = "" if self._measured(metres) else held_back
         if reason != self.held_back:
-            told = (
+            text = (
                 reason
                 or "the map is in metres: ~/cloud, ~/depth/image_rect, ~/odometry and ~/grid are published"
             )
-            self._node.get_logger().info(told)
+            self._node.get_logger().info(text)
         self.held_back = reason
 
     def restart(self) -> None:
@@ -296,17 +296,17 @@ class Outputs:
         size = self._facts[view.camera].size
         network = self.config.output.image_size == "network"
 
-        def laid(values: Any, outside: float) -> Any:
+        def resampled(values: Any, outside: float) -> Any:
             return values if network else at_input_size(values, view.network_from_image, size, outside)
 
         if self._somebody("confidence", "confidence_color"):
-            confidence = laid(view.maps.confidence_image(), 0.0)
+            confidence = resampled(view.maps.confidence_image(), 0.0)
             self._send("confidence", float_to_image(confidence, stamp, frame))
             if self._somebody("confidence_color"):
                 rgb = confidence_color(confidence, self.config.output.max_confidence)
                 self._send("confidence_color", rgb_to_image(rgb, stamp, frame))
         if measured and self._somebody("depth/image_rect", "depth/camera_info"):
-            depth = laid(view.maps.depth_image(), np.nan)
+            depth = resampled(view.maps.depth_image(), np.nan)
             height, width = depth.shape
             intrinsics = view.intrinsics if network else input_intrinsics(view)
             self._send("depth/image_rect", float_to_image(depth, stamp, frame))

@@ -125,7 +125,7 @@ def config_from_values(values: Mapping[str, Any]) -> NodeConfig:
     return config
 
 
-def refused(error: UserError) -> SetParametersResult:
+def rejected(error: UserError) -> SetParametersResult:
     """The answer to a rejected change."""
     return SetParametersResult(successful=False, reason=str(error))
 

@@ -61,7 +61,7 @@ PARAMETERS: dict[str, tuple[Any, str]] = {
     "wait_for_subscriber": (30.0, "seconds to wait for subscribers before the first image; 0: do not wait"),
     "subscribers": (1, "number of image subscribers to wait for"),
 }
-TELL_SECONDS = 3.0  # seconds of waiting before it is reported
+REPORT_SECONDS = 3.0  # seconds of waiting before it is reported
 FRAME_NS = 100_000_000  # step between two passes of a source with one image
 ADAPT_SECONDS = 3.0  # time for a subscriber to adapt to our reliability
 
@@ -114,12 +114,12 @@ class ReplayNode(Node):
     def _wait_for_subscribers(self, stop: threading.Event) -> None:
         """Wait until they are present and, for a moment, until they match our reliability."""
         patience, wanted = float(self._value("wait_for_subscriber")), int(self._value("subscribers"))
-        start, told = time.monotonic(), False
+        start, reported = time.monotonic(), False
         while not self._all_there(wanted) and time.monotonic() < start + patience:
             if stop.wait(0.05):
                 return
-            if not told and time.monotonic() > start + TELL_SECONDS:
-                told = True
+            if not reported and time.monotonic() > start + REPORT_SECONDS:
+                reported = True
                 self.get_logger().info(f"waiting {patience:.0f} s at most for {self._awaited(wanted)}")
         if patience > 0 and not self._all_there(wanted):
             self.get_logger().warning(

@@ -24,10 +24,10 @@ def at_input_size(
         width, network_from_image[0, 0], network_from_image[0, 2], values.shape[1]
     )
     rows, seen_rows = _source(height, network_from_image[1, 1], network_from_image[1, 2], values.shape[0])
-    laid = values[rows[:, None], columns[None, :]]
-    laid[~seen_rows, :] = outside
-    laid[:, ~seen_columns] = outside
-    return laid
+    resampled = values[rows[:, None], columns[None, :]]
+    resampled[~seen_rows, :] = outside
+    resampled[:, ~seen_columns] = outside
+    return resampled
 
 
 def _source(count: int, scale: float, shift: float, limit: int) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:

@@ -84,8 +84,8 @@ class WaitingImages:
 
     def late_odometry(self, config: NodeConfig) -> list[tuple[int, Float64]]:
         """Odometry (stamp, odom_from_base) that arrived on TF after its image was released."""
-        came = {names: self._came_late(*names, stamps) for names, stamps in self._late.items() if stamps}
-        return came.get((config.frames.odom, config.frames.base), [])
+        late = {names: self._came_late(*names, stamps) for names, stamps in self._late.items() if stamps}
+        return late.get((config.frames.odom, config.frames.base), [])
 
     def _came_late(self, target: str, source: str, stamps: deque[int]) -> list[tuple[int, Float64]]:
         found = []

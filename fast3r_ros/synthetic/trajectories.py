@@ -144,13 +144,13 @@ def route_path(
     curve = smoothed(straight, 0.5)
     direction = smoothed(np.gradient(curve, axis=0), 0.9)
     length = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(curve, axis=0), axis=1))])
-    way = np.linspace(0, laps, frames)
-    at = np.where((way > 0) & np.isclose(way % 1.0, 0), 1.0, way % 1.0) * length[-1]
+    progress = np.linspace(0, laps, frames)
+    at = np.where((progress > 0) & np.isclose(progress % 1.0, 0), 1.0, progress % 1.0) * length[-1]
     xy, heading = (
         np.stack([np.interp(at, length, values[:, axis]) for axis in (0, 1)], axis=-1)
         for values in (curve, direction)
     )
-    lap = 2 * np.pi * way
+    lap = 2 * np.pi * progress
     wander = sway * np.sin(np.round(length[-1] / 12) * lap + rng.uniform(0, 6))
     bob = 0.02 * np.sin(np.round(length[-1] / 2) * lap)
     course = np.arctan2(heading[:, 1], heading[:, 0])

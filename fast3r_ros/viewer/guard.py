@@ -55,7 +55,7 @@ class AccessGuard:
         self._token = token
         self._widget_value, self._clickable = widget_value, clickable
 
-    def refusal(self, request: Request) -> Response | None:
+    def rejection(self, request: Request) -> Response | None:
         """The response to a rejected request; None if the request is accepted."""
         host = request.headers.get_all("Host")
         if len(host) != 1 or not self._own_host(host[0]):
@@ -180,7 +180,7 @@ def guarded(guard: AccessGuard) -> Iterator[None]:
         serve_page = options["process_request"]
 
         def process(connection: ServerConnection, request: Request) -> Any:
-            return guard.refusal(request) or serve_page(connection, request)
+            return guard.rejection(request) or serve_page(connection, request)
 
         used.append(True)
         options.update(process_request=process, open_timeout=HANDSHAKE_SECONDS, max_size=MAX_MESSAGE_BYTES)

@@ -45,7 +45,7 @@
         source = source.replace("void main() {", DECLARED).replace(POINT_SIZE, APPLIED);
       } else if (source.includes("gl_PointSize")) {
         const notice = document.createElement("p");
-        notice.textContent = "The sliders do nothing: this version of viser draws points in another way.";
+        notice.textContent = "The sliders do nothing: this version of viser draws points differently.";
         notice.style = "position: fixed; left: 1em; bottom: 0; z-index: 99; color: #c00";
         document.body.append(notice);
       }

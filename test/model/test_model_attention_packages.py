@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fast3r_ros.model import attention
-from fast3r_ros.model.attention import PACKAGES, KernelError, agrees, attend, kernel_refusal, run_kernel
+from fast3r_ros.model.attention import PACKAGES, KernelError, agrees, attend, kernel_problem, run_kernel
 
 
 def plain(query: Tensor, key: Tensor, value: Tensor, softmax_scale: float) -> Tensor:
@@ -66,7 +66,7 @@ def test_a_package_gets_tokens_before_heads_and_no_copy(
         return function(*inputs, softmax_scale)
 
     install(monkeypatch, name, recorded)
-    monkeypatch.setattr(attention, "kernel_refusal", lambda query, name: "")  # of tensors on a CPU
+    monkeypatch.setattr(attention, "kernel_problem", lambda query, name: "")  # of tensors on a CPU
     result = attend(query, key, value, 0.3, name)
     assert [tensor.data_ptr() for tensor in given] == [tensor.data_ptr() for tensor in (query, key, value)]
     assert all(tensor.shape == (2, 37, 4, 16) and tensor.stride(3) == 1 for tensor in given)
@@ -78,7 +78,7 @@ CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
 
 
 @pytest.mark.parametrize(
-    ("name", "device", "dtype", "capability", "refusal"),
+    ("name", "device", "dtype", "capability", "problem"),
     [
         ("flash_attn", CPU, torch.bfloat16, (9, 0), "it needs a CUDA device, the tokens are on cpu"),
         ("flash_attn", CUDA, torch.float32, (9, 0), "it needs float16 or bfloat16, the tokens are"),
@@ -98,20 +98,20 @@ def test_rejections(
     device: torch.device,
     dtype: torch.dtype,
     capability: tuple[int, int],
-    refusal: str,
+    problem: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     install(monkeypatch, name)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     query: Any = SimpleNamespace(device=device, dtype=dtype)
-    found = kernel_refusal(query, name)
-    assert found.startswith(refusal)
-    assert bool(found) == bool(refusal)
+    found = kernel_problem(query, name)
+    assert found.startswith(problem)
+    assert bool(found) == bool(problem)
 
 
 def on_any_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Allow tensors of a CPU for packages."""
-    monkeypatch.setattr(attention, "kernel_refusal", lambda query, name: "")
+    monkeypatch.setattr(attention, "kernel_problem", lambda query, name: "")
 
 
 def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:

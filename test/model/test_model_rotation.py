@@ -18,7 +18,7 @@ can_compile = shutil.which("g++") and (Path(sysconfig.get_paths()["include"]) / 
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rotation, "_refusals", [])
+    monkeypatch.setattr(rotation, "_failures", [])
     rotation._kernel.cache_clear()
 
 
@@ -45,7 +45,7 @@ def test_it_is_one_kernel_for_all_sizes() -> None:
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
     assert counters["stats"]["unique_graphs"] == 1
     assert metrics.generated_kernel_count == 1
-    assert not rotation._refusals
+    assert not rotation._failures
 
 
 @torch.inference_mode()
@@ -72,4 +72,4 @@ def test_missing_memory_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     x = queries_and_keys(1, (2, 2), torch.float32)
     with pytest.raises(torch.OutOfMemoryError):
         fused(x, *rope_tables((2, 2), 16, 100.0, x))
-    assert not rotation._refusals
+    assert not rotation._failures

@@ -19,7 +19,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from fast3r_ros.errors import UserError
 from fast3r_ros.io.pixels import BadImage
 from fast3r_ros.ros.images import rgb_to_image
-from fast3r_ros.ros.intake import Intake, Refused, TimeWentBack
+from fast3r_ros.ros.intake import Intake, Rejected, TimeWentBack
 from fast3r_ros.ros.mailbox import QUEUE_LENGTH, Mailbox
 
 NS = 1_000_000_000
@@ -36,7 +36,7 @@ def info(**changes) -> CameraInfo:
 
 
 def reason_of(intake: Intake, message: Image | CompressedImage) -> str:
-    with pytest.raises((Refused, BadImage)) as caught:
+    with pytest.raises((Rejected, BadImage)) as caught:
         intake.frame(message, jump_back=1.0)
     return caught.value.reason
 
@@ -219,7 +219,7 @@ def test_random_messages_do_no_harm() -> None:
     for message in random_images(20_000, "both", seed=1):
         try:
             frame = intake.frame(message, jump_back=1e12)
-        except (Refused, BadImage) as error:
+        except (Rejected, BadImage) as error:
             reasons[error.reason] += 1
         else:
             reasons["accepted"] += 1

@@ -44,7 +44,7 @@ def test_an_unknown_scale_has_no_uncertainty(sigma: float) -> None:
 
 def test_every_reason_of_a_drop_is_explained_in_words() -> None:
     """What the mapper and the node count frames under is one vocabulary, and docs/ros.md has all of it."""
-    makers = "drop|dropped|Refused|TimeWentBack|BadImage"
+    makers = "drop|dropped|Rejected|TimeWentBack|BadImage"
     counted = re.compile(rf'(?:{makers})\(\s*"([^"]+)"|_dropped\["([^"]+)"\]')
     judged = re.compile(r'return "(\w+)"')
     sources = [*(ROOT / "fast3r_ros" / "ros").glob("*.py"), *(ROOT / "fast3r_ros" / "mapping").glob("*.py")]

@@ -117,13 +117,13 @@ class RosBag:
         Raises UserError when none can be read.
         """
         read = 0
-        told = len(self.skipped)
+        reported = len(self.skipped)
         for frame in self._video_frames(set(indices)) if self._codec else self._images(indices):
             read += 1
             yield frame
         self._note_damage()
         if indices and not read:
-            reason = self.skipped[-1].reason if len(self.skipped) > told else "it has no messages"
+            reason = self.skipped[-1].reason if len(self.skipped) > reported else "it has no messages"
             raise UserError(f"no image of {self._topic} in {self.name} can be read: {reason}")
 
     def _images(self, indices: Sequence[int]) -> Iterator[Frame]:
