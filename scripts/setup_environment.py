@@ -269,8 +269,7 @@ def pinned_torch() -> str:
 
 
 def beside_system_packages(environment: Environment, files: list[Path]) -> list[str | Path]:
-    """pip arguments for a sourced distribution: only packages that the system lacks, none that ROS was built
-    with.
+    """pip arguments for a sourced distribution: only packages that the system lacks, none built into ROS.
 
     cv_bridge and the messages are compiled against the system's NumPy, so it stays, and the pins, which are
     for the wheels, are dropped.

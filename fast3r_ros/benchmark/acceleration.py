@@ -1,5 +1,4 @@
-"""`fast3r benchmark acceleration`: the time saved by each acceleration, and its error against the exact
-result.
+"""`fast3r benchmark acceleration`: the time saved by each acceleration, and its error.
 
 The views are a walk through the synthetic room.  The error is meaningful only for a trained model; with
 random weights only the times count.  For streaming, the measured step is the one from a window to the next:

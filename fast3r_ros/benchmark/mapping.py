@@ -43,8 +43,7 @@ def loop_accuracy(
     background: bool = False,
     disturbance: Disturbance | None = None,
 ) -> dict[str, float]:
-    """600 frames over a 60 m loop: 1 % depth error, half of it smooth, 5 % outliers, a random scale per
-    window.
+    """600 frames over a 60 m loop: 1 % depth error, half of it smooth, 5 % outliers, random scales.
 
     background: optimise in a thread like the node, so that runs differ slightly.
     disturbance: other errors of the network than these.

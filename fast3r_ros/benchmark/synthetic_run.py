@@ -91,8 +91,7 @@ class Run:
         return fit_similarity(*self.positions())
 
     def scores(self) -> dict[str, float]:
-        """Trajectory RMSE after one similarity, in metres and percent of the path, and the drift of the
-        scale.
+        """Trajectory RMSE after one similarity, in metres and percent of the path, and the scale's drift.
 
         Raises UserError when there are fewer than three keyframes.
         """

@@ -88,8 +88,7 @@ def _excess(poses: CameraPoses, case: Mapping[str, Any], search: bool) -> float:
 
 
 def _displacement(pose: ArrayLike, truth: np.ndarray, points: np.ndarray) -> float:
-    """The distance by which a wrong pose moves the points (N, 3) that the camera sees: the median, in scene
-    units.
+    """The distance by which a wrong pose moves the visible points (N, 3): the median, in scene units.
 
     One number for rotation and translation: their errors partly cancel, so a pose that is better overall may
     be worse in one of them.

@@ -90,8 +90,7 @@ def score_peer(peer: str, sequence: PosedSequence) -> dict[str, Any]:
 
 
 def reference_cloud(sequence: PosedSequence) -> tuple[NDArray[np.float64], float] | None:
-    """Points (N, 3) of the true depth in the world, one per voxel, and the maximum distance of map points
-    from it.
+    """Points (N, 3) of the true depth in the world, one per voxel, and the maximum distance of map points.
 
     The voxel is 0.5 %, the reach 5 % of the mean depth.  None for a sequence without depth.
     """

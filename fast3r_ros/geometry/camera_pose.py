@@ -336,9 +336,7 @@ def _search_focal(world: Float64, pixels: Float64, height: int, width: int, iter
 
 
 def _reprojection(parameters: Float64, world: Float64, pixels: Float64, height: int, width: int) -> Float64:
-    """Errors (N, 2) in pixels for (rotation vector, translation, log focal); points behind the camera get
-    large errors.
-    """
+    """Errors (N, 2) in pixels for (rotation vector, translation, log focal), large behind the camera."""
     camera_points = world @ matrix_from_vector(parameters[:3]).T + parameters[3:6]
     depth = np.maximum(camera_points[:, 2:], 1e-6)
     return np.exp(parameters[6]) * camera_points[:, :2] / depth + (width / 2, height / 2) - pixels

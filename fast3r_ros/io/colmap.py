@@ -68,8 +68,7 @@ def find_colmap(folder: Path) -> Path | None:
 
 
 def read_colmap(folder: str | Path) -> tuple[Cloud, list[CameraRecord], bool]:
-    """Read a model, binary or text: its points, with confidence 1, its views, and whether the lenses have
-    distortion.
+    """Read a model, binary or text: its points (confidence 1), its views, and whether lenses are distorted.
 
     The views are in the order of their numbers; each has the whole name of its image as its source's, and a
     name derived from that, without folders and suffix.  Lens distortion is ignored: the matrices then do not

@@ -157,9 +157,7 @@ def _splat(points: Float64, colors: UInt8, low: Float64, high: Float64) -> UInt8
 
 
 def _aligned_truth(trajectory: Sequence[PoseEstimate], truth: Mapping[int, Float64]) -> Float64:
-    """Ground-truth camera positions aligned to the map by one similarity, (N, 3) in time order; none if it
-    fails.
-    """
+    """Ground-truth positions aligned to the map by a similarity, (N, 3) in time order; none on failure."""
     both = [pose for pose in trajectory if pose.stamp_ns in truth]
     try:
         # same direction of the fit as in evaluations: a stationary estimate shows a large ground truth

@@ -104,9 +104,7 @@ def _caveat(report: Path) -> str:
 
 
 def _read_saved_map(path: Path) -> Results:
-    """The main submap of a directory of `fast3r_ros.mapping.storage`, without keyframes whose points were
-    dropped.
-    """
+    """The main submap of a `fast3r_ros.mapping.storage` directory, without keyframes that have no points."""
     saved = read_map(path)
     restored = Map.restored(MapConfig(), saved.keyframes, saved.metres, saved.voxel_size, saved.guessed)
     cameras = [

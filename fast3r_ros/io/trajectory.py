@@ -33,8 +33,7 @@ def write_trajectory(path: str | Path, poses: Sequence[PoseEstimate] | Mapping[i
 def trajectory_error(
     trajectory: Sequence[PoseEstimate], truth: Mapping[int, Float64] | None
 ) -> dict[str, float] | None:
-    """RMSE of the camera positions after one similarity, in the ground truth's unit and as a share of its
-    path.
+    """RMSE of the positions after one similarity, in the ground truth's unit and as a share of its path.
 
     `standing_still` is the static baseline: the RMSE of a camera at the centre of the ground truth.  None
     without ground truth, with fewer than three poses, and where the camera only rotates, which leaves no

@@ -44,9 +44,7 @@ class WindowCameras:
 
     @property
     def lateral(self) -> Float64:
-        """(V,) factor from x and y of the network's points in a camera to those for the camera's focal
-        length.
-        """
+        """(V,) factor of the x and y of the network's points for the camera's focal length."""
         return self.network_focal / _focal(self.intrinsics)
 
     @property

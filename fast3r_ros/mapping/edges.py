@@ -169,9 +169,7 @@ def _mean(one: Edge, other: Edge) -> Edge:
 
 
 def compose(first: Edge, second: Edge) -> Edge:
-    """`i_from_j` and `j_from_k` as `i_from_k`; the errors add, including the first rotation's error times the
-    lever.
-    """
+    """`i_from_j` and `j_from_k` as `i_from_k`; the errors add, with the first's lever."""
     rotation, translation, scale = first.sigma
     size = first.i_from_j.scale
     lever = size * float(np.linalg.norm(second.i_from_j.translation)) / first.depth

@@ -44,9 +44,7 @@ class InitialPose:
     angle: float
 
     def near(self, keyframes: Iterable[Keyframe], base_from_camera: Float64) -> set[int]:
-        """Ids of the keyframes near the pose with a similar viewing direction; the nearest ones if there are
-        none.
-        """
+        """Ids of the keyframes near the pose with a similar viewing direction; otherwise the nearest ones."""
         map_from_camera = self.map_from_base @ base_from_camera
         held = [keyframe for keyframe in keyframes if keyframe.points is not None]
         if not held:
@@ -91,9 +89,7 @@ def _compared(
     odometry: OdometryBuffer,
     base_from_camera: Mapping[str, Float64],
 ) -> tuple[Float64, Float64, Float64]:
-    """Pairs of the newest keyframes, `span` apart: path length in metres, and difference in metres and
-    radians.
-    """
+    """Pairs of the newest keyframes, `span` apart: path length (metres), difference (metres, radians)."""
     recent, rows = keyframes[-_COMPARED:], []
     for before, after in zip(recent, recent[span:], strict=False):
         step = odometry_step(odometry, base_from_camera, before, after)

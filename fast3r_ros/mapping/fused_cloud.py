@@ -67,8 +67,7 @@ class FusedCloud:
     def refined(
         self, keyframes: Mapping[int, Keyframe], final: Collection[int], provisional: Iterable[int]
     ) -> list[Keyframe]:
-        """The final keyframes with their points moved along their rays to the surface shared with their
-        neighbours.
+        """The final keyframes with their points moved along their rays to the surface shared with neighbours.
 
         For provisional keyframes these points are stored for `fuse`.
         """

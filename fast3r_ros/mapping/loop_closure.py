@@ -74,9 +74,7 @@ class PlaceIndex:
         return np.asarray((one @ other.T - left[:, None] - right + square) / lengths)
 
     def search(self, descriptors: Float32, count: int, excluded: set[int], least: float) -> list[int]:
-        """At most `count` keyframes with at least similarity `least` to any of the descriptors (V, D), best
-        first.
-        """
+        """At most `count` keyframes with similarity >= `least` to any descriptor (V, D), best first."""
         if not self._ids:
             return []
         similarity = self.similarity(self._rows[: len(self._ids)], descriptors).max(axis=1)
@@ -190,8 +188,7 @@ class LoopCloser:
             self.apply(map_)
 
     def apply(self, map_: Map, wait: bool = True) -> bool:
-        """Move the map's keyframes if an optimisation has finished (or wait for it); returns whether they
-        moved.
+        """Move the keyframes if an optimisation has finished (or wait for it); returns whether they moved.
 
         Newer keyframes move with the newest one that took part; for culled ones see `Map.follow`.
         """

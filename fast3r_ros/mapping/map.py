@@ -248,8 +248,7 @@ class Map:
         return [self.keyframes[i] for i in self._held]
 
     def cull(self, protected: set[int], other_bytes: int = 0) -> set[int]:
-        """Cull the most redundant keyframes while the map exceeds its bounds, a few at a time; returns their
-        ids.
+        """Cull the most redundant keyframes while over the bounds, a few at a time; returns their ids.
 
         A culled keyframe keeps its pose, but loses points, image and descriptor, and leaves the cloud.  A
         keyframe is redundant if another one is near and has a similar viewing direction.  other_bytes: memory

@@ -324,9 +324,7 @@ class Fast3RNetwork(WindowNetwork):
         return Reconstruction((), (), *per_view(self._model.local_head(features, views)))
 
     def _take_fastest_attention(self, tokens: int) -> None:
-        """On a GPU, before the first pass: use the fastest kernel for the number of tokens, unless one was
-        chosen.
-        """
+        """On a GPU, before the first pass: use the fastest kernel for the tokens, unless one was chosen."""
         if not self._attention_chosen:
             choose_attention(self._model, tokens)
             self._attention_chosen = True

@@ -42,9 +42,7 @@ def predict(recent: Sequence[Keyframe], step: Float64 | None, frame: Frame) -> P
 
 
 def _extrapolated(before: PoseEstimate, last: PoseEstimate, stamp_ns: int) -> PoseEstimate:
-    """Constant velocity beyond `last`, at most as far as from `before` to `last`; uncertainty grows with
-    distance.
-    """
+    """Constant velocity beyond `last`, at most as far as from `before`; uncertainty grows with distance."""
     share = min(1.0, (stamp_ns - last.stamp_ns) / (last.stamp_ns - before.stamp_ns))
     step = inverse(before.map_from_camera) @ last.map_from_camera
     ahead = np.eye(4)

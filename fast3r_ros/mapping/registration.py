@@ -72,8 +72,7 @@ class ViewErrors:
         return np.sqrt(self.variance(baseline))
 
     def after(self, errors: Float64, baselines: Float64) -> ViewErrors:
-        """A copy with more measurements: errors (N, 7), see `Registration.errors`, of views at baselines
-        (N,).
+        """A copy with more measurements: errors (N, 7), see `Registration.errors`, at baselines (N,).
 
         Outliers are clipped to the usual errors.
         """

@@ -155,8 +155,7 @@ def metric_scale_from_depth(estimate: ViewEstimate, depth: Float32 | None) -> fl
 
 
 def metric_scale_from_height(estimate: ViewEstimate, camera_height: float) -> float:
-    """Metres per unit of the view's points from the camera's height above the floor; NaN if no floor is
-    visible.
+    """Metres per unit of the view's points from the camera's height above the floor; NaN without a floor.
 
     The floor is the lowest horizontal layer below the camera with about as many points as the fullest one.
     """
@@ -180,8 +179,7 @@ def metric_scale_from_height(estimate: ViewEstimate, camera_height: float) -> fl
 
 
 def robust_mean(values: Float64, weights: Float64 | None = None) -> tuple[float, float]:
-    """Mean and its standard deviation by Tukey's biweight, from the weighted median; tolerates outliers up to
-    half.
+    """Mean and its standard deviation by Tukey's biweight, from the weighted median; up to half are outliers.
 
     The standard deviation is the M-estimator's, sum(psi^2)^0.5 / sum(psi') (Huber 1981).
     """

@@ -77,9 +77,7 @@ class ViewMaps:
         return ViewMaps.of_arrays(host.points.copy(), host.confidence.copy(), host.valid.copy())
 
     def depth_image(self) -> Float32:
-        """(h, w) depth along the optical axis in map scale, NaN if invalid (REP-118); one copy from the
-        device.
-        """
+        """(h, w) depth along the optical axis in map scale, NaN if invalid (REP-118); one device copy."""
         with beside_the_network(self.points.device):
             return fetch(self.depth()).numpy()
 

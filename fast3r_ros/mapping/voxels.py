@@ -180,9 +180,7 @@ class VoxelCloud:
     def _change_cells(
         self, sign: int, hit: Int64, filled: Int64, passed: Float32 | None, number: int
     ) -> None:
-        """hit: (K,) cells of the changed voxels; filled: (K,) 1 for a voxel's first point, -1 for its last
-        one.
-        """
+        """hit: (K,) cells of the changed voxels; filled: (K,) +1 for a first point, -1 for a last."""
         cells, hit = hit, _distinct(hit)
         through = np.zeros(0, np.int64)
         if passed is not None:

@@ -100,9 +100,7 @@ def map_sharpness(points: Array, reference: Array, reach: float) -> dict[str, fl
 
 
 def _planes(cloud: Array, places: Array) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Normals (K, 3) of the cloud at places (K, 3), and whether it is planar there: ten times as wide as
-    thick.
-    """
+    """Normals (K, 3) of the cloud at places (K, 3), and whether it is planar there (10:1)."""
     _, nearest = cKDTree(cloud).query(places, k=min(PLANE_NEIGHBOURS, len(cloud)), workers=-1)
     patch = np.asarray(cloud, np.float64)[nearest.reshape(len(places), -1)]
     patch = patch - patch.mean(axis=1, keepdims=True)

@@ -47,8 +47,7 @@ def choose_attention(model: Fast3R, tokens: int) -> str:
 
 
 def kernel_seconds(query: Tensor, key: Tensor, value: Tensor) -> dict[str, float]:
-    """Name -> median seconds of each kernel for tensors (B, heads, N, D) of this shape, layout, dtype and
-    device.
+    """Name -> median seconds of each kernel for tensors (B, heads, N, D) of this shape, layout and dtype.
 
     Only kernels that run and agree with plain attention; `math` is excluded, as it stores all logits.
     Raises torch.OutOfMemoryError when there is no memory for one.

@@ -103,8 +103,7 @@ class Fast3R(nn.Module):
         return model.lay_out_heads().eval()
 
     def lay_out_heads(self) -> Fast3R:
-        """Give the heads' weights the memory layout of their maps on this device, to avoid conversions per
-        call.
+        """Give the heads' weights the memory layout of their maps on this device, to avoid conversions.
 
         For inference: FSDP cannot shard parameters in this layout.
         """

@@ -93,9 +93,7 @@ def _by_grid(features: FusedFeatures, views: Sequence[int]) -> dict[tuple[int, i
 
 
 def _token_maps(hook: Tensor, features: FusedFeatures, views: Sequence[int]) -> Tensor:
-    """A hook's tokens of V views of one grid as maps (V * B, C, h, w), copied once, in the layout of
-    `layout_on`.
-    """
+    """A hook's tokens of V views of one grid as maps (V * B, C, h, w), copied once, see `layout_on`."""
     grid = features.grids[views[0]]
     starts = [features.offsets[view] for view in views]
     tokens = [hook[:, start : start + grid[0] * grid[1]] for start in starts]

@@ -174,9 +174,7 @@ class Inputs:
         self._mailbox.close()
 
     def stop(self, timeout: float | None = None) -> bool:
-        """Unsubscribe from everything and end the thread; False when that takes more than `timeout`
-        seconds.
-        """
+        """Unsubscribe from all and end the thread; False when that takes more than `timeout` seconds."""
         self.close()
         while self._others:
             self._node.destroy_subscription(self._others.pop())

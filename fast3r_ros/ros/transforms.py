@@ -94,9 +94,7 @@ class _Edge:
     matrices: list[Float64] = field(default_factory=list)
 
     def insert(self, stamp_ns: int, matrix: Float64) -> None:
-        """Like tf2: entries ten seconds older than the newest are removed or rejected; the first of a stamp
-        stays.
-        """
+        """Like tf2: entries ten seconds older than the newest are dropped; a stamp's first one stays."""
         if self.static:
             self.stamps, self.matrices = [stamp_ns], [matrix]
             return

@@ -1,5 +1,4 @@
-"""ZeRO stage 2 through DeepSpeed (optional): gradients and optimiser state in shards (Rajbhandari et al.,
-2020).
+"""ZeRO stage 2 through DeepSpeed (optional): gradients and optimiser state in shards (Rajbhandari, 2020).
 
 The paper's model was trained with it.  An engine replaces the wrapped objective; it averages gradients, clips
 them and steps the optimiser itself.  Its optimiser state is saved in DeepSpeed's own files, which can only be

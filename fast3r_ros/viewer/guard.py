@@ -165,8 +165,7 @@ def _answer(status: HTTPStatus, text: str, headers: Mapping[str, str] | None = N
 
 @contextmanager
 def guarded(guard: AccessGuard) -> Iterator[None]:
-    """viser servers that start inside are guarded.  Raises UserError for a viser version that starts
-    otherwise.
+    """viser servers that start inside are guarded.  Raises UserError for an unsupported viser version.
 
     viser offers no hook for the server that it starts, so the starting function is replaced for the duration
     of the block.  A viewer that would start without its guard does not start.

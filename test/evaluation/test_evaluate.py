@@ -1,6 +1,4 @@
-"""The evaluation: perfect answers score perfectly, wrong ones do not, and the command prints and writes it
-all.
-"""
+"""The evaluation: perfect results score perfectly, wrong ones do not, and the command prints all."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Focal lengths and poses on more cases of the official release: noise, outliers, portrait, views without
-confidence.
-"""
+"""Focal lengths and poses on more cases of the official release: noise, outliers, portrait, no confidence."""
 
 from __future__ import annotations
 

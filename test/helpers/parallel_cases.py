@@ -20,9 +20,7 @@ from fast3r_ros.model.parallel import parallelise
 
 @dataclass(frozen=True)
 class Case:
-    """sizes: (H, W) of each view; asked: views for the heads; gain: logits as at inference;
-    tokens_at_once: of blocks.
-    """
+    """sizes: (H, W) per view; asked: views for the heads; gain: of inference; tokens_at_once: of blocks."""
 
     sizes: tuple[tuple[int, int], ...]
     asked: tuple[int, ...]

@@ -1,6 +1,4 @@
-"""A whole source through the mapper with a stand-in network: files agree with the ground truth and each
-other.
-"""
+"""A whole source through the mapper with a stand-in network: files agree with the ground truth."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Preprocessing: official sizes and pixels, the transform that intrinsics follow, and the path on any
-device.
-"""
+"""Preprocessing: official sizes and pixels, the transform for intrinsics, and the path on any device."""
 
 from __future__ import annotations
 

@@ -111,8 +111,7 @@ class RosBag:
         return f"message {bisect_left(self._stamps, stamp_ns)} of {self._topic}"
 
     def frames(self, indices: Sequence[int]) -> Iterator[Frame]:
-        """The chosen images; see `Source`.  A damaged file yields the remaining images and notes the damage
-        in `skipped`.
+        """The chosen images; see `Source`.  A damaged file yields the rest; `skipped` notes the damage.
 
         Raises UserError when none can be read.
         """
