@@ -1,4 +1,4 @@
-"""One run of the walk that the tests share, and shared memory that is given back."""
+"""One run of the walk shared by the tests, and clean-up of shared memory."""
 
 import fcntl
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 @pytest.fixture(autouse=True, scope="module")
 def clean_shared_memory() -> Iterator[None]:
-    """Free the shared memory of nodes that were killed: 64 MB each, which nobody frees for them."""
+    """Free the shared memory of nodes that were killed: 64 MB each, which would stay otherwise."""
     yield
     for lock in Path("/dev/shm").glob("fast*_el"):  # held with flock by a living owner
         with suppress(OSError), lock.open("r+") as file:

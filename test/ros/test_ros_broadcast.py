@@ -1,4 +1,4 @@
-"""What is hung below the map frame, for every kind of tree that a camera may hang in, without a network."""
+"""The frames broadcast below the map frame, for every kind of tree with a camera, without a network."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def rigid(seed: int) -> np.ndarray:
 
 
 class View:
-    """What the broadcaster reads of a ViewEstimate."""
+    """The fields of a ViewEstimate used by the broadcaster."""
 
     def __init__(self, index: int, stamp_ns: int, camera: str = CAMERA) -> None:
         self.keyframe_id, self.stamp_ns, self.camera = index, stamp_ns, camera
@@ -44,7 +44,7 @@ class View:
 
 
 class World:
-    """A broadcaster, and what others broadcast; now: seconds by which silence is measured."""
+    """A broadcaster, and the broadcasts of others; now: seconds, for measuring silence."""
 
     def __init__(self, mode: str = "auto", source: str = "none", **frames: str) -> None:
         scale = MapperConfig(scale=ScaleConfig(source=source))
@@ -64,7 +64,7 @@ class World:
         self._heard.append((TFMessage(transforms=transforms), False))
 
     def others(self, parent: str, child: str, seed: int, stamp_ns: int = 0, static: bool = False) -> None:
-        """Somebody else's transform comes in."""
+        """Receive a transform of another node."""
         transform = stamped_transform(rigid(seed), parent, child, stamp_ns)
         assert not self.own.is_own(transform)
         self.lookup.insert(transform, static)
@@ -179,7 +179,7 @@ def test_without_metres_nothing_touches_odom_and_images_can_still_be_placed(sour
     assert ("which needs scale.source" in world.broadcaster.waiting_for) == (source == "none")
     world.broadcaster.tick(6 * NS)
     assert world.tree().parents("odom") == set()
-    # metres come: from now on images are found through odom
+    # the map becomes metric: from now on images are connected through odom
     later = View(7, round(4.5 * NS))
     assert world.window(later, metres=True) == {7: CAMERA}
     assert np.abs(world.tree().lookup("map", CAMERA, later.stamp_ns) - later.map_from_camera).max() < 1e-9
@@ -203,7 +203,7 @@ def test_a_camera_localised_by_another_node_gets_no_second_pose() -> None:
     world.others("site", CAMERA, 2, static=True)
     world.window(*views(2.0))
     assert len(world.moving()) == 0
-    # or the map hangs below the camera
+    # or the map is below the camera
     world = World()
     world.others(CAMERA, "map", 1, static=True)
     world.window(*views(2.0))
@@ -232,7 +232,7 @@ def test_a_stationary_camera_keeps_its_frame_and_late_keyframes_keep_their_stamp
     tree = world.tree()
     for stamp in (2 * NS, 20 * NS, round(39.85 * NS)):
         assert np.abs(tree.lookup("map", CAMERA, stamp) - pose).max() < 1e-9
-    # a pose between windows goes out with the images after it, never at the keyframe's own stamp
+    # a pose between windows is sent with later images, never at the keyframe's own stamp
     waiting = PoseEstimate(40 * NS, CAMERA, rigid(7), np.eye(6), extrapolated=True)
     count = len(world.moving())
     world.broadcaster.expect(waiting)
@@ -242,7 +242,7 @@ def test_a_stationary_camera_keeps_its_frame_and_late_keyframes_keep_their_stamp
     keyframe = View(3, 40 * NS)
     world.window(keyframe)
     assert np.abs(world.tree().lookup("map", CAMERA, 40 * NS) - keyframe.map_from_camera).max() < 1e-9
-    # an image that was taken before the newest pose says nothing
+    # an image older than the newest pose is ignored
     count = len(world.moving())
     world.broadcaster.still(CAMERA, 39 * NS)
     assert len(world.moving()) == count
@@ -293,7 +293,7 @@ def test_a_foreign_parent_is_reported_respected_and_dropped_after_two_seconds(mo
     world.window(View(1, 6 * NS), metres=True)
     world.broadcaster.still(CAMERA, 7 * NS)
     world.broadcaster.tick(7 * NS)
-    assert len(world.moving()) == count  # neither the frame nor what would hang below it
+    assert len(world.moving()) == count  # neither the frame nor those below it
     assert world.broadcaster.parents == {child: "world"}
     assert world.told[-1] == f"{child} already has the parent world: not broadcast"
     world.now += 2.1

@@ -1,4 +1,4 @@
-"""Everything that can happen to a node happens at random, and nothing may be lost or grow.
+"""Random events and faults of a node; nothing may be lost or grow.
 
 FAST3R_CAMPAIGN_SECONDS (10) is the length of the mapping campaign, FAST3R_KILLS (2) the number of
 nodes killed, FAST3R_CAMPAIGN_SEED (1) what is random.  `pytest -s` prints the figures, see
@@ -48,7 +48,7 @@ KILLS = int(os.environ.get("FAST3R_KILLS", "2"))
 SEED = int(os.environ.get("FAST3R_CAMPAIGN_SEED", "1"))
 STATUS = f"{NODE}/status"
 SAMPLES = 12  # of memory, threads and descriptors in a campaign
-LONG = 300.0  # seconds from which on growth is judged: caches are filled by then
+LONG = 300.0  # seconds after which growth is tested, when caches are filled
 PATIENCE = 60.0
 OUTPUTS: tuple[tuple[Any, str], ...] = (
     (PointCloud2, "cloud"),
@@ -65,7 +65,7 @@ KEPT = {"output.status_rate", "window.size"}
 
 
 class Campaign:
-    """The node, the camera, and everything that may happen."""
+    """The node, the camera, and the possible events."""
 
     def __init__(self, folder: Path) -> None:
         self.random = random.Random(SEED)
@@ -75,7 +75,7 @@ class Campaign:
         self.node: Program = faulty_node(domain_id, self._file, map_directory=folder)
         self.listener: Listener = ready_listener(domain_id)
         self.done: Counter[str] = Counter()
-        self.broken: list[MappingStatus] = []  # status messages that do not add up
+        self.broken: list[MappingStatus] = []  # inconsistent status messages
         self.most_waiting = 0
         self.listener.node.create_subscription(MappingStatus, STATUS, self._check, 50)
         self._camera = Camera(self.listener)
@@ -114,7 +114,7 @@ class Campaign:
             self._camera.send(1, 0.03)
 
     def step(self) -> None:
-        """One thing happens."""
+        """Run one random event."""
         action = self.random.choice(self.actions)
         action()
         self.done[action.__name__] += 1
@@ -125,7 +125,7 @@ class Campaign:
         switch(self._file, self.random.choice(("", "", "slow:0.5", *FAULTS)))
 
     def parameters(self) -> None:
-        """Twenty of them at once, half with values that are allowed."""
+        """Twenty changes at once, half with valid values."""
         known = [(n, f, v) for n, f, v in declared_fields(NodeConfig()) if n not in KEPT]
         changes = []
         for name, item, value in self.random.choices(known, k=20):
@@ -149,7 +149,7 @@ class Campaign:
                 (LoadMap, "load_map", {"name": "../elsewhere"}),
             )
         )
-        if self.random.random() < 0.2:  # somebody who does not wait for the answer
+        if self.random.random() < 0.2:  # a client that does not wait for the answer
             client = self.listener.node.create_client(kind, f"{NODE}/{name}")
             client.call_async(kind.Request(**fields))
             self.listener.node.destroy_client(client)
@@ -157,7 +157,7 @@ class Campaign:
             self.call(kind, name, **fields)
 
     def visitor(self) -> None:
-        """Somebody looks at an output, or no longer."""
+        """Subscribe to an output, or unsubscribe."""
         if self._visitors and self.random.random() < 0.5:
             self.listener.node.destroy_subscription(self._visitors.pop(0))
         else:
@@ -167,7 +167,7 @@ class Campaign:
             )
 
     def second_camera(self) -> None:
-        """Another publisher on the image topic comes, sends, or goes."""
+        """Another publisher on the image topic starts, sends, or stops."""
         if self._others and self.random.random() < 0.5:
             self._others.pop().close(self.listener)
         elif len(self._others) < 3:
@@ -185,7 +185,7 @@ class Campaign:
             self._transforms.publish(TFMessage(transforms=[transform] * 20))
 
     def transition(self) -> None:
-        """Down and up again, by a manager; from anywhere, now and then while a service is in work."""
+        """Down and up again, by a manager; from any state, sometimes while a service is running."""
         if self.random.random() < 0.5:
             client = self.listener.node.create_client(Trigger, f"{NODE}/reset")
             client.call_async(Trigger.Request())
@@ -201,7 +201,7 @@ class Campaign:
         assert answer.success, f"transition {transition}"
 
     def call(self, kind: Any, name: str, /, **fields: Any) -> Any:
-        """A service is answered, whatever it says.
+        """A service is answered, with success or not.
 
         By a client that stays: the middleware drops the answer to one that the node has not discovered yet.
         """
@@ -215,7 +215,7 @@ class Campaign:
         return answer.result()
 
     def recovered(self) -> None:
-        """Everything is as at the beginning, and the node maps."""
+        """Restore the initial state, and wait until the node maps."""
         switch(self._file, "")
         for visitor in self._visitors:
             self.listener.node.destroy_subscription(visitor)
@@ -237,7 +237,7 @@ class Campaign:
         ]
         self.call(SetParameters, "set_parameters", parameters=changes)
         assert self.call(SetBool, "pause", data=False).success
-        # a service that nobody waited for may be in work
+        # a service without a waiting client may be running
         wait_until(lambda: self.call(Trigger, "reset").success, PATIENCE, "an empty map")
         self.listener.wait_for(STATUS, lambda m: m.windows > m.windows_rejected + 2, PATIENCE)
         wait_until(lambda: self.call(Trigger, "reset").success, PATIENCE, "an empty map")
@@ -287,7 +287,7 @@ def run(campaign: Campaign) -> list[tuple[float, int, int]]:
 
 
 def answered(listener: Listener, kind: Any, service: str, name: str, **more: Any) -> Any:
-    """The answer of a service that has done what it was asked for; while it is busy it is asked again."""
+    """The answer of a successful service call; repeated while the node is busy."""
     answer = listener.call(kind, f"{NODE}/{service}", PATIENCE, name=name, **more)
     while answer.message.startswith("busy"):
         answer = listener.call(kind, f"{NODE}/{service}", PATIENCE, name=name, **more)
@@ -296,9 +296,9 @@ def answered(listener: Listener, kind: Any, service: str, name: str, **more: Any
 
 
 def test_killed_nodes_lose_no_map_that_was_acknowledged(tmp_path: Path) -> None:
-    """kill -9 at a random moment of saving, loading and mapping; the next node loads what was promised."""
+    """kill -9 at a random moment of saving, loading and mapping; the next node loads the acknowledged map."""
     chance = random.Random(SEED)
-    kept: dict[str, set[int]] = {}  # name -> keyframes that it may have: acknowledged, or asked for since
+    kept: dict[str, set[int]] = {}  # name -> possible keyframes: acknowledged, or requested since
     moments: Counter[str] = Counter()
     for number in range(KILLS + 1):
         domain_id = domain(60 + number % 4)

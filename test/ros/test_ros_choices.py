@@ -1,4 +1,4 @@
-"""Small decisions of the node: reliability, window size, places of maps, devices, depth images."""
+"""Small decisions of the node: reliability, window size, paths of maps, devices, depth images."""
 
 import array
 from pathlib import Path
@@ -79,7 +79,7 @@ def test_maps_stay_in_their_directory(tmp_path: Path) -> None:
     (inside / "file").touch()
     with pytest.raises(UserError, match=r"cannot create the folder .*/file: "):
         path_for_saving(str(inside), "file/map")
-    (inside / "map.json").mkdir()  # a folder of that name makes no map of what is around it
+    (inside / "map.json").mkdir()  # a folder of that name does not make its parent a map
     write_map(inside / "house", SavedMap((), (), False, 0.01))
     for name in ("house/b", "house/b/c", "house/x.ply"):
         with pytest.raises(UserError, match="lies inside the map"):
@@ -89,7 +89,7 @@ def test_maps_stay_in_their_directory(tmp_path: Path) -> None:
         path_for_saving(str(inside), "house")
     assert path_for_saving(str(inside), "house", overwrite=True) == inside / "house"
     (inside / "folder").mkdir()
-    assert path_for_saving(str(inside), "folder") == inside / "folder"  # an empty one is no map
+    assert path_for_saving(str(inside), "folder") == inside / "folder"  # an empty folder is not a map
     with pytest.raises(UserError, match="map_directory is not set"):
         path_for_saving("", "x.ply")
     with pytest.raises(UserError, match="no saved map"):
@@ -125,7 +125,7 @@ def test_the_network_gets_its_model_threads_precision_and_device() -> None:
 
 
 def test_no_node_logs_by_the_deprecated_warn() -> None:
-    """All its calls count as one place: they share a throttle, and raise when only some have one."""
+    """All its calls count as one line: they share a throttle, and raise if only some have one."""
     folder = Path(__file__).resolve().parents[2] / "fast3r_ros" / "ros"
     assert not [path.name for path in folder.glob("*.py") if ".warn(" in path.read_text()]
 

@@ -24,7 +24,7 @@ def random_cloud(count: int, seed: int) -> Cloud:
 
 
 def read_one_by_one(message: PointCloud2) -> list[tuple]:
-    """The points as the PointCloud2 definition has them, with struct, one at a time."""
+    """The points by the PointCloud2 definition, with struct, one at a time."""
     places = {field.name: field.offset for field in message.fields}
     data = bytes(message.data)
     rows = []
@@ -58,7 +58,7 @@ def test_clouds_come_back(count: int, seed: int) -> None:
 
 
 def test_a_million_points_are_packed_as_a_whole() -> None:
-    """Packing point by point, or byte by byte, takes hundreds of times as long as copying as many bytes.
+    """Packing by point or by byte takes hundreds of times longer than copying the bytes.
 
     Both are measured by turns in one thread's processor time, and the best of each counts, so that neither a
     slow machine nor a busy one decides: packing takes about 5 copies, the limit is 60.

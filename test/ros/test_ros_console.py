@@ -1,4 +1,4 @@
-"""The console of the node: it speaks when something changes, and once."""
+"""The node's console output: once per change."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fast3r_ros.ros.report import Report
 
 
 class Lines(list[str]):
-    """What was logged."""
+    """The logged lines."""
 
     def info(self, text: str) -> None:
         self.append(text)

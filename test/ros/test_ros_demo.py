@@ -1,4 +1,4 @@
-"""`make demo` from end to end, with real processes: what it leaves, what it says, how it stops."""
+"""`make demo` from end to end, with real processes: files, output and stopping."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ MARK = "FAST3R_TEST_RUN"
 
 
 class Demo:
-    """One `make demo` in a process group of its own, as a terminal starts it."""
+    """One `make demo` in its own process group, like in a terminal."""
 
     def __init__(self, *variables, make="demo"):
         self.mark = uuid.uuid4().hex
@@ -37,7 +37,7 @@ class Demo:
         )
 
     def press_ctrl_c(self):
-        """What a terminal does; returns the output once everything has ended, or a minute has passed: three
+        """Send Ctrl-C like a terminal; returns the output once everything has ended, or after a minute: three
         seconds are enough on a machine that does little else.
         """
         start = time.monotonic()
@@ -48,7 +48,7 @@ class Demo:
         return output
 
     def alive(self):
-        """Command lines of the processes that this run started and that still live."""
+        """Command lines of this run's processes that are still alive."""
         found = []
         for environ in Path("/proc").glob("[0-9]*/environ"):
             try:

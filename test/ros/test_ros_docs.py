@@ -1,4 +1,4 @@
-"""What the documentation shows for a running node: the same requests, without ROS's command line tools."""
+"""The documented requests to a running node, without ROS's command line tools."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ REQUEST_WORD = r'"[^"]*"|\S+'
 
 
 def apart() -> dict[str, str]:
-    """Variables of a demo that does not meet the session's node."""
+    """Environment of a demo that is separate from the session's node."""
     return {**os.environ, "ROS_DOMAIN_ID": str(domain(71))}
 
 
 def requests() -> list[list[str]]:
-    """The words after `ros2` of every request that is shown."""
+    """The words after `ros2` of every documented request."""
     lines = (line for page in PAGES for line in REQUESTS.findall(page.read_text(encoding="utf-8")))
     return [re.findall(REQUEST_WORD, line) for line in lines]
 
 
 def ask(session: Session, what: str, verb: str, name: str, *words: str) -> Any:
-    """What `ros2 WHAT VERB NAME WORDS…` brings."""
+    """The result of `ros2 WHAT VERB NAME WORDS…`."""
     if (what, verb) == ("topic", "echo"):
         heard = session.listener.heard[name]
         count = len(heard)
@@ -84,7 +84,7 @@ def test_the_demo_maps_a_video(tmp_path: Path) -> None:
 
 
 def test_the_benchmark_of_the_node() -> None:
-    """Short: what it measures is of no use, but every measurement is there."""
+    """A short run: its values are meaningless, but every measurement exists."""
     command = [sys.executable, "-m", "fast3r_ros", "benchmark", "node", "--dds", "--seconds", "0.2"]
     done = subprocess.run(command, cwd=ROOT, env=apart(), capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""A known picture in every encoding, over DDS: what the network of a node gets to see."""
+"""A known picture in every encoding, over DDS: the input of the node's network."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ def test_every_encoding_arrives_at_the_network(tmp_path: Path) -> None:
         time.sleep(1.5)  # until it is reliable
         heard = listener.heard[f"{NODE}/status"]
         names: dict[int, str] = {}  # by the stamp's second
-        for _ in range(5):  # one that came while another was converted was dropped, and is sent again
+        for _ in range(5):  # an image that arrived during a conversion was dropped, and is sent again
             for name in sorted(set(NAMES) - {names[second] for second in seen(tmp_path)}):
                 names[len(names) + 1] = name
                 message = encode(pictures[name], name, padding=6, big_endian=True)
                 message.header.stamp.sec = len(names)
                 camera.publish(message)
                 wait_until(lambda: heard[-1].frames_received >= len(names), 5, name)
-            time.sleep(1.0)  # until the last one is through
+            time.sleep(1.0)  # until the last one is processed
     listener.close()
     for second, picture in seen(tmp_path).items():
         name = names[second]
@@ -59,5 +59,5 @@ def test_every_encoding_arrives_at_the_network(tmp_path: Path) -> None:
 
 
 def seen(folder: Path) -> dict[int, np.ndarray]:
-    """The pictures that the network has got, by the second of their stamp."""
+    """The images received by the network, by the second of their stamp."""
     return {int(path.stem) // 10**9: np.load(path).astype(int) for path in folder.glob("*.npy")}

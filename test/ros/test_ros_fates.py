@@ -1,4 +1,4 @@
-"""Every frame that arrives has a fate, whatever stage fails: received = used + waiting + dropped, always."""
+"""Every received frame is counted, whichever stage fails: received = used + waiting + dropped, always."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from fast3r_ros.ros.inputs import FRAMES
 pytestmark = pytest.mark.slow
 
 STATUS = f"{NODE}/status"
-IN_HAND = 20  # frames that may be in the mailbox, in conversion, in a window or waiting for one
+IN_HAND = 20  # maximum number of frames in the mailbox, in conversion, in a window or pending
 
 
 class Faulty:
-    """A node with faults, a camera, and what its status says."""
+    """A node with faults, a camera, and the node's status."""
 
     def __init__(self, folder: Path) -> None:
         self._file = folder / "fault"
@@ -53,7 +53,7 @@ class Faulty:
         return self.listener.newest(STATUS)
 
     def settled(self) -> MappingStatus:
-        """The status when all images that were sent have been looked at."""
+        """The status when all sent images have been processed."""
         last: list[MappingStatus] = [self.status()]
 
         def quiet() -> bool:
@@ -66,7 +66,7 @@ class Faulty:
         return last[0]
 
     def adds_up(self) -> bool:
-        """Whether every status so far accounts for every frame, and few wait."""
+        """Whether every status so far accounts for every frame, and few are waiting."""
         return all(
             m.frames_received == m.frames_used + m.frames_waiting + m.frames_dropped
             and m.frames_dropped == sum(each.count for each in m.drops)
@@ -92,7 +92,7 @@ def drops(status: MappingStatus) -> Counter[str]:
 def test_every_frame_has_a_fate_when_a_stage_fails(faulty: Faulty, fault: str) -> None:
     faulty.camera.send(6)
     faulty.settled()
-    # nothing waits any more afterwards
+    # nothing is pending afterwards
     assert faulty.listener.call(SaveMap, f"{NODE}/save_map", name="before", overwrite=True).success
     before = faulty.status()
     faulty.switch(fault)
@@ -114,7 +114,7 @@ def test_every_frame_has_a_fate_when_a_stage_fails(faulty: Faulty, fault: str) -
 
 
 def test_a_reduced_window_stays_when_another_parameter_changes(faulty: Faulty) -> None:
-    """The faults before have made the window smaller; that is what the parameter says."""
+    """Earlier faults have reduced the window; the parameter shows it."""
 
     def size() -> int:
         answer = faulty.listener.call(GetParameters, f"{NODE}/get_parameters", names=["window.size"])
@@ -133,7 +133,7 @@ def test_a_reduced_window_stays_when_another_parameter_changes(faulty: Faulty) -
 
 
 def test_counts_hold_across_services(faulty: Faulty) -> None:
-    """A loaded map's keyframes are no frames that were used; what was on its way is counted on."""
+    """A loaded map's keyframes do not count as used frames; frames in progress are still counted."""
     for _ in range(3):
         faulty.camera.send(12, 0.01)
         assert faulty.listener.call(SaveMap, f"{NODE}/save_map", name="kept", overwrite=True).success
@@ -175,7 +175,7 @@ def test_a_flood_of_frames_on_tf_is_bounded_and_a_reset_makes_room(faulty: Fault
 
 
 def test_the_newest_error_is_reported(faulty: Faulty) -> None:
-    """One of the node does not hide the mapper's that come later, nor the other way round."""
+    """An error of the node does not hide later ones of the mapper, nor vice versa."""
     for fault, words in (("conversion", "conversion"), ("points NaN", "finite"), ("network", "decoder")) * 2:
         faulty.switch(fault)
         faulty.camera.send(12)

@@ -1,4 +1,4 @@
-"""Messages of random content over DDS: the node lives, counts each of them, and the map is untouched.
+"""Messages of random content over DDS: the node survives, counts each of them, and the map is unchanged.
 
 FAST3R_FUZZ_MESSAGES=100000 for the long version, which takes minutes.
 """
@@ -37,7 +37,7 @@ from fast3r_ros.ros.counters import LOST
 pytestmark = pytest.mark.slow
 
 MESSAGES = int(os.environ.get("FAST3R_FUZZ_MESSAGES", "1000"))
-# what is found in images by looking at them
+# reasons found by examining images
 BROKEN = {
     "raw": {
         "image too large",
@@ -57,7 +57,7 @@ def counts(status: MappingStatus) -> dict[str, int]:
 
 
 def saved(listener: Listener, name: str) -> bytes:
-    """The map, saved when all that waited was worked off."""
+    """The map, saved after all pending keyframes were processed."""
     answer = listener.call(SaveMap, f"{NODE}/save_map", 60, name=name)
     assert answer.success, answer.message
     return Path(answer.path).read_bytes()
@@ -80,7 +80,7 @@ def settled(listener: Listener) -> MappingStatus:
 def test_random_messages_are_counted_and_leave_the_map_alone(transport: str, tmp_path: Path) -> None:
     domain_id = domain(16)
     parameters = {"input.transport": transport, "map_directory": tmp_path, "output.status_rate": 10.0}
-    # old stamps are then dropped: a time that goes back by more is a recording that starts over
+    # old stamps are then dropped: a larger step back is a restarted recording
     back = constants({"input.jump_back": 3600.0})
     node = Program([*DOUBLE, "0.0", *back, *arguments(parameters)], domain_id)
     listener = listener_for(domain_id)
@@ -104,11 +104,11 @@ def test_random_messages_are_counted_and_leave_the_map_alone(transport: str, tmp
     assert after.map_version == version
     new = {reason: count - counts(before).get(reason, 0) for reason, count in counts(after).items()}
     print(sent, {reason: count for reason, count in new.items() if count})
-    # every image that was sent has come, or its number is missing; bytes that are no message never come
+    # every image that was sent has come, or its number is missing; invalid bytes never arrive
     received = after.frames_received - before.frames_received
     assert received + new.get(LOST, 0) == sent["images"] + sent["no message"]
     assert new[LOST] >= sent["no message"]
-    # every image that has come was dropped, with its reason; most were looked at
+    # every received image was dropped, with its reason; most were processed
     assert sum(each.count for each in after.drops) == after.frames_dropped
     assert after.frames_dropped - before.frames_dropped == received
     assert BROKEN[transport] <= {reason for reason, count in new.items() if count}

@@ -1,4 +1,4 @@
-"""Images in every encoding, good and broken; the broken ones never do more than raise BadImage."""
+"""Images in every encoding, valid and damaged; the latter only raise BadImage."""
 
 import array
 import contextlib

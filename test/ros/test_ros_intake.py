@@ -1,4 +1,4 @@
-"""From messages of one camera to frames; bad ones are refused with a countable reason."""
+"""From messages of one camera to frames; invalid ones are rejected with a countable reason."""
 
 import array
 import io
@@ -74,7 +74,7 @@ def test_intrinsics_have_our_pixel_centres() -> None:
     ],
 )
 def test_a_calibration_that_gives_black_images_is_rejected(changes: dict) -> None:
-    """The one before stays, and so do the pictures."""
+    """The previous calibration stays, and so do the images."""
     intake = Intake("")
     intake.calibration(info(d=[-0.3, 0.1, 0.0, 0.0, 0.0]))
     before = intake.frame(image(1.0), 1.0)
@@ -134,7 +134,7 @@ def test_depth_is_rectified_as_its_picture_is() -> None:
     step = np.repeat(np.where(depth < 2, 50, 200)[..., None], 3, axis=-1).astype(np.uint8)
     picture = intake.frame(rgb_to_image(step, NS, "camera"), 1.0).image[..., 0]
     rectified = intake.depth(depth)
-    assert set(np.unique(rectified)) <= {0.0, 1.0, 3.0}  # 0: not measured; nothing between
+    assert set(np.unique(rectified)) <= {0.0, 1.0, 3.0}  # 0: not measured; no values in between
     assert not np.array_equal(rectified, depth)
     clear = (picture == 50) | (picture == 200)
     assert np.array_equal(rectified[clear] < 2, picture[clear] == 50)
@@ -161,7 +161,7 @@ def test_unusable_calibrations_are_rejected_and_the_previous_one_stays() -> None
 
 def test_a_calibration_of_another_size_is_reported() -> None:
     intake = Intake("")
-    intake.calibration(info(width=640, height=360))  # of another part of the picture
+    intake.calibration(info(width=640, height=360))  # of another part of the image
     assert reason_of(intake, image(1.0)) == "camera_info of another size"
 
 
@@ -236,7 +236,7 @@ def test_the_mailbox_keeps_the_newest_image_of_each_camera() -> None:
     box.put(print, "small")
     small, image_of = box.take(0.0)
     assert small == [(print, "small")]
-    assert image_of == ("b", 2)  # a's newer image went to the end of the line
+    assert image_of == ("b", 2)  # a's newer image went to the end of the queue
     assert box.take(0.0) == ([], ("a", 3))
     assert box.take(0.0) == ([], None)
     box.put_image("a", 4)
@@ -244,7 +244,7 @@ def test_the_mailbox_keeps_the_newest_image_of_each_camera() -> None:
 
 
 def test_a_flood_of_one_kind_takes_no_room_from_another() -> None:
-    """A latched transform is said once only; 2000 of others must not push it out."""
+    """A latched transform is sent only once; 2000 other messages must not displace it."""
     box, taken = Mailbox(), list[int]()
     assert not box.put(taken.append, -1, "tf_static")
     lost = sum(box.put(taken.append, number, "tf") for number in range(2 * QUEUE_LENGTH))

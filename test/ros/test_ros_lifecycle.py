@@ -1,4 +1,4 @@
-"""The node's life: transitions by a manager, endless cycles, wrong starts, and stopping in mid-pass."""
+"""The node's life cycle: transitions by a manager, many cycles, failed starts, and stopping during a pass."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_cycles_leak_neither_threads_nor_memory(managed: Managed) -> None:
 
 
 def test_states_and_transitions_are_the_standard_ones(managed: Managed) -> None:
-    """As `ros2 lifecycle list` and Nav2's lifecycle manager ask for them."""
+    """Like the requests of `ros2 lifecycle list` and Nav2's lifecycle manager."""
     answer = managed.listener.call(GetAvailableStates, f"{NODE}/get_available_states")
     assert {"unconfigured", "inactive", "active", "finalized"} <= {s.label for s in answer.available_states}
     expected = ({"configure", "shutdown"}, {"cleanup", "activate", "shutdown"}, {"deactivate", "shutdown"})
@@ -163,7 +163,7 @@ def test_shutdown_frees_everything(active: bool) -> None:
 
 
 def test_a_missing_model_is_reported_to_the_manager() -> None:
-    """The manager's call fails, the node lives on unconfigured and says why."""
+    """The manager's call fails, the node continues unconfigured and reports the reason."""
     managed = Managed(MAPPING, domain(19), model="/no/such/model")
     managed.listener.listen(DiagnosticArray, "/diagnostics")
     with running(managed.node):
@@ -223,7 +223,7 @@ def test_stopping_in_mid_pass_does_not_wait_for_its_end() -> None:
     listener = Listener(domain_id)
     listener.listen(MappingStatus, f"{NODE}/status")
     with running(node, replay):
-        # in the pass: enough keyframes for a window were taken, and none has come out
+        # during the pass: enough keyframes for a window were taken, and there is no result yet
         listener.wait_for(f"{NODE}/status", lambda message: message.frames_received > 60, 60)
         assert listener.newest(f"{NODE}/status").windows == 0
         status, seconds = node.stop(signal.SIGTERM)

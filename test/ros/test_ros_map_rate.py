@@ -1,4 +1,4 @@
-"""When the whole map goes out, and in which size images do, by the parameters."""
+"""When the whole map is published, and the size of images, by the parameters."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_the_viewers_token_and_hosts_are_parameters_of_the_node() -> None:
     viewer = LiveViewer(config, logger)
     address = re.search(r"http://0\.0\.0\.0:(\d+)/\?token=a-token-of-a-robot$", told[0])
     assert address is not None, told
-    assert len(told) == 1  # with a token, nobody is warned
+    assert len(told) == 1  # with a token, there is no warning
     for host, expected in (("robot.lan", 401), ("other.lan", 403)):
         request = urllib.request.Request(f"http://127.0.0.1:{address[1]}/", headers={"Host": host})
         with pytest.raises(urllib.error.HTTPError) as refused:
@@ -158,7 +158,7 @@ def test_the_map_is_published_when_it_is_due(node: Node) -> None:
 
 
 def test_markers_reach_late_subscribers_and_are_removed_with_the_map(node: Node) -> None:
-    """Nobody has subscribed to them when the map goes out, nor when another one takes its place."""
+    """They have no subscriber when the map is published, nor when another one replaces it."""
     sequence, frames = the_loop()
     run = start(sequence).feed(frames[:60])
     first, *_, last = run.mapper.map.keyframes

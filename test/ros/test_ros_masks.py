@@ -1,4 +1,4 @@
-"""Masks that come after their images, one for all images, and bad ones."""
+"""Masks that arrive after their images, one for all images, and invalid ones."""
 
 import time
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from fast3r_ros.ros.times import ns_from_stamp, stamp_from_ns
 
 pytestmark = pytest.mark.slow
 
-LATE = 3  # images before the mask of the first of them comes
+LATE = 3  # number of images before the first one's mask arrives
 
 
 def mask_message(ignored: np.ndarray, stamp_ns: int, encoding: str = "mono8") -> Image:
@@ -40,7 +40,7 @@ def ignored_at(index: int) -> np.ndarray:
 
 
 class Robot:
-    """The node, what it says, and publishers of images and of their masks."""
+    """The node, its status, and publishers of images and of their masks."""
 
     def __init__(self, number: int) -> None:
         domain_id = domain(number)
@@ -53,7 +53,7 @@ class Robot:
         self._images = self.listener.node.create_publisher(Image, "/image", QoSProfile(depth=30))
 
     def wait(self) -> None:
-        """Until the node listens and knows that masks are published: it looks twice a second."""
+        """Wait until the node subscribes and knows that masks are published; it checks twice a second."""
         self.status(lambda message: message.state == MappingStatus.WAITING)
         for publisher in (self._masks, self._images):
             wait_until(lambda publisher=publisher: publisher.get_subscription_count() > 0, 30, "the node")

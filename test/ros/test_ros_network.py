@@ -1,4 +1,4 @@
-"""What the node's parameters make of the network; none of it needs ROS."""
+"""The effect of the node's parameters on the network; runs without ROS."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The node with a network of somebody else's package, as docs/networks.md shows it."""
+"""The node with a network of a foreign package, as shown in docs/networks.md."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every parameter of the node does what it says: the tests that show it, and a node with other values."""
+"""Every parameter of the node has its effect: the tests of each, and a node with other values."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ from fast3r_ros.synthetic.sequence import demo_sequence
 pytestmark = pytest.mark.slow
 
 HERE = Path(__file__).resolve().parent
-# setting -> where a test fails when it has no effect; those of the mapper are in test_mapping_parameters
+# setting -> the test that fails without its effect; those of the mapper are in test_mapping_parameters
 SHOWN = {
     "test_ros_choices": "model device dtype accelerate torch_threads expected_image",
     "test_ros_lifecycle": "autostart",
@@ -112,7 +112,7 @@ def test_every_parameter_is_shown_by_a_test() -> None:
 
 @pytest.fixture(scope="module")
 def heard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, list[Any]]]:
-    """What a node with a params file of other values publishes during the walk."""
+    """The messages of a node with a params file of other values during the walk."""
     file = tmp_path_factory.mktemp("parameters") / "mine.yaml"
     file.write_text(yaml.safe_dump({"/**": {"ros__parameters": VALUES}}))
     domain_id = domain(20)
@@ -173,7 +173,7 @@ def test_images_and_path_are_as_wanted(heard: dict[str, list[Any]]) -> None:
 
 
 def test_the_grid_is_the_clouds_by_its_parameters(heard: dict[str, list[Any]]) -> None:
-    """Occupied are the cells of 0.2 with 40 points and more between 0.3 and 0.7 above the floor."""
+    """Cells of 0.2 with at least 40 points between 0.3 and 0.7 above the floor are occupied."""
     clouds = {ns_from_stamp(message.header.stamp): message for message in heard["map_cloud"]}
     pairs = [(clouds.get(ns_from_stamp(grid.header.stamp)), grid) for grid in heard["grid"]]
     alike = []
@@ -245,7 +245,7 @@ def test_changes_at_run_time_reach_everybody() -> None:
 
 
 def test_destroyed_entities_are_released_after_cleanup() -> None:
-    """rclpy's groups keep a reference to everything that was ever in them."""
+    """rclpy's groups keep a reference to every former member."""
     rclpy.init(domain_id=domain(22))
     node = MappingNode(lambda config: TrueNetwork(demo_sequence()))
     try:
@@ -289,7 +289,7 @@ def test_the_network_is_warmed_up_on_the_thread_that_runs_its_windows(
 def test_a_timer_that_still_runs_while_the_node_is_taken_apart_reports_nothing(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """The executor may be in a callback when the node is destroyed; its publisher is gone then."""
+    """The executor may be in a callback when the node and its publisher are destroyed."""
     rclpy.init(domain_id=domain(23))
     node = MappingNode(lambda config: TrueNetwork(demo_sequence()))
     try:

@@ -1,4 +1,4 @@
-"""~/odometry: whose pose it is, with which uncertainty, and the twist."""
+"""~/odometry: its frame, uncertainty and twist."""
 
 from typing import Any, cast
 

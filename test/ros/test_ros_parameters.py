@@ -49,7 +49,7 @@ def test_the_yaml_file_names_every_parameter_with_its_default() -> None:
 
 
 def test_the_parameters_are_those_that_a_user_has_a_reason_to_change() -> None:
-    """Of the mapper's settings and of the node's own; the others are constants, which Python sets."""
+    """Parameters of the mapper and of the node; the others are constants that Python sets."""
     names = {name for name, _, _ in declared_fields(NodeConfig())}
     assert len(names) <= 48
     mapper = set(MapperConfig().to_flat())
@@ -120,7 +120,7 @@ RETIRED = {
 
 
 def test_a_retired_name_at_start_is_reported_and_has_no_effect(tmp_path: Path) -> None:
-    """From a file or with -p; a name that only another node can mean is not."""
+    """From a file or with -p; names for another node are ignored."""
     file = tmp_path / "old.yaml"
     file.write_text(yaml.safe_dump({"/**": {"ros__parameters": {"registration": {"retries": 3}}}}))
     others = ["-p", "map.keyframes_refused:=3", "-p", "window.sise:=8", "-p", "robot_description:=xml"]

@@ -96,7 +96,7 @@ def test_the_newest_transform_is_the_newest_that_the_whole_chain_has_reached() -
 
 
 def filled(lookup: TransformLookup) -> TransformLookup:
-    """odom -> base moves in one second from pose 1 to pose 2; base -> camera and map -> odom stand still."""
+    """odom -> base moves in one second from pose 1 to pose 2; base -> camera and map -> odom are fixed."""
     lookup.insert(stamped_transform(rigid(1), "odom", "base", 10 * NS), static=False)
     lookup.insert(stamped_transform(rigid(2), "odom", "base", 11 * NS), static=False)
     lookup.insert(stamped_transform(rigid(3), "base", "camera", 0), static=True)
@@ -185,7 +185,7 @@ def test_a_moving_parent_is_forgotten_after_two_seconds_of_silence_a_static_one_
     assert frames.other_parent("base") == "odom"
     now[0] += 0.2
     assert frames.chain("camera") == ["camera", "base"]
-    # at the stamps for which it was heard, it was the parent and stays it
+    # it remains the parent at the stamps for which it was received
     assert frames.chain("camera", 49 * NS) == ["camera", "base", "odom"]
     assert frames.chain("camera", 51 * NS) == ["camera", "base"]
     assert frames.chain("camera", 39 * NS) == ["camera", "base"]

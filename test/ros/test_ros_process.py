@@ -1,4 +1,4 @@
-"""How a node's executor is kept running."""
+"""Robustness of a node's executor and process."""
 
 import os
 import subprocess
@@ -21,7 +21,7 @@ from fast3r_ros.ros.process import spin_until
 
 
 def test_an_entity_destroyed_under_the_executor_does_not_end_it() -> None:
-    """In life it is a subscription that another thread destroys; the exception is the same."""
+    """In practice another thread destroys a subscription; the exception is the same."""
     context = rclpy.Context()
     rclpy.init(context=context, domain_id=domain(15))
     node = rclpy.create_node("process", context=context)
@@ -119,7 +119,7 @@ def test_a_disk_that_is_full_of_logs_does_not_stop_mapping(tmp_path: Path) -> No
         camera = Camera(listener)
         wait_until(camera.connected, 20, "a subscription")
         bad = listener.node.create_publisher(CameraInfo, "/camera_info", 10)
-        for number in range(30):  # each says something else
+        for number in range(30):  # each has a different text
             bad.publish(CameraInfo(width=number, height=1, k=[float(number)] * 9))
             camera.send(1)
         camera.send(20)
@@ -130,7 +130,7 @@ def test_a_disk_that_is_full_of_logs_does_not_stop_mapping(tmp_path: Path) -> No
 
 
 def test_without_shared_memory_messages_go_over_udp_after_one_sentence() -> None:
-    """A name space of its own, in which /dev/shm is read-only, as a container may have it."""
+    """A separate namespace with read-only /dev/shm, like in some containers."""
     isolated = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
     hide = "mount -t tmpfs -o ro none /dev/shm"
     if subprocess.run([*isolated, hide], capture_output=True).returncode != 0:

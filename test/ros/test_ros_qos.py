@@ -1,4 +1,4 @@
-"""The QoS of the image subscription over DDS: as the publishers', or as the parameter says."""
+"""The QoS of the image subscription over DDS: the publishers', or the parameter's."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def status_topic(wanted: str) -> str:
 
 @pytest.fixture(scope="module")
 def listener() -> Iterator[Listener]:
-    """Hears three nodes that listen to one camera topic."""
+    """A listener to three nodes that subscribe to one camera topic."""
     nodes = [
         Program(
             [
@@ -56,7 +56,7 @@ def listener() -> Iterator[Listener]:
 
 
 def subscribed(listener: Listener) -> dict[str, ReliabilityPolicy]:
-    """Namespace of a node -> reliability of its image subscription, as the middleware tells it."""
+    """Namespace of a node -> reliability of its image subscription, from the middleware."""
     endpoints = listener.node.get_subscriptions_info_by_topic("/camera/image")
     return {each.node_namespace.strip("/"): each.qos_profile.reliability for each in endpoints}
 
@@ -66,7 +66,7 @@ def received(listener: Listener) -> dict[str, int]:
 
 
 def settled(listener: Listener) -> dict[str, int]:
-    """What was received, once nothing is on its way any more."""
+    """The received messages, once none are in transport."""
     seen = received(listener)
     while True:
         time.sleep(1.0)
@@ -99,7 +99,7 @@ def test_reliability_is_the_publishers_or_the_parameters(
     message = encode(known_picture(), "rgb8")
 
     def all_heard() -> bool:
-        """Sends one more image, as some may be lost, or come before both ends know of each other."""
+        """Send one more image, because some may be lost or sent before discovery."""
         message.header.stamp.sec += 1
         camera.publish(message)
         time.sleep(0.1)
@@ -120,5 +120,5 @@ def test_reliability_is_the_publishers_or_the_parameters(
 
 
 def said(listener: Listener) -> set[str]:
-    """What the nodes' newest diagnostics say of their inputs."""
+    """The nodes' newest diagnostics of their inputs."""
     return {message.status[0].message for message in listener.heard["/diagnostics"][-6:]}

@@ -1,4 +1,4 @@
-"""The replay node: for whom it waits, and the stamps of a loop."""
+"""The replay node: waiting for subscribers, and the stamps of a loop."""
 
 from __future__ import annotations
 

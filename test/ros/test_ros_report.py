@@ -1,4 +1,4 @@
-"""Status, diagnostics, the occupancy grid, and images of results: pure functions of what the node knows."""
+"""Status, diagnostics, the occupancy grid, and images of results: pure functions of the node's state."""
 
 import re
 from pathlib import Path
@@ -43,7 +43,7 @@ def test_an_unknown_scale_has_no_uncertainty(sigma: float) -> None:
 
 
 def test_every_reason_of_a_drop_is_explained_in_words() -> None:
-    """What the mapper and the node count frames under is one vocabulary, and docs/ros.md has all of it."""
+    """The reasons of the mapper and the node form one vocabulary, documented in docs/ros.md."""
     makers = "drop|dropped|Rejected|TimeWentBack|BadImage"
     counted = re.compile(rf'(?:{makers})\(\s*"([^"]+)"|_dropped\["([^"]+)"\]')
     judged = re.compile(r'return "(\w+)"')
@@ -126,7 +126,7 @@ def test_a_grid_is_laid_out_as_map_server_wants_it() -> None:
 
 
 def test_results_lie_over_the_camera_image() -> None:
-    """A network of 4x2 pixels that saw the middle of a 20x8 image at a quarter of its size."""
+    """A network of 4x2 pixels with the centre of a 20x8 image at a quarter of its size."""
     network_from_image = np.array([[0.25, 0, -0.5], [0, 0.25, 0], [0, 0, 1.0]])
     values = np.arange(8.0, dtype=np.float32).reshape(2, 4)
     laid = at_input_size(values, network_from_image, (20, 8), np.nan)

@@ -65,7 +65,7 @@ def test_map_to_odom_composes_to_the_estimated_camera() -> None:
         assert not transforms_to(listener, CAMERA)
         assert not transforms_to(listener, "fast3r_camera")
 
-        # somebody else claims odom: the node tells and stops
+        # another node claims odom: ours reports it and stops
         def ours() -> int:
             return sum(each.header.frame_id == "map" for each in transforms_to(listener, "wheels"))
 
@@ -82,7 +82,7 @@ def test_map_to_odom_composes_to_the_estimated_camera() -> None:
             robot.broadcast("world", "wheels")
             time.sleep(0.1)
         assert ours() == count
-        # and goes on when nobody has claimed it for two seconds
+        # and continues after two seconds without such a claim
         wait_until(lambda: ours() > count + 5, 10, "our transform again")
         wait_until(lambda: words not in listener.newest("/diagnostics").status[2].message, 5, "the end of it")
     listener.close()
@@ -110,7 +110,7 @@ def test_metres_come_from_odometry_on_tf_that_is_late_while_the_camera_pans() ->
     assert not [problem for problem in status.problems if "TF" in problem.reason]
     assert status.frames_received == len(frames())
     assert 0.0 < status.scale_sigma < 0.05
-    # the map begins at the base's first pose, and map -> odom says so
+    # the map begins at the base's first pose, and map -> odom shows it
     view = metric[-1].views[-1]
     index = robot.index_at(ns_from_stamp(view.header.stamp))
     map_from_base = matrix_from_pose(view.pose.pose) @ rigid_inverse(robot.base_from_camera_at(index))

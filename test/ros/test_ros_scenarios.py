@@ -38,7 +38,7 @@ OVERLOAD_SECONDS = float(os.environ.get("FAST3R_OVERLOAD_SECONDS", "20"))
 
 
 def test_a_rig_with_compressed_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Garbage among the images is counted; a viewer without viser is told, and the node goes on."""
+    """Garbage among the images is counted; a missing viser is reported, and the node continues."""
     (tmp_path / "viser.py").write_text("raise ModuleNotFoundError('not installed')\n")
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     domain_id = domain(7)
@@ -106,7 +106,7 @@ def test_a_looping_bag_with_simulated_time_starts_new_windows() -> None:
         assert later.map_points > first.map_points / 2 > 0  # the map stays; joined submaps share points
         assert later.header.stamp.sec < 20  # simulated, not the machine's time
         stamps = [ns_from_stamp(message.header.stamp) for message in listener.heard[f"{NODE}/confidence"]]
-        assert stamps != sorted(stamps)  # what is seen again is published again
+        assert stamps != sorted(stamps)  # views seen again are published again
     listener.close()
     assert "Traceback" not in node.output()
 
@@ -137,7 +137,7 @@ def test_too_many_images_are_dropped_and_the_newest_are_used() -> None:
     assert status.callback_p99 < 0.01 * crowding()
     assert drops["overload"] > 0
     assert status.frames_dropped > status.frames_received / 2
-    # every image that was sent is accounted for; the last may be on their way when the camera ends
+    # every sent image is accounted for; the last may be in transport when the camera ends
     lost = {problem.reason: problem.count for problem in status.problems}.get(LOST, 0)
     assert int(camera.output().split()[0]) - 30 < status.frames_received + lost
     assert status.frames_received == status.frames_used + status.frames_waiting + status.frames_dropped

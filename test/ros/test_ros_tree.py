@@ -1,4 +1,4 @@
-"""Nodes in a robot's tree of frames, as listeners of /tf see it: what is published is found from the map."""
+"""Nodes in a robot's tree of frames, for listeners of /tf: published data is connected to the map."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def stamps(listener: Listener, topic: str) -> list[int]:
 
 
 def first_poses(windows: list[WindowEstimate], metres: bool) -> dict[int, np.ndarray]:
-    """(4, 4) map_from_camera of every keyframe by its stamp, as of the window that brought it."""
+    """(4, 4) map_from_camera of every keyframe by its stamp, from its first window."""
     poses: dict[int, np.ndarray] = {}
     known: set[int] = set()
     for window in windows:
@@ -76,7 +76,7 @@ def first_poses(windows: list[WindowEstimate], metres: bool) -> dict[int, np.nda
 
 
 def settle(listener: Listener, topic: str) -> None:
-    """Until nothing new has come on a topic for two seconds."""
+    """Wait until a topic has been silent for two seconds."""
     count = -1
     while count != len(listener.heard[topic]):
         count = len(listener.heard[topic])
@@ -105,7 +105,7 @@ def test_a_stationary_camera_on_the_base_stays_connected_to_the_map() -> None:
         words = "map -> base_link, up to scale (scale.source is none)"
         wait_until(lambda: listener.newest("/diagnostics").status[2].message == words, 5, "what is broadcast")
 
-        # the camera stands: whoever starts now finds the frames
+        # the camera is stationary: new listeners find the frames
         last = frames()[-1]
         later = 0
         count = len(transforms_to(listener, "base_link"))
@@ -116,14 +116,14 @@ def test_a_stationary_camera_on_the_base_stays_connected_to_the_map() -> None:
         wait_until(lambda: len(transforms_to(listener, "base_link")) > count + 10, 10, "the pose again")
         heard = [ns_from_stamp(each.header.stamp) for each in transforms_to(listener, "base_link")]
         assert last.stamp_ns < max(heard) <= later
-        # what waited for a full window is in the map, too, and was not too late for its transform
+        # pending keyframes are in the map, too, in time for their transforms
         listener.wait_for(f"{NODE}/status", lambda message: message.frames_waiting == 0, 10)
         tree, shown = tree_of(listener), stamps(listener, f"{NODE}/depth/image_rect")
         used = listener.newest(f"{NODE}/status").frames_used
         wait_until(lambda: len(stamps(listener, f"{NODE}/depth/image_rect")) == used, 10, "all depth images")
         for stamp in shown:
             tree.lookup("map", CAMERA, stamp)
-        # and when no image comes at all
+        # and without any image
         count = len(transforms_to(listener, "base_link"))
         wait_until(lambda: len(transforms_to(listener, "base_link")) > count, 10, "the pose without images")
         assert ns_from_stamp(transforms_to(listener, "base_link")[-1].header.stamp) < later + 1000
@@ -133,7 +133,7 @@ def test_a_stationary_camera_on_the_base_stays_connected_to_the_map() -> None:
 
 
 def test_a_part_that_is_not_connected_is_neither_in_the_map_nor_in_its_files(tmp_path: Path) -> None:
-    """Time goes back, and nothing is recognised: the larger part is the map."""
+    """Time goes back, and nothing is recognised: the larger part is the main one."""
     domain_id = domain(49)
     node, listener = started(domain_id, {"loop.enabled": False, "map_directory": tmp_path})
     listener.listen(PointCloud2, f"{NODE}/map_cloud", latched=True)
@@ -172,7 +172,7 @@ def path_stamps(listener: Listener) -> set[int]:
 
 
 class Log:
-    """A logger that nobody reads."""
+    """A logger that discards its lines."""
 
     def warning(self, text: str, **_: Any) -> None: ...
 
@@ -205,7 +205,7 @@ def test_pending_keyframes_are_mapped_when_the_camera_stops_and_poses_do_not_run
             wait_until(lambda: not thread._due(), 30, "the window")
         thread.set_running(False)
         last = pictures[shown - 1]
-        for tenth in range(1, 100):  # nobody maps: the pose is repeated for a while only
+        for tenth in range(1, 100):  # without mapping the pose is repeated only for a while
             thread.add_frame(replace(last, stamp_ns=last.stamp_ns + tenth * 100_000_000))
         assert still
         assert max(still) < last.stamp_ns + 5_000_000_000
@@ -273,7 +273,7 @@ def test_odom_base_and_camera_agree_with_the_truth_once_the_map_is_in_metres(clo
 
 
 def says_where_the_robot_is(listener: Listener, robot: Robot) -> None:
-    """As RViz's 2D Pose Estimate: the robot is there at once; a pose in another frame changes nothing."""
+    """Like RViz's 2D Pose Estimate: the robot is there at once; a pose in another frame has no effect."""
     publisher = listener.node.create_publisher(PoseWithCovarianceStamped, "/initialpose", 10)
     wait_until(lambda: publisher.get_subscription_count() > 0, 10, "the node's subscription")
     odom_from_base = robot.odom_from_base(len(frames()) - 1)

@@ -1,4 +1,4 @@
-"""ROS's own Python libraries and our equivalents say the same, wherever both are installed.
+"""ROS's own Python libraries and our equivalents agree, wherever both are installed.
 
 What is not installed is skipped and named; the equivalents have tests of their own against first principles.
 """

@@ -1,4 +1,4 @@
-"""Images wait for transforms that come later, and what is known of the cameras' places is told."""
+"""Images wait for later transforms, and the cameras' poses on the robot are reported."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def turned(degrees: float) -> np.ndarray:
 
 
 class Robot:
-    """TF and images by hand, on a clock that the test turns."""
+    """TF and images, on a clock controlled by the test."""
 
     def __init__(self) -> None:
         self.lookup = OwnLookup()
@@ -99,7 +99,7 @@ def test_an_image_waits_for_its_mask_and_continues_without_one() -> None:
     assert len(robot.released(NodeConfig())) == waiting.PATIENCE
     robot.masks_to_come.add(900 * MS)
     robot.image(900)
-    assert robot.released(NodeConfig()) == [900]  # nobody waits for those of a publisher that is silent
+    assert robot.released(NodeConfig()) == [900]  # no waiting for a silent publisher
 
 
 def test_odometry_after_its_image_was_released_is_still_passed_on() -> None:

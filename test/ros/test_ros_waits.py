@@ -34,7 +34,7 @@ STATUS = f"{NODE}/status"
 
 
 class Log:
-    """A logger that nobody reads."""
+    """A logger that discards its lines."""
 
     def warning(self, text: str, **_: Any) -> None: ...
 
@@ -42,14 +42,14 @@ class Log:
 
 
 def calls(listener: Listener, kind: Any, service: str, count: int) -> list[Any]:
-    """Futures of so many calls at once, of a client that has room for all answers."""
+    """Futures of `count` calls at once, of a client with room for all answers."""
     client = listener.node.create_client(kind, service, qos_profile=QoSProfile(depth=count))
     assert client.wait_for_service(20)
     return [client.call_async(kind.Request()) for _ in range(count)]
 
 
 def test_requests_fail_as_soon_as_the_thread_is_asked_to_end() -> None:
-    """The one in work, those that wait, and those that come later."""
+    """The running request, the waiting ones, and later ones."""
     begun, go_on = threading.Event(), threading.Event()
 
     def work(mapper: Mapper) -> None:
@@ -71,7 +71,9 @@ def test_requests_fail_as_soon_as_the_thread_is_asked_to_end() -> None:
 
 
 def test_many_calls_at_once_are_all_answered_also_while_a_pass_is_slow(tmp_path: Path) -> None:
-    """200 of a client: one waits for the pass, the others are told so; images are taken meanwhile."""
+    """200 calls of a client: one waits for the pass, the others are answered as busy; images are still
+    received.
+    """
     fault = tmp_path / "fault"
     domain_id = domain(31)
     node = faulty_node(domain_id, fault, map_directory=tmp_path)
@@ -150,7 +152,7 @@ def test_the_node_ends_at_once_despite_waiting_work(tmp_path: Path, service: str
 
 
 def calls_message(listener: Listener) -> str:
-    """What the node says to one who wants a reset; nothing as long as it works on that."""
+    """The node's answer to a reset; none while it works on it."""
     (answer,) = calls(listener, Trigger, f"{NODE}/reset", 1)
     limit = time.monotonic() + 5
     while not answer.done() and time.monotonic() < limit:

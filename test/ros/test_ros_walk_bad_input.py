@@ -1,4 +1,4 @@
-"""Bad input over DDS: each kind is counted with its reason, and the map stays as it was."""
+"""Bad input over DDS: each kind is counted with its reason, and the map is unchanged."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from walk_session import Session
 
 from fast3r_ros.ros.times import stamp_from_ns
 
-SECOND = 100  # stamp of the bad images; a good one lies a second before
+SECOND = 100  # stamp of the invalid images; a valid one is a second earlier
 
 
 def good(stamp: float = SECOND) -> Image:
@@ -36,7 +36,7 @@ def changed(**changes: Any) -> Image:
 
 def test_bad_images_are_counted_and_leave_the_map_alone(session: Session) -> None:
     session.publish([good(SECOND - 1)])
-    session.listener.call(SaveMap, f"{NODE}/save_map", name="before.ply")  # works off what waits
+    session.listener.call(SaveMap, f"{NODE}/save_map", name="before.ply")  # processes the pending keyframes
     version, before = session.status().map_version, session.drops()
     other_frame = good()
     other_frame.header.frame_id = "another_camera"

@@ -1,4 +1,4 @@
-"""What the node publishes during the walk: every topic, looked at from the side of its subscribers."""
+"""What the node publishes during the walk: every topic, from its subscribers' side."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def test_every_topic_is_received(session: Session) -> None:
 def test_status_accounts_for_the_walk(session: Session) -> None:
     status = session.walked("status")[-1]
     lost = sum(each.count for each in status.problems if each.reason == LOST)  # on a crowded machine
-    # 12 images a second: some pass while the subscription is made anew as a reliable one, which takes up to
-    # two seconds on a crowded machine
+    # 12 images a second: some are lost while the subscription is recreated as a reliable one, which takes up
+    # to two seconds on a crowded machine
     assert status.frames_received + lost >= 120 - 24
     assert status.frames_received >= 60
     total = status.frames_used + status.frames_waiting + status.frames_dropped
@@ -53,7 +53,7 @@ def test_status_accounts_for_the_walk(session: Session) -> None:
 
 def test_confidence_has_stamp_frame_and_size_of_the_input(session: Session) -> None:
     sequence = demo_sequence()
-    inputs = {sequence.stamp_ns(index) for index in range(len(sequence))}  # what the replay node sends
+    inputs = {sequence.stamp_ns(index) for index in range(len(sequence))}  # sent by the replay node
     images = session.walked("confidence")
     assert len(images) >= 15
     assert len(set(stamps(images))) == len(images)  # every keyframe once
@@ -62,7 +62,7 @@ def test_confidence_has_stamp_frame_and_size_of_the_input(session: Session) -> N
         assert message.header.frame_id == "camera_optical_frame"
         assert (message.width, message.height, message.encoding) == (320, 240, "32FC1")
     values = np.frombuffer(images[-1].data, np.float32)
-    assert values.min() >= 1.0  # as the network gives it
+    assert values.min() >= 1.0  # the network's minimum
     assert values.max() > 2.0
     colours = session.walked("confidence_color")
     assert (colours[-1].encoding, colours[-1].width) == ("rgb8", 320)
@@ -118,14 +118,14 @@ def test_map_cloud_is_the_room_level_and_latched(session: Session) -> None:
 
 
 def test_every_image_cloud_and_pose_has_its_transform_at_its_stamp(session: Session) -> None:
-    """Nobody else says where the image's frame is: it hangs below the map, with the poses of ~/window."""
+    """No other node broadcasts the image's frame: it is below the map, with the poses of ~/window."""
     transforms = [each for message in session.walked("/tf") for each in message.transforms]
     camera: dict[int, np.ndarray] = {}
     for each in transforms:
         if each.child_frame_id == "camera_optical_frame":
             assert each.header.frame_id == "map"
             stamp = ns_from_stamp(each.header.stamp)
-            assert stamp not in camera  # of two at one stamp, tf2 takes the first
+            assert stamp not in camera  # tf2 keeps only the first transform of a stamp
             camera[stamp] = matrix_from_transform(each.transform)
     first = {}  # as a keyframe was when its images were published
     for window in session.walked("window"):
@@ -173,7 +173,7 @@ def test_markers_of_loops_connect_keyframes_and_an_empty_map_removes_all() -> No
 
 
 def test_path_follows_the_true_camera(session: Session) -> None:
-    """The path is the truth's up to one similarity: 2 % of its extent."""
+    """The path equals the ground truth up to one similarity: within 2 % of its extent."""
     path = session.walked("path")[-1]
     assert path.header.frame_id == "map"
     truth = {ns_from_stamp(m.header.stamp): m.pose.pose.position for m in session.walked("/ground_truth")}

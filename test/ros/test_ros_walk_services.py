@@ -165,7 +165,7 @@ def test_pause_ignores_images(session: Session) -> None:
 
 
 def everything(session: Session) -> tuple[int, int, int]:
-    """Points of the newest map cloud, poses of the path, cells of the grid, as everybody has them."""
+    """Points of the newest map cloud, poses of the path, cells of the grid, as received."""
     heard = session.listener.heard
     grid = heard[f"{NODE}/grid"][-1]
     path = heard[f"{NODE}/path"][-1]
@@ -173,7 +173,7 @@ def everything(session: Session) -> tuple[int, int, int]:
 
 
 def for_a_newcomer(session: Session) -> PointCloud2:
-    """The first map cloud that somebody gets who subscribes now."""
+    """The first map cloud of a new subscriber."""
     clouds: list[PointCloud2] = []
     qos = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
     subscription = session.listener.node.create_subscription(
