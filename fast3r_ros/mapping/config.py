@@ -12,10 +12,22 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fast3r_ros.errors import UserError
-from fast3r_ros.mapping.data import DescriptorLimits
 from fast3r_ros.settings import from_flat, parameter, parameter_fields, unknown_parameter
 
 RENAMED = {"map.keyframes_refused": "map.moved_per_window"}  # a former name and the present one
+
+
+@dataclass(frozen=True)
+class DescriptorLimits:
+    """Limits for comparing a network's descriptors.
+
+    redundant: a view whose cosine with its camera's last keyframe is above this is redundant; 1 accepts every
+    view.  similar: minimum cosine, of the differences from the mean of all keyframes, for a place that may be
+    the same.  The defaults are Fast3R's.
+    """
+
+    redundant: float = 0.9999
+    similar: float = 0.5
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from fast3r_ros.geometry.rigid import inverse
 from fast3r_ros.geometry.sim3 import Sim3
+from fast3r_ros.mapping.config import DescriptorLimits
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -91,19 +92,6 @@ class Reconstruction:
     window_from_camera: Float64 | None = None
     intrinsics: Float64 | None = None
     metric: bool = False
-
-
-@dataclass(frozen=True)
-class DescriptorLimits:
-    """Limits for comparing a network's descriptors.
-
-    redundant: a view whose cosine with its camera's last keyframe is above this is redundant; 1 accepts every
-    view.  similar: minimum cosine, of the differences from the mean of all keyframes, for a place that may be
-    the same.  The defaults are Fast3R's.
-    """
-
-    redundant: float = 0.9999
-    similar: float = 0.5
 
 
 class WindowNetwork(Protocol):

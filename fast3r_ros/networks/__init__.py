@@ -7,7 +7,8 @@ docs/networks.md shows a complete package.
 """
 
 from fast3r_ros.errors import UserError
-from fast3r_ros.mapping.data import DescriptorLimits, EncodedView, Frame, Reconstruction, WindowNetwork
+from fast3r_ros.mapping.config import DescriptorLimits
+from fast3r_ros.mapping.data import EncodedView, Frame, Reconstruction, WindowNetwork
 from fast3r_ros.model.preprocess import PreparedImage, prepare_image
 from fast3r_ros.networks.depth import from_depth
 from fast3r_ros.networks.loading import LoadNetwork, NetworkOptions, known_networks, load_network, split_model

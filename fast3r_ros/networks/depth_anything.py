@@ -23,7 +23,8 @@ from torch.nn.functional import normalize, pad
 from fast3r_ros.errors import UserError
 from fast3r_ros.files import read_json
 from fast3r_ros.geometry.rigid import inverse, rigid_matrix
-from fast3r_ros.mapping.data import DescriptorLimits, EncodedView, Frame, Reconstruction, WindowNetwork
+from fast3r_ros.mapping.config import DescriptorLimits
+from fast3r_ros.mapping.data import EncodedView, Frame, Reconstruction, WindowNetwork
 from fast3r_ros.model import checkpoint
 from fast3r_ros.model.precision import resolve_dtype
 from fast3r_ros.model.preprocess import prepare_image

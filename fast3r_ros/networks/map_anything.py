@@ -21,8 +21,8 @@ from fast3r_ros.errors import UserError
 from fast3r_ros.files import one_line
 from fast3r_ros.geometry.intrinsics import shift_pixel_centres
 from fast3r_ros.geometry.rigid import inverse
+from fast3r_ros.mapping.config import DescriptorLimits
 from fast3r_ros.mapping.data import (
-    DescriptorLimits,
     EncodedView,
     Float32,
     Frame,

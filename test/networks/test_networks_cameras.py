@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from fast3r_ros.mapping.calibration import FocalLengths, network_focals
-from fast3r_ros.mapping.config import MapperConfig, RegistrationConfig
-from fast3r_ros.mapping.data import DescriptorLimits, EncodedView, Reconstruction
+from fast3r_ros.mapping.config import DescriptorLimits, MapperConfig, RegistrationConfig
+from fast3r_ros.mapping.data import EncodedView, Reconstruction
 from fast3r_ros.mapping.mapper import Mapper
 from fast3r_ros.mapping.one_pass import OnePass
 from fast3r_ros.mapping.registration import place_views
