@@ -235,7 +235,7 @@ class ScaleConfig:
 class LoopConfig:
     """Loop closure: recognition of known places."""
 
-    enabled: bool = parameter(True, "Search for places that were seen before", dynamic=True)
+    enabled: bool = parameter(True, "Search for known places, to close loops", dynamic=True)
     candidates: int = parameter(
         3,
         "Maximum number of retrieved keyframes that are put into the window for verification",

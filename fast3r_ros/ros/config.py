@@ -23,7 +23,7 @@ class InputConfig:
     transport: str = parameter(
         "auto",
         "Transport of the images: raw (<camera>/image), compressed (<camera>/image/compressed), or "
-        "auto: compressed where nobody publishes raw images",
+        "auto: compressed if raw images have no publisher",
         choices=("auto", "raw", "compressed"),
     )
     reliability: str = parameter(
@@ -157,12 +157,12 @@ class ViewerConfig:
         range=(0, 65535),
     )
     host: str = parameter(
-        "127.0.0.1", "Address that the viewer listens on; 0.0.0.0 lets everybody on the network look"
+        "127.0.0.1", "Address that the viewer listens on; 0.0.0.0 allows access from the network"
     )
     token: str = parameter(
         "",
-        "Token that a browser has to give once in the viewer's address (?token=…), 8 to 128 letters, "
-        "digits, - and _; empty: none is asked for",
+        "Token that a browser must give once in the viewer's address (?token=…), 8 to 128 letters, "
+        "digits, - and _ (empty: none)",
     )
     allowed_hosts: tuple[str, ...] = parameter(
         (), "Names, in addition to this machine's own, by which browsers may reach the viewer (robot.lan)"
@@ -190,13 +190,13 @@ class NodeConfig:
     accelerate: str = parameter(
         "exact",
         "Approximate speed-ups of the network: merge=2 (tokens of far views), stream=4 (three windows "
-        "of four are processed only where they are new), linears=int8 or fp8, or two with a comma; "
-        "exact: none",
+        "of four are processed only where they are new), linears=int8 or fp8, or two of them with a comma "
+        "between; exact: none",
     )
     expected_image: str = parameter(
         "640x480",
         "Size of the cameras' images, WIDTHxHEIGHT in pixels, for which a GPU is warmed up at "
-        "configure; with others windows are slower (empty: no warm-up)",
+        "configure; windows of other sizes are slower (empty: no warm-up)",
     )
     torch_threads: int = parameter(
         0,
