@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from shown_commands import ROOT
+from shown_commands import PAGES, ROOT
 
 import fast3r_ros
 from fast3r_ros.demo_model import DEMO_DIRECTORY
+from fast3r_ros.ros.config import NodeConfig
+from fast3r_ros.settings import parameter_fields
 
 
 @pytest.fixture(scope="module")
@@ -126,3 +128,19 @@ def test_messages_of_the_troubleshooting_page_are_those_of_the_sources():
     sources = messages_of_the_sources()
     parts = [(text, part.strip(" :()")) for text in shown for part in text.split("…")]
     assert not [text for text, part in parts if part not in sources]
+
+
+def test_settings_of_the_pages_exist():
+    """`window.size` and the like, in the code of every page; files are called map.ply, too."""
+    settings = {name for name, _, _ in parameter_fields(NodeConfig())}
+    sections = {name.split(".")[0] for name in settings if "." in name}
+    files = {"glb", "json", "pcd", "ply", "py"}
+    named = [
+        (page.name, name)
+        for page in PAGES
+        for code in re.findall(r"`([^`\n]+)`", page.read_text(encoding="utf-8"))
+        for name in re.findall(r"\b[a-z]+\.[a-z_]+\b", code)
+        if name.split(".")[0] in sections and name.split(".")[1] not in files
+    ]
+    assert len(named) > 50
+    assert not [(page, name) for page, name in named if name not in settings]
