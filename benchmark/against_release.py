@@ -29,7 +29,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from fast3r_ros.benchmark.kept import keep
+from fast3r_ros.benchmark.measure import keep
 from fast3r_ros.model.precision import name_of, resolve_dtype
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -26,11 +26,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from fast3r_ros.evaluation import golden_recipes as recipes
 from fast3r_ros.model import Fast3R, Fast3RConfig, FusedFeatures, ViewTokens
-from fast3r_ros.model.attention_choice import choose_attention
 from fast3r_ros.model.checkpoint import aliases
-from fast3r_ros.model.image_index import index_embedding
 from fast3r_ros.model.precision import DTYPES, in_dtype
-from fast3r_ros.model.streaming import KvCache
+from fast3r_ros.model.speed.attention_choice import choose_attention
+from fast3r_ros.model.speed.kv_cache import KvCache
+from fast3r_ros.model.transformer import index_embedding
 
 CHUNK = 16  # number of views processed at a time
 # width, depth, heads of encoder and fusion

@@ -16,7 +16,7 @@ from fast3r_ros.errors import UserError
 from fast3r_ros.io.cameras import CameraRecord, SourceImage, name_of
 from fast3r_ros.io.run_config import run_config
 from fast3r_ros.io.sources import Source, choose_indices, open_source
-from fast3r_ros.io.sources.arrays import Pictures
+from fast3r_ros.io.sources.images import Pictures
 from fast3r_ros.mapping.data import Cloud, Float32, Float64, Frame, UInt8, ViewEstimate, WindowResult
 from fast3r_ros.mapping.map import Keyframe, Map
 from fast3r_ros.mapping.mapper import Mapper
@@ -89,7 +89,7 @@ class Scene:
 
         Raises UserError for another suffix and when the file cannot be written.
         """
-        from fast3r_ros.io.glb import write_glb
+        from fast3r_ros.io.mesh import write_glb
         from fast3r_ros.io.pcd import write_pcd
         from fast3r_ros.io.ply import write_ply
 

@@ -16,7 +16,7 @@ from fast3r_ros import Fast3R, UserError, reconstruct
 from fast3r_ros.geometry.rigid import inverse
 from fast3r_ros.io.ply import read_ply
 from fast3r_ros.pictures import as_rgb
-from fast3r_ros.synthetic.network_double import TrueNetwork
+from fast3r_ros.synthetic.oracle_network import TrueNetwork
 from fast3r_ros.synthetic.sequence import demo_sequence
 
 ROOT = Path(__file__).resolve().parents[1]

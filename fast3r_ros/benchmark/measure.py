@@ -1,14 +1,20 @@
-"""Timing, peak memory and a description of the machine, the same for every benchmark."""
+"""Timing, peak memory, statistics and a description of the machine, alike for every benchmark; finished cases
+are printed and kept at once.
+"""
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import gc
+import json
+import math
 import os
 import platform
 import statistics
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,6 +23,74 @@ from typing import Any, TypeVar
 import torch
 
 import fast3r_ros
+from fast3r_ros.files import whole_file
+
+
+def summarised(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Name -> statistics over the runs.
+
+    Numbers: median, minimum and maximum.  Booleans: the number of True.  Texts: the distinct ones.  Numbers
+    that are not finite are ignored; without any finite one the median is None.
+    """
+    return {name: _summary([run[name] for run in runs]) for name in runs[0]}
+
+
+def _summary(values: Sequence[Any]) -> dict[str, Any]:
+    if all(isinstance(value, bool) for value in values):
+        return {"yes": sum(values), "runs": len(values)}
+    if any(isinstance(value, str) for value in values):
+        return {"texts": sorted({str(value) for value in values}), "runs": len(values)}
+    numbers = [value for value in values if math.isfinite(value)]
+    if not numbers:
+        return {"median": None, "least": None, "most": None, "runs": 0}
+    middle = statistics.median(numbers)
+    return {"median": middle, "least": min(numbers), "most": max(numbers), "runs": len(numbers)}
+
+
+def add_keep_argument(parser: argparse.ArgumentParser) -> None:
+    """--keep."""
+    parser.add_argument(
+        "--keep",
+        type=Path,
+        metavar="FILE",
+        help="also write the document to this file after every case, for runs that may be aborted",
+    )
+
+
+def collected(
+    document: dict[str, Any], results: Iterable[dict[str, Any]], path: Path | None
+) -> dict[str, Any]:
+    """The document with all `results`, which are measured while iterating.
+
+    Each result is reported on stderr.  The file holds the results so far, with the key `unfinished`, until it
+    holds the returned document.  Raises UserError for a file that cannot be written.
+    """
+    found: list[dict[str, Any]] = []
+    document = {**document, "results": found}
+    for result in results:
+        found.append(result)
+        print(f"{document['benchmark']}: {_line(result)}", file=sys.stderr, flush=True)
+        keep({**document, "unfinished": True}, path)
+    keep(document, path)
+    return document
+
+
+def keep(document: dict[str, Any], path: Path | None) -> None:
+    """Replace the file's content by the document, if `path` is given.  Raises UserError."""
+    if path is not None:
+        with whole_file(path) as temporary:
+            temporary.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+
+
+def _line(result: dict[str, Any]) -> str:
+    """The numbers and texts of a case, without nested values."""
+    cells = {name: value for name, value in result.items() if isinstance(value, (int, float, str))}
+    return ", ".join(f"{name} {_short(value)}" for name, value in cells.items())
+
+
+def _short(value: float | str) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
 
 Result = TypeVar("Result")
 

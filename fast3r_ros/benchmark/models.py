@@ -9,10 +9,10 @@ import torch
 from fast3r_ros.errors import UserError
 from fast3r_ros.model import Fast3R, Fast3RConfig
 from fast3r_ros.model.attention import ATTENTION_NAMES
-from fast3r_ros.model.attention_choice import choose_attention
-from fast3r_ros.model.config import DecoderConfig, EncoderConfig, HeadConfig
+from fast3r_ros.model.network_config import DecoderConfig, EncoderConfig, HeadConfig
 from fast3r_ros.model.precision import DTYPES, in_dtype, name_of, resolve_dtype
 from fast3r_ros.model.preprocess import plan_resize
+from fast3r_ros.model.speed.attention_choice import choose_attention
 
 # (width, depth, heads) of encoder and fusion: as released, as in the paper, and small
 RANDOM_MODELS = {

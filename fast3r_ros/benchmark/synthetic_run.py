@@ -21,7 +21,7 @@ from fast3r_ros.geometry.similarity import fit_similarity
 from fast3r_ros.mapping.config import MapperConfig
 from fast3r_ros.mapping.data import EncodedView, Frame, Reconstruction, WindowNetwork, WindowResult
 from fast3r_ros.mapping.mapper import Mapper
-from fast3r_ros.synthetic.network_double import Disturbance, KnownSequence, TrueNetwork
+from fast3r_ros.synthetic.oracle_network import Disturbance, KnownSequence, TrueNetwork
 from fast3r_ros.synthetic.sequence import RecordedSequence, SyntheticSequence, loop_sequence
 
 Float64 = NDArray[np.float64]

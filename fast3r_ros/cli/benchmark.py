@@ -12,15 +12,27 @@ import json
 
 # name, module, one line of help
 BENCHMARKS = (
-    ("network", "fast3r_ros.benchmark.network", "the network's stages by views, size and dtype"),
-    ("window", "fast3r_ros.benchmark.window", "a sliding window from frame to message, per stage"),
-    ("scale", "fast3r_ros.benchmark.scale", "one pass over hundreds of views: time and peak memory"),
-    ("acceleration", "fast3r_ros.benchmark.acceleration", "what accelerations save, and their error"),
-    ("precision", "fast3r_ros.benchmark.precision", "what each dtype costs in accuracy, emulated on a CPU"),
-    ("indices", "fast3r_ros.benchmark.indices", "accuracy by the choice of image indices"),
-    ("mapping", "fast3r_ros.benchmark.mapping", "the mapper's guarantees against synthetic ground truth"),
-    ("node", "fast3r_ros.benchmark.node", "the ROS node: callbacks, drops, latency, CPU over DDS"),
-    ("report", "fast3r_ros.benchmark.report", "tables and figures from the other benchmarks' output"),
+    ("network", "fast3r_ros.benchmark.network_time", "the network's stages by views, size and dtype"),
+    ("window", "fast3r_ros.benchmark.window_time", "a sliding window from frame to message, per stage"),
+    ("scale", "fast3r_ros.benchmark.one_pass_time", "one pass over hundreds of views: time and peak memory"),
+    ("acceleration", "fast3r_ros.benchmark.acceleration_error", "what accelerations save, and their error"),
+    (
+        "precision",
+        "fast3r_ros.benchmark.precision_error",
+        "what each dtype costs in accuracy, emulated on a CPU",
+    ),
+    ("indices", "fast3r_ros.benchmark.index_accuracy", "accuracy by the choice of image indices"),
+    (
+        "mapping",
+        "fast3r_ros.benchmark.mapping_promises",
+        "the mapper's guarantees against synthetic ground truth",
+    ),
+    ("node", "fast3r_ros.benchmark.node_load", "the ROS node: callbacks, drops, latency, CPU over DDS"),
+    (
+        "report",
+        "fast3r_ros.benchmark.benchmark_report",
+        "tables and figures from the other benchmarks' output",
+    ),
 )
 
 

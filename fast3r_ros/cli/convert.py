@@ -69,13 +69,12 @@ def _writers() -> dict[str, Callable[[Path, Results], None]]:
     """Suffix -> writer."""
     import numpy as np
 
-    from fast3r_ros.io.cameras import write_cameras
-    from fast3r_ros.io.colmap import write_colmap
-    from fast3r_ros.io.glb import write_glb
+    from fast3r_ros.io.cameras import write_cameras, write_trajectory
+    from fast3r_ros.io.mesh import write_glb
     from fast3r_ros.io.pcd import write_pcd
     from fast3r_ros.io.ply import write_ply
     from fast3r_ros.io.rerun_file import write_rerun
-    from fast3r_ros.io.trajectory import write_trajectory
+    from fast3r_ros.io.scenes import write_colmap
 
     def trajectory(path: Path, results: Results) -> None:
         write_trajectory(path, {camera.stamp_ns: camera.map_from_camera for camera in results.cameras})

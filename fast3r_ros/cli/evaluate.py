@@ -96,8 +96,8 @@ def run(arguments: argparse.Namespace) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from fast3r_ros.evaluation import tables
     from fast3r_ros.evaluation.runner import side_by_side
-    from fast3r_ros.model.acceleration import Acceleration
     from fast3r_ros.model.precision import resolve_device
+    from fast3r_ros.model.speed.acceleration import Acceleration
 
     acceleration = Acceleration.parse(arguments.accelerate)
     if arguments.output:

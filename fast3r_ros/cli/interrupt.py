@@ -1,21 +1,27 @@
-"""Ctrl-C handling: a command ends at any moment, with status 130.
-
-Libraries catch every exception around optional imports, and Python drops exceptions raised in its callbacks:
-a KeyboardInterrupt there would be lost.  The handler therefore records the signal and waits for a running
-import.
+"""How a command runs: Ctrl-C ends it at any moment with status 130, and torchrun may start it as several
+processes.
 """
 
 from __future__ import annotations
 
 import _thread
+import argparse
+import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from types import FrameType
 
+import torch.distributed as dist
+
+from fast3r_ros.errors import UserError
+from fast3r_ros.model.speed.parallel import join_processes
+
 STATUS = 130  # exit status after Ctrl-C, as in shells
+
+
 _AGAIN_S = 0.05  # between two checks for the end of the import
 
 
@@ -87,3 +93,22 @@ def held() -> Iterator[None]:
 def expected() -> None:
     """Record that Ctrl-C is the normal end of this command."""
     _ctrl_c.pressed = False
+
+
+def run_on_ranks(arguments: argparse.Namespace, work: Callable[[argparse.Namespace, bool], int]) -> int:
+    """`work(arguments, first)` on every process; only the first prints.
+
+    Raises UserError outside torchrun.
+    """
+    arguments.device = join_processes(arguments.device)
+    try:
+        if dist.get_rank() == 0:
+            return work(arguments, True)
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+            return work(arguments, False)
+    except UserError:
+        if dist.get_rank() == 0:
+            raise
+        return 2  # the first process reports the error
+    finally:
+        dist.destroy_process_group()

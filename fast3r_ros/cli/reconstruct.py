@@ -18,7 +18,7 @@ from fast3r_ros.errors import UserError
 from fast3r_ros.io.cameras import name_of
 
 if TYPE_CHECKING:
-    from fast3r_ros.io.offline import Mapped, Progress
+    from fast3r_ros.io.pipeline import Mapped, Progress
     from fast3r_ros.io.recorder import Recorder
     from fast3r_ros.io.sources import Source
     from fast3r_ros.mapping.config import MapperConfig
@@ -123,7 +123,7 @@ def run(arguments: argparse.Namespace) -> int:
         return _reconstruct(arguments)
     if arguments.mode != "all":
         raise UserError(f"--parallel {arguments.parallel} needs --mode all: windows are for one process")
-    from fast3r_ros.cli.ranks import run_on_ranks
+    from fast3r_ros.cli.interrupt import run_on_ranks
 
     return run_on_ranks(arguments, _reconstruct)
 
@@ -171,9 +171,9 @@ def _reconstruct(arguments: argparse.Namespace, first: bool = True) -> int:
         print(caveat, flush=True)
     odometry = _odometry(source) if config.scale.source == "odometry" else None
     # imported late, so that a usage error is reported without waiting for PyTorch
-    from fast3r_ros.io.offline import Progress, begin_results, noted, with_odometry, write_results
+    from fast3r_ros.io.pipeline import Progress, begin_results, noted, with_odometry, write_results
     from fast3r_ros.io.recorder import Recorder
-    from fast3r_ros.io.report import require_own_recording
+    from fast3r_ros.io.run_report import require_own_recording
 
     progress = Progress()
     mapper = _mapper(arguments.mode, _load_network(arguments, progress.timings), config)
@@ -228,7 +228,7 @@ def _mapper(mode: str, network: WindowNetwork, config: MapperConfig) -> Mapper |
 def _map(
     frames: Iterator[Frame], mapper: Mapper | OnePass, recorder: Recorder, progress: Progress, show: _Show
 ) -> None:
-    from fast3r_ros.io.offline import map_at_once, map_source
+    from fast3r_ros.io.pipeline import map_at_once, map_source
     from fast3r_ros.mapping.one_pass import OnePass
 
     if isinstance(mapper, OnePass):
@@ -322,7 +322,7 @@ def _at_least(least: int) -> Callable[[str], int]:
 
 def _load_network(arguments: argparse.Namespace, timings: dict[str, float]) -> WindowNetwork:
     """The network on its device; raises UserError when model or device cannot be used."""
-    from fast3r_ros.model.acceleration import Acceleration
+    from fast3r_ros.model.speed.acceleration import Acceleration
     from fast3r_ros.networks import NetworkOptions, load_network
 
     acceleration = Acceleration.parse(arguments.accelerate)

@@ -28,9 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train and print the last evaluation; returns 0."""
-    from fast3r_ros.training.config import read_config
-    from fast3r_ros.training.process import join_processes, leave_processes
+    from fast3r_ros.training.processes import join_processes, leave_processes
     from fast3r_ros.training.trainer import train
+    from fast3r_ros.training.training_config import read_config
 
     for name in ("steps", "minutes"):
         value = getattr(arguments, name)

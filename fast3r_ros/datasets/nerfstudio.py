@@ -26,7 +26,7 @@ from fast3r_ros.datasets.posed import (
     rigid_pose,
 )
 from fast3r_ros.errors import UserError
-from fast3r_ros.geometry.axes import OPENGL_FROM_OPTICAL
+from fast3r_ros.geometry.rigid import OPENGL_FROM_OPTICAL
 
 IMAGE_NS = 1_000_000_000  # the images have no times; they are ordered by name
 FISHEYE = ("OPENCV_FISHEYE",)

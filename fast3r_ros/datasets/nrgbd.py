@@ -19,8 +19,8 @@ from fast3r_ros.datasets.posed import (
     rigid_pose,
 )
 from fast3r_ros.errors import UserError
-from fast3r_ros.geometry.axes import OPENGL_FROM_OPTICAL
 from fast3r_ros.geometry.intrinsics import centred_intrinsics
+from fast3r_ros.geometry.rigid import OPENGL_FROM_OPTICAL
 from fast3r_ros.mapping.data import Float64
 
 FRAME_NS = 33_333_333

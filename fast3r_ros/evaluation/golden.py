@@ -1,14 +1,13 @@
-"""Golden cases: numbers of the official release that this implementation must reproduce.
+"""Golden cases of the steps after the network: focal length, camera pose, training loss, pose metrics.
 
-A folder holds cases of several kinds (test/golden/README.md); each kind has one function here.  The error of
-a network case is max |a - b| / (1 + |b|) over points, confidences and the features that the heads read.
+Each check returns its error and the error's limit.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,18 +15,110 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from fast3r_ros.errors import UserError
-from fast3r_ros.evaluation import golden_geometry as geometry
 from fast3r_ros.evaluation import golden_recipes as recipes
+from fast3r_ros.geometry.camera_pose import CameraPoses, poses_by_pnp, poses_from_pointmaps
+from fast3r_ros.geometry.focal import estimate_focal
+from fast3r_ros.geometry.intrinsics import centred_intrinsics, shift_pixel_centres
+from fast3r_ros.geometry.rigid import inverse, transform_points
+from fast3r_ros.metrics.pose import pair_errors, pose_scores
 from fast3r_ros.model import Fast3R, Fast3RConfig, normalize, prepare_image
 from fast3r_ros.model.precision import exact_float32, in_dtype
+from fast3r_ros.training.losses import confidence_loss
+
+FOCAL_BAR = 1e-3
+
+
+NUMBER_BAR = 1e-4
+
+
+# accuracy of an exact pose in float32, in units of the scene
+ROUNDING = 1e-6
+
+
+def check_focal(case: Mapping[str, Any]) -> tuple[float, float]:
+    """Relative difference to the official focal length."""
+    _, local, confidence = recipes.posed_view(case)
+    masked = np.where(confidence[..., None] > 1, local, np.nan)
+    estimate = estimate_focal(masked, pixel_centre=0.0)
+    official = case["official"]["focal_weiszfeld"]
+    return abs(float(estimate.focal[0]) - official) / official, FOCAL_BAR
+
+
+def check_pose_from_pointmaps(case: Mapping[str, Any], search: bool) -> tuple[float, float]:
+    """How much farther from the true pose the pointmap fit is than the official PnP; 0 when it is closer.
+
+    Distances as in `_displacement`.  search: without a focal length, against the official search for one.
+    """
+    world, local, confidence = recipes.posed_view(case)
+    intrinsics = shift_pixel_centres(centred_intrinsics(case["focal"], case["height"], case["width"]), 0.5)
+    poses = poses_from_pointmaps(local, world, 1.0 * (confidence > 1), None if search else intrinsics[None])
+    return _excess(poses, case, search), ROUNDING
+
+
+def check_pose_by_pnp(case: Mapping[str, Any], search: bool) -> tuple[float, float]:
+    """The same for our PnP."""
+    world, _, confidence = recipes.posed_view(case)
+    poses = poses_by_pnp(world, confidence, None if search else case["focal"], pixel_centre=0.0)
+    return _excess(poses, case, search), ROUNDING
+
+
+def check_loss(case: Mapping[str, Any]) -> tuple[float, float]:
+    """Relative difference of the training loss and of its terms to the official ones."""
+    predictions, truth = recipes.loss_input(case)
+    loss = confidence_loss(predictions, truth, case["alpha"])
+    ours = {"": [float(loss.total)]}
+    for name, head in (("global", loss.global_head), ("local", loss.local_head)):
+        if head is not None:
+            ours[f"pts3d_loss_{name}"], ours[f"conf_loss_{name}"] = (
+                head.error.tolist(),
+                head.weighted.tolist(),
+            )
+    errors = [abs(ours[""][0] - case["loss"]) / (1 + abs(case["loss"]))]
+    for key, official in case["details"].items():
+        name, _, view = key.partition("_")[2].partition("/")
+        errors.append(abs(ours[name][int(view)] - official) / (1 + abs(official)))
+    return max(errors), NUMBER_BAR
+
+
+def check_metric(case: Mapping[str, Any]) -> tuple[float, float]:
+    """Largest difference of the pose metrics to the official ones."""
+    scores = pose_scores(pair_errors(case["predicted_cam_to_world"], case["true_cam_to_world"]))
+    officials = {name: case[name.replace("(", "").replace(")", "")] for name in scores}
+    return max(abs(value - officials[name]) for name, value in scores.items()), NUMBER_BAR
+
+
+def _excess(poses: CameraPoses, case: Mapping[str, Any], search: bool) -> float:
+    if not poses.ok[0]:
+        raise ValueError(f"no pose: {poses.reasons[0]}")
+    official = case["official"]["pose_focal_search" if search else "pose_known_focal"]
+    truth = np.array(case["true_cam_to_world"])
+    points = recipes.posed_view(case)[1].reshape(-1, 3).astype(np.float64)
+    ours, theirs = (_displacement(pose, truth, points) for pose in (poses.window_from_camera[0], official))
+    return max(0.0, ours - theirs)
+
+
+def _displacement(pose: ArrayLike, truth: np.ndarray, points: np.ndarray) -> float:
+    """The distance by which a wrong pose moves the visible points (N, 3): the median, in scene units.
+
+    One number for rotation and translation: their errors partly cancel, so a pose that is better overall may
+    be worse in one of them.
+    """
+    moved = transform_points(inverse(truth) @ np.asarray(pose), points)
+    return float(np.median(np.linalg.norm(moved - points, axis=-1)))
+
 
 NETWORK_BAR = 1e-4
+
+
 PREPROCESS_BAR = 2 / 255
 
+
 Array = NDArray[Any]
+
+
 Check = Callable[[str], tuple[float, float]]  # device -> error and its limit
 
 
@@ -80,14 +171,14 @@ def _find(folder: Path) -> Iterator[tuple[str, Check]]:
             yield f"preprocess/{width}x{height}", partial(check_preprocess, path.parent, case)
     for path in sorted((folder / "pose").glob("*.json")):
         case = _read(path)
-        yield f"pose/{path.stem}/focal", _on_cpu(geometry.check_focal, case)
+        yield f"pose/{path.stem}/focal", _on_cpu(check_focal, case)
         for search, name in ((False, "known_focal"), (True, "focal_search")):
-            yield f"pose/{path.stem}/{name}", _on_cpu(geometry.check_pose_from_pointmaps, case, search)
-            yield f"pose/{path.stem}/{name}_pnp", _on_cpu(geometry.check_pose_by_pnp, case, search)
+            yield f"pose/{path.stem}/{name}", _on_cpu(check_pose_from_pointmaps, case, search)
+            yield f"pose/{path.stem}/{name}_pnp", _on_cpu(check_pose_by_pnp, case, search)
     for path in sorted((folder / "loss").glob("*.json")):
-        yield f"loss/{path.stem}", _on_cpu(geometry.check_loss, _read(path))
+        yield f"loss/{path.stem}", _on_cpu(check_loss, _read(path))
     for path in sorted((folder / "metric").glob("*.json")):
-        yield f"metric/{path.stem}", _on_cpu(geometry.check_metric, _read(path))
+        yield f"metric/{path.stem}", _on_cpu(check_metric, _read(path))
 
 
 def _on_cpu(check: Callable[..., tuple[float, float]], *arguments: Any) -> Check:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fast3r_ros.geometry.rigid import inverse, rigid_matrix, transform_points
 from fast3r_ros.geometry.rotation import matrix_from_quaternion
-from fast3r_ros.model.outputs import Pointmap, ViewPrediction
+from fast3r_ros.model.types import Pointmap, ViewPrediction
 from fast3r_ros.training.losses import GroundTruth
 
 Array = NDArray[Any]

@@ -14,11 +14,11 @@ import torch
 
 from fast3r_ros.datasets.posed import PosedFrame, PosedSequence
 from fast3r_ros.mapping.data import Float32, UInt8
-from fast3r_ros.synthetic.scene import room_scene
+from fast3r_ros.synthetic.rooms import room_scene
 from fast3r_ros.synthetic.sequence import SyntheticSequence, pinhole
 from fast3r_ros.synthetic.trajectories import room_path
-from fast3r_ros.training.config import DataConfig
 from fast3r_ros.training.stream import HELD_OUT, held_out_batch
+from fast3r_ros.training.training_config import DataConfig
 
 # split -> ranges of the scenes and the share of full motion
 SPLITS = {

@@ -17,7 +17,7 @@ from fast3r_ros.geometry.rigid import transform_points
 from fast3r_ros.mapping.config import MapperConfig
 from fast3r_ros.mapping.data import Frame, WindowNetwork, WindowResult
 from fast3r_ros.mapping.mapper import Mapper
-from fast3r_ros.metrics.reconstruction import map_sharpness
+from fast3r_ros.metrics.dense import map_sharpness
 from fast3r_ros.metrics.trajectory import align_trajectory, stamped_trajectory_scores, trajectory_scores
 
 CAMERA = "camera_optical_frame"

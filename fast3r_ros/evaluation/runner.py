@@ -14,8 +14,8 @@ import numpy as np
 from fast3r_ros.datasets.posed import PosedSequence
 from fast3r_ros.errors import UserError
 from fast3r_ros.evaluation import offline
+from fast3r_ros.evaluation.offline import Views, read_views, spread_frames
 from fast3r_ros.evaluation.peers import peer_name, peer_poses
-from fast3r_ros.evaluation.views import Views, read_views, spread_frames
 
 Row = dict[str, Any]
 OFFLINE_TABLES = ("pose", "reconstruction", "depth", "trajectory")

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.spatial.transform import Rotation
 
 from fast3r_ros.errors import UserError
 from fast3r_ros.files import whole_file
-from fast3r_ros.mapping.data import Float64
+from fast3r_ros.mapping.data import Cloud, Float64, PoseEstimate
+from fast3r_ros.metrics.trajectory import trajectory_scores
 
 FORMAT = "fast3r_ros cameras 1"
 
@@ -133,3 +135,79 @@ def read_cameras(path: str | Path) -> tuple[list[CameraRecord], str]:
         raise
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is not a cameras.json of this package ({error})") from error
+
+
+_EDGES = np.array([[0, 1], [0, 2], [0, 3], [0, 4], [1, 2], [2, 3], [3, 4], [4, 1]])
+
+
+def frustum_segments(
+    map_from_camera: Float64,
+    intrinsics: Float64 | None = None,
+    width: int = 4,
+    height: int = 3,
+    *,
+    size: float = 1.0,
+) -> Float64:
+    """The eight edges of a camera's view pyramid, (8, 2, 3) in the map frame.
+
+    intrinsics: (3, 3) for an image of width x height pixels; without them, a field of view of 60 degrees is
+    drawn.  size: the depth of the image plane in map units.
+    """
+    if intrinsics is None:
+        focal = width / 2 / np.tan(np.deg2rad(30.0))
+        intrinsics = np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
+    corners = np.array([[0, 0, 1], [width, 0, 1], [width, height, 1], [0, height, 1]], np.float64)
+    rays = np.linalg.solve(intrinsics, corners.T).T * size
+    points = np.vstack([np.zeros(3), rays]) @ map_from_camera[:3, :3].T + map_from_camera[:3, 3]
+    return points[_EDGES]
+
+
+def frustum_size(cloud: Cloud, records: Sequence[CameraRecord]) -> float:
+    """Depth of a drawn frustum in map units: a fiftieth of the map's extent."""
+    shown = cloud.points if len(cloud.points) else np.array([view.map_from_camera[:3, 3] for view in records])
+    low, high = np.percentile(shown, (2, 98), axis=0)
+    return max(float(np.linalg.norm(high - low)) / 50, 1e-3)
+
+
+def write_trajectory(path: str | Path, poses: Sequence[PoseEstimate] | Mapping[int, Float64]) -> None:
+    """Write poses as lines `stamp tx ty tz qx qy qz qw`, in the given order.
+
+    poses: estimates, or stamp in ns -> (4, 4) `map_from_camera`.  The stamp is written in seconds with all
+    nine decimals; the pose is that of the camera's optical frame in the map.  Raises UserError when the file
+    cannot be written.
+    """
+    if not isinstance(poses, Mapping):
+        poses = {pose.stamp_ns: pose.map_from_camera for pose in poses}
+    with whole_file(path) as temporary, temporary.open("w", encoding="ascii") as file:
+        for stamp_ns, map_from_camera in poses.items():
+            quaternion = Rotation.from_matrix(map_from_camera[:3, :3]).as_quat()
+            numbers = " ".join(f"{value:.9f}" for value in (*map_from_camera[:3, 3], *quaternion))
+            file.write(f"{stamp_ns // 10**9}.{stamp_ns % 10**9:09d} {numbers}\n")
+
+
+def trajectory_error(
+    trajectory: Sequence[PoseEstimate], truth: Mapping[int, Float64] | None
+) -> dict[str, float] | None:
+    """RMSE of the positions after one similarity, in the ground truth's unit and as a share of its path.
+
+    `standing_still` is the static baseline: the RMSE of a camera at the centre of the ground truth.  None
+    without ground truth, with fewer than three poses, and where the camera only rotates, which leaves no
+    scale.
+    """
+    known = [pose for pose in trajectory if truth and pose.stamp_ns in truth]
+    if not truth or len(known) < 3:
+        return None
+    poses = np.stack([truth[pose.stamp_ns] for pose in known])
+    try:
+        scores = trajectory_scores(np.stack([pose.map_from_camera for pose in known]), poses)
+    except UserError:
+        return None
+    if np.isnan(scores.scale):
+        return None
+    standing_still = float(np.sqrt(np.var(poses[:, :3, 3], axis=0).sum()))
+    return {
+        "rmse": round(scores.ate, 5),
+        "path": round(scores.path, 3),
+        "share_of_path": round(scores.ate / scores.path, 5),
+        "standing_still": round(standing_still, 5),
+    }

@@ -10,8 +10,7 @@ import numpy as np
 
 from fast3r_ros.errors import UserError
 from fast3r_ros.files import whole_file
-from fast3r_ros.io.cameras import CameraRecord
-from fast3r_ros.io.frusta import frustum_size
+from fast3r_ros.io.cameras import CameraRecord, frustum_size
 from fast3r_ros.io.view_images import read_image
 from fast3r_ros.mapping.data import Cloud
 

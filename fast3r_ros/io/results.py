@@ -8,10 +8,10 @@ from pathlib import Path
 from fast3r_ros.errors import UserError
 from fast3r_ros.files import read_json
 from fast3r_ros.io.cameras import CameraRecord, name_of, read_cameras
-from fast3r_ros.io.colmap import find_colmap, read_colmap
 from fast3r_ros.io.pcd import read_pcd
 from fast3r_ros.io.ply import read_ply
-from fast3r_ros.io.report import MAX_REPORT_BYTES, REPORT
+from fast3r_ros.io.run_report import MAX_REPORT_BYTES, REPORT
+from fast3r_ros.io.scenes import find_colmap, read_colmap
 from fast3r_ros.io.view_images import read_image
 from fast3r_ros.mapping.config import MapConfig
 from fast3r_ros.mapping.data import Cloud, UInt8
@@ -20,7 +20,7 @@ from fast3r_ros.mapping.storage import read_map
 
 
 def _read_glb(path: str | Path) -> Cloud:
-    from fast3r_ros.io.glb import read_glb  # needs an optional package
+    from fast3r_ros.io.mesh import read_glb  # needs an optional package
 
     return read_glb(path)
 

@@ -13,13 +13,12 @@ import numpy as np
 
 from fast3r_ros.mapping.config import MapperConfig
 from fast3r_ros.mapping.data import PoseEstimate, ViewEstimate, WindowNetwork
-from fast3r_ros.mapping.fusion import fuse_window
-from fast3r_ros.mapping.loop_closure import PlaceIndex
+from fast3r_ros.mapping.loops import PlaceIndex
 from fast3r_ros.mapping.map import Keyframe, Map
-from fast3r_ros.mapping.outcome import up_to_date
-from fast3r_ros.mapping.prediction import pose_of
+from fast3r_ros.mapping.map_update import fuse_window
 from fast3r_ros.mapping.tracking import Knowledge, Lap, SubmapStart, Track, track
 from fast3r_ros.mapping.window import WindowView
+from fast3r_ros.mapping.window_result import pose_of, up_to_date
 
 EMPTY_MAP = "there is no map to localise in: load one with ~/load_map or map_path"
 NOT_RECOGNIZED = "the images resemble no place of the map enough to be localised in it"

@@ -24,7 +24,6 @@ from fast3r_ros.mapping.data import (
     descriptor_limits,
 )
 from fast3r_ros.mapping.edges import EdgeStore, window_edges
-from fast3r_ros.mapping.encoding import encode_all
 from fast3r_ros.mapping.expectation import (
     InitialPose,
     expected_poses,
@@ -33,19 +32,17 @@ from fast3r_ros.mapping.expectation import (
     placed_by_odometry,
     to_the_plane,
 )
-from fast3r_ros.mapping.fusion import Fusion, fuse_window
 from fast3r_ros.mapping.gravity import extrinsics, known_extrinsics, level_origin
-from fast3r_ros.mapping.intake import FrameCounts, FrameIntake
+from fast3r_ros.mapping.inbox import FrameCounts, FrameIntake, OdometryBuffer
 from fast3r_ros.mapping.localization import EMPTY_MAP, Localizer
-from fast3r_ros.mapping.loop_closure import LoopCloser
+from fast3r_ros.mapping.loops import LoopCloser
 from fast3r_ros.mapping.map import Keyframe, Map
-from fast3r_ros.mapping.metric import MetricScale
-from fast3r_ros.mapping.odometry import OdometryBuffer
-from fast3r_ros.mapping.outcome import Clock, Context, up_to_date, window_result
-from fast3r_ros.mapping.prediction import pose_of, predict
+from fast3r_ros.mapping.map_update import Fusion, fuse_window
+from fast3r_ros.mapping.scale import MetricScale
 from fast3r_ros.mapping.storage import SavedMap, read_map, write_map
-from fast3r_ros.mapping.tracking import Knowledge, SubmapStart, Track, submap_start, track
+from fast3r_ros.mapping.tracking import Knowledge, SubmapStart, Track, encode_all, submap_start, track
 from fast3r_ros.mapping.window import SlidingWindow, WindowView
+from fast3r_ros.mapping.window_result import Clock, Context, pose_of, predict, up_to_date, window_result
 
 _POSE_TRIES = 3  # windows that are looked for near a given pose while only localising
 _UNIT_VOXEL = 0.01  # default voxel, as a share of the median depth of the first window

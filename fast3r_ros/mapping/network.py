@@ -13,19 +13,18 @@ from torch import Tensor
 from torch.nn.functional import normalize as to_unit
 
 from fast3r_ros.errors import UserError
-from fast3r_ros.mapping.capture import Captured, CudaGraphs, Record
 from fast3r_ros.mapping.config import WindowConfig
+from fast3r_ros.mapping.cuda_graphs import Captured, CudaGraphs, Record
 from fast3r_ros.mapping.data import EncodedView, Float64, Frame, Reconstruction, UInt8, WindowNetwork
 from fast3r_ros.mapping.pointmaps import local_from_global, numbers_of, per_view
 from fast3r_ros.mapping.streaming import SeenViews, continuation, maps_by_view
-from fast3r_ros.mapping.transfer import to_host, urgent_stream
+from fast3r_ros.mapping.view_maps import to_host, urgent_stream
 from fast3r_ros.model import Fast3R, FusedFeatures, ViewTokens
-from fast3r_ros.model.attention_choice import choose_attention
-from fast3r_ros.model.image_index import index_embedding
 from fast3r_ros.model.precision import all_finite
-from fast3r_ros.model.preprocess import normalize, prepare_image
-from fast3r_ros.model.resample import prepare_images
-from fast3r_ros.model.streaming import FusionMemory, KvCache
+from fast3r_ros.model.preprocess import normalize, prepare_image, prepare_images
+from fast3r_ros.model.speed.attention_choice import choose_attention
+from fast3r_ros.model.speed.kv_cache import FusionMemory, KvCache
+from fast3r_ros.model.transformer import index_embedding
 
 Lap = Callable[[str], None]
 _Arguments = ParamSpec("_Arguments")

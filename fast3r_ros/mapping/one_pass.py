@@ -31,21 +31,19 @@ from fast3r_ros.mapping.data import (
     WindowNetwork,
     WindowResult,
 )
-from fast3r_ros.mapping.fusion import Fusion, fuse_window
 from fast3r_ros.mapping.gravity import extrinsics, level_origin
-from fast3r_ros.mapping.intake import FrameIntake
+from fast3r_ros.mapping.inbox import FrameIntake, OdometryBuffer
 from fast3r_ros.mapping.many_views import HasSafer, ManyViewNetwork, in_parts, map_lists, some_views
 from fast3r_ros.mapping.map import Map
-from fast3r_ros.mapping.metric import MetricScale
+from fast3r_ros.mapping.map_update import Fusion, fuse_window
 from fast3r_ros.mapping.network import PreparedFrame
-from fast3r_ros.mapping.odometry import OdometryBuffer
-from fast3r_ros.mapping.outcome import Clock, Context, up_to_date, window_result
 from fast3r_ros.mapping.placement import RegisteredWindow, median_depth
 from fast3r_ros.mapping.points import typical_confidence
-from fast3r_ros.mapping.prediction import pose_of
 from fast3r_ros.mapping.registration import Registration, place_views
+from fast3r_ros.mapping.scale import MetricScale
 from fast3r_ros.mapping.tracking import Track, unusable_result
 from fast3r_ros.mapping.window import WindowView, reference_order
+from fast3r_ros.mapping.window_result import Clock, Context, pose_of, up_to_date, window_result
 
 CHUNK = 16  # views whose pictures or pointmaps are in work at a time
 Pointmaps = Callable[[Any, Sequence[int]], Reconstruction]

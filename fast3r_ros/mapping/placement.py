@@ -20,8 +20,7 @@ from fast3r_ros.mapping.data import Float32, Float64, Reconstruction, ViewEstima
 from fast3r_ros.mapping.map import Keyframe, KeyframePoints
 from fast3r_ros.mapping.points import grid_pixels, valid_points
 from fast3r_ros.mapping.registration import Overlap, Registration
-from fast3r_ros.mapping.transfer import to_host
-from fast3r_ros.mapping.view_maps import ViewMaps
+from fast3r_ros.mapping.view_maps import ViewMaps, to_host
 from fast3r_ros.mapping.window import WindowView
 
 

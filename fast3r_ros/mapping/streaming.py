@@ -1,6 +1,6 @@
 """The cache of a sliding window, and the conditions for reusing it in the next window.
 
-See `fast3r_ros.model.streaming`; off unless the model's acceleration enables it.
+See `fast3r_ros.model.speed.kv_cache`; off unless the model's acceleration enables it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fast3r_ros.mapping.data import EncodedView, Reconstruction
-from fast3r_ros.model.streaming import FusionMemory
+from fast3r_ros.model.speed.kv_cache import FusionMemory
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,8 @@
 """The network: configuration, encoder, fusion transformer, heads, checkpoints and image preprocessing."""
 
-from fast3r_ros.model.config import Fast3RConfig
 from fast3r_ros.model.fast3r import Fast3R, FusedFeatures, Pointmap, ViewPrediction, ViewTokens
-from fast3r_ros.model.preprocess import PreparedImage, normalize, prepare_image
-from fast3r_ros.model.resample import prepare_images
+from fast3r_ros.model.network_config import Fast3RConfig
+from fast3r_ros.model.preprocess import PreparedImage, normalize, prepare_image, prepare_images
 
 __all__ = [
     "Fast3R",

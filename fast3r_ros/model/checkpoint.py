@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from fast3r_ros.demo_model import DEMO, DEMO_DIRECTORY, REAL_MODEL
 from fast3r_ros.errors import UserError, optional
 from fast3r_ros.files import one_line, open_regular, read_json, whole_file
-from fast3r_ros.model.config import Fast3RConfig
+from fast3r_ros.model.network_config import Fast3RConfig
 from fast3r_ros.model.safetensors import read_safetensors, write_safetensors
 
 OFFICIAL_NAME = REAL_MODEL

@@ -17,26 +17,26 @@ from torch import Tensor, nn
 
 from fast3r_ros.errors import UserError
 from fast3r_ros.model import checkpoint, precision
-from fast3r_ros.model.acceleration import Acceleration
 from fast3r_ros.model.attention import check_attention
-from fast3r_ros.model.config import Fast3RConfig
-from fast3r_ros.model.convolution import layout_on
-from fast3r_ros.model.encoder import Encoder
-from fast3r_ros.model.fusion import FusionTransformer, fuse_views
-from fast3r_ros.model.heads import PointmapHead
-from fast3r_ros.model.image_index import (
+from fast3r_ros.model.heads import PointmapHead, layout_on
+from fast3r_ros.model.layers import Attention, AttentionFunction
+from fast3r_ros.model.network_config import Fast3RConfig
+from fast3r_ros.model.preprocess import normalize, prepare_image
+from fast3r_ros.model.speed.acceleration import Acceleration
+from fast3r_ros.model.transformer import (
+    Encoder,
+    FusionTransformer,
     counted_indices,
     drawn_indices,
     free_indices,
+    fuse_views,
     index_embedding,
     spread_indices,
 )
-from fast3r_ros.model.layers import Attention, AttentionFunction
-from fast3r_ros.model.outputs import FusedFeatures, Pointmap, ViewPrediction, ViewTokens
-from fast3r_ros.model.preprocess import normalize, prepare_image
+from fast3r_ros.model.types import FusedFeatures, Pointmap, ViewPrediction, ViewTokens
 
 if TYPE_CHECKING:
-    from fast3r_ros.model.parallel import Split
+    from fast3r_ros.model.speed.parallel import Split
     from fast3r_ros.pictures import Picture
 
 __all__ = ["Fast3R", "FusedFeatures", "Pointmap", "ViewPrediction", "ViewTokens"]

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 
 import torch
 
-from fast3r_ros.model.config import Fast3RConfig
 from fast3r_ros.model.fast3r import GPU_MEMORY_BUDGET, Fast3R
 from fast3r_ros.model.heads import COARSE_PER_FINE
 from fast3r_ros.model.layers import TOKENS_AT_ONCE
+from fast3r_ros.model.network_config import Fast3RConfig
 
 RESULT_BYTES = 16  # per pixel: a point and its confidence, float32
 ACTIVATION_BYTES = 40  # per pixel while the head's channels are converted to points and confidence

@@ -1,11 +1,11 @@
-"""An image of any size to the network's input, with the pixel transform for its intrinsics.
-
-The rule is the official loader's: the long side becomes `long_side` (Lanczos when shrinking, bicubic
-otherwise, Pillow's filters), then a centre crop to multiples of 16; a square becomes 4:3.
+"""An image of any size to the network's input, on the CPU or on any device, with the pixel transform that
+intrinsics follow.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,3 +96,57 @@ def normalize(pixels: NDArray[np.uint8] | Tensor, device: torch.device | str | N
     """uint8 RGB (..., h, w, 3) to the network's float32 input (..., 3, h, w) in [-1, 1]."""
     tensor = torch.as_tensor(pixels, device=device)
     return (tensor.movedim(-1, -3).float() / 255 - 0.5) / 0.5
+
+
+def prepare_images(images: Tensor, long_side: int) -> tuple[Tensor, NDArray[np.float64]]:
+    """Resize and crop uint8 RGB images (B, H, W, 3) of one size on their own device.
+
+    Returns the pixels (B, h, w, 3) uint8 and the (3, 3) pixel transform, both as from `prepare_image`.
+    Raises UserError for another type or shape.
+    """
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[3] != 3:
+        raise UserError(
+            f"the images are {images.dtype} of shape {tuple(images.shape)}, "
+            "expected uint8 (batch, height, width, 3)"
+        )
+    plan = plan_resize(images.shape[2], images.shape[1], long_side)
+    kind = "lanczos" if plan.shrinks else "bicubic"
+    columns = _weights(plan.source[0], plan.scaled[0], plan.left, plan.size[0], kind, images.device)
+    rows = _weights(plan.source[1], plan.scaled[1], plan.top, plan.size[1], kind, images.device)
+    planes = images.movedim(3, 1).float()
+    planes = (planes @ columns.T).round_().clamp_(0, 255)
+    planes = (rows @ planes).round_().clamp_(0, 255)
+    return planes.to(torch.uint8).movedim(1, 3), plan.pixel_transform
+
+
+@functools.lru_cache(maxsize=16)
+def _weights(source: int, scaled: int, start: int, count: int, kind: str, device: torch.device) -> Tensor:
+    """Filter weights (count, source) float32 of scaled pixels start..start + count - 1; rows sum to one."""
+    function, support = _FILTERS[kind]
+    scale = source / scaled
+    width = max(scale, 1.0)
+    centres = (np.arange(start, start + count)[:, None] + 0.5) * scale
+    positions = np.arange(source)[None, :]
+    first = np.maximum(np.floor(centres - support * width + 0.5), 0)
+    last = np.minimum(np.floor(centres + support * width + 0.5), source)
+    values = function((positions + 0.5 - centres) / width)
+    values = np.where((positions >= first) & (positions < last), values, 0.0)
+    return torch.from_numpy((values / values.sum(axis=1, keepdims=True)).astype(np.float32)).to(device)
+
+
+def _lanczos(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.where(np.abs(x) < 3, np.sinc(x) * np.sinc(x / 3), 0.0)
+
+
+def _bicubic(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Keys's cubic with a = -0.5."""
+    x = np.abs(x)
+    near = (1.5 * x - 2.5) * x * x + 1
+    far = ((-0.5 * x + 2.5) * x - 4) * x + 2
+    return np.where(x < 1, near, np.where(x < 2, far, 0.0))
+
+
+_FILTERS: dict[str, tuple[Callable[[NDArray[np.float64]], NDArray[np.float64]], float]] = {
+    "lanczos": (_lanczos, 3.0),
+    "bicubic": (_bicubic, 2.0),
+}

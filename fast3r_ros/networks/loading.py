@@ -1,4 +1,6 @@
-"""Loads the network that `model` names, `checkpoint` or `name:checkpoint`, for the node and every command."""
+"""The network that `model` names, for the node and for every command: `checkpoint`, or `name:checkpoint`;
+Fast3R is the reference and the default.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +14,39 @@ from typing import Protocol, cast
 from fast3r_ros.errors import UserError
 from fast3r_ros.files import one_line
 from fast3r_ros.mapping.data import WindowNetwork
-from fast3r_ros.model.precision import resolve_device
+from fast3r_ros.mapping.network import Fast3RNetwork
+from fast3r_ros.model import Fast3R
+from fast3r_ros.model.precision import resolve_device, resolve_dtype
+from fast3r_ros.model.speed.acceleration import Acceleration, accelerate
+
+
+def load(checkpoint: str, options: NetworkOptions) -> Fast3RNetwork:
+    """See `LoadNetwork`."""
+    acceleration = Acceleration.parse(options.accelerate)
+    dtype = resolve_dtype(options.dtype, options.device)
+    model = Fast3R.from_pretrained(checkpoint or "demo", device=options.device, dtype=dtype)
+    accelerate(model, acceleration)
+    if options.parallel != "none":
+        from fast3r_ros.model.speed.parallel import parallelise
+
+        parallelise(model, options.parallel)
+    return Fast3RNetwork(model, options.image_size)
+
 
 GROUP = "fast3r_ros.networks"
+
+
 DEFAULT = "fast3r"
+
+
 # Listed here as well, because an uninstalled source tree has no metadata.
 _BUILT_IN = {
-    DEFAULT: "fast3r_ros.networks.fast3r:load",
+    DEFAULT: "fast3r_ros.networks.loading:load",
     "da3": "fast3r_ros.networks.depth_anything:load",
     "mapanything": "fast3r_ros.networks.map_anything:load",
 }
+
+
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
 

@@ -16,10 +16,9 @@ from rclpy.qos import QoSProfile
 from tf2_msgs.msg import TFMessage
 
 from fast3r_ros.mapping.data import Float64, PoseEstimate, ViewEstimate
-from fast3r_ros.ros.config import NodeConfig
-from fast3r_ros.ros.intake import CameraFacts
-from fast3r_ros.ros.poses import rigid_inverse, stamped_transform
-from fast3r_ros.ros.times import NS, ns_from_stamp
+from fast3r_ros.ros.camera import CameraFacts
+from fast3r_ros.ros.node_config import NodeConfig
+from fast3r_ros.ros.pose_messages import NS, ns_from_stamp, rigid_inverse, stamped_transform
 from fast3r_ros.ros.transforms import OwnFrames, TransformLookup, TransformMissing
 from fast3r_ros.ros.upstream import TF2_ROS
 

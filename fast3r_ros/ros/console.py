@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from fast3r_ros.msg import MappingStatus
-from fast3r_ros.ros.report import CameraReport, Report, camera_finding, clock
+from fast3r_ros.ros.status import CameraReport, Report, camera_finding, clock
 
 _NUMBER = re.compile(r"\d+(\.\d+)?")
 _MAPPING = (MappingStatus.MAPPING, MappingStatus.LOCALIZING)

@@ -26,14 +26,11 @@ from fast3r_ros.errors import UserError
 from fast3r_ros.io.pixels import BadImage
 from fast3r_ros.mapping.data import Float64, Frame
 from fast3r_ros.mapping.expectation import InitialPose
-from fast3r_ros.ros.cameras import CameraSubscriptions
-from fast3r_ros.ros.companions import DEPTHS, MASKS, Companions
-from fast3r_ros.ros.config import NodeConfig
+from fast3r_ros.ros.camera import DEPTHS, MASKS, CameraFacts, Companions, Intake, Rejected, TimeWentBack
 from fast3r_ros.ros.counters import LOST, Counters, Guard
-from fast3r_ros.ros.intake import CameraFacts, Intake, Rejected, TimeWentBack
-from fast3r_ros.ros.mailbox import Mailbox
-from fast3r_ros.ros.poses import BadPose, initial_pose, matrix_from_pose
-from fast3r_ros.ros.times import NS, ns_from_stamp
+from fast3r_ros.ros.node_config import NodeConfig
+from fast3r_ros.ros.pose_messages import NS, BadPose, initial_pose, matrix_from_pose, ns_from_stamp
+from fast3r_ros.ros.subscriptions import CameraSubscriptions, Mailbox
 from fast3r_ros.ros.transforms import OwnFrames, TransformLookup
 from fast3r_ros.ros.waiting import Mounts, Ready, WaitingImages
 

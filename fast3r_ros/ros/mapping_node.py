@@ -1,6 +1,6 @@
 """The node `fast3r_mapping`: images in, one map out.  A lifecycle node, by default with autostart.
 
-Threads: the executor's (callbacks only leave references), conversion (`inputs`), mapping (`mapping_thread`)
+Threads: the executor's (callbacks only leave references), conversion (`inputs`), mapping (`worker`)
 and publishing (`outputs`).
 """
 
@@ -34,32 +34,32 @@ from fast3r_ros.errors import UserError
 from fast3r_ros.files import one_line
 from fast3r_ros.mapping.data import Frame, WindowNetwork, WindowResult
 from fast3r_ros.mapping.expectation import InitialPose
-from fast3r_ros.mapping.intake import FrameCounts
+from fast3r_ros.mapping.inbox import FrameCounts
 from fast3r_ros.mapping.mapper import Mapper
 from fast3r_ros.msg import MappingStatus
 from fast3r_ros.ros import parameters
 from fast3r_ros.ros.broadcaster import Broadcaster, tf_publisher
-from fast3r_ros.ros.cameras import CameraSubscriptions
-from fast3r_ros.ros.config import NodeConfig
 from fast3r_ros.ros.console import Console
 from fast3r_ros.ros.counters import Counters, Guard
 from fast3r_ros.ros.inputs import Inputs
 from fast3r_ros.ros.live_viewer import LiveViewer
 from fast3r_ros.ros.map_files import path_at_start
-from fast3r_ros.ros.mapping_thread import MappingThread
-from fast3r_ros.ros.network import (
+from fast3r_ros.ros.node_config import NodeConfig
+from fast3r_ros.ros.outputs import Outputs
+from fast3r_ros.ros.pose_messages import NS
+from fast3r_ros.ros.process import begin, leave, leave_within, spin_until
+from fast3r_ros.ros.services import Services
+from fast3r_ros.ros.status import CameraReport, Report, diagnostics_message, status_message
+from fast3r_ros.ros.subscriptions import CameraSubscriptions
+from fast3r_ros.ros.transforms import OwnFrames, transform_lookup
+from fast3r_ros.ros.worker import (
+    MappingThread,
     free_gpu_memory,
     gpu_memory,
     load_network,
     prepare_network,
     resolve_device,
 )
-from fast3r_ros.ros.outputs import Outputs
-from fast3r_ros.ros.process import begin, leave, leave_within, spin_until
-from fast3r_ros.ros.report import CameraReport, Report, diagnostics_message, status_message
-from fast3r_ros.ros.services import Services
-from fast3r_ros.ros.times import NS
-from fast3r_ros.ros.transforms import OwnFrames, transform_lookup
 
 NODE_NAME = "fast3r_mapping"
 STOP_SECONDS = 1.3  # time for a running pass after Ctrl-C

@@ -23,18 +23,21 @@ from fast3r_ros.mapping.mapper import Mapper
 from fast3r_ros.mapping.occupancy import FloorUnknown, GridMaker, Occupancy
 from fast3r_ros.msg import WindowEstimate
 from fast3r_ros.ros.broadcaster import Broadcaster
-from fast3r_ros.ros.clouds import cloud_to_message, view_to_message
-from fast3r_ros.ros.config import NodeConfig
+from fast3r_ros.ros.camera import CameraFacts
 from fast3r_ros.ros.counters import Counters, Guard
-from fast3r_ros.ros.grid import grid_message
-from fast3r_ros.ros.images import float_to_image, rgb_to_image
-from fast3r_ros.ros.intake import CameraFacts
+from fast3r_ros.ros.image_messages import at_input_size, confidence_color, float_to_image, rgb_to_image
 from fast3r_ros.ros.live_viewer import LiveViewer
-from fast3r_ros.ros.markers import map_markers
-from fast3r_ros.ros.messages import camera_info, input_intrinsics, window_message
-from fast3r_ros.ros.odometry import keyframe_odometry
-from fast3r_ros.ros.poses import path_message
-from fast3r_ros.ros.view_images import at_input_size, confidence_color
+from fast3r_ros.ros.messages import (
+    camera_info,
+    cloud_to_message,
+    grid_message,
+    input_intrinsics,
+    map_markers,
+    view_to_message,
+    window_message,
+)
+from fast3r_ros.ros.node_config import NodeConfig
+from fast3r_ros.ros.pose_messages import keyframe_odometry, path_message
 
 WAIT_SECONDS = 0.2
 RELIABLE = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)

@@ -20,7 +20,7 @@ from rclpy.parameter import Parameter
 
 from fast3r_ros.errors import UserError
 from fast3r_ros.mapping.config import RENAMED
-from fast3r_ros.ros.config import NodeConfig
+from fast3r_ros.ros.node_config import NodeConfig
 from fast3r_ros.settings import from_flat, parameter_fields, similar_names
 
 TYPES = {

@@ -31,7 +31,7 @@ from fast3r_ros.ros.map_files import (
     path_for_saving,
     write_grid,
 )
-from fast3r_ros.ros.mapping_thread import MappingThread, ShuttingDown
+from fast3r_ros.ros.worker import MappingThread, ShuttingDown
 from fast3r_ros.srv import LoadMap, SaveMap
 
 Answer = TypeVar("Answer")

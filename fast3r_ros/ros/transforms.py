@@ -15,8 +15,13 @@ from geometry_msgs.msg import TransformStamped
 from scipy.spatial.transform import Rotation, Slerp
 
 from fast3r_ros.mapping.data import Float64
-from fast3r_ros.ros.poses import matrix_from_transform, rigid_inverse
-from fast3r_ros.ros.times import NS, ns_from_stamp, stamp_from_ns
+from fast3r_ros.ros.pose_messages import (
+    NS,
+    matrix_from_transform,
+    ns_from_stamp,
+    rigid_inverse,
+    stamp_from_ns,
+)
 from fast3r_ros.ros.upstream import TF2_ROS
 
 KEEP_NS = 10 * NS  # like tf2

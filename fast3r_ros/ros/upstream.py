@@ -2,9 +2,9 @@
 
 | library | used for | equivalent |
 | --- | --- | --- |
-| cv_bridge | well-formed raw images to RGB | `images` |
-| sensor_msgs_py | reading our clouds back, in tests | `clouds`, which packs in place at half the cost |
-| tf_transformations | quaternions of matrices | `poses` (scipy) |
+| cv_bridge | well-formed raw images to RGB | `image_messages` |
+| sensor_msgs_py | reading our clouds back, in tests | `messages`, which packs in place at half the cost |
+| tf_transformations | quaternions of matrices | `pose_messages` (scipy) |
 | tf2_ros | looking up and broadcasting transforms | `transforms` |
 
 A robot with ROS from its package manager has all; the plain Python environment has none.  Tests compare
@@ -19,7 +19,7 @@ from typing import Any
 
 from sensor_msgs.msg import Image
 
-# bytes per pixel of encodings that cv_bridge converts to rgb8 like us; all others use `images`
+# bytes per pixel of encodings that cv_bridge converts to rgb8 like us; all others use `image_messages`
 CV_BRIDGE_ENCODINGS = {
     **{"rgb8": 3, "bgr8": 3, "rgba8": 4, "bgra8": 4, "mono8": 1, "mono16": 2, "yuv422": 2, "yuv422_yuy2": 2},
     **{f"bayer_{pattern}8": 1 for pattern in ("rggb", "bggr", "gbrg", "grbg")},

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fast3r_ros.mapping.data import Float64, Frame
-from fast3r_ros.ros.config import NodeConfig
-from fast3r_ros.ros.times import NS
+from fast3r_ros.ros.node_config import NodeConfig
+from fast3r_ros.ros.pose_messages import NS
 from fast3r_ros.ros.transforms import TransformLate, TransformLookup, TransformMissing
 
 WAIT_SECONDS = 1.0  # for transforms that arrive after their image

@@ -14,7 +14,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from fast3r_ros.synthetic.scene import SyntheticScene
+from fast3r_ros.synthetic.rooms import SyntheticScene
 from fast3r_ros.synthetic.textures import LEVEL_OFFSETS, LEVEL_SIZES, LEVELS, SIZE, TEXELS, texture_bank
 
 NEAR = 0.02  # metres; nearer surfaces are not rendered

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fast3r_ros.mapping.data import Float32, Frame, UInt8
 from fast3r_ros.synthetic.render import render
-from fast3r_ros.synthetic.scene import SyntheticScene, ring_scene, room_scene
+from fast3r_ros.synthetic.rooms import SyntheticScene, ring_scene, room_scene
 from fast3r_ros.synthetic.trajectories import room_path, route_path
 
 Float64 = NDArray[np.float64]

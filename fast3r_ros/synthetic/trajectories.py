@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.interpolate import CubicSpline
 from scipy.ndimage import gaussian_filter1d
 
-from fast3r_ros.synthetic.scene import SyntheticScene, is_free
+from fast3r_ros.synthetic.rooms import SyntheticScene, is_free
 
 Float64 = NDArray[np.float64]
 

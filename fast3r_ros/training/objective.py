@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from fast3r_ros.model import Fast3R, ViewPrediction, ViewTokens
-from fast3r_ros.model.dpt import FusionBlock
+from fast3r_ros.model.heads import FusionBlock
 from fast3r_ros.model.layers import Attention, Block, Mlp
-from fast3r_ros.training.losses import GroundTruth, confidence_loss
-from fast3r_ros.training.matching import Matching
+from fast3r_ros.training.losses import GroundTruth, Matching, confidence_loss
 from fast3r_ros.training.stream import Batch
 
 

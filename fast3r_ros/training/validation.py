@@ -11,10 +11,10 @@ from fast3r_ros.geometry.rigid import rigid_matrix
 from fast3r_ros.geometry.similarity import fit_similarities
 from fast3r_ros.metrics.pose import pair_errors
 from fast3r_ros.model import Fast3R
-from fast3r_ros.training.config import DataConfig
 from fast3r_ros.training.losses import GroundTruth, points_in_first_view
 from fast3r_ros.training.objective import encode_views
 from fast3r_ros.training.stream import Batch, held_out_batch
+from fast3r_ros.training.training_config import DataConfig
 
 SCENES_AT_ONCE = 4
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from fast3r_ros.errors import UserError
-from fast3r_ros.training.config import TrainConfig
-from fast3r_ros.training.process import Process
+from fast3r_ros.training.processes import Process
+from fast3r_ros.training.training_config import TrainConfig
 
 FOLDER, TAG = "deepspeed", "{step:08d}"
 KEPT = 2  # like `training.state`

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from fast3r_ros.errors import UserError, optional
 from fast3r_ros.io.cameras import CameraRecord
 from fast3r_ros.mapping.data import Cloud, Float32, UInt8
-from fast3r_ros.viewer.points import (
+from fast3r_ros.viewer.point_chunks import (
     STEPS,
     cell_size,
     chunk_numbers,
@@ -33,9 +33,8 @@ with optional("viser", "the web viewer"):
     import viser
     from viser import ViserServer
 
-    from fast3r_ros.viewer.controls import Controls
     from fast3r_ros.viewer.guard import AccessGuard, guarded
-    from fast3r_ros.viewer.page import Style, send_script, send_style
+    from fast3r_ros.viewer.page import Controls, Style, send_script, send_style
     from fast3r_ros.viewer.scene import Cameras, Rulers, frustum_size
     from fast3r_ros.viewer.views import BrowserViews
 

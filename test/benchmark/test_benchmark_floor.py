@@ -10,10 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from fast3r_ros.benchmark.ceilings import measure_device_peaks
-from fast3r_ros.benchmark.floor import DevicePeaks, Operation, fusion_attention, roofline_seconds, stages
+from fast3r_ros.benchmark.roofline import (
+    DevicePeaks,
+    Operation,
+    fusion_attention,
+    measure_device_peaks,
+    roofline_seconds,
+    stages,
+)
 from fast3r_ros.model import Fast3R, Fast3RConfig, ViewTokens
-from fast3r_ros.model.config import DecoderConfig, EncoderConfig, HeadConfig
+from fast3r_ros.model.network_config import DecoderConfig, EncoderConfig, HeadConfig
 
 
 def config(local: bool = True, mlp_ratio: float = 4.0) -> Fast3RConfig:

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from fast3r_ros.benchmark import models, scale
-from fast3r_ros.benchmark.kept import collected
+from fast3r_ros.benchmark import models, one_pass_time
+from fast3r_ros.benchmark.measure import collected
 from fast3r_ros.cli import main
 from fast3r_ros.errors import UserError
 from fast3r_ros.model import Fast3R, fast3r
@@ -132,7 +132,7 @@ def test_random_weights_lie_in_memory_as_loaded_ones(monkeypatch: pytest.MonkeyP
 def test_passes_over_many_views_run_once(
     model_directory: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scale, "LONG", 2)
+    monkeypatch.setattr(one_pass_time, "LONG", 2)
 
     def runs(*arguments: str) -> list[int]:
         size = ["--size", "64x48", "--views", "2", "3"]
@@ -140,5 +140,5 @@ def test_passes_over_many_views_run_once(
         results = json.loads(capsys.readouterr().out)["results"]
         return [result["stages"]["fuse"]["runs"] for result in results]
 
-    assert runs() == [scale.FEW_RUNS, 1]
+    assert runs() == [one_pass_time.FEW_RUNS, 1]
     assert runs("--runs", "2") == [2, 2]

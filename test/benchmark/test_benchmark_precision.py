@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fast3r_ros.benchmark import precision
+from fast3r_ros.benchmark import precision_error
 from fast3r_ros.cli import main
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "forward"
@@ -26,8 +26,8 @@ def test_auto_on_a_gpu_is_nearly_float32(
 ) -> None:
     assert main(["benchmark", "precision", *arguments]) == 0
     found = {row["variant"]: row["points_median"] for row in json.loads(capsys.readouterr().out)["results"]}
-    assert list(found) == list(precision.VARIANTS)
-    assert found[precision.AUTO] < auto
+    assert list(found) == list(precision_error.VARIANTS)
+    assert found[precision_error.AUTO] < auto
     assert found["bfloat16"] > bfloat16
 
 

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from fast3r_ros.benchmark.mapping import SCENARIOS
-from fast3r_ros.benchmark.repeated import summarised
-from fast3r_ros.benchmark.tables import tables
+from fast3r_ros.benchmark.benchmark_report import tables
+from fast3r_ros.benchmark.mapping_promises import SCENARIOS
+from fast3r_ros.benchmark.measure import summarised
 from fast3r_ros.cli import main
 
 INF = float("inf")

@@ -15,7 +15,7 @@ import torch
 
 import fast3r_ros.io.sources.video  # noqa: F401 - quiets FFmpeg, which reads its log level once
 from fast3r_ros.model import Fast3R, Fast3RConfig
-from fast3r_ros.model.config import DecoderConfig, EncoderConfig, HeadConfig
+from fast3r_ros.model.network_config import DecoderConfig, EncoderConfig, HeadConfig
 from fast3r_ros.synthetic.sequence import demo_sequence
 
 torch.set_num_threads(1)  # small networks are slower with more, above all beside other work

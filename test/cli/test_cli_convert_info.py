@@ -22,7 +22,7 @@ from fast3r_ros.io.results import read_results
 from fast3r_ros.mapping.config import MapperConfig
 from fast3r_ros.mapping.data import Cloud
 from fast3r_ros.mapping.mapper import Mapper
-from fast3r_ros.synthetic.network_double import TrueNetwork
+from fast3r_ros.synthetic.oracle_network import TrueNetwork
 from fast3r_ros.synthetic.sequence import demo_sequence
 
 

@@ -16,7 +16,7 @@ from shown_commands import PAGES, ROOT
 
 import fast3r_ros
 from fast3r_ros.demo_model import DEMO_DIRECTORY
-from fast3r_ros.ros.config import NodeConfig
+from fast3r_ros.ros.node_config import NodeConfig
 from fast3r_ros.settings import parameter_fields
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from fast3r_ros.cli import main
 from fast3r_ros.demo_model import DEMO_DIRECTORY, REAL_MODEL, is_demo
-from fast3r_ros.io import offline
+from fast3r_ros.io import pipeline
 
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = ["--max-views", "4", "--rate", "2", "--device", "cpu"]
@@ -30,13 +30,13 @@ WARNING = (
 def caveats(monkeypatch) -> list[str]:
     """The caveats passed to the preview."""
     seen: list[str] = []
-    draw = offline.write_preview
+    draw = pipeline.write_preview
 
     def watched(path, **content):
         seen.append(content["caveat"])
         draw(path, **content)
 
-    monkeypatch.setattr(offline, "write_preview", watched)
+    monkeypatch.setattr(pipeline, "write_preview", watched)
     return seen
 
 

@@ -20,12 +20,12 @@ import numpy as np
 import pytest
 
 from fast3r_ros.cli import main
-from fast3r_ros.io.offline import Progress, begin_results, map_source
+from fast3r_ros.io.pipeline import Progress, begin_results, map_source
 from fast3r_ros.io.recorder import Recorder
 from fast3r_ros.io.results import read_results
 from fast3r_ros.mapping.config import MapperConfig
 from fast3r_ros.mapping.mapper import Mapper
-from fast3r_ros.synthetic.network_double import TrueNetwork
+from fast3r_ros.synthetic.oracle_network import TrueNetwork
 from fast3r_ros.synthetic.sequence import demo_sequence
 
 pytestmark = pytest.mark.slow

@@ -24,14 +24,14 @@ from fast3r_ros.datasets.colmap import read_model
 from fast3r_ros.datasets.posed import PosedSequence
 from fast3r_ros.errors import UserError
 from fast3r_ros.evaluation import held_out
-from fast3r_ros.evaluation.views import read_views, spread_frames
+from fast3r_ros.evaluation.offline import read_views, spread_frames
 from fast3r_ros.geometry.intrinsics import pixel_rays
 from fast3r_ros.geometry.rigid import inverse
 from fast3r_ros.geometry.rotation import quaternion_from_matrix
-from fast3r_ros.synthetic.scene import room_scene
+from fast3r_ros.synthetic.rooms import room_scene
 from fast3r_ros.synthetic.sequence import SyntheticSequence, pinhole
 from fast3r_ros.synthetic.trajectories import room_path
-from fast3r_ros.training.recorded import recorded_sequences, recorded_views
+from fast3r_ros.training.stream import recorded_sequences, recorded_views
 
 SCENE = room_scene(20_000_001)
 FRAMES = 3

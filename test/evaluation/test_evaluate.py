@@ -19,7 +19,7 @@ from fast3r_ros.datasets.posed import PosedFrame, PosedSequence
 from fast3r_ros.errors import UserError
 from fast3r_ros.evaluation import held_out, offline, tables
 from fast3r_ros.evaluation.mapped import score_mapper
-from fast3r_ros.evaluation.published import PUBLISHED, published_rows
+from fast3r_ros.evaluation.offline import Views, read_views
 from fast3r_ros.evaluation.runner import (
     BASELINES,
     COMPARED,
@@ -30,13 +30,13 @@ from fast3r_ros.evaluation.runner import (
     run_offline,
     settings,
 )
-from fast3r_ros.evaluation.views import Views, read_views
+from fast3r_ros.evaluation.tables import PUBLISHED, published_rows
 from fast3r_ros.geometry.intrinsics import pixel_rays
 from fast3r_ros.geometry.rigid import inverse, rigid_matrix, transform_points
 from fast3r_ros.mapping.data import UInt8
 from fast3r_ros.model import Fast3R, Fast3RConfig
-from fast3r_ros.synthetic.network_double import Disturbance, TrueNetwork
-from fast3r_ros.synthetic.scene import room_scene
+from fast3r_ros.synthetic.oracle_network import Disturbance, TrueNetwork
+from fast3r_ros.synthetic.rooms import room_scene
 from fast3r_ros.synthetic.sequence import SyntheticSequence, demo_sequence, pinhole
 from fast3r_ros.synthetic.trajectories import room_path
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fast3r_ros.geometry import axes, intrinsics, rigid, rotation
+from fast3r_ros.geometry import intrinsics, rigid, rotation
 from fast3r_ros.geometry.sim3 import Sim3
 from fast3r_ros.model.preprocess import plan_resize
 
@@ -65,9 +65,9 @@ def test_a_camera_looking_north_is_a_body_facing_north() -> None:
     """Forward, left and up of the optical frame are x, y and z of the body frame (REP-103)."""
     forward, left, up = np.array([[0, 0, 1], [-1, 0, 0], [0, -1, 0]], dtype=float)
     for optical, body in zip((forward, left, up), np.eye(3), strict=True):
-        np.testing.assert_array_equal(axes.BODY_FROM_OPTICAL[:3, :3] @ optical, body)
+        np.testing.assert_array_equal(rigid.BODY_FROM_OPTICAL[:3, :3] @ optical, body)
     pose = rigid.rigid_matrix(rotation.matrix_from_vector([0.1, 0.2, 0.3]), [1, 2, 3])
-    back = axes.optical_pose_from_body(axes.body_pose_from_optical(pose))
+    back = rigid.optical_pose_from_body(rigid.body_pose_from_optical(pose))
     np.testing.assert_allclose(back, pose, atol=1e-15)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fast3r_ros.evaluation import golden_geometry as golden
+from fast3r_ros.evaluation import golden as golden
 from fast3r_ros.evaluation.golden_recipes import posed_view
 from fast3r_ros.geometry.focal import estimate_focal
 

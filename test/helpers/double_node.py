@@ -22,11 +22,11 @@ import torch
 import yaml
 
 from fast3r_ros.mapping.data import EncodedView, Frame, Reconstruction, WindowNetwork
-from fast3r_ros.ros.config import NodeConfig
 from fast3r_ros.ros.inputs import Inputs
 from fast3r_ros.ros.mapping_node import main
+from fast3r_ros.ros.node_config import NodeConfig
 from fast3r_ros.ros.parameters import config_from_values
-from fast3r_ros.synthetic.network_double import TrueNetwork
+from fast3r_ros.synthetic.oracle_network import TrueNetwork
 from fast3r_ros.synthetic.sequence import demo_sequence
 
 CAMERAS = ("camera_optical_frame", "front", "rear")

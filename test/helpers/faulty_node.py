@@ -21,8 +21,8 @@ from bad_results import DISTURBED
 from fast3r_ros.mapping import mapper as mapper_module
 from fast3r_ros.mapping.data import EncodedView, Frame, Reconstruction, WindowNetwork
 from fast3r_ros.mapping.mapper import Mapper
+from fast3r_ros.ros.camera import Intake
 from fast3r_ros.ros.inputs import Inputs
-from fast3r_ros.ros.intake import Intake
 from fast3r_ros.ros.mapping_node import main
 from fast3r_ros.ros.outputs import Outputs
 

@@ -15,7 +15,7 @@ from small_model import random_views, small_model
 
 from fast3r_ros.model import Fast3R, Pointmap
 from fast3r_ros.model.layers import TOKENS_AT_ONCE, Block
-from fast3r_ros.model.parallel import parallelise
+from fast3r_ros.model.speed.parallel import parallelise
 
 
 @dataclass(frozen=True)

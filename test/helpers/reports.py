@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fast3r_ros.mapping.data import MapperStatus
-from fast3r_ros.ros.report import CameraReport
+from fast3r_ros.ros.status import CameraReport
 
 
 def mapper_status(**changes: Any) -> MapperStatus:

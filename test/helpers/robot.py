@@ -18,11 +18,17 @@ from scipy.spatial.transform import Rotation
 from sensor_msgs.msg import Image
 from tf2_msgs.msg import TFMessage
 
-from fast3r_ros.geometry.axes import optical_pose_from_body
+from fast3r_ros.geometry.rigid import optical_pose_from_body
 from fast3r_ros.mapping.data import Frame
-from fast3r_ros.ros.images import packed, rgb_to_image
-from fast3r_ros.ros.poses import matrix_from_pose, odometry_message, rigid_inverse, stamped_transform
-from fast3r_ros.ros.times import ns_from_stamp, stamp_from_ns
+from fast3r_ros.ros.image_messages import packed, rgb_to_image
+from fast3r_ros.ros.pose_messages import (
+    matrix_from_pose,
+    ns_from_stamp,
+    odometry_message,
+    rigid_inverse,
+    stamp_from_ns,
+    stamped_transform,
+)
 from fast3r_ros.synthetic.sequence import demo_sequence
 
 CAMERA = "camera_optical_frame"

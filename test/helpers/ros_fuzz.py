@@ -24,7 +24,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from fast3r_ros.io.pixels import ENCODINGS
 from fast3r_ros.ros.counters import LOST
-from fast3r_ros.ros.images import rgb_to_jpeg
+from fast3r_ros.ros.image_messages import rgb_to_jpeg
 
 ENCODING_NAMES = [*ENCODINGS, "", "rgb9", "32FC1", "\u00e4"]
 MODELS = ("plumb_bob", "rational_polynomial", "equidistant", "", "wobbly", "\u00e4")

@@ -16,7 +16,7 @@ from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 from tf2_msgs.msg import TFMessage
 from visualization_msgs.msg import MarkerArray
 
-from fast3r_ros.ros.times import ns_from_stamp
+from fast3r_ros.ros.pose_messages import ns_from_stamp
 
 DOMAIN = domain(1)
 LATCHED = {"map_cloud": PointCloud2, "path": PathMessage, "grid": OccupancyGrid, "markers": MarkerArray}

@@ -9,7 +9,7 @@ import pytest
 
 from fast3r_ros.mapping.data import Cloud, PoseEstimate, ViewEstimate
 from fast3r_ros.mapping.view_maps import ViewMaps
-from fast3r_ros.synthetic.scene import room_scene
+from fast3r_ros.synthetic.rooms import room_scene
 from fast3r_ros.synthetic.sequence import DEMO_SEED, SyntheticSequence, pinhole
 from fast3r_ros.synthetic.trajectories import room_path
 

@@ -23,23 +23,17 @@ from scipy.spatial.transform import Rotation, Slerp
 from fast3r_ros.cli import main
 from fast3r_ros.cli.reconstruct import mapper_config
 from fast3r_ros.errors import UserError
-from fast3r_ros.geometry.axes import body_pose_from_optical
-from fast3r_ros.io.offline import (
-    Progress,
-    begin_results,
-    map_source,
-    with_odometry,
-    write_results,
-)
+from fast3r_ros.geometry.rigid import body_pose_from_optical
+from fast3r_ros.io.cameras import trajectory_error, write_trajectory
+from fast3r_ros.io.pipeline import Progress, begin_results, map_source, with_odometry, write_results
 from fast3r_ros.io.recorder import Recorder
 from fast3r_ros.io.results import read_results
 from fast3r_ros.io.sources.rosbag import RosBag
-from fast3r_ros.io.sources.synthetic import SyntheticSource
-from fast3r_ros.io.trajectory import trajectory_error, write_trajectory
+from fast3r_ros.io.sources.synthetic_walk import SyntheticSource
 from fast3r_ros.io.view_images import DEPTH_STEPS
 from fast3r_ros.mapping.data import PoseEstimate
 from fast3r_ros.mapping.mapper import Mapper
-from fast3r_ros.synthetic.network_double import TrueNetwork
+from fast3r_ros.synthetic.oracle_network import TrueNetwork
 from fast3r_ros.synthetic.sequence import demo_sequence
 
 

@@ -10,10 +10,10 @@ from plyfile import PlyData, PlyElement
 from fast3r_ros.cli import main
 from fast3r_ros.errors import UserError
 from fast3r_ros.io.cameras import CameraRecord
-from fast3r_ros.io.colmap import write_colmap
 from fast3r_ros.io.pcd import read_pcd
 from fast3r_ros.io.ply import read_ply
 from fast3r_ros.io.results import read_results
+from fast3r_ros.io.scenes import write_colmap
 from fast3r_ros.mapping.data import Cloud
 
 COLOURS = np.array([[200, 30, 10], [0, 128, 255], [90, 90, 90]], np.uint8)

@@ -28,14 +28,18 @@ from fast3r_ros.errors import UserError
 from fast3r_ros.files import whole_file
 from fast3r_ros.geometry.rigid import rigid_matrix
 from fast3r_ros.geometry.rotation import matrix_from_vector
-from fast3r_ros.io.cameras import CameraRecord, read_cameras, write_cameras
-from fast3r_ros.io.colmap import write_colmap
-from fast3r_ros.io.glb import GLTF_FROM_MAP, write_glb
-from fast3r_ros.io.map_picture import _frustum_size
+from fast3r_ros.io.cameras import (
+    CameraRecord,
+    read_cameras,
+    trajectory_error,
+    write_cameras,
+    write_trajectory,
+)
+from fast3r_ros.io.mesh import GLTF_FROM_MAP, write_glb
 from fast3r_ros.io.pcd import write_pcd
 from fast3r_ros.io.ply import read_ply, write_ply
-from fast3r_ros.io.preview import _fitted, verdict, write_preview
-from fast3r_ros.io.trajectory import trajectory_error, write_trajectory
+from fast3r_ros.io.preview import _fitted, _frustum_size, verdict, write_preview
+from fast3r_ros.io.scenes import write_colmap
 from fast3r_ros.io.view_images import CONFIDENCE_STEPS, DEPTH_STEPS, write_view_images
 from fast3r_ros.mapping.data import Cloud, PoseEstimate, ViewEstimate
 

@@ -14,7 +14,7 @@ from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from fast3r_ros.errors import UserError
 from fast3r_ros.io.pixels import decode_image
 from fast3r_ros.io.sources import open_source
-from fast3r_ros.io.sources.packets import PACKETS
+from fast3r_ros.io.sources.video import PACKETS
 
 # Twelve grey pictures of 64 x 48 pixels, 5, 25 … 225, in two groups with B frames, by x264 and x265.
 H264 = """

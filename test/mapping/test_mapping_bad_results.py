@@ -12,9 +12,9 @@ from bad_results import DISTURBED
 from fast3r_ros.benchmark.synthetic_run import Run, start, the_loop
 from fast3r_ros.mapping import mapper as mapper_module
 from fast3r_ros.mapping.data import EncodedView, Frame
-from fast3r_ros.mapping.intake import FrameIntake
+from fast3r_ros.mapping.inbox import FrameIntake
 from fast3r_ros.mapping.mapper import Mapper
-from fast3r_ros.synthetic.network_double import TrueNetwork
+from fast3r_ros.synthetic.oracle_network import TrueNetwork
 
 
 class Disturbing(TrueNetwork):

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fast3r_ros.mapping.capture import Captured, CudaGraphs, TensorFunction
+from fast3r_ros.mapping.cuda_graphs import Captured, CudaGraphs, TensorFunction
 
 
 def like_a_graph(function: TensorFunction, inputs: Sequence[Tensor]) -> TensorFunction:

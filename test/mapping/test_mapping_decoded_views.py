@@ -15,7 +15,7 @@ from fast3r_ros.mapping.data import EncodedView, Frame, Reconstruction, WindowNe
 from fast3r_ros.mapping.mapper import Mapper
 from fast3r_ros.mapping.network import Fast3RNetwork
 from fast3r_ros.model import Fast3R
-from fast3r_ros.synthetic.network_double import TrueNetwork
+from fast3r_ros.synthetic.oracle_network import TrueNetwork
 from fast3r_ros.synthetic.sequence import loop_sequence
 
 

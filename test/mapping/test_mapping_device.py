@@ -10,7 +10,7 @@ from second_device import DEVICE, SecondDevice
 from fast3r_ros.mapping.config import MapperConfig
 from fast3r_ros.mapping.data import EncodedView, Frame, Reconstruction, WindowNetwork
 from fast3r_ros.mapping.mapper import Mapper
-from fast3r_ros.synthetic.network_double import Disturbance, TrueNetwork
+from fast3r_ros.synthetic.oracle_network import Disturbance, TrueNetwork
 from fast3r_ros.synthetic.sequence import loop_sequence
 
 WIDTH, HEIGHT = 64, 48

@@ -10,12 +10,12 @@ import cv2
 import numpy as np
 import pytest
 
-from fast3r_ros.benchmark.mapping import recorded_scenarios
+from fast3r_ros.benchmark.mapping_promises import recorded_scenarios
 from fast3r_ros.benchmark.synthetic_run import recorded_frames, start, the_loop
 from fast3r_ros.errors import UserError
 from fast3r_ros.geometry.rotation import angle_between
 from fast3r_ros.mapping.calibration import FocalLengths
-from fast3r_ros.synthetic.network_double import REALISTIC, Disturbance
+from fast3r_ros.synthetic.oracle_network import REALISTIC, Disturbance
 from fast3r_ros.synthetic.sequence import RecordedSequence
 
 pytestmark = pytest.mark.slow

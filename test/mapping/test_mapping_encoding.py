@@ -8,7 +8,7 @@ import torch
 
 from fast3r_ros.benchmark.synthetic_run import start, the_loop
 from fast3r_ros.mapping.data import EncodedView, Frame
-from fast3r_ros.mapping.encoding import encode_all
+from fast3r_ros.mapping.tracking import encode_all
 
 ARM = (slice(24, None), slice(None, 40))  # lower left of 64 x 48 pixels: 31 % of each image
 ARM_DEPTH = 0.4  # metres; the walls are farther

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fast3r_ros.mapping.config import KeyframeConfig, PointsConfig
 from fast3r_ros.mapping.data import Frame
-from fast3r_ros.mapping.intake import FrameIntake, Waiting, without_least_motion
+from fast3r_ros.mapping.inbox import FrameIntake, Waiting, without_least_motion
 from fast3r_ros.mapping.keyframes import KeyframeSelector, image_motion, small_grey
 from fast3r_ros.mapping.points import depth_edges, grid_pixels, valid_points
 

@@ -15,22 +15,21 @@ from second_device import DEVICE, SecondDevice
 
 from fast3r_ros.geometry.camera_pose import CameraPoses
 from fast3r_ros.geometry.sim3 import Sim3
-from fast3r_ros.mapping import transfer
+from fast3r_ros.mapping import view_maps
 from fast3r_ros.mapping.calibration import WindowCameras
 from fast3r_ros.mapping.config import MapperConfig, PointsConfig
 from fast3r_ros.mapping.data import EncodedView, Frame, Reconstruction
-from fast3r_ros.mapping.fusion import Fusion, fuse_window
+from fast3r_ros.mapping.map_update import Fusion, fuse_window
 from fast3r_ros.mapping.network import Fast3RNetwork
 from fast3r_ros.mapping.placement import RegisteredWindow, estimate_view
-from fast3r_ros.mapping.records import view_bytes, view_records
+from fast3r_ros.mapping.point_records import view_bytes, view_records
 from fast3r_ros.mapping.registration import Registration
-from fast3r_ros.mapping.rehearsal import rehearse
 from fast3r_ros.mapping.tracking import Track
-from fast3r_ros.mapping.transfer import fetch, to_host
-from fast3r_ros.mapping.view_maps import mean_values
+from fast3r_ros.mapping.view_maps import fetch, mean_values, to_host
+from fast3r_ros.mapping.warm_up import rehearse
 from fast3r_ros.mapping.window import WindowView
 from fast3r_ros.model import Fast3R
-from fast3r_ros.model.resample import _weights, prepare_images
+from fast3r_ros.model.preprocess import _weights, prepare_images
 
 VIEWS, HEIGHT, WIDTH = 4, 48, 64
 GRID = (HEIGHT // 16, WIDTH // 16)
@@ -170,8 +169,8 @@ def test_results_are_copied_out_of_the_pinned_memory_once() -> None:
 def test_publishing_precedes_the_next_window(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stream of the network's priority would wait behind its attention; the lower number has priority."""
     monkeypatch.setattr(torch.cuda, "Stream", lambda device, priority=0: (str(device), priority))
-    made = transfer._side_stream.__wrapped__(torch.device("cuda:1"))
-    assert made == ("cuda:1", -1) == transfer.urgent_stream(torch.device("cuda:1"))
+    made = view_maps._side_stream.__wrapped__(torch.device("cuda:1"))
+    assert made == ("cuda:1", -1) == view_maps.urgent_stream(torch.device("cuda:1"))
 
 
 @pytest.mark.parametrize("views", [2, 5])

@@ -9,7 +9,7 @@ from fast3r_ros.benchmark.synthetic_run import start, the_loop
 from fast3r_ros.mapping.expectation import InitialPose
 from fast3r_ros.mapping.localization import EMPTY_MAP
 from fast3r_ros.mapping.mapper import Mapper
-from fast3r_ros.synthetic.network_double import TrueNetwork
+from fast3r_ros.synthetic.oracle_network import TrueNetwork
 
 LATER_NS = 10**12  # the robot comes back
 

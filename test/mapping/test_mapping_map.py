@@ -5,7 +5,7 @@ import pytest
 
 from fast3r_ros.geometry.sim3 import Sim3
 from fast3r_ros.mapping.config import LoopConfig, MapConfig
-from fast3r_ros.mapping.loop_closure import LoopCloser
+from fast3r_ros.mapping.loops import LoopCloser
 from fast3r_ros.mapping.map import Keyframe, KeyframePoints, Map, most_redundant
 
 SHIFT = np.array([0.0, 3.0, 0.0])
@@ -120,7 +120,7 @@ def moved(monkeypatch):
             i: pose if i < 5 else Sim3(1.0, np.eye(3), pose.translation + SHIFT) for i, pose in nodes.items()
         }
 
-    monkeypatch.setattr("fast3r_ros.mapping.loop_closure.optimize", optimize)
+    monkeypatch.setattr("fast3r_ros.mapping.loops.optimize", optimize)
     map_.put([keyframe(9, 0.9)])
     before = {i: k.map_from_local.translation for i, k in map_.keyframes.items()}
     closer.optimize(map_)

@@ -7,14 +7,13 @@ import pytest
 import torch
 
 from fast3r_ros.benchmark.synthetic_run import start, the_loop
-from fast3r_ros.geometry.axes import BODY_FROM_OPTICAL
-from fast3r_ros.geometry.rigid import rigid_matrix
+from fast3r_ros.geometry.rigid import BODY_FROM_OPTICAL, rigid_matrix
 from fast3r_ros.geometry.rotation import angle_between, matrix_from_vector
 from fast3r_ros.geometry.similarity import fit_similarity
 from fast3r_ros.mapping.config import MapperConfig
 from fast3r_ros.mapping.data import Frame
 from fast3r_ros.mapping.mapper import Mapper
-from fast3r_ros.synthetic.network_double import TrueNetwork
+from fast3r_ros.synthetic.oracle_network import TrueNetwork
 from fast3r_ros.synthetic.sequence import pinhole
 
 
@@ -116,7 +115,7 @@ def test_cameras_of_different_shape_share_one_window_together_or_unsynchronised(
 
 
 def test_missing_regions_and_more_noise_do_no_harm():
-    from fast3r_ros.synthetic.network_double import Disturbance
+    from fast3r_ros.synthetic.oracle_network import Disturbance
 
     sequence, frames = the_loop()
     run = start(sequence, Disturbance(depth_noise=0.05, missing=0.3)).feed(frames[:150])

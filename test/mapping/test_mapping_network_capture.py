@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 
 from fast3r_ros.errors import UserError
-from fast3r_ros.io.report import peak_memory
+from fast3r_ros.io.run_report import peak_memory
 from fast3r_ros.mapping import network as mapping_network
-from fast3r_ros.mapping import rehearsal
-from fast3r_ros.mapping.capture import TensorFunction
+from fast3r_ros.mapping import warm_up as mapping_warm_up
 from fast3r_ros.mapping.config import MapperConfig
+from fast3r_ros.mapping.cuda_graphs import TensorFunction
 from fast3r_ros.mapping.data import EncodedView, Frame, Reconstruction
 from fast3r_ros.mapping.network import Fast3RNetwork
 from fast3r_ros.model import Fast3R
-from fast3r_ros.model.acceleration import Acceleration, accelerate
-from fast3r_ros.ros.network import gpu_memory, warm_up
+from fast3r_ros.model.speed.acceleration import Acceleration, accelerate
+from fast3r_ros.ros.worker import gpu_memory, warm_up
 
 VIEWS = 3
 
@@ -238,7 +238,7 @@ def test_a_warm_up_records_and_rehearses_a_window_of_the_nodes(
     network: Fast3R, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rehearsed: list[Reconstruction] = []
-    monkeypatch.setattr(rehearsal, "rehearse", lambda like, config: rehearsed.append(like))
+    monkeypatch.setattr(mapping_warm_up, "rehearse", lambda like, config: rehearsed.append(like))
     captured = Fast3RNetwork(network, record=GraphDouble())
     config = MapperConfig.from_flat({"window.size": 5, "window.stride": 3, "window.overlap": 2})
     warm_up(captured, config, (64, 48))

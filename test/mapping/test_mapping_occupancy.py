@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from fast3r_ros.benchmark.synthetic_run import start, the_loop
-from fast3r_ros.geometry.axes import BODY_FROM_OPTICAL
-from fast3r_ros.geometry.rigid import inverse, rigid_matrix
+from fast3r_ros.geometry.rigid import BODY_FROM_OPTICAL, inverse, rigid_matrix
 from fast3r_ros.geometry.rotation import matrix_from_vector
 from fast3r_ros.geometry.sim3 import Sim3
 from fast3r_ros.mapping.map import Keyframe, KeyframePoints
@@ -20,7 +19,7 @@ from fast3r_ros.mapping.occupancy import (
     GridMaker,
     find_floor,
 )
-from fast3r_ros.synthetic.scene import is_free
+from fast3r_ros.synthetic.rooms import is_free
 
 ON_MAST = rigid_matrix(BODY_FROM_OPTICAL[:3, :3], [0.0, 0.0, 1.2])
 

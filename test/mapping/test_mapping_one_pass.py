@@ -13,11 +13,11 @@ from bad_results import DISTURBED
 
 from fast3r_ros.benchmark.measure import PeakMemory
 from fast3r_ros.cli.reconstruct import mapper_config
-from fast3r_ros.geometry.axes import body_pose_from_optical
-from fast3r_ros.io.offline import Progress, begin_results, map_at_once, with_odometry, write_results
+from fast3r_ros.geometry.rigid import body_pose_from_optical
+from fast3r_ros.io.pipeline import Progress, begin_results, map_at_once, with_odometry, write_results
 from fast3r_ros.io.recorder import Recorder
 from fast3r_ros.io.results import read_results
-from fast3r_ros.io.sources.synthetic import SyntheticSource
+from fast3r_ros.io.sources.synthetic_walk import SyntheticSource
 from fast3r_ros.mapping.config import MapperConfig
 from fast3r_ros.mapping.data import EncodedView, Frame, Reconstruction, WindowResult
 from fast3r_ros.mapping.mapper import Mapper
@@ -25,7 +25,7 @@ from fast3r_ros.mapping.network import Fast3RNetwork, PreparedFrame
 from fast3r_ros.mapping.one_pass import OnePass, streamed
 from fast3r_ros.model import Fast3R
 from fast3r_ros.model.preprocess import normalize
-from fast3r_ros.synthetic.network_double import TrueNetwork
+from fast3r_ros.synthetic.oracle_network import TrueNetwork
 from fast3r_ros.synthetic.sequence import SyntheticSequence, demo_sequence
 
 NAMES = ("points_global", "confidence_global", "points_local", "confidence_local")

@@ -18,7 +18,7 @@ import pytest
 from fast3r_ros.benchmark.synthetic_run import Run, start, the_loop
 from fast3r_ros.mapping.config import MapperConfig, flat_parameters
 from fast3r_ros.mapping.data import Frame, Reconstruction
-from fast3r_ros.synthetic.network_double import Disturbance
+from fast3r_ros.synthetic.oracle_network import Disturbance
 from fast3r_ros.synthetic.sequence import SyntheticSequence
 
 pytestmark = pytest.mark.slow

@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from fast3r_ros.benchmark import mapping as benchmark
+from fast3r_ros.benchmark import mapping_promises as benchmark
 from fast3r_ros.geometry.robust_similarity import RobustOptions, fit_similarities_robust
 
 pytestmark = pytest.mark.slow

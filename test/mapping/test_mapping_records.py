@@ -11,9 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fast3r_ros.mapping.data import Cloud, ViewEstimate
-from fast3r_ros.mapping.records import cloud_bytes, view_bytes
-from fast3r_ros.mapping.transfer import apart, together
-from fast3r_ros.mapping.view_maps import ViewMaps
+from fast3r_ros.mapping.point_records import cloud_bytes, view_bytes
+from fast3r_ros.mapping.view_maps import ViewMaps, apart, together
 
 POINT = np.dtype([("x", "f4"), ("y", "f4"), ("z", "f4"), ("rgb", "u4"), ("confidence", "f4")])
 

@@ -10,10 +10,9 @@ from hypothesis import strategies as st
 from second_device import DEVICE, SecondDevice
 
 from fast3r_ros.errors import UserError
-from fast3r_ros.geometry.axes import BODY_FROM_OPTICAL
 from fast3r_ros.geometry.camera_pose import CameraPoses
 from fast3r_ros.geometry.intrinsics import centred_intrinsics
-from fast3r_ros.geometry.rigid import rigid_matrix
+from fast3r_ros.geometry.rigid import BODY_FROM_OPTICAL, rigid_matrix
 from fast3r_ros.geometry.rotation import angle_between, matrix_from_vector
 from fast3r_ros.geometry.sim3 import Sim3
 from fast3r_ros.mapping.calibration import WindowCameras
@@ -21,9 +20,8 @@ from fast3r_ros.mapping.config import RegistrationConfig, ScaleConfig
 from fast3r_ros.mapping.data import Frame, Reconstruction, ViewEstimate
 from fast3r_ros.mapping.expectation import odometry_step
 from fast3r_ros.mapping.gravity import leveling, tilt_only
+from fast3r_ros.mapping.inbox import OdometryBuffer
 from fast3r_ros.mapping.map import Keyframe
-from fast3r_ros.mapping.odometry import OdometryBuffer
-from fast3r_ros.mapping.prediction import predict
 from fast3r_ros.mapping.registration import Overlap, place_views, register
 from fast3r_ros.mapping.scale import (
     Scale,
@@ -36,6 +34,7 @@ from fast3r_ros.mapping.scale import (
     robust_mean,
 )
 from fast3r_ros.mapping.view_maps import ViewMaps
+from fast3r_ros.mapping.window_result import predict
 
 SECOND = 1_000_000_000
 

@@ -18,8 +18,8 @@ from fast3r_ros.mapping.data import EncodedView, Frame, Reconstruction
 from fast3r_ros.mapping.network import Fast3RNetwork
 from fast3r_ros.mapping.streaming import SeenViews, continuation
 from fast3r_ros.model import Fast3R
-from fast3r_ros.model.acceleration import Acceleration, accelerate
-from fast3r_ros.model.streaming import FusionMemory
+from fast3r_ros.model.speed.acceleration import Acceleration, accelerate
+from fast3r_ros.model.speed.kv_cache import FusionMemory
 
 MAPS = ("points_global", "confidence_global", "points_local", "confidence_local")
 WINDOW, SLIDE, EVERY = 6, 2, 3

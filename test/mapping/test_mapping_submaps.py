@@ -9,10 +9,10 @@ import trimesh
 from fast3r_ros.benchmark.synthetic_run import start, the_loop
 from fast3r_ros.geometry.rotation import matrix_from_vector
 from fast3r_ros.geometry.sim3 import Sim3
-from fast3r_ros.io.offline import Progress, begin_results, write_results
+from fast3r_ros.io.pipeline import Progress, begin_results, write_results
 from fast3r_ros.io.recorder import Recorder
 from fast3r_ros.io.results import read_results
-from fast3r_ros.io.sources.synthetic import SyntheticSource
+from fast3r_ros.io.sources.synthetic_walk import SyntheticSource
 from fast3r_ros.mapping.map import Map
 
 

@@ -9,9 +9,9 @@ from fast3r_ros.benchmark.synthetic_run import start, the_loop
 from fast3r_ros.geometry.intrinsics import pixel_rays
 from fast3r_ros.geometry.rigid import inverse
 from fast3r_ros.geometry.sim3 import Sim3
+from fast3r_ros.mapping.fused_cloud import DepthView, PlacedPoints, depth_corrections, free_samples
 from fast3r_ros.mapping.points import grid_pixels
-from fast3r_ros.mapping.surfaces import DepthView, PlacedPoints, depth_corrections, free_samples
-from fast3r_ros.synthetic.network_double import REALISTIC, Disturbance
+from fast3r_ros.synthetic.oracle_network import REALISTIC, Disturbance
 from fast3r_ros.synthetic.sequence import RecordedSequence
 
 HEIGHT, WIDTH = 60, 80

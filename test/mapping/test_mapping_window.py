@@ -16,7 +16,7 @@ from fast3r_ros.mapping.config import MapperConfig, WindowConfig
 from fast3r_ros.mapping.data import EncodedView, WindowNetwork
 from fast3r_ros.mapping.mapper import Mapper
 from fast3r_ros.mapping.window import SlidingWindow, WindowView, reference_order
-from fast3r_ros.synthetic.network_double import Disturbance, TrueNetwork
+from fast3r_ros.synthetic.oracle_network import Disturbance, TrueNetwork
 
 
 def view(number, keyframe_id=None, descriptor=(1.0, 0.0)):

@@ -9,9 +9,9 @@ from functools import cache
 import numpy as np
 import pytest
 
-from fast3r_ros.benchmark.mapping import localization
+from fast3r_ros.benchmark.mapping_promises import localization
 from fast3r_ros.benchmark.synthetic_run import start, the_loop
-from fast3r_ros.synthetic.network_double import REALISTIC
+from fast3r_ros.synthetic.oracle_network import REALISTIC
 
 pytestmark = pytest.mark.slow
 

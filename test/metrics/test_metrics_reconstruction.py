@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from fast3r_ros.geometry.rotation import matrix_from_vector
-from fast3r_ros.metrics.depth import depth_scores
-from fast3r_ros.metrics.reconstruction import align, estimate_normals, reconstruction_scores
+from fast3r_ros.metrics.dense import align, depth_scores, estimate_normals, reconstruction_scores
 
 GOLDEN = Path(__file__).parents[1] / "golden_more" / "recon_metrics.json"
 CASES = json.loads(GOLDEN.read_text())["cases"]

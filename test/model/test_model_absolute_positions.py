@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fast3r_ros.model import Fast3R, Fast3RConfig
-from fast3r_ros.model.encoder import position_table
+from fast3r_ros.model.transformer import position_table
 
 SMALL = {
     "encoder_args": {"embed_dim": 48, "depth": 2, "num_heads": 2},

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from fast3r_ros.cli import main
 from fast3r_ros.errors import UserError
 from fast3r_ros.model import Fast3R
-from fast3r_ros.model.acceleration import Acceleration, PointmapError, accelerate, pointmap_error
 from fast3r_ros.model.attention import attend
 from fast3r_ros.model.layers import Block
-from fast3r_ros.model.merged_attention import MergedAttention
-from fast3r_ros.model.quantised import Fp8Linear, Int8Linear
+from fast3r_ros.model.speed.acceleration import Acceleration, PointmapError, accelerate, pointmap_error
+from fast3r_ros.model.speed.quantised import Fp8Linear, Int8Linear
+from fast3r_ros.model.speed.token_merging import MergedAttention
 
 few = settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 grids = st.lists(st.tuples(st.integers(1, 5), st.integers(1, 5)), min_size=1, max_size=6)

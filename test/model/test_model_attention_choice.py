@@ -12,10 +12,10 @@ from small_model import random_views
 from torch import Tensor
 
 from fast3r_ros.model import Fast3R, attention
-from fast3r_ros.model import attention_choice as choice
-from fast3r_ros.model.acceleration import Acceleration, accelerate
 from fast3r_ros.model.attention import ATTENTION_NAMES, PACKAGES, attend
 from fast3r_ros.model.layers import Attention
+from fast3r_ros.model.speed import attention_choice as choice
+from fast3r_ros.model.speed.acceleration import Acceleration, accelerate
 
 
 def kernels(network: Fast3R) -> set[str]:

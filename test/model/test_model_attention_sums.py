@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from fast3r_ros.model import attention, attention_sums
-from fast3r_ros.model.attention_sums import attend_with_sums, joined, plain
+from fast3r_ros.model import attention
+from fast3r_ros.model.speed import token_merging
+from fast3r_ros.model.speed.token_merging import attend_with_sums, joined, plain
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +52,7 @@ def test_parts_joined_are_the_whole() -> None:
 def test_plain_attention_keeps_few_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     query, key, value = tensors()
     expected = plain(query, key, value, 0.3)
-    monkeypatch.setattr(attention_sums, "MOST_LOGITS", 2 * 3 * 30 * 2)  # of two queries
+    monkeypatch.setattr(token_merging, "MOST_LOGITS", 2 * 3 * 30 * 2)  # of two queries
     torch.testing.assert_close(plain(query, key, value, 0.3), expected)
 
 
@@ -72,6 +73,6 @@ def test_a_kernel_without_sums_is_replaced_and_reported_once(
 def test_wrong_values_are_found(wrong: str) -> None:
     query, key, value = tensors()
     mixed, sums = plain(query, key, value, 0.3)
-    assert attention_sums._right((mixed, sums), query, key, value, 0.3)
+    assert token_merging._right((mixed, sums), query, key, value, 0.3)
     spoilt = (mixed.flip(2), sums) if wrong == "mix" else (mixed, sums / 0.6931)  # in powers of two
-    assert not attention_sums._right(spoilt, query, key, value, 0.3)
+    assert not token_merging._right(spoilt, query, key, value, 0.3)

@@ -15,7 +15,7 @@ from small_model import small_config
 
 from fast3r_ros.errors import UserError
 from fast3r_ros.model import Fast3RConfig
-from fast3r_ros.model.config import HeadConfig
+from fast3r_ros.model.network_config import HeadConfig
 
 # as the released checkpoint's file is known
 RELEASED: dict[str, dict[str, Any]] = {

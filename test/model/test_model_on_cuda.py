@@ -19,12 +19,12 @@ from torch._subclasses.fake_tensor import DataDependentOutputException
 from fast3r_ros.mapping.data import Frame
 from fast3r_ros.mapping.network import Fast3RNetwork
 from fast3r_ros.model import Fast3R, Pointmap, ViewTokens
-from fast3r_ros.model.acceleration import Acceleration, accelerate
 from fast3r_ros.model.attention import PACKAGES, _warn_once
 from fast3r_ros.model.memory import predict_memory
 from fast3r_ros.model.precision import in_dtype, resolve_dtype
-from fast3r_ros.model.resample import _weights
-from fast3r_ros.model.streaming import KvCache
+from fast3r_ros.model.preprocess import _weights
+from fast3r_ros.model.speed.acceleration import Acceleration, accelerate
+from fast3r_ros.model.speed.kv_cache import KvCache
 
 __all__ = ["device_guard", "fake_cuda"]  # fixtures
 

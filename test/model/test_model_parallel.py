@@ -13,8 +13,8 @@ from parallel_cases import CASES, case_model, results, run_ranks
 from small_model import small_model
 
 from fast3r_ros.errors import UserError
-from fast3r_ros.model.acceleration import Acceleration, accelerate
-from fast3r_ros.model.parallel import join_processes, parallelise
+from fast3r_ros.model.speed.acceleration import Acceleration, accelerate
+from fast3r_ros.model.speed.parallel import join_processes, parallelise
 
 RANKS = 2
 Results = dict[tuple[str, str], list[torch.Tensor]]

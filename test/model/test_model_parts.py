@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fast3r_ros.errors import UserError
-from fast3r_ros.model import image_index
+from fast3r_ros.model import transformer
 from fast3r_ros.model.attention import ATTENTION_NAMES, attend, check_attention
-from fast3r_ros.model.convolution import SMALLEST_SIDE, Conv3x3
-from fast3r_ros.model.rotation import rope_tables, rotate
+from fast3r_ros.model.heads import SMALLEST_SIDE, Conv3x3
+from fast3r_ros.model.layers import rope_tables, rotate
 
 few = settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 
@@ -82,7 +82,7 @@ def test_rotary_formula() -> None:
 
 
 def test_index_table_rows() -> None:
-    rows = image_index.index_embedding(torch.tensor([[0, 3, 999]]), 8)
+    rows = transformer.index_embedding(torch.tensor([[0, 3, 999]]), 8)
     assert rows.shape == (1, 3, 8)
     torch.testing.assert_close(rows[0, 0], torch.tensor([0.0] * 4 + [1.0] * 4))
     angles = [3 * 10000 ** (-k / 4) for k in range(4)]
@@ -99,26 +99,26 @@ OFFICIAL_DRAWS = [
 
 @pytest.mark.parametrize(("seed", "batch", "views", "expected"), OFFICIAL_DRAWS)
 def test_seeded_draw_is_the_official_one(seed: int, batch: int, views: int, expected: list) -> None:
-    assert image_index.drawn_indices(batch, views, seed).tolist() == expected
+    assert transformer.drawn_indices(batch, views, seed).tolist() == expected
     torch.manual_seed(seed)
-    assert image_index.drawn_indices(batch, views, None).tolist() == expected
+    assert transformer.drawn_indices(batch, views, None).tolist() == expected
 
 
 @few
 @given(views=st.integers(1, 1500), seed=st.integers(0, 9))
 def test_indices_are_distinct_within_the_table_and_start_at_zero(views: int, seed: int) -> None:
     for indices in (
-        image_index.spread_indices(2, views),
-        image_index.drawn_indices(2, views, seed),
-        image_index.counted_indices(2, views),
+        transformer.spread_indices(2, views),
+        transformer.drawn_indices(2, views, seed),
+        transformer.counted_indices(2, views),
     ):
         assert indices.shape == (2, views)
         for row in indices:
             assert row[0] == 0
             assert len(row.unique()) == views
             assert float(row.min()) >= 0
-            assert float(row.max()) <= image_index.TRAINED_ROWS - 1
-            assert indices.is_floating_point() == (views > image_index.TRAINED_ROWS)
+            assert float(row.max()) <= transformer.TRAINED_ROWS - 1
+            assert indices.is_floating_point() == (views > transformer.TRAINED_ROWS)
 
 
 @few

@@ -19,9 +19,9 @@ from fast3r_ros.mapping.data import Frame
 from fast3r_ros.mapping.network import Fast3RNetwork, no_lap
 from fast3r_ros.mapping.one_pass import OnePass
 from fast3r_ros.model import Fast3R
-from fast3r_ros.model.acceleration import Acceleration, accelerate, pointmap_error
 from fast3r_ros.model.layers import Block
 from fast3r_ros.model.precision import exact_float32, name_of, resolve_device, resolve_dtype, stream_names
+from fast3r_ros.model.speed.acceleration import Acceleration, accelerate, pointmap_error
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fast3r_ros.errors import UserError
-from fast3r_ros.model.quantised import Fp8Linear, Int8Linear, check_shapes
+from fast3r_ros.model.speed.quantised import Fp8Linear, Int8Linear, check_shapes
 
 TOKENS, INPUTS, OUTPUTS = 40, 64, 48
 

@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from fast3r_ros.model import rotation
-from fast3r_ros.model.rotation import fused, rope_tables, stepwise
+from fast3r_ros.model import layers
+from fast3r_ros.model.layers import fused, rope_tables, stepwise
 
 can_compile = shutil.which("g++") and (Path(sysconfig.get_paths()["include"]) / "Python.h").is_file()
 
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rotation, "_failures", [])
-    rotation._kernel.cache_clear()
+    monkeypatch.setattr(layers, "_failures", [])
+    layers._kernel.cache_clear()
 
 
 def queries_and_keys(batch: int, grid: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
@@ -45,7 +45,7 @@ def test_it_is_one_kernel_for_all_sizes() -> None:
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
     assert counters["stats"]["unique_graphs"] == 1
     assert metrics.generated_kernel_count == 1
-    assert not rotation._failures
+    assert not layers._failures
 
 
 @torch.inference_mode()
@@ -55,7 +55,7 @@ def test_the_rotation_runs_step_by_step_without_a_compiler(
     def refuse(*_: torch.Tensor) -> torch.Tensor:
         raise TypeError("Failed to find C compiler\nand more")
 
-    monkeypatch.setattr(rotation, "_kernel", lambda: refuse)
+    monkeypatch.setattr(layers, "_kernel", lambda: refuse)
     x = queries_and_keys(2, (3, 4), torch.float32)
     tables = rope_tables((3, 4), 16, 100.0, x)
     for _ in range(2):
@@ -68,8 +68,8 @@ def test_missing_memory_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: torch.Tensor) -> torch.Tensor:
         raise torch.OutOfMemoryError("no memory")
 
-    monkeypatch.setattr(rotation, "_kernel", lambda: full)
+    monkeypatch.setattr(layers, "_kernel", lambda: full)
     x = queries_and_keys(1, (2, 2), torch.float32)
     with pytest.raises(torch.OutOfMemoryError):
         fused(x, *rope_tables((2, 2), 16, 100.0, x))
-    assert not rotation._failures
+    assert not layers._failures

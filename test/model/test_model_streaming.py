@@ -16,9 +16,9 @@ from torch import Tensor
 from fast3r_ros.cli import main
 from fast3r_ros.errors import UserError
 from fast3r_ros.model import ViewTokens
-from fast3r_ros.model.acceleration import Acceleration, accelerate
-from fast3r_ros.model.image_index import TRAINED_ROWS, free_indices
-from fast3r_ros.model.streaming import FusionMemory, KvCache
+from fast3r_ros.model.speed.acceleration import Acceleration, accelerate
+from fast3r_ros.model.speed.kv_cache import FusionMemory, KvCache
+from fast3r_ros.model.transformer import TRAINED_ROWS, free_indices
 
 MODEL = small_model()
 few = settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])

@@ -18,7 +18,7 @@ from fast3r_ros.mapping.registration import place_views
 from fast3r_ros.mapping.window import WindowView
 from fast3r_ros.metrics.trajectory import align_trajectory
 from fast3r_ros.networks import from_depth
-from fast3r_ros.synthetic.network_double import TrueNetwork
+from fast3r_ros.synthetic.oracle_network import TrueNetwork
 from fast3r_ros.synthetic.sequence import SyntheticSequence, demo_sequence
 
 

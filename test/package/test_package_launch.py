@@ -18,7 +18,7 @@ pytest.importorskip("rclpy", reason="ROS is not installed here")
 
 from launch_stand_in import load
 
-from fast3r_ros.ros.config import NodeConfig
+from fast3r_ros.ros.node_config import NodeConfig
 from fast3r_ros.ros.parameters import declared_fields
 
 ROOT = Path(__file__).resolve().parents[2]

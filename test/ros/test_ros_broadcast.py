@@ -19,9 +19,9 @@ from fast3r_ros.errors import UserError
 from fast3r_ros.mapping.config import MapperConfig, ScaleConfig
 from fast3r_ros.mapping.data import PoseEstimate
 from fast3r_ros.ros.broadcaster import Broadcaster
-from fast3r_ros.ros.config import FramesConfig, NodeConfig
-from fast3r_ros.ros.intake import CameraFacts
-from fast3r_ros.ros.poses import stamped_transform
+from fast3r_ros.ros.camera import CameraFacts
+from fast3r_ros.ros.node_config import FramesConfig, NodeConfig
+from fast3r_ros.ros.pose_messages import stamped_transform
 from fast3r_ros.ros.transforms import OwnFrames, OwnLookup
 
 NS = 1_000_000_000

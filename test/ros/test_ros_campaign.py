@@ -38,7 +38,7 @@ from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 from std_srvs.srv import SetBool, Trigger
 from tf2_msgs.msg import TFMessage
 
-from fast3r_ros.ros.config import NodeConfig
+from fast3r_ros.ros.node_config import NodeConfig
 from fast3r_ros.ros.parameters import declared_fields
 
 pytestmark = pytest.mark.slow

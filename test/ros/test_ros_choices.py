@@ -16,13 +16,12 @@ from fast3r_ros.errors import UserError
 from fast3r_ros.io.pixels import BadImage
 from fast3r_ros.mapping.config import MapperConfig
 from fast3r_ros.mapping.storage import SavedMap, write_map
-from fast3r_ros.model.acceleration import Acceleration
-from fast3r_ros.ros.cameras import Gaps, adapted_reliability
-from fast3r_ros.ros.config import NodeConfig
-from fast3r_ros.ros.images import depth_to_metres
+from fast3r_ros.model.speed.acceleration import Acceleration
+from fast3r_ros.ros.image_messages import depth_to_metres
 from fast3r_ros.ros.map_files import path_for_loading, path_for_saving
-from fast3r_ros.ros.mapping_thread import smaller_window
-from fast3r_ros.ros.network import load_network, resolve_device
+from fast3r_ros.ros.node_config import NodeConfig
+from fast3r_ros.ros.subscriptions import Gaps, adapted_reliability
+from fast3r_ros.ros.worker import load_network, resolve_device, smaller_window
 
 pytestmark = pytest.mark.slow
 

@@ -14,7 +14,7 @@ pytest.importorskip("rclpy", reason="ROS is not installed here")
 from sensor_msgs.msg import PointCloud2, PointField
 
 from fast3r_ros.mapping.data import Cloud
-from fast3r_ros.ros.clouds import cloud_to_message, message_to_cloud
+from fast3r_ros.ros.messages import cloud_to_message, message_to_cloud
 
 
 def random_cloud(count: int, seed: int) -> Cloud:

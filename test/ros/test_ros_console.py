@@ -16,8 +16,8 @@ from ros_harness import DOUBLE, NODE, Listener, Program, arguments, constants, d
 from sensor_msgs.msg import CompressedImage, Image
 
 from fast3r_ros.ros.console import Console
-from fast3r_ros.ros.images import rgb_to_jpeg
-from fast3r_ros.ros.report import Report
+from fast3r_ros.ros.image_messages import rgb_to_jpeg
+from fast3r_ros.ros.status import Report
 
 
 class Lines(list[str]):

@@ -17,7 +17,7 @@ from ros_encoders import encode, even_slopes, expected, known_picture
 from sensor_msgs.msg import CompressedImage, Image
 
 from fast3r_ros.io.pixels import ENCODINGS, BadImage
-from fast3r_ros.ros.images import (
+from fast3r_ros.ros.image_messages import (
     _is_plain,
     compressed_to_rgb,
     float_to_image,

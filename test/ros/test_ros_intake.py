@@ -18,9 +18,9 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from fast3r_ros.errors import UserError
 from fast3r_ros.io.pixels import BadImage
-from fast3r_ros.ros.images import rgb_to_image
-from fast3r_ros.ros.intake import Intake, Rejected, TimeWentBack
-from fast3r_ros.ros.mailbox import QUEUE_LENGTH, Mailbox
+from fast3r_ros.ros.camera import Intake, Rejected, TimeWentBack
+from fast3r_ros.ros.image_messages import rgb_to_image
+from fast3r_ros.ros.subscriptions import QUEUE_LENGTH, Mailbox
 
 NS = 1_000_000_000
 K = [50.0, 0.0, 31.5, 0.0, 50.0, 23.5, 0.0, 0.0, 1.0]

@@ -24,10 +24,10 @@ from fast3r_ros.benchmark.synthetic_run import start, the_loop
 from fast3r_ros.geometry.sim3 import Sim3
 from fast3r_ros.mapping.pose_graph import Edge
 from fast3r_ros.ros.broadcaster import Broadcaster
-from fast3r_ros.ros.config import NodeConfig, OutputConfig, ViewerConfig
+from fast3r_ros.ros.camera import CameraFacts
 from fast3r_ros.ros.counters import Counters
-from fast3r_ros.ros.intake import CameraFacts
 from fast3r_ros.ros.live_viewer import LiveViewer
+from fast3r_ros.ros.node_config import NodeConfig, OutputConfig, ViewerConfig
 from fast3r_ros.ros.outputs import Outputs
 from fast3r_ros.ros.transforms import OwnFrames, OwnLookup
 

@@ -15,8 +15,8 @@ from ros_harness import DOUBLE, NODE, Program, arguments, domain, running, wait_
 from sensor_msgs.msg import Image
 
 from fast3r_ros.mapping.data import Frame
-from fast3r_ros.ros.images import packed, rgb_to_image
-from fast3r_ros.ros.times import ns_from_stamp, stamp_from_ns
+from fast3r_ros.ros.image_messages import packed, rgb_to_image
+from fast3r_ros.ros.pose_messages import ns_from_stamp, stamp_from_ns
 
 pytestmark = pytest.mark.slow
 

@@ -7,9 +7,9 @@ import pytest
 from fast3r_ros.errors import UserError
 from fast3r_ros.mapping.network import Fast3RNetwork
 from fast3r_ros.model.precision import name_of, resolve_dtype
-from fast3r_ros.ros import network as node_network
-from fast3r_ros.ros.config import NodeConfig
-from fast3r_ros.ros.network import expected_size, load_network, prepare_network
+from fast3r_ros.ros import worker as node_network
+from fast3r_ros.ros.node_config import NodeConfig
+from fast3r_ros.ros.worker import expected_size, load_network, prepare_network
 
 
 @pytest.mark.parametrize(("dtype", "expected"), [("auto", "float32"), ("bfloat16", "bfloat16")])

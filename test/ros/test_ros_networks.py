@@ -17,7 +17,7 @@ from ros_harness import MAPPING, NODE, REPLAY, Program, arguments, domain, runni
 from shown_package import install_shown_package
 
 from fast3r_ros.metrics.trajectory import stamped_trajectory_scores
-from fast3r_ros.ros.times import ns_from_stamp
+from fast3r_ros.ros.pose_messages import ns_from_stamp
 from fast3r_ros.synthetic.sequence import demo_sequence
 
 pytestmark = pytest.mark.slow

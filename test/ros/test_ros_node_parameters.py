@@ -43,13 +43,13 @@ from fast3r_ros.mapping.config import MapperConfig
 from fast3r_ros.mapping.data import descriptor_limits
 from fast3r_ros.mapping.occupancy import OCCUPIED
 from fast3r_ros.ros import mapping_node
-from fast3r_ros.ros.clouds import message_to_cloud
-from fast3r_ros.ros.config import NodeConfig
+from fast3r_ros.ros.image_messages import confidence_color
 from fast3r_ros.ros.mapping_node import MappingNode
+from fast3r_ros.ros.messages import message_to_cloud
+from fast3r_ros.ros.node_config import NodeConfig
 from fast3r_ros.ros.parameters import declared_fields, parameter_fields, with_changes
-from fast3r_ros.ros.times import ns_from_stamp
-from fast3r_ros.ros.view_images import confidence_color
-from fast3r_ros.synthetic.network_double import TrueNetwork
+from fast3r_ros.ros.pose_messages import ns_from_stamp
+from fast3r_ros.synthetic.oracle_network import TrueNetwork
 from fast3r_ros.synthetic.sequence import demo_sequence
 
 pytestmark = pytest.mark.slow

@@ -7,12 +7,10 @@ import pytest
 
 pytest.importorskip("rclpy", reason="ROS is not installed here")
 
-from fast3r_ros.geometry.axes import BODY_FROM_OPTICAL
-from fast3r_ros.geometry.rigid import rigid_matrix
+from fast3r_ros.geometry.rigid import BODY_FROM_OPTICAL, rigid_matrix
 from fast3r_ros.geometry.rotation import matrix_from_vector, vector_from_matrix
 from fast3r_ros.mapping.data import ViewEstimate
-from fast3r_ros.ros.odometry import keyframe_odometry
-from fast3r_ros.ros.poses import UNKNOWN_TWIST, matrix_from_pose
+from fast3r_ros.ros.pose_messages import UNKNOWN_TWIST, keyframe_odometry, matrix_from_pose
 
 NS = 1_000_000_000
 MOUNT = rigid_matrix(BODY_FROM_OPTICAL[:3, :3], [0.5, 0.1, 1.0])

@@ -17,8 +17,8 @@ from ros_harness import DOUBLE, NODE, Listener, Program, domain, running, wait_u
 
 from fast3r_ros.errors import UserError
 from fast3r_ros.mapping.config import MapperConfig
-from fast3r_ros.ros.config import NodeConfig, TransformConfig
 from fast3r_ros.ros.mapping_node import MappingNode
+from fast3r_ros.ros.node_config import NodeConfig, TransformConfig
 from fast3r_ros.ros.parameters import (
     config_from_values,
     declared_fields,
@@ -27,7 +27,7 @@ from fast3r_ros.ros.parameters import (
     with_changes,
     yaml_text,
 )
-from fast3r_ros.synthetic.network_double import TrueNetwork
+from fast3r_ros.synthetic.oracle_network import TrueNetwork
 from fast3r_ros.synthetic.sequence import demo_sequence
 
 ROOT = Path(__file__).resolve().parents[2]

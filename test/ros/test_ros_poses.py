@@ -11,18 +11,19 @@ from geometry_msgs.msg import Pose
 from scipy.spatial.transform import Rotation
 
 from fast3r_ros.ros import upstream
-from fast3r_ros.ros.poses import (
+from fast3r_ros.ros.pose_messages import (
     BadPose,
     matrix_from,
     matrix_from_pose,
     matrix_from_transform,
+    ns_from_stamp,
     odometry_message,
     path_message,
     pose_from_matrix,
     rigid_inverse,
+    stamp_from_ns,
     stamped_transform,
 )
-from fast3r_ros.ros.times import ns_from_stamp, stamp_from_ns
 from fast3r_ros.ros.transforms import (
     OwnFrames,
     OwnLookup,

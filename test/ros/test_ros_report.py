@@ -15,10 +15,9 @@ from reports import camera, mapper_status
 from fast3r_ros.mapping.occupancy import FREE, OCCUPIED, UNKNOWN, Occupancy
 from fast3r_ros.mapping.view_maps import ViewMaps
 from fast3r_ros.ros.counters import LOST, Counters
-from fast3r_ros.ros.grid import grid_message
-from fast3r_ros.ros.messages import camera_info, in_words
-from fast3r_ros.ros.report import Report, diagnostics_message, status_message
-from fast3r_ros.ros.view_images import at_input_size, confidence_color
+from fast3r_ros.ros.image_messages import at_input_size, confidence_color
+from fast3r_ros.ros.messages import camera_info, grid_message, in_words
+from fast3r_ros.ros.status import Report, diagnostics_message, status_message
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -16,9 +16,14 @@ from ros_harness import DOUBLE, NODE, Program, arguments, constants, domain, run
 from sensor_msgs.msg import Image
 from tf2_msgs.msg import TFMessage
 
-from fast3r_ros.ros.images import rgb_to_image
-from fast3r_ros.ros.poses import matrix_from_pose, matrix_from_transform, rigid_inverse, stamped_transform
-from fast3r_ros.ros.times import ns_from_stamp
+from fast3r_ros.ros.image_messages import rgb_to_image
+from fast3r_ros.ros.pose_messages import (
+    matrix_from_pose,
+    matrix_from_transform,
+    ns_from_stamp,
+    rigid_inverse,
+    stamped_transform,
+)
 
 pytestmark = pytest.mark.slow
 

@@ -28,9 +28,9 @@ from ros_harness import (
 )
 from sensor_msgs.msg import CompressedImage, Image
 
-from fast3r_ros.benchmark.node import CAMERA_MODULE
+from fast3r_ros.benchmark.node_load import CAMERA_MODULE
 from fast3r_ros.ros.counters import LOST
-from fast3r_ros.ros.times import ns_from_stamp
+from fast3r_ros.ros.pose_messages import ns_from_stamp
 
 pytestmark = pytest.mark.slow
 

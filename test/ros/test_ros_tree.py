@@ -26,12 +26,11 @@ from tf_tree import Tree, matrix_of
 
 from fast3r_ros.benchmark.synthetic_run import start
 from fast3r_ros.io.results import read_results
-from fast3r_ros.ros.clouds import message_to_cloud
 from fast3r_ros.ros.counters import Counters
-from fast3r_ros.ros.images import rgb_to_image
-from fast3r_ros.ros.mapping_thread import MappingThread
-from fast3r_ros.ros.poses import matrix_from_pose, pose_from_matrix
-from fast3r_ros.ros.times import ns_from_stamp
+from fast3r_ros.ros.image_messages import rgb_to_image
+from fast3r_ros.ros.messages import message_to_cloud
+from fast3r_ros.ros.pose_messages import matrix_from_pose, ns_from_stamp, pose_from_matrix
+from fast3r_ros.ros.worker import MappingThread
 from fast3r_ros.synthetic.sequence import demo_sequence
 
 pytestmark = pytest.mark.slow

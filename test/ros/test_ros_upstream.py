@@ -20,9 +20,9 @@ from sensor_msgs.msg import PointCloud2, PointField
 from std_msgs.msg import Header
 
 from fast3r_ros.mapping.data import Cloud
-from fast3r_ros.ros.clouds import cloud_to_message, message_to_cloud
-from fast3r_ros.ros.images import _decode, image_to_rgb
-from fast3r_ros.ros.poses import quaternion_from_matrix, stamped_transform
+from fast3r_ros.ros.image_messages import _decode, image_to_rgb
+from fast3r_ros.ros.messages import cloud_to_message, message_to_cloud
+from fast3r_ros.ros.pose_messages import quaternion_from_matrix, stamped_transform
 from fast3r_ros.ros.transforms import OwnLookup, Tf2Lookup, TransformLookup, TransformMissing
 from fast3r_ros.ros.upstream import (
     CV_BRIDGE,

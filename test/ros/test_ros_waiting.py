@@ -5,13 +5,12 @@ import pytest
 
 pytest.importorskip("rclpy", reason="ROS is not installed here")
 
-from fast3r_ros.geometry.axes import BODY_FROM_OPTICAL
-from fast3r_ros.geometry.rigid import rigid_matrix
+from fast3r_ros.geometry.rigid import BODY_FROM_OPTICAL, rigid_matrix
 from fast3r_ros.geometry.rotation import matrix_from_vector
 from fast3r_ros.mapping.data import Frame
 from fast3r_ros.ros import waiting
-from fast3r_ros.ros.config import InputConfig, NodeConfig
-from fast3r_ros.ros.poses import stamped_transform
+from fast3r_ros.ros.node_config import InputConfig, NodeConfig
+from fast3r_ros.ros.pose_messages import stamped_transform
 from fast3r_ros.ros.transforms import OwnLookup
 from fast3r_ros.ros.waiting import Mounts, WaitingImages, looks_like_body_frame
 

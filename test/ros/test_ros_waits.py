@@ -25,7 +25,7 @@ from std_srvs.srv import Trigger
 
 from fast3r_ros.mapping.mapper import Mapper
 from fast3r_ros.ros.counters import Counters
-from fast3r_ros.ros.mapping_thread import MappingThread, ShuttingDown
+from fast3r_ros.ros.worker import MappingThread, ShuttingDown
 
 pytestmark = pytest.mark.slow
 

@@ -16,7 +16,7 @@ from ros_harness import NODE, wait_until
 from sensor_msgs.msg import CameraInfo, Image
 from walk_session import Session
 
-from fast3r_ros.ros.times import stamp_from_ns
+from fast3r_ros.ros.pose_messages import stamp_from_ns
 
 SECOND = 100  # stamp of the invalid images; a valid one is a second earlier
 

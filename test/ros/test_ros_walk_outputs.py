@@ -17,12 +17,10 @@ from visualization_msgs.msg import Marker
 from walk_session import DOMAIN, LATCHED, PARAMETERS, STREAMS, Session, stamps
 
 from fast3r_ros.benchmark.synthetic_run import start, the_loop
-from fast3r_ros.ros.clouds import message_to_cloud
 from fast3r_ros.ros.counters import LOST
-from fast3r_ros.ros.markers import map_markers
+from fast3r_ros.ros.messages import map_markers, message_to_cloud
 from fast3r_ros.ros.outputs import TOPICS
-from fast3r_ros.ros.poses import matrix_from_pose, matrix_from_transform
-from fast3r_ros.ros.times import ns_from_stamp
+from fast3r_ros.ros.pose_messages import matrix_from_pose, matrix_from_transform, ns_from_stamp
 from fast3r_ros.synthetic.sequence import demo_sequence
 
 

@@ -27,7 +27,7 @@ from std_srvs.srv import SetBool, Trigger
 from walk_session import DOMAIN, Session
 
 from fast3r_ros.io.ply import read_ply
-from fast3r_ros.ros.config import NodeConfig
+from fast3r_ros.ros.node_config import NodeConfig
 from fast3r_ros.ros.parameters import declared_fields
 
 

@@ -9,7 +9,7 @@ from fast3r_ros.geometry.intrinsics import pixel_rays
 from fast3r_ros.geometry.rigid import inverse
 from fast3r_ros.geometry.rotation import vector_from_matrix
 from fast3r_ros.geometry.similarity import fit_similarity
-from fast3r_ros.synthetic.network_double import REALISTIC, Disturbance, TrueNetwork
+from fast3r_ros.synthetic.oracle_network import REALISTIC, Disturbance, TrueNetwork
 from fast3r_ros.synthetic.sequence import RecordedSequence, loop_sequence
 
 EXACT = Disturbance(depth_noise=0.0, outliers=0.0)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fast3r_ros.synthetic.render import points_camera, render
-from fast3r_ros.synthetic.scene import SyntheticScene, ring_scene, room_scene
+from fast3r_ros.synthetic.rooms import SyntheticScene, ring_scene, room_scene
 from fast3r_ros.synthetic.sequence import pinhole
 from fast3r_ros.synthetic.trajectories import look, walk
 

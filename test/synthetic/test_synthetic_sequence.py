@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from fast3r_ros.synthetic.scene import SyntheticScene, corridor_scene, is_free, ring_scene, room_scene
+from fast3r_ros.synthetic.rooms import SyntheticScene, corridor_scene, is_free, ring_scene, room_scene
 from fast3r_ros.synthetic.sequence import demo_sequence, loop_sequence
 from fast3r_ros.synthetic.trajectories import Motion, look, look_around, scattered, walk
 

@@ -27,10 +27,10 @@ from hypothesis import strategies as st
 from fast3r_ros.errors import UserError
 from fast3r_ros.model import Fast3R
 from fast3r_ros.training import zero
-from fast3r_ros.training.config import TrainConfig, config_from_dict, read_config
-from fast3r_ros.training.process import join_processes
+from fast3r_ros.training.processes import join_processes
 from fast3r_ros.training.state import load_state, save_state
 from fast3r_ros.training.trainer import train
+from fast3r_ros.training.training_config import TrainConfig, config_from_dict, read_config
 
 pytestmark = pytest.mark.slow
 

@@ -12,7 +12,7 @@ import torch
 from fast3r_ros.evaluation.golden_recipes import loss_input
 from fast3r_ros.geometry.rigid import inverse, transform_points
 from fast3r_ros.geometry.rotation import matrix_from_vector
-from fast3r_ros.model.outputs import Pointmap, ViewPrediction
+from fast3r_ros.model.types import Pointmap, ViewPrediction
 from fast3r_ros.training.losses import ConfidenceLoss, GroundTruth, confidence_loss
 
 TEST = Path(__file__).parents[1]

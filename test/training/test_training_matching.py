@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from fast3r_ros.errors import UserError
 from fast3r_ros.model import Fast3R
-from fast3r_ros.training.config import TrainConfig, config_from_dict
-from fast3r_ros.training.matching import Matching, matching_targets, token_matches
+from fast3r_ros.training.losses import Matching, matching_targets, token_matches
 from fast3r_ros.training.objective import encode_views
-from fast3r_ros.training.process import join_processes
+from fast3r_ros.training.processes import join_processes
 from fast3r_ros.training.stream import training_batch
 from fast3r_ros.training.trainer import train
+from fast3r_ros.training.training_config import TrainConfig, config_from_dict
 
 PATCH = 16
 CONTENT = {

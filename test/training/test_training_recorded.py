@@ -14,13 +14,12 @@ from fast3r_ros.datasets import PosedSequence
 from fast3r_ros.errors import UserError
 from fast3r_ros.geometry.rigid import transform_points
 from fast3r_ros.model import Fast3R
-from fast3r_ros.synthetic.scene import room_scene
+from fast3r_ros.synthetic.rooms import room_scene
 from fast3r_ros.synthetic.sequence import SyntheticSequence, pinhole
 from fast3r_ros.synthetic.trajectories import room_path
-from fast3r_ros.training.config import TrainConfig, config_from_dict
 from fast3r_ros.training.objective import Objective
-from fast3r_ros.training.recorded import recorded_sequences, recorded_views
-from fast3r_ros.training.stream import training_batch
+from fast3r_ros.training.stream import recorded_sequences, recorded_views, training_batch
+from fast3r_ros.training.training_config import TrainConfig, config_from_dict
 
 MODEL = {
     "encoder_args": {"embed_dim": 24, "depth": 1, "num_heads": 2},

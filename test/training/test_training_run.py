@@ -26,13 +26,12 @@ from fast3r_ros.geometry.rigid import rigid_matrix, transform_points
 from fast3r_ros.geometry.rotation import matrix_from_vector
 from fast3r_ros.metrics.pose import pair_errors, pose_scores
 from fast3r_ros.model import Fast3R
-from fast3r_ros.training.config import TrainConfig, config_from_dict, read_config
 from fast3r_ros.training.losses import GroundTruth, points_in_first_view
 from fast3r_ros.training.objective import Objective
-from fast3r_ros.training.optimizer import learning_rate, make_optimizers
-from fast3r_ros.training.process import join_processes
+from fast3r_ros.training.processes import join_processes
 from fast3r_ros.training.stream import held_out_batch, training_batch, view_count
-from fast3r_ros.training.trainer import train
+from fast3r_ros.training.trainer import learning_rate, make_optimizers, train
+from fast3r_ros.training.training_config import TrainConfig, config_from_dict, read_config
 from fast3r_ros.training.validation import accuracy, validate
 
 pytestmark = pytest.mark.slow

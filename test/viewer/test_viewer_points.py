@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as arrays
 from fast3r_ros.geometry.rigid import rigid_matrix
 from fast3r_ros.io.cameras import CameraRecord
 from fast3r_ros.mapping.data import Cloud
-from fast3r_ros.viewer.points import (
+from fast3r_ros.viewer.point_chunks import (
     STEPS,
     cell_size,
     chunk_numbers,

@@ -6,7 +6,7 @@ import numpy as np
 
 from fast3r_ros.geometry.rigid import rigid_matrix
 from fast3r_ros.io.cameras import CameraRecord
-from fast3r_ros.viewer.visibility import first_seen
+from fast3r_ros.viewer.timeline import first_seen
 
 MATRIX = np.array([[50.0, 0, 32], [0, 50, 24], [0, 0, 1]])
 MAP_FROM_OPTICAL = np.array([[0.0, 0, 1], [-1, 0, 0], [0, -1, 0]])

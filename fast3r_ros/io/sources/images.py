@@ -1,4 +1,4 @@
-"""Image files as a source: a folder, a glob, or a list file."""
+"""Image files as a source: a folder, a glob, a list file, or a list of paths; and pictures in memory."""
 
 from __future__ import annotations
 
@@ -16,20 +16,28 @@ from PIL import Image
 from fast3r_ros.errors import UserError
 from fast3r_ros.io.sources.source import SkippedFrame
 from fast3r_ros.mapping.data import Float64, Frame
-from fast3r_ros.pictures import read_pages
+from fast3r_ros.pictures import Picture, as_rgb, read_pages
 
 # The still image formats of Pillow; its other formats are documents and video.
 _PICTURES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pnm"),
     *(".gif", ".tga", ".jp2", ".j2k", ".avif", ".heic", ".heif", ".hif"),
 )
+
+
 IMAGE_SUFFIXES = tuple(suffix for suffix in _PICTURES if suffix in Image.registered_extensions())
+
+
 # Photo formats that are not read, with a hint for the user.
 _CONVERT = "convert it to JPEG or PNG"
+
+
 UNREAD_SUFFIXES = {
     **dict.fromkeys((".heic", ".heif", ".hif"), "pip install pillow-heif"),
     **dict.fromkeys((".avif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf"), _CONVERT),
 }
+
+
 DEFAULT_RATE_HZ = 10.0
 
 
@@ -208,3 +216,48 @@ def natural_order(path: Path) -> list[tuple[int, int | str]]:
     """Sort key that reads the digits in a path as numbers."""
     parts = re.split(r"(\d+)", str(path))
     return [(0, int(part)) if part.isdigit() else (1, part) for part in parts if part]
+
+
+class Pictures:
+    """Pictures in the given order, each read on demand.  See `Source`.
+
+    Unlike in a folder, a picture that cannot be read is a UserError: the caller named it explicitly.
+    """
+
+    def __init__(self, pictures: Sequence[Picture]):
+        if not len(pictures):
+            raise UserError("no images were given; give paths, PIL images or arrays")
+        self._pictures = list(pictures)
+        self.name = f"{len(pictures)} images"
+        self.paths: tuple[Path, ...] = tuple(Path(each) for each in pictures if isinstance(each, (str, Path)))
+        self.rate_hz = DEFAULT_RATE_HZ
+        self.stamps_ns: Sequence[int] | None = [self._stamp(index) for index in range(len(pictures))]
+        self.skipped: list[SkippedFrame] = []
+        self.truth: Mapping[int, Float64] | None = None
+        self.synthetic = False
+
+    def _stamp(self, index: int) -> int:
+        return round(index * 1e9 / self.rate_hz)
+
+    def __len__(self) -> int:
+        """Number of pictures."""
+        return len(self._pictures)
+
+    def __iter__(self) -> Iterator[Frame]:
+        """Every picture; see `Source`."""
+        return self.frames(range(len(self)))
+
+    def frames(self, indices: Sequence[int]) -> Iterator[Frame]:
+        """The chosen pictures; see `Source`."""
+        for index in indices:
+            try:
+                image = as_rgb(self._pictures[index])
+            except UserError as error:
+                raise UserError(f"image {index}: {error}") from error
+            yield Frame(self._stamp(index), "camera", image)
+
+    def frame_name(self, stamp_ns: int) -> str:
+        """The path of the picture, or `image N`, counted from 0."""
+        index = round(stamp_ns * self.rate_hz / 1e9)
+        picture = self._pictures[index]
+        return str(picture) if isinstance(picture, (str, Path)) else f"image {index}"

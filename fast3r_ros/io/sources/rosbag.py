@@ -23,8 +23,8 @@ from fast3r_ros.geometry.rotation import matrix_from_quaternion
 from fast3r_ros.io.pixels import DEPTH_ENCODINGS, decode_compressed, decode_image
 from fast3r_ros.io.rectify import Rectifier, rectifier_of_info
 from fast3r_ros.io.sources.bag_storage import BagMessage, BagStorage, open_storage
-from fast3r_ros.io.sources.packets import PACKETS, codec_of, decode_packets
 from fast3r_ros.io.sources.source import SkippedFrame
+from fast3r_ros.io.sources.video import PACKETS, codec_of, decode_packets
 from fast3r_ros.mapping.data import Float64, Frame, UInt8
 
 IMAGE = "sensor_msgs/msg/Image"
