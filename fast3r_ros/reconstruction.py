@@ -17,8 +17,17 @@ from fast3r_ros.io.cameras import CameraRecord, SourceImage, name_of
 from fast3r_ros.io.run_config import run_config
 from fast3r_ros.io.sources import Source, choose_indices, open_source
 from fast3r_ros.io.sources.images import Pictures
-from fast3r_ros.mapping.data import Cloud, Float32, Float64, Frame, UInt8, ViewEstimate, WindowResult
-from fast3r_ros.mapping.map import Keyframe, Map
+from fast3r_ros.mapping.data import (
+    Cloud,
+    Float32,
+    Float64,
+    Frame,
+    Keyframe,
+    UInt8,
+    ViewEstimate,
+    WindowResult,
+)
+from fast3r_ros.mapping.map import Map
 from fast3r_ros.mapping.mapper import Mapper
 from fast3r_ros.mapping.one_pass import OnePass
 from fast3r_ros.networks import NetworkOptions, WindowNetwork, load_network

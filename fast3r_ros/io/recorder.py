@@ -8,8 +8,7 @@ from pathlib import Path
 
 from fast3r_ros.io.cameras import CameraRecord, SourceImage, name_of
 from fast3r_ros.io.view_images import rescale_depth, write_view_images
-from fast3r_ros.mapping.data import Frame, ViewEstimate
-from fast3r_ros.mapping.map import Keyframe
+from fast3r_ros.mapping.data import Frame, Keyframe, ViewEstimate
 
 _MAX_SAMPLES = 24
 _SAME_SCALE = 0.005  # relative change of scale below which depth pictures are not rewritten

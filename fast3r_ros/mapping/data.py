@@ -30,6 +30,9 @@ UInt8 = NDArray[np.uint8]
 SIMULTANEOUS_NS = 5_000_000  # images of several cameras within this time count as simultaneous
 
 
+BARE_KEYFRAME_BYTES = 2000  # of a keyframe without points, image and descriptor
+
+
 @dataclass(frozen=True)
 class Frame:
     """One camera image as received.
@@ -253,3 +256,63 @@ class MapperStatus:
     focal_differences: Mapping[str, float] = field(default_factory=dict)
     calibration: str = ""
     repeated_passes: int = 0
+
+
+@dataclass(frozen=True)
+class KeyframePoints:
+    """A regular grid of a keyframe's pixels; what was dropped by the filters has confidence 0.
+
+    points: (n, 3) float32 in the keyframe's local frame (its camera, in its own unit).  confidence: (n,)
+    float32. colors: (n, 3) uint8.  pixels: (n,) flat pixel numbers at network size, shared by keyframes of
+    one size.
+    """
+
+    points: Float32
+    confidence: Float32
+    colors: UInt8
+    pixels: NDArray[np.int32]
+
+    @property
+    def nbytes(self) -> int:
+        """Memory in bytes."""
+        return self.points.nbytes + self.confidence.nbytes + self.colors.nbytes
+
+
+@dataclass(frozen=True)
+class Keyframe:
+    """A view that is part of the map.
+
+    map_from_local: where its points are; the rigid part is the camera's pose.  covariance: (6, 6) of
+    (position, rotation vector) in `map`.  estimates: how many windows the pose is the mean of.  image: (h,
+    w, 3) uint8 at network size, to encode it again for a loop; points and image are None once the keyframe
+    was culled.  base_from_camera: (4, 4) metres, where the camera sat on the robot; None if unknown.
+    """
+
+    id: int
+    stamp_ns: int
+    camera: str
+    submap: int
+    map_from_local: Sim3
+    covariance: Float64
+    estimates: int
+    intrinsics: Float64
+    network_from_image: Float64
+    descriptor: Float32
+    image: UInt8 | None
+    points: KeyframePoints | None
+    depth: float
+    metric_scale: float
+    base_from_camera: Float64 | None = None
+
+    @property
+    def map_from_camera(self) -> Float64:
+        """(4, 4) rigid pose."""
+        pose = np.eye(4)
+        pose[:3, :3], pose[:3, 3] = self.map_from_local.rotation, self.map_from_local.translation
+        return pose
+
+    @property
+    def nbytes(self) -> int:
+        """Memory in bytes."""
+        parts = (self.points, self.image, self.descriptor)
+        return BARE_KEYFRAME_BYTES + sum(part.nbytes for part in parts if part is not None)

@@ -11,10 +11,9 @@ import numpy as np
 from fast3r_ros.geometry.rigid import inverse
 from fast3r_ros.geometry.rotation import angle_between
 from fast3r_ros.geometry.sim3 import Sim3
-from fast3r_ros.mapping.data import Float64
+from fast3r_ros.mapping.data import Float64, Keyframe
 from fast3r_ros.mapping.gravity import Mounted, extrinsics, known_extrinsics, rotation_to_vertical
 from fast3r_ros.mapping.inbox import OdometryBuffer
-from fast3r_ros.mapping.map import Keyframe
 from fast3r_ros.mapping.pose_graph import Edge
 from fast3r_ros.mapping.registration import ViewErrors
 from fast3r_ros.mapping.window import WindowView

@@ -8,22 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from fast3r_ros.geometry.sim3 import Sim3
-from fast3r_ros.mapping.data import Cloud, Float32, Float64, UInt8
+from fast3r_ros.mapping.data import Cloud, Float32, Float64, Keyframe, KeyframePoints, UInt8
 from fast3r_ros.mapping.voxels import VoxelCloud
 
-if TYPE_CHECKING:
-    from fast3r_ros.mapping.map import Keyframe, KeyframePoints
-
-
-_SAME = 0.3  # relative depth differences used to measure their spread
+_SAME = 0.3  # relative depth difference up to which the spread of differences is measured
 
 
 _GATE_SPREADS = 3.0  # standard deviations; smaller differences belong to the same surface

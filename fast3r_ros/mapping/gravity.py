@@ -10,9 +10,8 @@ import numpy as np
 from fast3r_ros.geometry.rigid import BODY_FROM_OPTICAL, inverse
 from fast3r_ros.geometry.rotation import matrix_from_vector
 from fast3r_ros.geometry.sim3 import Sim3
-from fast3r_ros.mapping.data import Float64
+from fast3r_ros.mapping.data import Float64, Keyframe
 from fast3r_ros.mapping.inbox import OdometryBuffer
-from fast3r_ros.mapping.map import Keyframe
 
 
 class Mounted(Protocol):

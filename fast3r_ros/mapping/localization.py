@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from fast3r_ros.mapping.config import MapperConfig
-from fast3r_ros.mapping.data import PoseEstimate, ViewEstimate, WindowNetwork
+from fast3r_ros.mapping.data import Keyframe, PoseEstimate, ViewEstimate, WindowNetwork
 from fast3r_ros.mapping.loops import PlaceIndex
-from fast3r_ros.mapping.map import Keyframe, Map
+from fast3r_ros.mapping.map import Map
 from fast3r_ros.mapping.map_update import fuse_window
 from fast3r_ros.mapping.tracking import Knowledge, Lap, SubmapStart, Track, track
 from fast3r_ros.mapping.window import WindowView

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from fast3r_ros.geometry.sim3 import Sim3
 from fast3r_ros.mapping.config import LoopConfig
-from fast3r_ros.mapping.data import Float32, Float64
+from fast3r_ros.mapping.data import Float32, Float64, Keyframe
 from fast3r_ros.mapping.edges import EdgeStore, disagreement
-from fast3r_ros.mapping.map import Keyframe, Map
+from fast3r_ros.mapping.map import Map
 from fast3r_ros.mapping.placement import RegisteredWindow
 from fast3r_ros.mapping.pose_graph import Edge, optimize
 from fast3r_ros.mapping.view_maps import to_host

@@ -5,84 +5,30 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain, islice
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from fast3r_ros.geometry.sim3 import Sim3
 from fast3r_ros.mapping.config import MapConfig
-from fast3r_ros.mapping.data import Cloud, Float32, Float64, UInt8
+from fast3r_ros.mapping.data import (
+    BARE_KEYFRAME_BYTES,
+    Cloud,
+    Float64,
+    Keyframe,
+    KeyframePoints,
+)
 from fast3r_ros.mapping.fused_cloud import FusedCloud
 
-_CULLED_AT_ONCE = 16  # keyframes per window, so that a window's cost stays bounded
-_SPARE_SHARE = 8  # every n-th keyframe is chosen for culling at once
-_FULL = 0.97  # share of the memory bound at which culling starts
-_CLOUD_GROWTH = 1.6  # rows grow by half, their table may double
-_BARE_BYTES = 2000  # size of a keyframe without points, image and descriptor
-_TRAJECTORY_SHARE = 0.1  # share of the memory for culled keyframes; above it every second one is removed
+__all__ = ["Keyframe", "KeyframePoints", "Map"]
 
-
-@dataclass(frozen=True)
-class KeyframePoints:
-    """A regular grid of a keyframe's pixels; points dropped by the filters have confidence 0.
-
-    points: (n, 3) float32 in the keyframe's local frame (its camera, in its own unit).  confidence: (n,)
-    float32. colors: (n, 3) uint8.  pixels: (n,) flat pixel numbers at network size, shared by keyframes of
-    one size.
-    """
-
-    points: Float32
-    confidence: Float32
-    colors: UInt8
-    pixels: NDArray[np.int32]
-
-    @property
-    def nbytes(self) -> int:
-        """Memory in bytes."""
-        return self.points.nbytes + self.confidence.nbytes + self.colors.nbytes
-
-
-@dataclass(frozen=True)
-class Keyframe:
-    """A view that is part of the map.
-
-    map_from_local: the pose of its points; the rigid part is the camera's pose.  covariance: (6, 6) of
-    (position, rotation vector) in `map`.  estimates: number of windows averaged in the pose.  image: (h, w,
-    3) uint8 at network size, to encode it again for a loop; points and image are None for a culled keyframe.
-    base_from_camera: (4, 4) metres, the camera's pose on the robot; None if unknown.
-    """
-
-    id: int
-    stamp_ns: int
-    camera: str
-    submap: int
-    map_from_local: Sim3
-    covariance: Float64
-    estimates: int
-    intrinsics: Float64
-    network_from_image: Float64
-    descriptor: Float32
-    image: UInt8 | None
-    points: KeyframePoints | None
-    depth: float
-    metric_scale: float
-    base_from_camera: Float64 | None = None
-
-    @property
-    def map_from_camera(self) -> Float64:
-        """(4, 4) rigid pose."""
-        pose = np.eye(4)
-        pose[:3, :3], pose[:3, 3] = self.map_from_local.rotation, self.map_from_local.translation
-        return pose
-
-    @property
-    def nbytes(self) -> int:
-        """Memory in bytes."""
-        parts = (self.points, self.image, self.descriptor)
-        return _BARE_BYTES + sum(part.nbytes for part in parts if part is not None)
+_CULLED_AT_ONCE = 16  # keyframes per window, so that a window's cost stays flat
+_SPARE_SHARE = 8  # every n-th keyframe is chosen for culling at a time
+_FULL = 0.97  # of the memory
+_CLOUD_GROWTH = 1.6  # the rows grow by half, their table may double
+_TRAJECTORY_SHARE = 0.1  # of the memory that culled keyframes may take before every second one is forgotten
 
 
 class Map:
@@ -279,8 +225,8 @@ class Map:
             self._spare.extend(k.id for k in most_redundant(held)[:most])
 
     def _thin_trajectory(self) -> None:
-        """Remove every second culled keyframe except the first, when their poses take too much memory."""
-        if (len(self.keyframes) - len(self._held)) * _BARE_BYTES < _TRAJECTORY_SHARE * self._limit:
+        """Forget every second culled keyframe, not the first, when their poses alone take too much memory."""
+        if (len(self.keyframes) - len(self._held)) * BARE_KEYFRAME_BYTES < _TRAJECTORY_SHARE * self._limit:
             return
         self.follow()
         bare = [i for i in self.keyframes if i not in self._held]

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fast3r_ros.geometry.sim3 import Sim3
-from fast3r_ros.mapping.map import Keyframe, KeyframePoints
+from fast3r_ros.mapping.data import Keyframe, KeyframePoints
 from fast3r_ros.mapping.pose_graph import Edge
 
 Arrays = Mapping[str, NDArray[Any]]

@@ -9,8 +9,7 @@ import numpy as np
 
 from fast3r_ros.geometry.sim3 import Sim3
 from fast3r_ros.mapping.config import MapperConfig
-from fast3r_ros.mapping.data import Float64, ViewEstimate
-from fast3r_ros.mapping.map import Keyframe
+from fast3r_ros.mapping.data import Float64, Keyframe, ViewEstimate
 from fast3r_ros.mapping.placement import estimate_view, new_keyframe, sample_views
 from fast3r_ros.mapping.scale import metric_scale_from_depth, metric_scale_from_height
 from fast3r_ros.mapping.tracking import Track

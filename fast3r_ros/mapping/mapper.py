@@ -17,6 +17,7 @@ from fast3r_ros.mapping.config import MapperConfig
 from fast3r_ros.mapping.data import (
     Float64,
     Frame,
+    Keyframe,
     MapperStatus,
     PoseEstimate,
     WindowNetwork,
@@ -36,7 +37,7 @@ from fast3r_ros.mapping.gravity import extrinsics, known_extrinsics, level_origi
 from fast3r_ros.mapping.inbox import FrameCounts, FrameIntake, OdometryBuffer
 from fast3r_ros.mapping.localization import EMPTY_MAP, Localizer
 from fast3r_ros.mapping.loops import LoopCloser
-from fast3r_ros.mapping.map import Keyframe, Map
+from fast3r_ros.mapping.map import Map
 from fast3r_ros.mapping.map_update import Fusion, fuse_window
 from fast3r_ros.mapping.scale import MetricScale
 from fast3r_ros.mapping.storage import SavedMap, read_map, write_map

@@ -22,8 +22,10 @@ from fast3r_ros.mapping.view_maps import to_host, urgent_stream
 from fast3r_ros.model import Fast3R, FusedFeatures, ViewTokens
 from fast3r_ros.model.precision import all_finite
 from fast3r_ros.model.preprocess import normalize, prepare_image, prepare_images
+from fast3r_ros.model.speed.acceleration import acceleration_of
 from fast3r_ros.model.speed.attention_choice import choose_attention
-from fast3r_ros.model.speed.kv_cache import FusionMemory, KvCache
+from fast3r_ros.model.speed.kv_cache import FusionMemory, Remembering
+from fast3r_ros.model.speed.parallel import Split
 from fast3r_ros.model.transformer import index_embedding
 
 Lap = Callable[[str], None]
@@ -86,7 +88,9 @@ class Fast3RNetwork(WindowNetwork):
         on_gpu = self._device.type == "cuda"
         self._attention_chosen = not on_gpu
         self._uploads = urgent_stream(self._device) if on_gpu and torch.cuda.is_available() else None
-        plain = model.split is None and model.acceleration.merge == 1  # the conditions of `_hooks_of`
+        plain = (
+            not isinstance(model.steps, Split) and acceleration_of(model).merge == 1
+        )  # as `_hooks_of` runs the fusion
         if record is None and on_gpu and plain:
             record = CudaGraphs()
         self._captured = Captured(record)
@@ -121,7 +125,7 @@ class Fast3RNetwork(WindowNetwork):
             self._captured.capture("encode", self._tokens_of, pixels.expand(count, -1, -1, -1))
             view = self.encode_prepared([PreparedFrame(pixels, np.eye(3), None)] * count)[0]
         tokens, rows = view.tokens.tokens.repeat(1, views, 1), self._rows(views)
-        if self._model.acceleration.stream > 1:
+        if acceleration_of(self._model).stream > 1:
             self._captured.capture("remember", self._hooks_and_memory_of, tokens, rows)
         else:
             self._captured.capture("fuse", self._hooks_of, tokens, rows)
@@ -234,7 +238,7 @@ class Fast3RNetwork(WindowNetwork):
         ]
 
     def _pass(self, views: Sequence[EncodedView], lap: Lap) -> Reconstruction:
-        every = self._model.acceleration.stream
+        every = acceleration_of(self._model).stream
         if every > 1:
             return self._streamed(views, every, lap)
         features = self.fuse(views)

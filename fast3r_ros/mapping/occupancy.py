@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fast3r_ros.geometry.rigid import inverse
-from fast3r_ros.mapping.data import Float32, Float64
-from fast3r_ros.mapping.map import Keyframe
+from fast3r_ros.mapping.data import Float32, Float64, Keyframe
 from fast3r_ros.settings import parameter
 
 OCCUPIED, FREE, UNKNOWN = 100, 0, -1

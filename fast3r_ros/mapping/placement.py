@@ -16,8 +16,7 @@ from fast3r_ros.geometry.rotation import cross_matrix
 from fast3r_ros.geometry.sim3 import Sim3
 from fast3r_ros.mapping.calibration import WindowCameras
 from fast3r_ros.mapping.config import PointsConfig
-from fast3r_ros.mapping.data import Float32, Float64, Reconstruction, ViewEstimate
-from fast3r_ros.mapping.map import Keyframe, KeyframePoints
+from fast3r_ros.mapping.data import Float32, Float64, Keyframe, KeyframePoints, Reconstruction, ViewEstimate
 from fast3r_ros.mapping.points import grid_pixels, valid_points
 from fast3r_ros.mapping.registration import Overlap, Registration
 from fast3r_ros.mapping.view_maps import ViewMaps, to_host

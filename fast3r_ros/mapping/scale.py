@@ -11,10 +11,10 @@ import numpy as np
 from fast3r_ros.geometry.rigid import inverse
 from fast3r_ros.geometry.sim3 import Sim3
 from fast3r_ros.mapping.config import ScaleConfig
-from fast3r_ros.mapping.data import SIMULTANEOUS_NS, Float32, Float64, ViewEstimate
+from fast3r_ros.mapping.data import SIMULTANEOUS_NS, Float32, Float64, Keyframe, ViewEstimate
 from fast3r_ros.mapping.gravity import at_first_base, extrinsics, known_extrinsics, leveling
 from fast3r_ros.mapping.inbox import OdometryBuffer
-from fast3r_ros.mapping.map import Keyframe, Map
+from fast3r_ros.mapping.map import Map
 
 _FEWEST = 4  # minimum number of measurements for a scale
 

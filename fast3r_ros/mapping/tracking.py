@@ -17,10 +17,9 @@ from fast3r_ros.geometry.rigid import inverse
 from fast3r_ros.geometry.sim3 import Sim3
 from fast3r_ros.mapping.calibration import FocalLengths, WindowCameras, network_focals
 from fast3r_ros.mapping.config import MapperConfig
-from fast3r_ros.mapping.data import EncodedView, Float64, Frame, Reconstruction, WindowNetwork
+from fast3r_ros.mapping.data import EncodedView, Float64, Frame, Keyframe, Reconstruction, WindowNetwork
 from fast3r_ros.mapping.expectation import similarity_of_poses
 from fast3r_ros.mapping.loops import verified
-from fast3r_ros.mapping.map import Keyframe
 from fast3r_ros.mapping.placement import (
     RegisteredWindow,
     median_depth,

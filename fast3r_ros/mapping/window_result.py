@@ -13,8 +13,7 @@ import numpy as np
 from fast3r_ros.geometry.rigid import inverse
 from fast3r_ros.geometry.rotation import matrix_from_vector, vector_from_matrix
 from fast3r_ros.geometry.sim3 import Sim3
-from fast3r_ros.mapping.data import Float64, Frame, PoseEstimate, ViewEstimate, WindowResult
-from fast3r_ros.mapping.map import Keyframe
+from fast3r_ros.mapping.data import Float64, Frame, Keyframe, PoseEstimate, ViewEstimate, WindowResult
 from fast3r_ros.mapping.tracking import Track
 
 

@@ -7,8 +7,9 @@ with other views.
 
 from __future__ import annotations
 
+import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,6 @@ from fast3r_ros.model.heads import PointmapHead, layout_on
 from fast3r_ros.model.layers import Attention, AttentionFunction
 from fast3r_ros.model.network_config import Fast3RConfig
 from fast3r_ros.model.preprocess import normalize, prepare_image
-from fast3r_ros.model.speed.acceleration import Acceleration
 from fast3r_ros.model.transformer import (
     Encoder,
     FusionTransformer,
@@ -36,7 +36,6 @@ from fast3r_ros.model.transformer import (
 from fast3r_ros.model.types import FusedFeatures, Pointmap, ViewPrediction, ViewTokens
 
 if TYPE_CHECKING:
-    from fast3r_ros.model.speed.parallel import Split
     from fast3r_ros.pictures import Picture
 
 __all__ = ["Fast3R", "FusedFeatures", "Pointmap", "ViewPrediction", "ViewTokens"]
@@ -47,20 +46,40 @@ CPU_MEMORY_BUDGET = 64 * 2**20
 GPU_MEMORY_BUDGET = 2**30
 
 
+class Steps:
+    """How the network's steps are computed: plainly here; a speed-up derives from this class."""
+
+    def __repr__(self) -> str:
+        return "exact"
+
+    def encode(self, encode: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        """Tokens (B, N, C) of images (B, 3, H, W)."""
+        return encode(images)
+
+    def fuse(self, fusion: Fusion, views: Sequence[ViewTokens], rows: Tensor) -> FusedFeatures:
+        """Fuse the tokens of all views with their rows (B, V, C_d) of the index embedding."""
+        return fuse_views(fusion, views, rows)
+
+    def predict(
+        self, head: PointmapHead, features: FusedFeatures, views: Sequence[int], budget: int
+    ) -> list[Pointmap]:
+        """Pointmaps of the given views, in their order; budget: bytes of intermediate results."""
+        return head.predict(features, views, budget)
+
+
 class Fast3R(nn.Module):
     """The network.
 
-    memory_budget: maximum bytes for intermediate results of the encoder and the heads; None (the default)
-    means 64 MiB on the CPU and 1 GiB on a GPU.  split: how several processes share the work, None for one
-    process; set by `parallel.parallelise`.  repeated_passes: number of passes computed again, see `safer`.
+    memory_budget: bytes that the encoder's and the heads' intermediate results may take; None (the default)
+    means 64 MiB on the CPU and 1 GiB on a GPU.  steps: how the steps are computed; what lies in `speed` puts
+    others there.  repeated_passes: how many were computed again, see `safer`.
     """
 
     def __init__(self, config: Fast3RConfig) -> None:
         super().__init__()
         self.config = config
         self.memory_budget: int | None = None
-        self.split: Split | None = None
-        self.acceleration = Acceleration()
+        self.steps = Steps()
         self.repeated_passes = 0
         self._safer: list[Fast3R] = []  # in a list, so that it is not part of the state
         self.encoder = Encoder(config.encoder)
@@ -120,12 +139,12 @@ class Fast3R(nn.Module):
         return self.encoder.patch_embed.proj.weight.dtype
 
     def safer(self) -> Fast3R | None:
-        """The network that repeats a pass whose result is not finite, see `precision.safer_copy`.
+        """The network that computes a pass again whose result is not finite, see `_safer_copy`.
 
         Counts the pass and logs the first one.  None if there is no safer network.
         """
         if not self._safer:
-            other = precision.safer_copy(self)
+            other = _safer_copy(self)
             if other is None:
                 return None
             self._safer.append(other)
@@ -135,18 +154,16 @@ class Fast3R(nn.Module):
         return self._safer[0]
 
     def extra_repr(self) -> str:
-        """The accelerations and the split of the work, for printing."""
-        return f"acceleration={self.acceleration}, split={self.split}"
+        """How the steps are computed, for printing."""
+        return f"steps={self.steps}"
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write config.json and model.safetensors in the official layout.
 
-        Raises UserError for a model split over processes and for one with quantised layers.
+        Raises UserError for a model that several processes share or that was accelerated.
         """
-        if self.split is not None or self.acceleration.linears != "exact":
-            raise UserError(
-                "a split or quantised model cannot be saved; save it before splitting or quantising"
-            )
+        if type(self.steps) is not Steps:
+            raise UserError(f"a model with {self.steps} is not saved; save it before that")
         checkpoint.write(self, self.config, Path(directory))
 
     def set_attention(self, name: str) -> None:
@@ -196,7 +213,7 @@ class Fast3R(nn.Module):
         """Fuse the tokens of all views of B scenes; view 0 defines the frame of the global points.
 
         image_indices: (B, V) rows of the index table, whole or fractional; by default `default_indices`.
-        function: mixes the values, default by `acceleration`; only for a network on one process.
+        function: what mixes the values, by default as `steps` chooses; for a network of one process.
         """
         if not views:
             raise UserError("no views were given; at least one is needed")
@@ -208,11 +225,9 @@ class Fast3R(nn.Module):
                 f"image_indices has shape {tuple(image_indices.shape)}, expected {(batch, len(views))}"
             )
         rows = index_embedding(image_indices, self.config.decoder.embed_dim).to(views[0].tokens)
-        if self.split is not None:
-            return self.split.fuse(self.decoder, views, rows)
-        if function is None:
-            function = self.acceleration.attention_function([view.grid for view in views])
-        return fuse_views(self.decoder, views, rows, function)
+        if function is not None:
+            return fuse_views(self.decoder, views, rows, function)
+        return self.steps.fuse(self.decoder, views, rows)
 
     def global_head(self, features: FusedFeatures, views: Sequence[int] | None = None) -> list[Pointmap]:
         """Pointmaps in view 0's camera for the chosen views (all by default), in the given order."""
@@ -305,9 +320,7 @@ class Fast3R(nn.Module):
         patch = self.config.encoder.patch_size
         grid = (images.shape[2] // patch, images.shape[3] // patch)
         images = images.to(self.encoder.patch_embed.proj.weight)
-        if self.split is not None:
-            return ViewTokens(self.split.encode(self._encode_in_chunks, images), grid)
-        return ViewTokens(self._encode_in_chunks(images), grid)
+        return ViewTokens(self.steps.encode(self._encode_in_chunks, images), grid)
 
     def _encode_in_chunks(self, images: Tensor) -> Tensor:
         needed = self.encoder.bytes_per_image((images.shape[2], images.shape[3]), images.element_size())
@@ -324,9 +337,7 @@ class Fast3R(nn.Module):
         if wrong:
             raise UserError(f"view {wrong[0]} does not exist; there are {count} views, numbered from 0")
         budget = self._budget(features.hooks[0].device)
-        if self.split is not None:
-            return self.split.predict(head, features, chosen, budget)
-        return head.predict(features, chosen, budget)
+        return self.steps.predict(head, features, chosen, budget)
 
     def _budget(self, device: torch.device) -> int:
         if self.memory_budget is not None:
@@ -346,3 +357,15 @@ def _refuse(finite: Tensor, what: str) -> None:
     """Raises UserError with the index of the first False in (N,) bool; synchronises with the device once."""
     if not finite.all():
         raise UserError(f"{what} {int(finite.int().argmin())} holds NaN or Inf; drop this image or repair it")
+
+
+@torch.inference_mode(False)
+def _safer_copy(model: Fast3R) -> Fast3R | None:
+    """The same network in bfloat16, whose range is that of float32, or in float32 on a GPU without it; the
+    residual stream is float32.  None for a network that is not in float16: there is nothing safer.
+    """
+    if model.dtype != torch.float16:
+        return None
+    device = next(model.parameters()).device
+    other = copy.deepcopy(model, {id(model.steps): model.steps})  # processes are not copied
+    return precision.in_dtype(other, precision.widest_range(device), stream=precision.stream_names(other))

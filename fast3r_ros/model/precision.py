@@ -9,11 +9,10 @@ with `safer` weights.
 
 from __future__ import annotations
 
-import copy
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -21,8 +20,7 @@ from torch import nn
 from fast3r_ros.errors import UserError
 from fast3r_ros.model.layers import Block
 
-if TYPE_CHECKING:
-    from fast3r_ros.model.fast3r import Fast3R
+Module = TypeVar("Module", bound=nn.Module)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DTYPE_NAMES = ("auto", *DTYPES)
@@ -88,11 +86,15 @@ def stream_names(model: nn.Module) -> set[str]:
     }
 
 
-def in_dtype(model: Fast3R, dtype: torch.dtype) -> Fast3R:
-    """Convert a network's weights to a dtype of `resolve_dtype`, like `Fast3R.from_pretrained`."""
-    wide = stream_names(model) if dtype == torch.float16 else set()
-    for name, parameter in model.named_parameters():
-        parameter.data = parameter.data.to(torch.float32 if name in wide else dtype)
+def in_dtype(model: Module, dtype: torch.dtype, stream: Collection[str] | None = None) -> Module:
+    """Change a network's weights to a dtype of `resolve_dtype`, as `Fast3R.from_pretrained` loads them.
+
+    stream: parameters that become float32; by default `stream_names` for float16, else none.
+    """
+    if stream is None:
+        stream = stream_names(model) if dtype == torch.float16 else ()
+    for name, parameter in model.named_parameters():  # scales of 8 bits are buffers and stay
+        parameter.data = parameter.data.to(torch.float32 if name in stream else dtype)
     set_inner_dtype(model, dtype)
     return model
 
@@ -104,22 +106,9 @@ def set_inner_dtype(model: nn.Module, dtype: torch.dtype) -> None:
             module.inner = dtype if module.norm1.weight.dtype != dtype else None
 
 
-@torch.inference_mode(False)
-def safer_copy(model: Fast3R) -> Fast3R | None:
-    """The same network in bfloat16, whose range is that of float32, or in float32 on a GPU without it.
-
-    The residual stream is float32.  None for a network that is not float16: there is no safer dtype.
-    """
-    if model.dtype != torch.float16:
-        return None
-    on_cpu = next(model.parameters()).device.type == "cpu"
-    safe = torch.bfloat16 if on_cpu or _has_bfloat16() else torch.float32
-    other = copy.deepcopy(model, {id(model.split): model.split})  # shares the processes
-    stream = stream_names(other)
-    for name, parameter in other.named_parameters():  # scales of 8-bit layers are buffers and stay
-        parameter.data = parameter.data.to(torch.float32 if name in stream else safe)
-    set_inner_dtype(other, safe)
-    return other
+def widest_range(device: torch.device) -> torch.dtype:
+    """bfloat16, whose range is that of float32, or float32 on a GPU without it."""
+    return torch.bfloat16 if device.type == "cpu" or _has_bfloat16() else torch.float32
 
 
 def all_finite(tensors: Sequence[torch.Tensor]) -> bool:

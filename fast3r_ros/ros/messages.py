@@ -15,8 +15,7 @@ from std_msgs.msg import ColorRGBA, Header
 from visualization_msgs.msg import Marker, MarkerArray
 
 from fast3r_ros.io.cameras import frustum_segments
-from fast3r_ros.mapping.data import Cloud, Float64, ViewEstimate, WindowResult
-from fast3r_ros.mapping.map import Keyframe
+from fast3r_ros.mapping.data import Cloud, Float64, Keyframe, ViewEstimate, WindowResult
 from fast3r_ros.mapping.occupancy import Occupancy
 from fast3r_ros.mapping.point_records import WORDS, cloud_bytes, view_bytes
 from fast3r_ros.mapping.view_maps import mean_values

@@ -17,8 +17,7 @@ from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 from visualization_msgs.msg import MarkerArray
 
 from fast3r_ros.errors import UserError
-from fast3r_ros.mapping.data import Cloud, PoseEstimate, ViewEstimate, WindowResult
-from fast3r_ros.mapping.map import Keyframe
+from fast3r_ros.mapping.data import Cloud, Keyframe, PoseEstimate, ViewEstimate, WindowResult
 from fast3r_ros.mapping.mapper import Mapper
 from fast3r_ros.mapping.occupancy import FloorUnknown, GridMaker, Occupancy
 from fast3r_ros.msg import WindowEstimate

@@ -101,8 +101,14 @@ def room_scene(
     scene = _assemble(rectangles, room[None], height, obstacles, np.zeros((0, 2)))
     if not painted:
         return scene
-    paint = np.random.default_rng([seed, 4])
-    look = painted_by_role(scene.look, scene.center, scene.axes, scene.half, scene.rooms[0], paint)
+    look = paint_by_role(
+        scene.look,
+        scene.center,
+        scene.half,
+        scene.axes[:, 2],
+        scene.rooms[0, 2:],
+        np.random.default_rng([seed, 4]),
+    )
     return replace(scene, look=look)
 
 

@@ -5,8 +5,9 @@ import pytest
 
 from fast3r_ros.geometry.sim3 import Sim3
 from fast3r_ros.mapping.config import LoopConfig, MapConfig
+from fast3r_ros.mapping.data import Keyframe, KeyframePoints
 from fast3r_ros.mapping.loops import LoopCloser
-from fast3r_ros.mapping.map import Keyframe, KeyframePoints, Map, most_redundant
+from fast3r_ros.mapping.map import Map, most_redundant
 
 SHIFT = np.array([0.0, 3.0, 0.0])
 

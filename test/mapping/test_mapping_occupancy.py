@@ -9,7 +9,7 @@ from fast3r_ros.benchmark.synthetic_run import start, the_loop
 from fast3r_ros.geometry.rigid import BODY_FROM_OPTICAL, inverse, rigid_matrix
 from fast3r_ros.geometry.rotation import matrix_from_vector
 from fast3r_ros.geometry.sim3 import Sim3
-from fast3r_ros.mapping.map import Keyframe, KeyframePoints
+from fast3r_ros.mapping.data import Keyframe, KeyframePoints
 from fast3r_ros.mapping.occupancy import (
     FREE,
     OCCUPIED,

@@ -17,11 +17,10 @@ from fast3r_ros.geometry.rotation import angle_between, matrix_from_vector
 from fast3r_ros.geometry.sim3 import Sim3
 from fast3r_ros.mapping.calibration import WindowCameras
 from fast3r_ros.mapping.config import RegistrationConfig, ScaleConfig
-from fast3r_ros.mapping.data import Frame, Reconstruction, ViewEstimate
+from fast3r_ros.mapping.data import Frame, Keyframe, Reconstruction, ViewEstimate
 from fast3r_ros.mapping.expectation import odometry_step
 from fast3r_ros.mapping.gravity import leveling, tilt_only
 from fast3r_ros.mapping.inbox import OdometryBuffer
-from fast3r_ros.mapping.map import Keyframe
 from fast3r_ros.mapping.registration import Overlap, place_views, register
 from fast3r_ros.mapping.scale import (
     Scale,

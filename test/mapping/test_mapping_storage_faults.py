@@ -33,7 +33,7 @@ from hypothesis import strategies as st
 from fast3r_ros.errors import UserError
 from fast3r_ros.geometry.sim3 import Sim3
 from fast3r_ros.mapping.config import MapperConfig
-from fast3r_ros.mapping.map import Keyframe, KeyframePoints
+from fast3r_ros.mapping.data import Keyframe, KeyframePoints
 from fast3r_ros.mapping.map_schema import COLUMNS, arrays_of, index_of
 from fast3r_ros.mapping.mapper import Mapper
 from fast3r_ros.mapping.pose_graph import Edge

@@ -13,8 +13,9 @@ from parallel_cases import CASES, case_model, results, run_ranks
 from small_model import small_model
 
 from fast3r_ros.errors import UserError
+from fast3r_ros.model.fast3r import Steps
 from fast3r_ros.model.speed.acceleration import Acceleration, accelerate
-from fast3r_ros.model.speed.parallel import join_processes, parallelise
+from fast3r_ros.model.speed.parallel import Split, join_processes, parallelise
 
 RANKS = 2
 Results = dict[tuple[str, str], list[torch.Tensor]]
@@ -88,8 +89,8 @@ def test_heads_that_cannot_be_split_are_rejected_and_the_model_is_unchanged() ->
     model = small_model()
     with pytest.raises(UserError, match="4 attention heads, which 3 processes cannot share"):
         parallelise(model, "tensor")
-    assert model.split is None
-    assert parallelise(model, "sequence").split is not None
+    assert type(model.steps) is Steps
+    assert isinstance(parallelise(model, "sequence").steps, Split)
     with pytest.raises(UserError, match="already"):
         parallelise(model, "sequence")
 

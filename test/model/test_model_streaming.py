@@ -16,8 +16,8 @@ from torch import Tensor
 from fast3r_ros.cli import main
 from fast3r_ros.errors import UserError
 from fast3r_ros.model import ViewTokens
-from fast3r_ros.model.speed.acceleration import Acceleration, accelerate
-from fast3r_ros.model.speed.kv_cache import FusionMemory, KvCache
+from fast3r_ros.model.speed.acceleration import Acceleration, accelerate, acceleration_of
+from fast3r_ros.model.speed.kv_cache import FusionMemory, Remembering
 from fast3r_ros.model.transformer import TRAINED_ROWS, free_indices
 
 MODEL = small_model()
@@ -121,7 +121,7 @@ def test_further_indices_take_the_place_of_those_that_left() -> None:
 def test_streaming_is_printed_and_parsed() -> None:
     model = accelerate(small_model(), Acceleration.parse("stream=4,linears=int8"))
     assert "acceleration=stream=4,linears=int8" in repr(model)
-    assert Acceleration.parse(str(model.acceleration)) == model.acceleration
+    assert Acceleration.parse(str(acceleration_of(model))) == acceleration_of(model)
 
 
 @pytest.mark.parametrize(

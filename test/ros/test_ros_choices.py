@@ -16,7 +16,7 @@ from fast3r_ros.errors import UserError
 from fast3r_ros.io.pixels import BadImage
 from fast3r_ros.mapping.config import MapperConfig
 from fast3r_ros.mapping.storage import SavedMap, write_map
-from fast3r_ros.model.speed.acceleration import Acceleration
+from fast3r_ros.model.speed.acceleration import Acceleration, acceleration_of
 from fast3r_ros.ros.image_messages import depth_to_metres
 from fast3r_ros.ros.map_files import path_for_loading, path_for_saving
 from fast3r_ros.ros.node_config import NodeConfig
@@ -116,7 +116,7 @@ def test_the_network_gets_its_model_threads_precision_and_device() -> None:
         torch.set_num_threads(threads)
     kinds = {(each.dtype, each.device.type) for each in network._model.parameters()}
     assert kinds == {(torch.bfloat16, "cpu")}
-    assert network._model.acceleration == Acceleration(stream=3)
+    assert acceleration_of(network.model) == Acceleration(stream=3)
     unusable = ({"model": "/no/such"}, {"expected_image": "big"}, {"accelerate": "fast"})
     for wrong, words in zip(unusable, ("/no/such", "expected_image", "acceleration 'fast'"), strict=True):
         with pytest.raises(UserError, match=words):

@@ -1,28 +1,25 @@
 """Accelerations without training that change the results slightly; off by default.
 
-The active ones are in the model's repr and in `model.acceleration`, for reports.  `fast3r benchmark
-acceleration` measures their error on a given model and scene.
+What is on stands in the model's repr and in `acceleration_of(model)`, so that reports can say it.  Their error
+on a given model and scene is measured by `fast3r benchmark acceleration`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fast3r_ros.errors import UserError
 from fast3r_ros.model.attention import attend
-from fast3r_ros.model.layers import AttentionFunction, Block
+from fast3r_ros.model.fast3r import Fast3R, Steps
+from fast3r_ros.model.layers import Block
 from fast3r_ros.model.speed.quantised import Fp8Linear, Int8Linear, check_fp8, check_shapes
 from fast3r_ros.model.speed.token_merging import MergedAttention
-from fast3r_ros.model.types import ViewPrediction
-
-if TYPE_CHECKING:
-    from fast3r_ros.model.fast3r import Fast3R
-
+from fast3r_ros.model.transformer import Fusion, fuse_views
+from fast3r_ros.model.types import FusedFeatures, ViewPrediction, ViewTokens
 
 LINEARS = ("exact", "int8", "fp8")
 
@@ -76,9 +73,26 @@ class Acceleration:
         whole = {name: int(values[name]) for name in WHOLE if name in values}
         return cls(**whole, linears=values.get("linears", "exact"))
 
-    def attention_function(self, grids: Sequence[tuple[int, int]]) -> AttentionFunction:
-        """The function that mixes the values in fusion, for views of these token grids (h, w)."""
-        return MergedAttention(grids, self.merge) if self.merge > 1 else attend
+
+class Accelerated(Steps):
+    """The steps of a network with accelerations."""
+
+    def __init__(self, acceleration: Acceleration) -> None:
+        self.acceleration = acceleration
+
+    def __repr__(self) -> str:
+        return str(self.acceleration)
+
+    def fuse(self, fusion: Fusion, views: Sequence[ViewTokens], rows: Tensor) -> FusedFeatures:
+        """See `Steps`; keys and values of far views are merged where that is asked for."""
+        merge = self.acceleration.merge
+        function = MergedAttention([view.grid for view in views], merge) if merge > 1 else attend
+        return fuse_views(fusion, views, rows, function)
+
+
+def acceleration_of(model: Fast3R) -> Acceleration:
+    """The accelerations of a network."""
+    return model.steps.acceleration if isinstance(model.steps, Accelerated) else Acceleration()
 
 
 def accelerate(model: Fast3R, acceleration: Acceleration) -> Fast3R:
@@ -88,11 +102,13 @@ def accelerate(model: Fast3R, acceleration: Acceleration) -> Fast3R:
     again, for shapes that the kernels do not support, for FP8 without hardware support, and for streaming
     without a local head.
     """
-    if model.split is not None and str(acceleration) != "exact":
-        raise UserError(f"acceleration {acceleration} cannot be combined with several processes; choose one")
+    if not isinstance(model.steps, Accelerated) and type(model.steps) is not Steps:
+        if str(acceleration) == "exact":
+            return model
+        raise UserError(f"acceleration {acceleration} and several processes do not work together; choose one")
     if acceleration.stream > 1 and model.downstream_head_local is None:
-        raise UserError("acceleration stream needs a network with a local head; this one has none")
-    before = model.acceleration.linears
+        raise UserError("acceleration stream needs a network with a local head, and this one has none")
+    before = acceleration_of(model).linears
     if acceleration.linears != before:
         if before != "exact":
             raise UserError(f"the linear layers are already {before}; load the model again to change that")
@@ -109,7 +125,7 @@ def accelerate(model: Fast3R, acceleration: Acceleration) -> Fast3R:
         check_shapes(linears, acceleration.linears, next(model.parameters()).device)
         for block in blocks:
             _replace_linears(block, layer)
-    model.acceleration = acceleration
+    model.steps = Steps() if str(acceleration) == "exact" else Accelerated(acceleration)
     return model.eval()
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from fast3r_ros.model.attention import PACKAGES, PYTORCH_KERNELS, agrees, run_kernel
 from fast3r_ros.model.fast3r import Fast3R
 from fast3r_ros.model.layers import Attention
+from fast3r_ros.model.speed.acceleration import acceleration_of
 
 RUNS = 5
 
@@ -39,7 +40,7 @@ def choose_attention(model: Fast3R, tokens: int) -> str:
     modules = [module for module in model.decoder.modules() if isinstance(module, Attention)]
     if any(module.kernel != "auto" for module in modules):
         return modules[0].kernel
-    if model.acceleration.merge > 1:
+    if acceleration_of(model).merge > 1:
         return "auto"
     seconds = kernel_seconds(*_packed(model, modules[0], min(tokens, MOST_TOKENS)))
     fastest = min(seconds, key=lambda name: seconds[name], default="auto")

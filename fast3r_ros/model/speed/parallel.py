@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from fast3r_ros.errors import UserError
 from fast3r_ros.model.attention import attend
-from fast3r_ros.model.fast3r import Fast3R
+from fast3r_ros.model.fast3r import Fast3R, Steps
 from fast3r_ros.model.heads import PointmapHead
 from fast3r_ros.model.layers import Block
 from fast3r_ros.model.network_config import DecoderConfig
@@ -51,17 +51,15 @@ def parallelise(model: Fast3R, mode: str, group: dist.ProcessGroup | None = None
         raise UserError(
             f"parallel mode {mode} needs several processes; start them with torchrun --nproc_per_node N"
         )
-    if model.split is not None:
-        raise UserError("this model is already split over processes; load it again to split it differently")
-    if str(model.acceleration) != "exact":
-        raise UserError(
-            f"acceleration {model.acceleration} cannot be combined with several processes; choose one"
-        )
+    if isinstance(model.steps, Split):
+        raise UserError("this model is split over processes already; load it again to split it otherwise")
+    if type(model.steps) is not Steps:
+        raise UserError(f"acceleration {model.steps} and several processes do not work together; choose one")
     group = group or cast(dist.ProcessGroup, dist.group.WORLD)
     model.eval().requires_grad_(False)
     if mode == "tensor":
         _split_fusion(model.decoder, model.config.decoder, group)
-    model.split = Split(group, mode)
+    model.steps = Split(group, mode)
     return model
 
 
@@ -90,8 +88,8 @@ def join_processes(device: str) -> str:
     return device
 
 
-class Split:
-    """The division of work among the ranks of a group: view v belongs to rank v mod size."""
+class Split(Steps):
+    """How the ranks of a group share the work on one model: views in turn, view v to rank v mod size."""
 
     def __init__(self, group: dist.ProcessGroup, mode: str) -> None:
         self.group = group
