@@ -167,9 +167,9 @@ def test_fp8_is_rejected_on_unsupported_gpus() -> None:
 
 def test_active_accelerations_are_printed_and_exact_is_the_default(tmp_path: Path) -> None:
     model = small_model()
-    assert "acceleration=exact" in repr(model)
+    assert "steps=exact" in repr(model)
     accelerate(model, Acceleration(2, "int8"))
-    assert "acceleration=merge=2,linears=int8" in repr(model)
+    assert "steps=merge=2,linears=int8" in repr(model)
     assert Acceleration.parse(str(acceleration_of(model))) == acceleration_of(model)
     assert Acceleration.parse("exact") == Acceleration()
     accelerate(model, Acceleration(linears="int8"))  # merging can be turned off again, rounding cannot

@@ -120,7 +120,7 @@ def test_further_indices_take_the_place_of_those_that_left() -> None:
 
 def test_streaming_is_printed_and_parsed() -> None:
     model = accelerate(small_model(), Acceleration.parse("stream=4,linears=int8"))
-    assert "acceleration=stream=4,linears=int8" in repr(model)
+    assert "steps=stream=4,linears=int8" in repr(model)
     assert Acceleration.parse(str(acceleration_of(model))) == acceleration_of(model)
 
 
