@@ -18,12 +18,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "source of frames",
     )
     parser.add_argument("--topic", help="image topic of a bag that has several")
+    parser.add_argument(
+        "--views", type=int, metavar="N", help="of a checkpoint: the memory of one pass over N views on a GPU"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print `name: value` lines, or JSON."""
-    facts = describe(arguments.what, arguments.topic)
+    facts = describe(arguments.what, arguments.topic, arguments.views)
     if arguments.json:
         print(json.dumps(facts, indent=2))
         return 0
@@ -34,19 +37,25 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def describe(what: str, topic: str | None = None) -> dict[str, Any]:
-    """The facts about the file, folder or model `what`.  Raises UserError when it cannot be read."""
+def describe(what: str, topic: str | None = None, views: int | None = None) -> dict[str, Any]:
+    """The facts of whatever `what` names.
+
+    views: of one pass whose memory is predicted.  Raises UserError when `what` is nothing that can be read,
+    and for `views` of anything but a checkpoint or below 1.
+    """
     from fast3r_ros.io.results import is_result
 
     path = Path(what)
     if what == "demo" or (path / "config.json").is_file():
-        return _describe_checkpoint(what)
+        return _describe_checkpoint(what, views)
+    if views is not None:
+        raise UserError(f"--views is for a checkpoint, and {what} is none")
     if is_result(path):
         return _describe_results(path)
     return _describe_source(what, topic)
 
 
-def _describe_checkpoint(name: str) -> dict[str, Any]:
+def _describe_checkpoint(name: str, views: int | None) -> dict[str, Any]:
     import torch
 
     from fast3r_ros.model import Fast3R
@@ -57,7 +66,7 @@ def _describe_checkpoint(name: str) -> dict[str, Any]:
     with torch.device("meta"):
         model = Fast3R(config)
     encoder, decoder = config.encoder, config.decoder
-    return {
+    facts = {
         "kind": "checkpoint",
         "parameters": sum(tensor.numel() for tensor in model.parameters()),
         "megabytes on disk": round(sum(file.stat().st_size for file in files.weights) / 1e6, 1),
@@ -66,6 +75,17 @@ def _describe_checkpoint(name: str) -> dict[str, Any]:
         "fusion": f"{decoder.depth} blocks of width {decoder.embed_dim}",
         "local head": config.head.with_local_head,
     }
+    if views is not None:
+        from fast3r_ros.mapping.one_pass import CHUNK
+        from fast3r_ros.model.memory import predict_memory
+
+        if views < 1:
+            raise UserError(f"--views is {views}; give the number of views of one pass, at least 1")
+        patch = config.encoder.patch_size
+        size = (config.image_size, config.image_size * 3 // 4 // patch * patch)
+        plan = predict_memory(config, views, size, torch.float16, at_once=CHUNK)
+        facts[f"GPU memory, {views} views of {size[0]} x {size[1]}"] = f"{plan.peak / 1e9:.1f} GB in float16"
+    return facts
 
 
 def _describe_results(path: Path) -> dict[str, Any]:

@@ -168,6 +168,22 @@ def test_info_of_results_and_checkpoint(results, small_model, capsys):
     assert (facts["kind"], facts["image size"], facts["local head"]) == ("checkpoint", 112, True)
 
 
+def test_info_predicts_the_memory_of_a_pass(small_model, video, capsys):
+    def gigabytes(views: int) -> float:
+        facts = info(capsys, small_model, "--views", views)
+        (text,) = [
+            value for name, value in facts.items() if name.startswith(f"GPU memory, {views} views of ")
+        ]
+        return float(text.split()[0])
+
+    assert 1.8 < gigabytes(100_000) / gigabytes(50_000) < 2.2
+    assert main(["info", str(small_model), "--views", "0"]) == 2
+    assert main(["info", str(video), "--views", "8"]) == 2
+    errors = capsys.readouterr().err
+    assert "--views is 0" in errors
+    assert f"{video} is none" in errors
+
+
 def test_info_of_a_video_as_text(video, capsys):
     assert main(["info", str(video)]) == 0
     lines = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
