@@ -21,8 +21,17 @@ import torch
 from numpy.typing import NDArray
 
 from fast3r_ros.benchmark.measure import machine, summarised
-from fast3r_ros.benchmark.synthetic_run import SMALL, Run, recorded_frames, start, the_loop
-from fast3r_ros.geometry.rigid import BODY_FROM_OPTICAL, body_pose_from_optical, inverse, rigid_matrix
+from fast3r_ros.benchmark.synthetic_run import (
+    SECOND_NS,
+    SMALL,
+    Run,
+    fingerprint,
+    odometry_of,
+    recorded_frames,
+    start,
+    the_loop,
+)
+from fast3r_ros.geometry.rigid import BODY_FROM_OPTICAL, rigid_matrix
 from fast3r_ros.geometry.rotation import angle_between, matrix_from_vector
 from fast3r_ros.geometry.sim3 import Sim3
 from fast3r_ros.mapping.mapper import Mapper
@@ -30,10 +39,6 @@ from fast3r_ros.synthetic.oracle_network import REALISTIC, Disturbance
 from fast3r_ros.synthetic.sequence import RecordedSequence, SyntheticSequence, loop_sequence
 
 Float64 = NDArray[np.float64]
-
-
-SECOND_NS = 1_000_000_000
-
 
 _OTHER_FOCAL = replace(REALISTIC, focal_error=0.02)
 
@@ -89,15 +94,15 @@ def pure_noise(frames: int = 120, seed: int = 0, disturbance: Disturbance | None
     sequence, all_frames = the_loop()
     run = start(sequence, disturbance, seed).feed(all_frames[:frames], finish=False)
     run.mapper.map.fuse_moved()
-    before = _fingerprint(run.mapper)
+    before = fingerprint(run.mapper)
     good = run.network.disturbance
     run.network.disturbance = replace(good, pure_noise=True)
     rest = iter(all_frames[frames:])
     count = len(run.results)
     while len(run.results) == count:
         run.feed([next(rest)], finish=False)
-    rejected = not run.results[-1].accepted
-    unchanged = _fingerprint(run.mapper) == before
+    refused = not run.results[-1].accepted
+    unchanged = fingerprint(run.mapper) == before
     run.network.disturbance = good
     run.feed(list(rest)[:100])
     return {"refused": rejected, "unchanged": unchanged, "reason": run.results[count].reason, **run.scores()}
@@ -328,8 +333,7 @@ _PROMISES: dict[str, Callable[..., dict[str, Any]]] = {
     "long_run": long_run,
 }
 
-
-# every guarantee, without and with the errors of trained networks
+# every promise without and with the errors of trained networks
 SCENARIOS: dict[str, Callable[..., dict[str, Any]]] = {
     **_PROMISES,
     **{f"trained_{name}": partial(scenario, disturbance=REALISTIC) for name, scenario in _PROMISES.items()},
@@ -375,43 +379,8 @@ def _timed(scenario: Callable[..., dict[str, Any]], seed: int) -> dict[str, Any]
     return {**scenario(seed=seed), "processor_s": time.process_time() - start_time}
 
 
-# ---------------------------------------------------------------- parts of scenarios
-
-
-def _fingerprint(mapper: Mapper) -> tuple[bytes, ...]:
-    """The complete content of the map, as bytes."""
-    cloud = mapper.map.cloud()
-    poses = b"".join(
-        pose.map_from_camera.tobytes() + pose.covariance.tobytes() for pose in mapper.trajectory()
-    )
-    points = b"".join(
-        k.points.points.tobytes() for k in mapper.map.keyframes.values() if k.points is not None
-    )
-    parts = (cloud.points, cloud.colors, cloud.confidence)
-    return (poses, points, str(mapper.map.version).encode(), *(part.tobytes() for part in parts))
-
-
 def _later(sequence: SyntheticSequence, frame: int, seconds: float) -> int:
     return sequence.stamp_ns(frame) + round(seconds * SECOND_NS)
-
-
-def odometry_of(
-    sequence: SyntheticSequence, noise: float, slipping: float, seed: int, frames: int
-) -> list[tuple[int, Float64]]:
-    """Base poses (the body frame at the camera) with noisy increments, in their own odometry frame."""
-    rng = np.random.default_rng(seed)
-    base = body_pose_from_optical(sequence.world_from_camera[:frames])
-    pose = np.eye(4)
-    pose[:3, :3] = base[0, :3, :3]  # odometry is aligned with gravity
-    poses = [(sequence.stamp_ns(0), pose)]
-    # wheels slip in stretches of 5 s
-    slips = rng.permutation(np.arange((frames + 49) // 50) < round(slipping * ((frames + 49) // 50)))
-    for i in range(1, len(base)):
-        step = inverse(base[i - 1]) @ base[i]
-        step[:3, 3] *= 1 + rng.normal(0, noise) + (rng.uniform(0.2, 1.0) if slips[i // 50] else 0.0)
-        pose = pose @ step
-        poses.append((sequence.stamp_ns(i), pose))
-    return poses
 
 
 def _scale_report(run: Run) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from fast3r_ros.datasets import open_dataset
 from fast3r_ros.datasets.posed import sample_depth
 from fast3r_ros.errors import UserError
+from fast3r_ros.geometry.rigid import body_pose_from_optical, inverse
 from fast3r_ros.geometry.sim3 import Sim3
 from fast3r_ros.geometry.similarity import fit_similarity
 from fast3r_ros.mapping.config import MapperConfig
@@ -25,7 +26,8 @@ from fast3r_ros.synthetic.oracle_network import Disturbance, KnownSequence, True
 from fast3r_ros.synthetic.sequence import RecordedSequence, SyntheticSequence, loop_sequence
 
 Float64 = NDArray[np.float64]
-SMALL = (64, 48)  # pixels; enough for accurate poses with the stand-in network
+SECOND_NS = 1_000_000_000
+SMALL = (64, 48)  # pixels; the stand-in network needs no more for the accuracy of poses
 
 
 class MeteredNetwork(WindowNetwork):
@@ -135,6 +137,40 @@ def start(
 def true_poses(sequences: Sequence[KnownSequence]) -> dict[tuple[str, int], Float64]:
     """`world_from_camera` by camera and stamp."""
     return {(s.camera, s.stamp_ns(i)): s.world_from_camera[i] for s in sequences for i in range(len(s))}
+
+
+def fingerprint(mapper: Mapper) -> tuple[bytes, ...]:
+    """Everything that the map is, as bytes."""
+    cloud = mapper.map.cloud()
+    poses = b"".join(
+        pose.map_from_camera.tobytes() + pose.covariance.tobytes() for pose in mapper.trajectory()
+    )
+    points = b"".join(
+        k.points.points.tobytes() for k in mapper.map.keyframes.values() if k.points is not None
+    )
+    parts = (cloud.points, cloud.colors, cloud.confidence)
+    return (poses, points, str(mapper.map.version).encode(), *(part.tobytes() for part in parts))
+
+
+def odometry_of(
+    sequence: SyntheticSequence, noise: float, slipping: float, seed: int, frames: int
+) -> list[tuple[int, Float64]]:
+    """Poses of the base (the body frame at the camera) with noisy increments, in an odometry frame of its
+    own.
+    """
+    rng = np.random.default_rng(seed)
+    base = body_pose_from_optical(sequence.world_from_camera[:frames])
+    pose = np.eye(4)
+    pose[:3, :3] = base[0, :3, :3]  # odometry knows gravity
+    poses = [(sequence.stamp_ns(0), pose)]
+    # wheels slip in stretches of 5 s
+    slips = rng.permutation(np.arange((frames + 49) // 50) < round(slipping * ((frames + 49) // 50)))
+    for i in range(1, len(base)):
+        step = inverse(base[i - 1]) @ base[i]
+        step[:3, 3] *= 1 + rng.normal(0, noise) + (rng.uniform(0.2, 1.0) if slips[i // 50] else 0.0)
+        pose = pose @ step
+        poses.append((sequence.stamp_ns(i), pose))
+    return poses
 
 
 def recorded_frames(folder: Path, width: int = 160) -> RecordedSequence:
