@@ -85,7 +85,10 @@ class Progress:
 class Mapped(Protocol):
     """The source of results: a `Mapper` or a `OnePass`."""
 
-    map: Map
+    @property
+    def map(self) -> Map:
+        """The map so far."""
+        ...
 
     def status(self) -> MapperStatus:
         """Counts since the start."""

@@ -14,8 +14,8 @@ import numpy as np
 from fast3r_ros.mapping.config import MapperConfig
 from fast3r_ros.mapping.data import Keyframe, PoseEstimate, ViewEstimate, WindowNetwork
 from fast3r_ros.mapping.loops import PlaceIndex
-from fast3r_ros.mapping.map import Map
-from fast3r_ros.mapping.map_update import fuse_window
+from fast3r_ros.mapping.map_builder import MapBuilder
+from fast3r_ros.mapping.map_update import map_update
 from fast3r_ros.mapping.tracking import Knowledge, Lap, SubmapStart, Track, track
 from fast3r_ros.mapping.window import WindowView
 from fast3r_ros.mapping.window_result import pose_of, up_to_date
@@ -61,22 +61,21 @@ class Localizer:
         self,
         network: WindowNetwork,
         new: Sequence[WindowView],
-        map_: Map,
-        index: PlaceIndex,
+        builder: MapBuilder,
         views_of: Callable[[Sequence[int]], list[WindowView]],
-        next_id: int,
         start: SubmapStart,
         known: Knowledge,
         config: MapperConfig,
         lap: Lap,
         near: set[int] | None = None,
     ) -> Localized:
-        """Place new views; their ids begin with `next_id`.  views_of: keyframes as views with tokens.
+        """Place new views; the map stays.  views_of: keyframes as views with tokens.
 
         near: ids of the keyframes among which the place is looked for, None: all.
         """
+        map_ = builder.map
         far = set() if near is None else map_.keyframes.keys() - near
-        retrieved = self._retrieve(new, index, views_of, config.window.size - len(new), far)
+        retrieved = self._retrieve(new, builder.loops.index, views_of, config.window.size - len(new), far)
         lap("encode")
         if not retrieved:
             return Localized(None, NOT_RECOGNIZED)
@@ -86,11 +85,11 @@ class Localizer:
             return Localized(tracked, tracked.reason or NOT_RECOGNIZED, left_out=len(new))
         assert tracked.loop_keyframe is not None
         submap = map_.keyframes[tracked.loop_keyframe].submap
-        fusion = fuse_window(tracked, map_.keyframes, (), next_id, submap, config)
-        self.placed = [*self.placed, *fusion.keyframes][-2:]
-        keyframes = {keyframe.id: keyframe for keyframe in fusion.keyframes}
-        estimates = up_to_date(fusion.estimates, keyframes, 1.0)
-        return Localized(tracked, "", estimates, submap, len(fusion.left_out))
+        update = map_update(tracked, map_.keyframes, (), builder.next_id, submap, config)
+        self.placed = [*self.placed, *update.keyframes][-2:]
+        keyframes = {keyframe.id: keyframe for keyframe in update.keyframes}
+        estimates = up_to_date(update.estimates, keyframes, 1.0)
+        return Localized(tracked, "", estimates, submap, len(update.left_out))
 
     def _retrieve(
         self,

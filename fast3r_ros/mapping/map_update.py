@@ -10,6 +10,8 @@ import numpy as np
 from fast3r_ros.geometry.sim3 import Sim3
 from fast3r_ros.mapping.config import MapperConfig
 from fast3r_ros.mapping.data import Float64, Keyframe, ViewEstimate
+from fast3r_ros.mapping.expectation import to_the_plane
+from fast3r_ros.mapping.gravity import known_extrinsics
 from fast3r_ros.mapping.placement import estimate_view, new_keyframe, sample_views
 from fast3r_ros.mapping.scale import metric_scale_from_depth, metric_scale_from_height
 from fast3r_ros.mapping.tracking import Track
@@ -17,7 +19,7 @@ from fast3r_ros.mapping.window import WindowView
 
 
 @dataclass(frozen=True)
-class Fusion:
+class MapUpdate:
     """keyframes: new and re-estimated.  views: the new ones, with their ids.  estimates: of all these
     views.  left_out: new views that are not connected.  All in time order.  window_from_local: by keyframe,
     as this window measured it, the best placed one first.
@@ -30,14 +32,14 @@ class Fusion:
     window_from_local: Mapping[int, Sim3]
 
 
-def fuse_window(
+def map_update(
     tracked: Track,
     keyframes: dict[int, Keyframe],
     live: Collection[int],
     next_id: int,
     submap: int,
     config: MapperConfig,
-) -> Fusion:
+) -> MapUpdate:
     """Keyframes from the connected new views; poses of the live ones averaged with what this window says."""
     window = tracked.window
     known = [keyframes[view.keyframe_id] for view in window.views if view.keyframe_id is not None]
@@ -66,7 +68,7 @@ def fuse_window(
         identity = identities.get((view.camera, view.stamp_ns), view.keyframe_id)
         if identity is not None:
             measured[identity] = Sim3(scale, pose[:3, :3], pose[:3, 3])
-    return Fusion(tuple(changed), tuple(fresh), tuple(estimates), tuple(left_out), measured)
+    return MapUpdate(tuple(changed), tuple(fresh), tuple(estimates), tuple(left_out), measured)
 
 
 def _keyframes(
@@ -105,3 +107,22 @@ def _metric_scale(estimate: ViewEstimate, view: WindowView, config: MapperConfig
     if config.scale.source == "network" and metric:
         return 1.0 / estimate.maps.scale
     return float("nan")
+
+
+def on_the_plane(tracked: Track, base_from_camera: Mapping[str, Float64], metres: bool) -> Track:
+    """A window moved so that the base of its new views, where it is known, is on the ground plane.
+
+    base_from_camera: by camera, (4, 4) metres.  metres: whether the scale of the submap in work is known.
+    """
+    window, mounts, map_from_camera = tracked.window, [], []
+    for number in np.flatnonzero(tracked.connected).tolist():
+        known = known_extrinsics(base_from_camera, window.views[number])
+        if known is not None:
+            pose = window.poses.window_from_camera[number]
+            map_from_camera.append(window.registration.map_from_window.move_camera(pose))
+            mounts.append(known)
+    if not mounts:
+        return tracked
+    change = to_the_plane(np.stack(map_from_camera), np.stack(mounts), metres and not tracked.relocalized)
+    moved = replace(window.registration, map_from_window=change @ window.registration.map_from_window)
+    return replace(tracked, window=replace(window, registration=moved))

@@ -35,7 +35,7 @@ from fast3r_ros.mapping.gravity import extrinsics, level_origin
 from fast3r_ros.mapping.inbox import FrameIntake, OdometryBuffer
 from fast3r_ros.mapping.many_views import HasSafer, ManyViewNetwork, in_parts, map_lists, some_views
 from fast3r_ros.mapping.map import Map
-from fast3r_ros.mapping.map_update import Fusion, fuse_window
+from fast3r_ros.mapping.map_update import MapUpdate, map_update
 from fast3r_ros.mapping.network import PreparedFrame
 from fast3r_ros.mapping.placement import RegisteredWindow, median_depth
 from fast3r_ros.mapping.points import typical_confidence
@@ -195,15 +195,15 @@ class OnePass:
                 placement.registration,
             )
             tracked = Track(window, None, None, False, placement.connected[numbers])
-            fusion = fuse_window(tracked, self.map.keyframes, (), len(self.map.keyframes), 0, self.config)
-            self.map.put(fusion.keyframes)
-            ids = [keyframe.id for keyframe in fusion.keyframes]
+            update = map_update(tracked, self.map.keyframes, (), len(self.map.keyframes), 0, self.config)
+            self.map.put(update.keyframes)
+            ids = [keyframe.id for keyframe in update.keyframes]
             self.map.refine(final=ids, provisional=())
             self.map.fuse(ids)
             self.map.cull(set())
             clock.lap("fuse")
             self._note(clock)
-            yield self._result(tracked, "", fusion)
+            yield self._result(tracked, "", update)
             clock = Clock()
         if not self.map.keyframes:
             self._accepted, self._rejected = self._accepted - 1, self._rejected + 1
@@ -284,10 +284,10 @@ class OnePass:
         for stage, seconds in clock.laps.items():
             self._timings[stage] = self._timings.get(stage, 0.0) + seconds
 
-    def _result(self, tracked: Track | None, reason: str, fusion: Fusion | None) -> WindowResult:
+    def _result(self, tracked: Track | None, reason: str, update: MapUpdate | None) -> WindowResult:
         """A result with the times since the last one."""
         timings, self._timings = self._timings, {}
-        estimates = () if fusion is None else fusion.estimates
+        estimates = () if update is None else update.estimates
         views = up_to_date(estimates, self.map.keyframes, 1.0)
         context = Context(0, self.map.version, False, Sim3.identity(), timings)
         self._last_error = reason or self._last_error

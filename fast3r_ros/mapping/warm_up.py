@@ -18,7 +18,7 @@ from fast3r_ros.geometry.sim3 import Sim3
 from fast3r_ros.mapping.calibration import FocalLengths, network_focals
 from fast3r_ros.mapping.config import MapperConfig, ScaleConfig
 from fast3r_ros.mapping.data import EncodedView, Reconstruction
-from fast3r_ros.mapping.map_update import Fusion, fuse_window
+from fast3r_ros.mapping.map_update import MapUpdate, map_update
 from fast3r_ros.mapping.placement import (
     RegisteredWindow,
     median_depth,
@@ -32,7 +32,7 @@ from fast3r_ros.mapping.view_maps import mean_values
 from fast3r_ros.mapping.window import WindowView
 
 
-def rehearse(like: Reconstruction, config: MapperConfig) -> Fusion:
+def rehearse(like: Reconstruction, config: MapperConfig) -> MapUpdate:
     """Register, filter, fuse and pack a made-up window with the shapes and on the device of another one.
 
     Its numbers are made up because those of a black picture may be anything, and nothing would follow from
@@ -42,7 +42,7 @@ def rehearse(like: Reconstruction, config: MapperConfig) -> Fusion:
     maps = _surface(like.points_local)
     sizes = [tuple(view.shape[:2]) for view in like.points_local]
     views = [WindowView(None, number, "", _encoded(*size)) for number, size in enumerate(sizes)]
-    first = fuse_window(_tracked(views, maps, config), {}, (), 0, 0, config)
+    first = map_update(_tracked(views, maps, config), {}, (), 0, 0, config)
     keyframes = {keyframe.id: keyframe for keyframe in first.keyframes}
     # the next window: all but the last views are known
     stride = min(config.window.stride, len(views) - 1)
@@ -53,13 +53,13 @@ def rehearse(like: Reconstruction, config: MapperConfig) -> Fusion:
     register(overlaps, maps, window.poses, window.cameras, config.registration)
     for confidence in maps.confidence_global:
         typical_confidence(confidence)
-    fusion = fuse_window(tracked, keyframes, list(keyframes), len(keyframes), 0, config)
-    newest = fusion.estimates[-1]
+    update = map_update(tracked, keyframes, list(keyframes), len(keyframes), 0, config)
+    newest = update.estimates[-1]
     view_bytes(newest)
     newest.maps.confidence_image()
     newest.maps.depth_image()
-    mean_values([estimate.maps for estimate in fusion.estimates])
-    return fusion
+    mean_values([estimate.maps for estimate in update.estimates])
+    return update
 
 
 def _tracked(views: Sequence[WindowView], maps: Reconstruction, config: MapperConfig) -> Track:

@@ -20,6 +20,7 @@ from bad_results import DISTURBED
 
 from fast3r_ros.mapping import mapper as mapper_module
 from fast3r_ros.mapping.data import EncodedView, Frame, Reconstruction, WindowNetwork
+from fast3r_ros.mapping.map_builder import MapBuilder
 from fast3r_ros.mapping.mapper import Mapper
 from fast3r_ros.ros.camera import Intake
 from fast3r_ros.ros.inputs import Inputs
@@ -121,8 +122,8 @@ RAISING: dict[str, tuple[Any, str]] = {
     "conversion": (Intake, "frame"),
     "selection": (Mapper, "add_frame"),
     "registration": (mapper_module, "track"),
-    "fusion": (mapper_module, "fuse_window"),
-    "loop": (Mapper, "_close_loop"),
+    "fusion": (MapBuilder, "add"),
+    "loop": (MapBuilder, "close_loop"),
     "publishing": (Outputs, "_publish_window"),
     "handing over": (Outputs, "window"),
     "adapting": (Inputs, "adapt"),

@@ -13,6 +13,7 @@ from fast3r_ros.benchmark.synthetic_run import Run, start, the_loop
 from fast3r_ros.mapping import mapper as mapper_module
 from fast3r_ros.mapping.data import EncodedView, Frame
 from fast3r_ros.mapping.inbox import FrameIntake
+from fast3r_ros.mapping.map_builder import MapBuilder
 from fast3r_ros.mapping.mapper import Mapper
 from fast3r_ros.synthetic.oracle_network import TrueNetwork
 
@@ -101,9 +102,9 @@ STAGES: dict[str, tuple[Any, str]] = {
     "encoding": (TrueNetwork, "encode"),
     "network": (TrueNetwork, "reconstruct"),
     "registration": (mapper_module, "track"),
-    "fusion": (mapper_module, "fuse_window"),
-    "loop": (Mapper, "_close_loop"),
-    "result": (Mapper, "_accept"),
+    "fusion": (MapBuilder, "add"),
+    "loop": (MapBuilder, "close_loop"),
+    "result": (Mapper, "_result"),
 }
 
 
@@ -128,8 +129,8 @@ def test_every_frame_has_a_fate_when_a_stage_raises(
             mapper.process_window()
     counts = mapper.frame_counts()
     settled = counts.dropped.get("window_failed", 0) + counts.used - before.used
-    assert settled + len(mapper._pending) >= waiting > 0
-    assert counts.waiting == len(mapper._pending)
+    assert settled + len(mapper._new.pending) >= waiting > 0
+    assert counts.waiting == len(mapper._new.pending)
     run.feed(frames[60:100])
     assert run.results[-1].accepted
     assert all_counted(mapper)

@@ -129,7 +129,7 @@ def test_a_corridor_of_similar_places_is_recognised_on_the_way_back():
     assert scores["loops"] >= 1
     assert scores["rmse_percent"] < 0.5
     places = {i: round((k.stamp_ns - 10**9) / 1e8) for i, k in run.mapper.map.keyframes.items()}
-    loops = [edge for edge in run.mapper._loops.edges if edge.robust]
+    loops = [edge for edge in run.mapper._builder.loops.edges if edge.robust]
     assert loops
     for edge in loops:
         one, other = (out_and_back.world_from_camera[places[i]] for i in (edge.i, edge.j))

@@ -114,7 +114,7 @@ def test_odometry_bridges_what_the_network_cannot():
     assert run.world_from_map().scale == pytest.approx(1.0, abs=0.01)
     keyframes = run.mapper.map.keyframes
     last = max(i for i, k in keyframes.items() if k.stamp_ns < 16_000_000_000)
-    assert any({edge.i, edge.j} == {last, last + 1} for edge in run.mapper._loops.edges)
+    assert any({edge.i, edge.j} == {last, last + 1} for edge in run.mapper._builder.loops.edges)
 
 
 @pytest.mark.parametrize("kind", ["turning the wrong way", "another way", "none"])

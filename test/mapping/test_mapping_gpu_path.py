@@ -19,7 +19,7 @@ from fast3r_ros.mapping import view_maps
 from fast3r_ros.mapping.calibration import WindowCameras
 from fast3r_ros.mapping.config import MapperConfig, PointsConfig
 from fast3r_ros.mapping.data import EncodedView, Frame, Reconstruction
-from fast3r_ros.mapping.map_update import Fusion, fuse_window
+from fast3r_ros.mapping.map_update import MapUpdate, map_update
 from fast3r_ros.mapping.network import Fast3RNetwork
 from fast3r_ros.mapping.placement import RegisteredWindow, estimate_view
 from fast3r_ros.mapping.point_records import view_bytes, view_records
@@ -108,7 +108,7 @@ def test_from_the_pictures_to_the_packed_cloud_nothing_leaves_the_device(
     _weights.cache_clear()
 
 
-def made_on(device: torch.device) -> Fusion:
+def made_on(device: torch.device) -> MapUpdate:
     """A window of random points put into an empty map."""
     rng = np.random.default_rng(0)
     points = rng.normal(size=(VIEWS, HEIGHT, WIDTH, 3)).astype(np.float32) * 0.1 + [0, 0, 2]
@@ -117,10 +117,10 @@ def made_on(device: torch.device) -> Fusion:
     maps = [list(torch.from_numpy(values).float().to(device)) for values in (points, confidence)]
     views = [WindowView(None, i, "a", view_of(None).encoded) for i in range(VIEWS)]
     tracked = Track(registered(views, Reconstruction(*maps, *maps)), None, None, False, np.ones(VIEWS, bool))
-    return fuse_window(tracked, {}, (), 0, 0, MapperConfig())
+    return map_update(tracked, {}, (), 0, 0, MapperConfig())
 
 
-def messages(fusion: Fusion) -> list[bytes]:
+def messages(fusion: MapUpdate) -> list[bytes]:
     """Contents of the messages of a window, and of its keyframes."""
     newest = fusion.estimates[-1].maps
     parts = [view_bytes(fusion.estimates[-1]).tobytes()]

@@ -6,8 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from fast3r_ros.benchmark.synthetic_run import odometry_of
-from fast3r_ros.benchmark.synthetic_run import start, the_loop
+from fast3r_ros.benchmark.synthetic_run import odometry_of, start, the_loop
 from fast3r_ros.geometry.rigid import BODY_FROM_OPTICAL, inverse, rigid_matrix
 from fast3r_ros.geometry.rotation import matrix_from_vector
 from fast3r_ros.geometry.similarity import fit_similarity

@@ -170,7 +170,7 @@ def outcome_of(case: Case, before: dict[str, Any], after: dict[str, Any]) -> Out
         outcome.passes.append(len(encoded))
         return reconstruct(encoded)
 
-    candidates = run.mapper._loops.candidates
+    candidates = run.mapper._builder.loops.candidates
 
     def noted(*arguments: Any) -> list[int]:
         found = candidates(*arguments)
@@ -178,7 +178,7 @@ def outcome_of(case: Case, before: dict[str, Any], after: dict[str, Any]) -> Out
         return found
 
     run.network.reconstruct = counted  # type: ignore[method-assign]
-    run.mapper._loops.candidates = noted  # type: ignore[method-assign]
+    run.mapper._builder.loops.candidates = noted  # type: ignore[method-assign]
     if case.world == "drift":
         place = sequence.world_from_camera[case.frames // 2][:3, 3]
         for index in range(case.frames):

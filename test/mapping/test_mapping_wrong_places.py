@@ -56,7 +56,7 @@ def test_wrong_keyframes_that_were_retrieved_are_never_loops(monkeypatch, count)
     def wrong(new):
         if not new:
             return []
-        live = [run.mapper.map.keyframes[i].stamp_ns for i in run.mapper._window.ids]
+        live = [run.mapper.map.keyframes[i].stamp_ns for i in run.mapper._builder.window.ids]
         window = [*live, *(view.stamp_ns for view in new)]
         known = [k for k in run.mapper.map.held() if k.stamp_ns not in live]
         apart = [

@@ -162,7 +162,7 @@ def test_markers_reach_late_subscribers_and_are_removed_with_the_map(node: Node)
     sequence, frames = the_loop()
     run = start(sequence).feed(frames[:60])
     first, *_, last = run.mapper.map.keyframes
-    run.mapper._loops.edges.add(Edge(first, last, Sim3.identity(), 1.0, (0.1, 0.1, 0.1), robust=True))
+    run.mapper._builder.loops.edges.add(Edge(first, last, Sim3.identity(), 1.0, (0.1, 0.1, 0.1), robust=True))
     outputs = outputs_of(node, sequence.camera, port=0)
     clouds = listener_on(outputs, 1)
     outputs.idle(run.mapper)
