@@ -101,7 +101,7 @@ def pure_noise(frames: int = 120, seed: int = 0, disturbance: Disturbance | None
     count = len(run.results)
     while len(run.results) == count:
         run.feed([next(rest)], finish=False)
-    refused = not run.results[-1].accepted
+    rejected = not run.results[-1].accepted
     unchanged = fingerprint(run.mapper) == before
     run.network.disturbance = good
     run.feed(list(rest)[:100])
@@ -333,7 +333,7 @@ _PROMISES: dict[str, Callable[..., dict[str, Any]]] = {
     "long_run": long_run,
 }
 
-# every promise without and with the errors of trained networks
+# every guarantee, without and with the errors of trained networks
 SCENARIOS: dict[str, Callable[..., dict[str, Any]]] = {
     **_PROMISES,
     **{f"trained_{name}": partial(scenario, disturbance=REALISTIC) for name, scenario in _PROMISES.items()},

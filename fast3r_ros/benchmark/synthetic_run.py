@@ -27,7 +27,7 @@ from fast3r_ros.synthetic.sequence import RecordedSequence, SyntheticSequence, l
 
 Float64 = NDArray[np.float64]
 SECOND_NS = 1_000_000_000
-SMALL = (64, 48)  # pixels; the stand-in network needs no more for the accuracy of poses
+SMALL = (64, 48)  # pixels; enough for accurate poses with the stand-in network
 
 
 class MeteredNetwork(WindowNetwork):
@@ -140,7 +140,7 @@ def true_poses(sequences: Sequence[KnownSequence]) -> dict[tuple[str, int], Floa
 
 
 def fingerprint(mapper: Mapper) -> tuple[bytes, ...]:
-    """Everything that the map is, as bytes."""
+    """The complete content of the map, as bytes."""
     cloud = mapper.map.cloud()
     poses = b"".join(
         pose.map_from_camera.tobytes() + pose.covariance.tobytes() for pose in mapper.trajectory()
@@ -155,13 +155,11 @@ def fingerprint(mapper: Mapper) -> tuple[bytes, ...]:
 def odometry_of(
     sequence: SyntheticSequence, noise: float, slipping: float, seed: int, frames: int
 ) -> list[tuple[int, Float64]]:
-    """Poses of the base (the body frame at the camera) with noisy increments, in an odometry frame of its
-    own.
-    """
+    """Base poses (the body frame at the camera) with noisy increments, in their own odometry frame."""
     rng = np.random.default_rng(seed)
     base = body_pose_from_optical(sequence.world_from_camera[:frames])
     pose = np.eye(4)
-    pose[:3, :3] = base[0, :3, :3]  # odometry knows gravity
+    pose[:3, :3] = base[0, :3, :3]  # odometry is aligned with gravity
     poses = [(sequence.stamp_ns(0), pose)]
     # wheels slip in stretches of 5 s
     slips = rng.permutation(np.arange((frames + 49) // 50) < round(slipping * ((frames + 49) // 50)))

@@ -38,10 +38,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def describe(what: str, topic: str | None = None, views: int | None = None) -> dict[str, Any]:
-    """The facts of whatever `what` names.
+    """The facts about the file, folder or model `what`.
 
-    views: of one pass whose memory is predicted.  Raises UserError when `what` is nothing that can be read,
-    and for `views` of anything but a checkpoint or below 1.
+    views: number of views of one pass, to predict its memory.  Raises UserError when `what` cannot be read,
+    and for `views` below 1 or without a checkpoint.
     """
     from fast3r_ros.io.results import is_result
 

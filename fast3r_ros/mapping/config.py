@@ -31,19 +31,6 @@ class DescriptorLimits:
 
 
 @dataclass(frozen=True)
-class DescriptorLimits:
-    """What the descriptors of a network tell.
-
-    redundant: a view whose cosine with its camera's last keyframe is above this shows nothing new; 1 accepts
-    every view.  similar: least cosine, of the differences from the mean of all keyframes, with a place that
-    may be the same.  The defaults are Fast3R's.
-    """
-
-    redundant: float = 0.9999
-    similar: float = 0.5
-
-
-@dataclass(frozen=True)
 class KeyframeConfig:
     """Selection of keyframes."""
 

@@ -30,7 +30,7 @@ UInt8 = NDArray[np.uint8]
 SIMULTANEOUS_NS = 5_000_000  # images of several cameras within this time count as simultaneous
 
 
-BARE_KEYFRAME_BYTES = 2000  # of a keyframe without points, image and descriptor
+BARE_KEYFRAME_BYTES = 2000  # size of a keyframe without points, image and descriptor
 
 
 @dataclass(frozen=True)
@@ -260,7 +260,7 @@ class MapperStatus:
 
 @dataclass(frozen=True)
 class KeyframePoints:
-    """A regular grid of a keyframe's pixels; what was dropped by the filters has confidence 0.
+    """A regular grid of a keyframe's pixels; points dropped by the filters have confidence 0.
 
     points: (n, 3) float32 in the keyframe's local frame (its camera, in its own unit).  confidence: (n,)
     float32. colors: (n, 3) uint8.  pixels: (n,) flat pixel numbers at network size, shared by keyframes of
@@ -282,10 +282,10 @@ class KeyframePoints:
 class Keyframe:
     """A view that is part of the map.
 
-    map_from_local: where its points are; the rigid part is the camera's pose.  covariance: (6, 6) of
-    (position, rotation vector) in `map`.  estimates: how many windows the pose is the mean of.  image: (h,
-    w, 3) uint8 at network size, to encode it again for a loop; points and image are None once the keyframe
-    was culled.  base_from_camera: (4, 4) metres, where the camera sat on the robot; None if unknown.
+    map_from_local: the pose of its points; the rigid part is the camera's pose.  covariance: (6, 6) of
+    (position, rotation vector) in `map`.  estimates: number of windows averaged in the pose.  image: (h, w,
+    3) uint8 at network size, to encode it again for a loop; points and image are None for a culled keyframe.
+    base_from_camera: (4, 4) metres, the camera's pose on the robot; None if unknown.
     """
 
     id: int

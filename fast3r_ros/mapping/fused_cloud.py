@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import cv2
 import numpy as np
@@ -17,7 +18,7 @@ from fast3r_ros.geometry.sim3 import Sim3
 from fast3r_ros.mapping.data import Cloud, Float32, Float64, Keyframe, KeyframePoints, UInt8
 from fast3r_ros.mapping.voxels import VoxelCloud
 
-_SAME = 0.3  # relative depth difference up to which the spread of differences is measured
+_SAME = 0.3  # relative depth differences used to measure their spread
 
 
 _GATE_SPREADS = 3.0  # standard deviations; smaller differences belong to the same surface

@@ -24,11 +24,11 @@ from fast3r_ros.mapping.fused_cloud import FusedCloud
 
 __all__ = ["Keyframe", "KeyframePoints", "Map"]
 
-_CULLED_AT_ONCE = 16  # keyframes per window, so that a window's cost stays flat
-_SPARE_SHARE = 8  # every n-th keyframe is chosen for culling at a time
-_FULL = 0.97  # of the memory
-_CLOUD_GROWTH = 1.6  # the rows grow by half, their table may double
-_TRAJECTORY_SHARE = 0.1  # of the memory that culled keyframes may take before every second one is forgotten
+_CULLED_AT_ONCE = 16  # keyframes per window, so that a window's cost stays bounded
+_SPARE_SHARE = 8  # every n-th keyframe is chosen for culling at once
+_FULL = 0.97  # share of the memory bound at which culling starts
+_CLOUD_GROWTH = 1.6  # rows grow by half, their table may double
+_TRAJECTORY_SHARE = 0.1  # share of the memory for culled keyframes; above it every second one is removed
 
 
 class Map:
@@ -225,7 +225,7 @@ class Map:
             self._spare.extend(k.id for k in most_redundant(held)[:most])
 
     def _thin_trajectory(self) -> None:
-        """Forget every second culled keyframe, not the first, when their poses alone take too much memory."""
+        """Remove every second culled keyframe except the first, when their poses take too much memory."""
         if (len(self.keyframes) - len(self._held)) * BARE_KEYFRAME_BYTES < _TRAJECTORY_SHARE * self._limit:
             return
         self.follow()

@@ -129,7 +129,7 @@ class MapBuilder:
         self.map.refine(final=final, provisional=fresh)
         self.map.fuse(final)
         self.map.fuse(fresh, final=False)
-        self.map.fuse_moved(self._config.map.keyframes_refused, later=self.window.ids)
+        self.map.fuse_moved(self._config.map.moved_per_window, later=self.window.ids)
         self.loops.forget(self.map.cull(set(self.window.ids), self.loops.nbytes))
         return update, disagrees
 

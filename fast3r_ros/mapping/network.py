@@ -24,7 +24,7 @@ from fast3r_ros.model.precision import all_finite
 from fast3r_ros.model.preprocess import normalize, prepare_image, prepare_images
 from fast3r_ros.model.speed.acceleration import acceleration_of
 from fast3r_ros.model.speed.attention_choice import choose_attention
-from fast3r_ros.model.speed.kv_cache import FusionMemory, Remembering
+from fast3r_ros.model.speed.kv_cache import FusionMemory, KvCache
 from fast3r_ros.model.speed.parallel import Split
 from fast3r_ros.model.transformer import index_embedding
 
@@ -90,7 +90,7 @@ class Fast3RNetwork(WindowNetwork):
         self._uploads = urgent_stream(self._device) if on_gpu and torch.cuda.is_available() else None
         plain = (
             not isinstance(model.steps, Split) and acceleration_of(model).merge == 1
-        )  # as `_hooks_of` runs the fusion
+        )  # the conditions of `_hooks_of`
         if record is None and on_gpu and plain:
             record = CudaGraphs()
         self._captured = Captured(record)

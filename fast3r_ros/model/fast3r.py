@@ -56,7 +56,7 @@ class Steps:
         """Tokens (B, N, C) of images (B, 3, H, W)."""
         return encode(images)
 
-    def fuse(self, fusion: Fusion, views: Sequence[ViewTokens], rows: Tensor) -> FusedFeatures:
+    def fuse(self, fusion: FusionTransformer, views: Sequence[ViewTokens], rows: Tensor) -> FusedFeatures:
         """Fuse the tokens of all views with their rows (B, V, C_d) of the index embedding."""
         return fuse_views(fusion, views, rows)
 
@@ -70,9 +70,9 @@ class Steps:
 class Fast3R(nn.Module):
     """The network.
 
-    memory_budget: bytes that the encoder's and the heads' intermediate results may take; None (the default)
+    memory_budget: maximum bytes for intermediate results of the encoder and the heads; None (the default)
     means 64 MiB on the CPU and 1 GiB on a GPU.  steps: how the steps are computed; what lies in `speed` puts
-    others there.  repeated_passes: how many were computed again, see `safer`.
+    others there.  repeated_passes: number of passes computed again, see `safer`.
     """
 
     def __init__(self, config: Fast3RConfig) -> None:
@@ -139,7 +139,7 @@ class Fast3R(nn.Module):
         return self.encoder.patch_embed.proj.weight.dtype
 
     def safer(self) -> Fast3R | None:
-        """The network that computes a pass again whose result is not finite, see `_safer_copy`.
+        """The network that repeats a pass whose result is not finite, see `_safer_copy`.
 
         Counts the pass and logs the first one.  None if there is no safer network.
         """
@@ -163,7 +163,7 @@ class Fast3R(nn.Module):
         Raises UserError for a model that several processes share or that was accelerated.
         """
         if type(self.steps) is not Steps:
-            raise UserError(f"a model with {self.steps} is not saved; save it before that")
+            raise UserError(f"a model with {self.steps} cannot be saved; save it before that")
         checkpoint.write(self, self.config, Path(directory))
 
     def set_attention(self, name: str) -> None:
@@ -213,7 +213,7 @@ class Fast3R(nn.Module):
         """Fuse the tokens of all views of B scenes; view 0 defines the frame of the global points.
 
         image_indices: (B, V) rows of the index table, whole or fractional; by default `default_indices`.
-        function: what mixes the values, by default as `steps` chooses; for a network of one process.
+        function: mixes the values, default by `steps`; only for a network on one process.
         """
         if not views:
             raise UserError("no views were given; at least one is needed")

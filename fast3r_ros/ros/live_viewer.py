@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from fast3r_ros.errors import UserError
 from fast3r_ros.io.cameras import CameraRecord, name_of
 from fast3r_ros.mapping.data import Cloud, Keyframe, UInt8
-from fast3r_ros.ros.parameters import ViewerConfig
+from fast3r_ros.ros.node_config import ViewerConfig
 
 if TYPE_CHECKING:
     from fast3r_ros.viewer.web import WebViewer

@@ -101,14 +101,8 @@ def room_scene(
     scene = _assemble(rectangles, room[None], height, obstacles, np.zeros((0, 2)))
     if not painted:
         return scene
-    look = paint_by_role(
-        scene.look,
-        scene.center,
-        scene.half,
-        scene.axes[:, 2],
-        scene.rooms[0, 2:],
-        np.random.default_rng([seed, 4]),
-    )
+    paint = np.random.default_rng([seed, 4])
+    look = painted_by_role(scene.look, scene.center, scene.axes, scene.half, scene.rooms[0], paint)
     return replace(scene, look=look)
 
 

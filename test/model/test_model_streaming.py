@@ -17,7 +17,7 @@ from fast3r_ros.cli import main
 from fast3r_ros.errors import UserError
 from fast3r_ros.model import ViewTokens
 from fast3r_ros.model.speed.acceleration import Acceleration, accelerate, acceleration_of
-from fast3r_ros.model.speed.kv_cache import FusionMemory, Remembering
+from fast3r_ros.model.speed.kv_cache import FusionMemory, KvCache
 from fast3r_ros.model.transformer import TRAINED_ROWS, free_indices
 
 MODEL = small_model()

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tomllib
 import xml.etree.ElementTree as ElementTree
-from collections import defaultdict
+from collections import Counter, defaultdict
 from graphlib import TopologicalSorter
 from importlib import metadata
 from pathlib import Path
@@ -129,10 +129,6 @@ def test_folders_import_each_other_in_one_direction():
     TopologicalSorter(graph).prepare()  # raises CycleError, which names the cycle
 
 
-# circles through imports for type checking that are still to be mended, as names of modules
-CIRCLES = [{"acceleration", "fast3r", "parallel", "precision"}, {"fused_cloud", "map"}]
-
-
 def test_modules_import_each_other_in_one_direction():
     """Also inside a folder, in functions and for type checking."""
     files = {}
@@ -148,7 +144,15 @@ def test_modules_import_each_other_in_one_direction():
                 graph[row, [names.index(module) for module in modules & files.keys() - {name}]] = True
     _, groups = connected_components(graph, connection="strong")
     circles = [{names[i].rpartition(".")[2] for i in np.flatnonzero(groups == g)} for g in set(groups)]
-    assert [circle for circle in circles if len(circle) > 1 and circle not in CIRCLES] == []
+    assert [circle for circle in circles if len(circle) > 1] == []
+
+
+def test_no_two_modules_have_one_name():
+    """A command's module has the name of the command."""
+    package = ROOT / "fast3r_ros"
+    paths = [path for path in package.rglob("*.py") if path.parent.name != "cli"]
+    names = Counter(path.parent.name if path.stem == "__init__" else path.stem for path in paths)
+    assert [name for name, count in names.items() if count > 1] == []
 
 
 def test_no_two_public_classes_have_one_name():

@@ -1,7 +1,7 @@
 """Accelerations without training that change the results slightly; off by default.
 
-What is on stands in the model's repr and in `acceleration_of(model)`, so that reports can say it.  Their error
-on a given model and scene is measured by `fast3r benchmark acceleration`.
+The active ones are in the model's repr and in `acceleration_of(model)`, for reports.  `fast3r benchmark
+acceleration` measures their error on a given model and scene.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fast3r_ros.model.fast3r import Fast3R, Steps
 from fast3r_ros.model.layers import Block
 from fast3r_ros.model.speed.quantised import Fp8Linear, Int8Linear, check_fp8, check_shapes
 from fast3r_ros.model.speed.token_merging import MergedAttention
-from fast3r_ros.model.transformer import Fusion, fuse_views
+from fast3r_ros.model.transformer import FusionTransformer, fuse_views
 from fast3r_ros.model.types import FusedFeatures, ViewPrediction, ViewTokens
 
 LINEARS = ("exact", "int8", "fp8")
@@ -83,7 +83,7 @@ class Accelerated(Steps):
     def __repr__(self) -> str:
         return str(self.acceleration)
 
-    def fuse(self, fusion: Fusion, views: Sequence[ViewTokens], rows: Tensor) -> FusedFeatures:
+    def fuse(self, fusion: FusionTransformer, views: Sequence[ViewTokens], rows: Tensor) -> FusedFeatures:
         """See `Steps`; keys and values of far views are merged where that is asked for."""
         merge = self.acceleration.merge
         function = MergedAttention([view.grid for view in views], merge) if merge > 1 else attend
@@ -105,9 +105,9 @@ def accelerate(model: Fast3R, acceleration: Acceleration) -> Fast3R:
     if not isinstance(model.steps, Accelerated) and type(model.steps) is not Steps:
         if str(acceleration) == "exact":
             return model
-        raise UserError(f"acceleration {acceleration} and several processes do not work together; choose one")
+        raise UserError(f"acceleration {acceleration} cannot be combined with several processes; choose one")
     if acceleration.stream > 1 and model.downstream_head_local is None:
-        raise UserError("acceleration stream needs a network with a local head, and this one has none")
+        raise UserError("acceleration stream needs a network with a local head; this one has none")
     before = acceleration_of(model).linears
     if acceleration.linears != before:
         if before != "exact":

@@ -52,9 +52,9 @@ def parallelise(model: Fast3R, mode: str, group: dist.ProcessGroup | None = None
             f"parallel mode {mode} needs several processes; start them with torchrun --nproc_per_node N"
         )
     if isinstance(model.steps, Split):
-        raise UserError("this model is split over processes already; load it again to split it otherwise")
+        raise UserError("this model is already split over processes; load it again to split it differently")
     if type(model.steps) is not Steps:
-        raise UserError(f"acceleration {model.steps} and several processes do not work together; choose one")
+        raise UserError(f"acceleration {model.steps} cannot be combined with several processes; choose one")
     group = group or cast(dist.ProcessGroup, dist.group.WORLD)
     model.eval().requires_grad_(False)
     if mode == "tensor":
@@ -89,7 +89,7 @@ def join_processes(device: str) -> str:
 
 
 class Split(Steps):
-    """How the ranks of a group share the work on one model: views in turn, view v to rank v mod size."""
+    """The division of work among the ranks of a group: view v belongs to rank v mod size."""
 
     def __init__(self, group: dist.ProcessGroup, mode: str) -> None:
         self.group = group
