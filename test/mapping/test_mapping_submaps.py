@@ -113,7 +113,7 @@ def test_a_saved_map_is_read_back_as_its_main_part(run, tmp_path):
     run.mapper.save_map(tmp_path / "map")
     results = read_results(tmp_path / "map")
     assert (results.parts, len(results.cameras)) == (2, run.mapper.map.parts[0])
-    assert "2 parts" in results.left_out
+    assert "2 unconnected parts" in results.left_out
     assert np.array_equal(results.cloud.points, run.mapper.map.cloud().points)
     again = start(run.sequences)
     again.mapper.load_map(tmp_path / "map")
