@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NoReturn
 
 import rclpy
@@ -49,13 +49,12 @@ from fast3r_ros.ros.outputs import Outputs
 from fast3r_ros.ros.pose_messages import NS
 from fast3r_ros.ros.process import begin, leave, leave_within, spin_until
 from fast3r_ros.ros.services import Services
-from fast3r_ros.ros.status import CameraReport, Report, diagnostics_message, status_message
-from fast3r_ros.ros.subscriptions import CameraSubscriptions
+from fast3r_ros.ros.session import Session
+from fast3r_ros.ros.status import Report, diagnostics_message, status_message
 from fast3r_ros.ros.transforms import OwnFrames, transform_lookup
 from fast3r_ros.ros.worker import (
     MappingThread,
     free_gpu_memory,
-    gpu_memory,
     load_network,
     prepare_network,
     resolve_device,
@@ -65,20 +64,9 @@ NODE_NAME = "fast3r_mapping"
 STOP_SECONDS = 1.3  # time for a running pass after Ctrl-C
 LEAVE_SECONDS = 2.5  # the process ends this long after Ctrl-C at the latest
 ADAPT_SECONDS = 0.5
-CLOCKS_APART_SECONDS = 5.0  # difference between the images' stamps and the node's clock; less may be a delay
 EXECUTOR_THREADS = 4
 
 NetworkLoader = Callable[[NodeConfig], WindowNetwork]
-
-
-@dataclass(frozen=True)
-class Session:
-    """The parts of a configured node; a holder may use it even while the node is torn down."""
-
-    inputs: Inputs
-    mapping: MappingThread
-    outputs: Outputs
-    broadcaster: Broadcaster
 
 
 class MappingNode(LifecycleNode):
@@ -266,9 +254,7 @@ class MappingNode(LifecycleNode):
     def _set_active(self, active: bool) -> None:
         session = self._session
         if session is not None:
-            session.outputs.active = active
-            session.mapping.set_running(active)
-            (session.inputs.open if active else session.inputs.close)()
+            session.set_active(active)
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         """End the threads and free the network and the map."""
@@ -300,13 +286,7 @@ class MappingNode(LifecycleNode):
         ended = True
         if session is not None:
             self._say_what_the_model_is_for()
-            limit = None if timeout is None else time.monotonic() + timeout
-            session.outputs.active = False
-            for part in (session.mapping, session.inputs, session.outputs):
-                part.request_stop()
-            for part in (session.inputs, session.mapping, session.outputs):
-                left = None if limit is None else max(0.0, limit - time.monotonic())
-                ended = part.stop(left) and ended
+            ended = session.stop(timeout)
         del session
         gc.collect()
         free_gpu_memory()
@@ -387,10 +367,8 @@ class MappingNode(LifecycleNode):
         self._last_accepted = True
         session = self._session
         if session is not None:
-            self._counted, _ = self._frame_counts(session.mapping)
-            session.inputs.restart()
-            session.outputs.restart()
-            session.broadcaster.reset()
+            self._counted, _ = session.frame_counts(self._counters)
+            session.restart()
 
     def _time_went_back(self, mapping: MappingThread) -> None:
         """On the conversion thread: a new window starts, the map stays."""
@@ -437,9 +415,7 @@ class MappingNode(LifecycleNode):
             self._tf_timer.timer_period_ns = round(1e9 / config.tf.rate)
             session = self._session
             if session is not None:
-                session.inputs.config = session.outputs.config = session.broadcaster.config = config
-                session.mapping.set_config(config.mapper)
-                session.mapping.request(lambda mapper: mapper.set_localizing(config.localization))
+                session.set_config(config)
 
     # Periodic --------------------------------------------------------------------------------------------
 
@@ -453,7 +429,7 @@ class MappingNode(LifecycleNode):
         session = self._session
         if session is not None and session.outputs.active:
             now_ns = self.get_clock().now().nanoseconds
-            session.broadcaster.tick(now_ns + round(clock_difference(session.inputs, now_ns) * NS))
+            session.broadcaster.tick(now_ns + round(session.clock_difference(now_ns) * NS))
 
     def _publish_status(self) -> None:
         self._status.publish(status_message(self._report(), self.config.frames.map))
@@ -467,7 +443,7 @@ class MappingNode(LifecycleNode):
         counted = self._counted  # read first: later counts are never smaller
         frames, own_drops = FrameCounts(), set[str]()
         if session is not None:
-            total, own_drops = self._frame_counts(session.mapping)
+            total, own_drops = session.frame_counts(self._counters)
             frames = total.since(counted)
         _, _, problems, last_error = self._counters.snapshot()
         p99, longest = self._counters.callback_times()
@@ -489,37 +465,9 @@ class MappingNode(LifecycleNode):
         )
         if session is None:
             return report
-        inputs, mapping, outputs = session.inputs, session.mapping, session.outputs
         dropped = {reason: n for reason, n in frames.dropped.items() if reason not in own_drops}
-        mapper_status = replace(mapping.status, keyframes=frames.used, dropped=dropped)
-        allocated, peak = gpu_memory()
-        return replace(
-            report,
-            window_size=mapping.mapper.config.window.size,
-            stamp_ns=outputs.newest_ns or now_ns,
-            state=self._current_state(inputs),
-            mapper=mapper_status,
-            map_version=mapping.mapper.map.version,
-            latencies=outputs.latencies,
-            image_age=outputs.image_age,
-            gpu_bytes=allocated,
-            gpu_peak_bytes=peak,
-            cameras=[_camera_report(camera, inputs) for camera in inputs.cameras],
-            parents=dict(session.broadcaster.parents),
-            waiting_for=session.broadcaster.waiting_for,
-            no_grid=session.outputs.no_grid,
-            assumed=dict(inputs.mounts.assumed),
-            wrong_frames=dict(inputs.mounts.wrong),
-            broadcast=session.broadcaster.broadcast,
-            held_back=outputs.held_back,
-            clock_difference=clock_difference(inputs, now_ns),
-        )
-
-    def _frame_counts(self, mapping: MappingThread) -> tuple[FrameCounts, set[str]]:
-        """Counts of all frames since the node was configured, and which reasons are the node's own."""
-        mapped = mapping.mapper.frame_counts()  # read first: each of its frames has been counted as received
-        received, drops, *_ = self._counters.snapshot()
-        return FrameCounts(received, mapped.used, {**mapped.dropped, **drops}), set(drops)
+        report = replace(report, state=self._current_state(session.inputs))
+        return session.report(report, frames.used, dropped)
 
     def _current_state(self, inputs: Inputs) -> int:
         if self._state != MappingStatus.WAITING:
@@ -531,34 +479,6 @@ class MappingNode(LifecycleNode):
         if not self._last_accepted:
             return MappingStatus.LOST
         return MappingStatus.LOCALIZING if self.config.localization else MappingStatus.MAPPING
-
-
-def _camera_report(camera: CameraSubscriptions, inputs: Inputs) -> CameraReport:
-    last = inputs.last_image_time.get(camera.name)
-    silence = None if last is None else time.monotonic() - last
-    intake = inputs.intakes[camera.name]
-    return CameraReport(
-        topic=camera.topic,
-        publishers=camera.publishers,
-        silence=silence,
-        reliable=camera.reliable,
-        calibrated=intake.calibrated,
-        unheard=camera.unheard,
-        name=camera.name,
-        image=intake.seen,
-        others=camera.others,
-        note=camera.note,
-    )
-
-
-def clock_difference(inputs: Inputs, now_ns: int) -> float:
-    """Seconds by which the images' clock is ahead of the node's (`now_ns`).
-
-    0 if both may be the same; otherwise the images are from a recording or another machine.
-    """
-    image_time_ns = inputs.image_time_ns()
-    apart = 0.0 if image_time_ns is None else (image_time_ns - now_ns) / NS
-    return apart if abs(apart) > CLOCKS_APART_SECONDS else 0.0
 
 
 def main(
