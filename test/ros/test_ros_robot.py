@@ -156,7 +156,7 @@ def test_a_non_optical_frame_and_a_camera_off_the_robot_are_reported() -> None:
             time.sleep(0.2)
             text = listener.newest("/diagnostics").status[2].message
             return "camera_link does not look like an optical frame" in text and (
-                "base_link -> usb_cam is not on TF: the camera is taken to look ahead, level" in text
+                "base_link -> usb_cam is not on TF: the camera is assumed to look ahead, level" in text
             )
 
         listener.wait_for("/diagnostics", lambda message: len(message.status) > 2, 10)
