@@ -107,9 +107,10 @@ def test_metres_come_from_odometry_on_tf_that_is_late_while_the_camera_pans() ->
         robot.drive(rate_hz=12, tf=True, late=0.3)
         status = listener.wait_for(f"{NODE}/status", lambda message: message.metres, 20)
         assert status.scale_source == "odometry"
-        time.sleep(1.0)
-        metric = [each for each in listener.heard[f"{NODE}/window"] if each.accepted and each.metres]
+        windows = listener.heard[f"{NODE}/window"]
+        wait_until(lambda: any(each.accepted and each.metres for each in windows), 20, "a window in metres")
         status = listener.wait_for(f"{NODE}/status", lambda message: message.frames_waiting < 8, 20)
+        metric = [each for each in windows if each.accepted and each.metres]
     listener.close()
     assert robot.scale_error(metric[-1]) < 0.05
     assert not [problem for problem in status.problems if "TF" in problem.reason]
