@@ -109,7 +109,11 @@ def test_metres_come_from_odometry_on_tf_that_is_late_while_the_camera_pans() ->
         assert status.scale_source == "odometry"
         windows = listener.heard[f"{NODE}/window"]
         wait_until(lambda: any(each.accepted and each.metres for each in windows), 20, "a window in metres")
-        status = listener.wait_for(f"{NODE}/status", lambda message: message.frames_waiting < 8, 20)
+        status = listener.wait_for(
+            f"{NODE}/status",
+            lambda message: message.frames_received == len(frames()) and message.frames_waiting < 8,
+            20,
+        )
         metric = [each for each in windows if each.accepted and each.metres]
     listener.close()
     assert robot.scale_error(metric[-1]) < 0.05
