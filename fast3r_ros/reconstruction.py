@@ -98,7 +98,7 @@ class Scene:
 
         Raises UserError for another suffix and when the file cannot be written.
         """
-        from fast3r_ros.io.mesh import write_glb
+        from fast3r_ros.io.glb import write_glb
         from fast3r_ros.io.pcd import write_pcd
         from fast3r_ros.io.ply import write_ply
 

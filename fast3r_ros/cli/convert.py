@@ -70,7 +70,7 @@ def _writers() -> dict[str, Callable[[Path, Results], None]]:
     import numpy as np
 
     from fast3r_ros.io.cameras import write_cameras, write_trajectory
-    from fast3r_ros.io.mesh import write_glb
+    from fast3r_ros.io.glb import write_glb
     from fast3r_ros.io.pcd import write_pcd
     from fast3r_ros.io.ply import write_ply
     from fast3r_ros.io.rerun_file import write_rerun

@@ -329,7 +329,7 @@ def _writers(
     if cameras:  # an empty scene is not a valid glTF file
 
         def write_scene() -> None:
-            from fast3r_ros.io.mesh import write_glb  # through a package that a robot may lack
+            from fast3r_ros.io.glb import write_glb  # through a package that a robot may lack
 
             write_glb(directory / "map.glb", cloud, cameras)
 

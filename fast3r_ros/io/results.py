@@ -20,7 +20,7 @@ from fast3r_ros.mapping.storage import read_map
 
 
 def _read_glb(path: str | Path) -> Cloud:
-    from fast3r_ros.io.mesh import read_glb  # needs an optional package
+    from fast3r_ros.io.glb import read_glb  # needs an optional package
 
     return read_glb(path)
 

@@ -14,9 +14,11 @@ import torch
 from fast3r_ros.benchmark import models, one_pass_time
 from fast3r_ros.benchmark.measure import collected
 from fast3r_ros.cli import main
+from fast3r_ros.cli.benchmark import BENCHMARKS
 from fast3r_ros.errors import UserError
 from fast3r_ros.model import Fast3R, fast3r
 
+MODULES = {name: module for name, module, _ in BENCHMARKS}
 # benchmark -> arguments that make it short
 SHORT = {
     "network": ["--views", "1", "2", "--runs", "1"],
@@ -76,7 +78,7 @@ def test_a_gpu_is_measured_in_its_own_dtype() -> None:
 def test_the_document_has_the_device_s_dtype(
     name: str, model_directory: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = importlib.import_module(f"fast3r_ros.benchmark.{name}")
+    module = importlib.import_module(MODULES[name])
     loaded: list[torch.dtype] = []
     load = module.load
 
@@ -104,8 +106,8 @@ def test_attention_is_chosen_for_the_measured_size(
         asked.append((attention, views, size))
         return "flash"
 
-    for module in ("window", "scale"):
-        monkeypatch.setattr(f"fast3r_ros.benchmark.{module}.attention_kernel", chosen)
+    for name in ("window", "scale"):
+        monkeypatch.setattr(f"{MODULES[name]}.attention_kernel", chosen)
     for options in ([], ["--no-capture"]):
         assert run("window", model_directory, *options) == 0
         assert json.loads(capsys.readouterr().out)["attention"] == "flash"

@@ -35,7 +35,7 @@ from fast3r_ros.io.cameras import (
     write_cameras,
     write_trajectory,
 )
-from fast3r_ros.io.mesh import GLTF_FROM_MAP, write_glb
+from fast3r_ros.io.glb import GLTF_FROM_MAP, write_glb
 from fast3r_ros.io.pcd import write_pcd
 from fast3r_ros.io.ply import read_ply, write_ply
 from fast3r_ros.io.preview import _fitted, _frustum_size, verdict, write_preview

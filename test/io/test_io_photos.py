@@ -14,7 +14,7 @@ from scipy.spatial import cKDTree
 
 from fast3r_ros.cli import main
 from fast3r_ros.io.cameras import read_cameras
-from fast3r_ros.io.mesh import GLTF_FROM_MAP
+from fast3r_ros.io.glb import GLTF_FROM_MAP
 from fast3r_ros.io.ply import read_ply
 from fast3r_ros.io.run_report import REPORT
 from fast3r_ros.io.sources import open_source

@@ -173,7 +173,7 @@ def test_active_accelerations_are_printed_and_exact_is_the_default(tmp_path: Pat
     assert Acceleration.parse(str(acceleration_of(model))) == acceleration_of(model)
     assert Acceleration.parse("exact") == Acceleration()
     accelerate(model, Acceleration(linears="int8"))  # merging can be turned off again, rounding cannot
-    with pytest.raises(UserError, match="int8 already; load the model again"):
+    with pytest.raises(UserError, match="already int8; load the model again"):
         accelerate(model, Acceleration())
     with pytest.raises(UserError, match="cannot be saved"):
         model.save_pretrained(tmp_path)

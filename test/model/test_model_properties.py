@@ -177,7 +177,7 @@ def test_unusable_requests_are_named() -> None:
     with pytest.raises(UserError, match="no views"):
         MODEL.fuse([])
     features = MODEL.fuse([MODEL.encode(view) for view in views])
-    with pytest.raises(UserError, match="view 2 was asked for"):
+    with pytest.raises(UserError, match="view 2 does not exist"):
         MODEL.global_head(features, [2])
     with pytest.raises(UserError, match="no local head"):
         small_model(head_with_local_head=False).local_head(features)

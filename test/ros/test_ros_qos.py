@@ -110,7 +110,7 @@ def test_reliability_is_the_publishers_or_the_parameters(
     deaf = [wanted for wanted in WANTED if wanted not in listening]
     now = settled(listener)
     assert [now[wanted] - before[wanted] for wanted in deaf] == [0] * len(deaf)
-    words = "/listener publishes /camera/image best effort: a reliable subscription gets nothing from it"
+    words = "/listener publishes /camera/image best effort: a reliable subscription receives nothing from it"
     if deaf:
         wait_until(lambda: any(words in text for text in said(listener)), 5, "the diagnosis")
     else:
