@@ -22,7 +22,7 @@ from fast3r_ros.mapping.window_result import pose_of, up_to_date
 
 EMPTY_MAP = "there is no map to localise in: load one with ~/load_map or map_path"
 NOT_RECOGNIZED = "the images resemble no place of the map enough to be localised in it"
-_RETRIEVED = 8  # keyframes that frames are localised against, at most
+_RETRIEVED = 12  # keyframes that frames are localised against, at most
 
 
 @dataclass(frozen=True)
