@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("rclpy", reason="ROS is not installed here")
 
 from fast3r_ros.msg import MappingStatus
-from rclpy.qos import QoSProfile
+from rclpy.qos import QoSProfile, ReliabilityPolicy
 from robot import frames, listener_for
 from ros_harness import DOUBLE, NODE, Program, arguments, domain, running, wait_until
 from sensor_msgs.msg import Image
@@ -55,9 +55,15 @@ class Robot:
     def wait(self) -> None:
         """Wait until the node subscribes and knows that masks are published; it checks twice a second."""
         self.status(lambda message: message.state == MappingStatus.WAITING)
-        for publisher in (self._masks, self._images):
-            wait_until(lambda publisher=publisher: publisher.get_subscription_count() > 0, 30, "the node")
+        for topic in ("/mask", "/image"):
+            wait_until(lambda topic=topic: self._reliable(topic), 30, f"the node's subscription of {topic}")
         time.sleep(1.5)
+
+    def _reliable(self, topic: str) -> bool:
+        """The node subscribes best effort until it has seen that the publisher is reliable."""
+        endpoints = self.listener.node.get_subscriptions_info_by_topic(topic)
+        found = [each.qos_profile.reliability for each in endpoints]
+        return bool(found) and all(each == ReliabilityPolicy.RELIABLE for each in found)
 
     def image(self, frame: Frame) -> None:
         self._images.publish(rgb_to_image(frame.image, frame.stamp_ns, frame.camera))
