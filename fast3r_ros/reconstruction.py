@@ -65,7 +65,7 @@ class View:
 
 @dataclass(frozen=True)
 class Scene:
-    """What `reconstruct` found, in one world frame: x forward, y left, z up at the first camera.
+    """The result of `reconstruct`, in one world frame: x forward, y left, z up at the first camera.
 
     Attributes:
         points: (N, 3) float32, those of all views fused.

@@ -14,7 +14,7 @@ from launch import LaunchDescription
 
 SHARE = Path(get_package_share_directory("fast3r_ros"))
 
-# what differs from mapping.launch.py; its other arguments may be given as well
+# arguments that differ from mapping.launch.py; its others may be given as well
 ARGUMENTS = (
     ("image", "/camera/camera/color/image_raw", "colour image"),
     ("camera_info", "/camera/camera/color/camera_info", "its calibration"),

@@ -72,7 +72,7 @@ class _Output:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """As for any stream."""
+        """Like any text stream."""
         try:
             return self._stream.write(text)
         except OSError as error:
@@ -80,7 +80,7 @@ class _Output:
             return len(text)
 
     def flush(self) -> None:
-        """As for any stream."""
+        """Like any text stream."""
         try:
             self._stream.flush()
         except OSError as error:

@@ -218,7 +218,7 @@ def _reconstruct(arguments: argparse.Namespace, first: bool = True) -> int:
 
 
 def _mapper(mode: str, network: WindowNetwork, config: MapperConfig) -> Mapper | OnePass:
-    """What makes the map: a sliding window, or one pass over everything."""
+    """The mapper of a mode: a sliding window, or one pass over everything."""
     from fast3r_ros.mapping.mapper import Mapper
     from fast3r_ros.mapping.one_pass import OnePass
 

@@ -102,7 +102,7 @@ def _pixel_map(
     rows: int,
     columns: int,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Where each pixel of the pinhole image is in the distorted one, both of (rows, columns) pixels."""
+    """The position of each pixel of the pinhole image in the distorted one; both have (rows, columns)."""
     scaling = np.diag([columns / width, rows / height, 1.0])
     intrinsics = shift_pixel_centres(scaling @ np.frombuffer(matrix).reshape(3, 3), -0.5)  # OpenCV's centres
     function = cv2.fisheye.initUndistortRectifyMap if fisheye else cv2.initUndistortRectifyMap

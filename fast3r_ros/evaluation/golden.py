@@ -1,4 +1,4 @@
-"""Golden cases of the steps after the network: focal length, camera pose, training loss, pose metrics.
+"""Golden cases: preprocessing, network, geometry, loss and metrics against the official release.
 
 Each check returns its error and the error's limit.
 """
@@ -48,7 +48,7 @@ def check_focal(case: Mapping[str, Any]) -> tuple[float, float]:
 
 
 def check_pose_from_pointmaps(case: Mapping[str, Any], search: bool) -> tuple[float, float]:
-    """How much farther from the true pose the pointmap fit is than the official PnP; 0 when it is closer.
+    """Error of the pointmap fit beyond that of the official PnP; 0 when it is smaller.
 
     Distances as in `_displacement`.  search: without a focal length, against the official search for one.
     """

@@ -1,4 +1,4 @@
-"""The sliding-window mapper over a sequence with ground truth, scored by its trajectory."""
+"""A sequence with ground truth through the mapper or a peer, scored by its trajectory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The views of one evaluation sample at network size, with their ground truth."""
+"""One evaluation sample: its views at network size, the network's result for them, and its scores."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""Published numbers of others, printed next to ours and never mixed with measured ones.
+"""The tables of an evaluation, and published numbers of others, never mixed with measured ones.
 
-All rows are from the paper "Fast3R: Towards 3D Reconstruction of 1000+ Images in One Forward Pass" (Yang et
-al., CVPR 2025, arXiv 2501.13928v2), those of other methods as given in that paper.  Lengths are converted to
-metres: the paper scales those of 7-Scenes and NRGBD by 100, and gives no unit for DTU, whose own unit is the
-millimetre.  The paper's other numbers are omitted: they have no counterpart in our tables (frames per second;
-Table 5, where means and medians cannot be distinguished) or no loader (RealEstate10K, ETH3D).
+All published rows are from the paper "Fast3R: Towards 3D Reconstruction of 1000+ Images in One Forward Pass"
+(Yang et al., CVPR 2025, arXiv 2501.13928v2), those of other methods as given in that paper.  Lengths are
+converted to metres: the paper scales those of 7-Scenes and NRGBD by 100, and gives no unit for DTU, whose own
+unit is the millimetre.  The paper's other numbers are omitted: they have no counterpart in our tables (frames
+per second; Table 5, where means and medians cannot be distinguished) or no loader (RealEstate10K, ETH3D).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""cameras.json: every view's intrinsics and pose; and `CameraRecord`, from which camera files are written."""
+"""Files of cameras and poses: cameras.json with every view's intrinsics and pose, and trajectories."""
 
 from __future__ import annotations
 

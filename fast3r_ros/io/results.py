@@ -51,7 +51,7 @@ class Results:
 
     @property
     def left_out(self) -> str:
-        """What these results omit, as the end of a sentence; empty if nothing."""
+        """The omitted parts, as the end of a sentence; empty if there are none."""
         return f" (the main of {self.parts} unconnected parts)" if self.parts > 1 else ""
 
     def read_images(self) -> dict[str, UInt8]:

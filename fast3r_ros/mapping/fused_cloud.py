@@ -117,13 +117,13 @@ def depth_corrections(view: DepthView, neighbours: Sequence[PlacedPoints]) -> Fl
     offsets = np.bincount(met, share * ratio[same], count)
 
     def views_with(cells: NDArray[np.int64]) -> NDArray[np.int64]:
-        """How many views (n,) have a point in one of the cells."""
+        """Number of views (n,) with a point in one of the cells."""
         has = np.zeros(views * count, bool)
         has[cells] = True
         return np.count_nonzero(has.reshape(views, count), axis=0)
 
     agree = views_with(confirming)
-    different = different[points[cell[different]] == 0]  # where the same view does not confirm it as well
+    different = different[points[cell[different]] == 0]  # unless the same view also confirms it
     other, through = views_with(cell[different]), views_with(cell[different[ratio[different] > gate]])
     wrong = ((through > agree) & (through >= _CONTRADICTIONS)) | ((other >= _UNSEEN) & (agree == 0))
     factor = 1 + offsets / np.maximum(weights + view.confidence, 1e-6)

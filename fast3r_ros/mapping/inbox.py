@@ -1,4 +1,4 @@
-"""Metric poses of the robot's base, looked up at the stamps of images.  Thread-safe."""
+"""The mapper's inputs: keyframes waiting for a window, and odometry by stamp.  Thread-safe."""
 
 from __future__ import annotations
 

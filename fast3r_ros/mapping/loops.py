@@ -1,6 +1,4 @@
-"""Recognising places by pooled tokens, checking by geometry that they are the same, and moving the map so
-that revisits agree.
-"""
+"""Loop closure: places are recognised by pooled tokens, verified by geometry, and aligned in the map."""
 
 from __future__ import annotations
 

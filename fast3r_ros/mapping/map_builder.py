@@ -1,4 +1,4 @@
-"""The map in work: keyframes, window, loops and submaps, which only accepted windows change."""
+"""The map under construction: keyframes, window, loops and submaps; only accepted windows change it."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from fast3r_ros.mapping.storage import SavedMap, read_map, write_map
 from fast3r_ros.mapping.tracking import SubmapStart, Track, submap_start
 from fast3r_ros.mapping.window import SlidingWindow, WindowView
 
-_UNIT_VOXEL = 0.01  # default voxel, as a share of the median depth of the first window
-_COMPARED = 50  # newest keyframes by which odometry is judged
+_UNIT_VOXEL = 0.01  # default voxel size, as a share of the first window's median depth
+_COMPARED = 50  # number of newest keyframes used to assess odometry
 
 
 class MapBuilder:
-    """What an accepted window changes.
+    """The state that an accepted window changes.
 
-    submap: the number of the one in work.  next_id: of the next keyframe.
+    submap: number of the current one.  next_id: of the next keyframe.
     """
 
     def __init__(
@@ -44,13 +44,13 @@ class MapBuilder:
         self.window = SlidingWindow(config.window)
         self.loops = LoopCloser(config.loop)
         self.submap = self._submaps = self.next_id = 0
-        self._left: list[int] = []  # keyframes of windows that are not continued, until they are final
+        self._left: list[int] = []  # keyframes of discontinued windows, until they are final
 
     def set_config(self, config: MapperConfig) -> None:
         """From the next window on."""
         self._config = config
         self.loops.config = config.loop
-        self.window.config = config.window  # a smaller window, when memory runs out
+        self.window.config = config.window  # becomes smaller when memory runs out
         self.map.config = config.map
 
     def close(self) -> None:
@@ -64,11 +64,11 @@ class MapBuilder:
 
     @property
     def metres(self) -> bool:
-        """Whether the scale of the submap in work is known."""
+        """Whether the scale of the current submap is known."""
         return self.map.known_scale(self.submap)
 
     def newest_keyframes(self, count: int = _COMPARED) -> list[Keyframe]:
-        """The newest keyframes of the submap in work, in time order."""
+        """The newest keyframes of the current submap, in time order."""
         mine = (k for k in reversed(self.map.keyframes.values()) if k.submap == self.submap)
         return sorted(islice(mine, count), key=lambda keyframe: keyframe.stamp_ns)
 
@@ -134,8 +134,9 @@ class MapBuilder:
         return update, disagrees
 
     def _measure(self, tracked: Track, update: MapUpdate, retrieved: set[int], fresh: Sequence[int]) -> bool:
-        """Remember what the window and odometry measured, and smooth the live keyframes with the fresh ones;
-        whether a loop contradicts the map.
+        """Add the measurements of the window and odometry, and optimise the live and fresh keyframes.
+
+        Returns whether a loop contradicts the map.
         """
         keyframes = self.map.keyframes
         depths = {identity: keyframes[identity].depth for identity in update.window_from_local}
@@ -146,12 +147,12 @@ class MapBuilder:
             known = self._odometry, self._base_from_camera, tracked.known.errors
             for edge in odometry_edges(newest, len(fresh), *known):
                 self.loops.edges.measure(edge)
-        if not self._config.registration.planar:  # the graph knows nothing of the plane
+        if not self._config.registration.planar:  # the pose graph does not include the plane
             self.loops.smooth(self.map, [*self.window.ids, *fresh])
         return disagrees
 
     def close_loop(self, tracked: Track, disagrees: bool) -> bool:
-        """Join submaps that the window connects; start to optimise where a loop disagrees."""
+        """Join submaps that the window connects; start an optimisation if a loop disagrees."""
         if tracked.loop is None or tracked.loop_keyframe is None:
             return False
         submap = self.map.keyframes[tracked.loop_keyframe].submap
@@ -165,7 +166,7 @@ class MapBuilder:
         return not tracked.relocalized
 
     def _join(self, other: int, other_from_mine: Sim3) -> None:
-        """Make the submap in work and another one; of the two, the one whose scale is known stays."""
+        """Join the current submap with another one; the one with a known scale keeps its frame."""
         if self.metres and not self.map.known_scale(other):
             self.map.join(other, self.submap, other_from_mine.inverse())
         else:
@@ -174,16 +175,14 @@ class MapBuilder:
         self.loops.discard()
 
     def leave_track(self) -> None:
-        """The views in the window are not continued: their poses are final, and their points will be with the
-        next window that is accepted.
-        """
+        """Leave the window: its views' poses are final, and their points with the next accepted window."""
         lost = self.window.clear()
         if lost:
             self.loops.lose(lost)
             self._left += lost
 
     def _take_left(self) -> list[int]:
-        """The keyframes of windows that were left, which are still in the map and not final."""
+        """The keyframes of left windows that are still in the map and not final."""
         left, self._left = [i for i in self._left if i in self.map.keyframes], []
         return left
 
@@ -201,7 +200,7 @@ class MapBuilder:
         return [(e.i, e.j) for e in self.loops.edges if e.robust and e.i in held and e.j in held]
 
     def save(self, directory: Path) -> None:
-        """Save the map into a directory.  Raises UserError when that is not possible."""
+        """Save the map into a directory.  Raises UserError when that fails."""
         self.loops.apply(self.map)
         self.map.follow()
         keyframes = tuple(self.map.shown())

@@ -1,4 +1,4 @@
-"""What a registered window adds to the map and changes in it; computed without touching either."""
+"""The changes of the map by a registered window; computed without changing either."""
 
 from __future__ import annotations
 
@@ -20,9 +20,11 @@ from fast3r_ros.mapping.window import WindowView
 
 @dataclass(frozen=True)
 class MapUpdate:
-    """keyframes: new and re-estimated.  views: the new ones, with their ids.  estimates: of all these
-    views.  left_out: new views that are not connected.  All in time order.  window_from_local: by keyframe,
-    as this window measured it, the best placed one first.
+    """Changes of the map by one window, everything in time order.
+
+    keyframes: new and re-estimated.  views: the new ones, with their ids.  estimates: of all these views.
+    left_out: new views that are not connected.  window_from_local: keyframe -> this window's measurement, the
+    best one first.
     """
 
     keyframes: tuple[Keyframe, ...]
@@ -40,7 +42,7 @@ def map_update(
     submap: int,
     config: MapperConfig,
 ) -> MapUpdate:
-    """Keyframes from the connected new views; poses of the live ones averaged with what this window says."""
+    """Keyframes from the connected new views; poses of the live ones averaged with this window's."""
     window = tracked.window
     known = [keyframes[view.keyframe_id] for view in window.views if view.keyframe_id is not None]
     base = min((k.covariance for k in known), key=np.trace, default=np.zeros((6, 6)))
@@ -80,7 +82,7 @@ def _keyframes(
     config: MapperConfig,
     metric: bool,
 ) -> list[Keyframe]:
-    """The keyframes of the estimates: new ones of the fresh views, known ones with one more."""
+    """The keyframes of the estimates: new ones for new views, known ones with one more estimate."""
     views = {view.keyframe_id: view for view in fresh}
     new = [each for each in estimates if each.keyframe_id in views]
     points = sample_views(new, config.map.points_per_keyframe)
@@ -97,9 +99,7 @@ def _keyframes(
 
 
 def _metric_scale(estimate: ViewEstimate, view: WindowView, config: MapperConfig, metric: bool) -> float:
-    """Metres per map unit as this view alone tells, NaN if the configured source is another or sees
-    nothing.
-    """
+    """Metres per map unit from this view alone; NaN for another scale source or without a measurement."""
     if config.scale.source == "depth":
         return metric_scale_from_depth(estimate, view.depth)
     if config.scale.source == "camera_height":
@@ -112,7 +112,7 @@ def _metric_scale(estimate: ViewEstimate, view: WindowView, config: MapperConfig
 def on_the_plane(tracked: Track, base_from_camera: Mapping[str, Float64], metres: bool) -> Track:
     """A window moved so that the base of its new views, where it is known, is on the ground plane.
 
-    base_from_camera: by camera, (4, 4) metres.  metres: whether the scale of the submap in work is known.
+    base_from_camera: by camera, (4, 4) metres.  metres: whether the scale of the current submap is known.
     """
     window, mounts, map_from_camera = tracked.window, [], []
     for number in np.flatnonzero(tracked.connected).tolist():

@@ -66,7 +66,7 @@ class NewViews:
         self.pending = []
 
     def of_keyframes(self, network: WindowNetwork, keyframes: Sequence[Keyframe]) -> list[WindowView]:
-        """Keyframes as views, without those that this network sees in another size than the map's did."""
+        """Keyframes as views, without those whose size at this network differs from the saved one."""
         frames, views = [], []
         for keyframe in keyframes:
             assert keyframe.image is not None

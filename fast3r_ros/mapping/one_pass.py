@@ -1,9 +1,9 @@
-"""Every frame of a source in one forward pass, with memory that does not hold all pictures or pointmaps.
+"""Every frame of a source in one forward pass, without holding all images or pointmaps in memory.
 
-Frames are encoded a few at a time as they come, and only their tokens and small pictures stay.  After the
-fusion the heads run twice over a few views at a time: both heads to place the views, which keeps some numbers
-of each; then the local one, for the views that were placed, to put them into the map and to hand them out.
-With hundreds of views the heads are a small part of the pass.
+Frames are encoded a few at a time, and only their tokens and small images are stored.  After the fusion the
+heads run twice over a few views at a time: first both heads, to place the views, which stores some numbers of
+each; then the local head for the placed views, to add them to the map and to yield them.  With hundreds of
+views the heads are a small part of the pass.
 """
 
 from __future__ import annotations
@@ -45,16 +45,17 @@ from fast3r_ros.mapping.tracking import Track, unusable_result
 from fast3r_ros.mapping.window import WindowView, reference_order
 from fast3r_ros.mapping.window_result import Clock, Context, pose_of, up_to_date, window_result
 
-CHUNK = 16  # views whose pictures or pointmaps are in work at a time
+CHUNK = 16  # number of views whose images or pointmaps are in memory at a time
 Pointmaps = Callable[[Any, Sequence[int]], Reconstruction]
-_UNIT_VOXEL = 0.01  # default voxel, as a share of the median depth of the views
+_UNIT_VOXEL = 0.01  # default voxel size, as a share of the views' median depth
 _NOWHERE = Registration(Sim3.identity(), 0.0, float("inf"), np.zeros((7, 7)), "no view could be placed")
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where the views of a pass are.  poses, cameras: of all views in the network's order.
-    connected: (V,) which of them go into the map.
+    """The poses of a pass's views.
+
+    poses, cameras: of all views in the network's order.  connected: (V,) which of them go into the map.
     """
 
     poses: CameraPoses
@@ -66,14 +67,14 @@ class Placement:
 def streamed(
     pointmaps: Pointmaps, features: Any, order: Sequence[int], chunk: int = CHUNK
 ) -> Iterator[tuple[Sequence[int], Reconstruction]]:
-    """The pointmaps of a pass, `chunk` views at a time in the given order, with the numbers of the views."""
+    """The pointmaps of a pass, `chunk` views at a time in the given order, with the views' indices."""
     for start in range(0, len(order), chunk):
         numbers = order[start : start + chunk]
         yield numbers, pointmaps(features, numbers)
 
 
 class OnePass:
-    """A map from one forward pass: frames and odometry in, results and the map out, as with a `Mapper`."""
+    """A map from one forward pass, with the interface of a `Mapper`."""
 
     def __init__(
         self, network: WindowNetwork | ManyViewNetwork, config: MapperConfig, chunk: int = CHUNK
@@ -91,7 +92,7 @@ class OnePass:
         self._accepted = self._rejected = 0
 
     def add_odometry(self, stamp_ns: int, odom_from_base: Float64) -> None:
-        """A pose (4, 4) of the robot's base in its odometry frame, metres.  UserError if it is no pose."""
+        """A pose (4, 4) of the robot's base in its odometry frame, metres.  UserError if it is not a pose."""
         self._odometry.add(stamp_ns, odom_from_base)
 
     def add_frame(self, frame: Frame) -> str:
@@ -109,7 +110,7 @@ class OnePass:
             return "unusable"
         if self._waiting and self._waiting[0][1].pixels.shape != prepared.pixels.shape:
             self._encode_waiting()
-        # the picture at full size is looked at no more; not even a part of it keeps it in memory
+        # the full-size image is not needed any more; no view of it keeps it in memory
         small = replace(frame, image=np.empty((0, 0, 3), np.uint8), depth=self._kept_depth(frame))
         self._waiting.append((small, prepared))
         if len(self._waiting) == self._chunk:
@@ -119,7 +120,7 @@ class OnePass:
         return ""
 
     def process(self) -> Iterator[WindowResult]:
-        """Run the pass over all frames; yields the placed views a few at a time, or one refusal."""
+        """Run the pass over all frames; yields the placed views a few at a time, or one rejection."""
         clock = Clock()
         self._encode_waiting()
         clock.lap("encode")
@@ -134,15 +135,15 @@ class OnePass:
             yield self._result(None, placement.registration.reason, None)
             return
         self._accepted += 1
-        # the fused features hold the tokens from here on
+        # from here on the fused features hold the tokens
         ordered = [replace(view, encoded=replace(view.encoded, tokens=None)) for view in ordered]
         self._views = []
         yield from self._map_views(ordered, features, placement)
 
     def _pass(self) -> tuple[list[WindowView], Any, Placement]:
-        """Views in the network's order, what was fused, and where they are, by the best view 0 that works."""
+        """Views in the network's order, fused features and placement, with the best view 0 that works."""
         for reference in reference_order(self._views)[: 1 + self.config.registration.retries]:
-            features = None  # those of another attempt make room
+            features = None  # frees the memory of the last attempt
             clock = Clock()
             ordered, features, placement = self._attempt(reference, clock)
             if placement is None:
@@ -152,18 +153,18 @@ class OnePass:
             self._note(clock)
             if placement is not None and not placement.registration.reason:
                 break
-        assert placement is not None  # what is safer does not overflow
+        assert placement is not None  # the safer network does not overflow
         return ordered, features, placement
 
     def _attempt(self, reference: int, clock: Clock) -> tuple[list[WindowView], Any, Placement | None]:
-        """One pass with the view of this number as view 0; no placement where it overflows."""
+        """One pass with the view `reference` as view 0; no placement if it overflows."""
         ordered = [self._views[reference]] + [v for i, v in enumerate(self._views) if i != reference]
         features = self._network.fuse([view.encoded for view in ordered])
         clock.lap("network")
         return ordered, features, self._place(ordered, features, clock)
 
     def _take_safer_network(self) -> None:
-        """Go on in a precision of more range, with the views as that one encodes them."""
+        """Continue in a precision of larger range, with the views encoded again."""
         assert isinstance(self._network, HasSafer)
         self._network, encoded = self._network.safer([view.encoded for view in self._views])
         self._views = [replace(view, encoded=new) for view, new in zip(self._views, encoded, strict=True)]
@@ -171,9 +172,7 @@ class OnePass:
     def _map_views(
         self, views: Sequence[WindowView], features: Any, placement: Placement
     ) -> Iterator[WindowResult]:
-        """Put the connected views into the map in time order; at the end make it metric if the scale is
-        known.
-        """
+        """Add the connected views to the map in time order; then make it metric if the scale is known."""
         in_time = np.argsort([view.stamp_ns for view in views], kind="stable").tolist()
         order = [number for number in in_time if placement.connected[number]]
         self._intake.drop("not_connected", len(views) - len(order))
@@ -212,9 +211,9 @@ class OnePass:
         self._metric.find(self.map, 0, self.config.scale)
 
     def _place(self, views: Sequence[WindowView], features: Any, clock: Clock) -> Placement | None:
-        """The first run over the heads: poses, focal lengths, how confident and how deep each view is.
+        """The first run over the heads: poses, focal lengths, confidence and depth of each view.
 
-        None where maps are not finite and the network has a safer precision.
+        None if maps are not finite and the network has a safer precision.
         """
         focals = FocalLengths()
         poses, confidence, depth, focal = [], [], [], []
@@ -323,9 +322,9 @@ class OnePass:
 
 
 def _reasons(views: Sequence[WindowView], maps: Reconstruction) -> list[str]:
-    """Why nothing can be made of what the network says about each view, empty where something can.
+    """Why the network's result for each view is unusable; empty if it is usable.
 
-    Where there are no global maps, of the views' own.
+    Without global maps, the views' own maps are checked.
     """
     if not len(maps.points_global):
         maps = replace(maps, points_global=maps.points_local, confidence_global=maps.confidence_local)
@@ -335,7 +334,7 @@ def _reasons(views: Sequence[WindowView], maps: Reconstruction) -> list[str]:
 
 
 def _without(reasons: Sequence[str], views: Sequence[WindowView], maps: Reconstruction) -> Reconstruction:
-    """The maps, with zeros for the views that have a reason: they are placed nowhere."""
+    """The maps, with zeros for the unusable views, which are not placed."""
     if not any(reasons):
         return maps
 

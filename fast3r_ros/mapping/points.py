@@ -56,7 +56,7 @@ def _ranked(values: Tensor, there: Tensor, share: float) -> Tensor:
 
 
 def depth_edges(depth: Tensor, usable: Tensor, ratio: float) -> Tensor:
-    """Where the 3 x 3 neighbourhood spans more than `ratio` times the pixel's depth, of usable pixels.
+    """Pixels whose usable 3 x 3 neighbourhood spans more than `ratio` times their depth.
 
     depth, usable: (h, w).
     """

@@ -1,4 +1,4 @@
-"""Where metres come from, when the map becomes metric, and how it stays so."""
+"""The metric scale of the map: its sources, and when it is applied or corrected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Frames to encoded views, many at a time if the network supports it."""
+"""One window: its frames are encoded, reconstructed and registered to the map."""
 
 from __future__ import annotations
 

@@ -238,7 +238,7 @@ class VoxelCloud:
 
 
 def _looked_through(cells: Int64) -> Bool:
-    """Which cells (K, 7) hold points that later, or many more, keyframes look through, (K,).
+    """(K,) cells (K, 7) with points that later, or many more, keyframes look through.
 
     Points newer than the views through them stay: an object may have been added.
     """
@@ -301,7 +301,7 @@ def _distinct(keys: Int64) -> Int64:
 
 
 def _among(keys: Int64, others: Int64) -> Bool:
-    """Which of keys (N,) are among others (K,), which are in order."""
+    """(N,) whether keys (N,) are among the sorted others (K,)."""
     if not len(others):
         return np.zeros(len(keys), bool)
     return np.asarray(others[np.minimum(np.searchsorted(others, keys), len(others) - 1)] == keys)

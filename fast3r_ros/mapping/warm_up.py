@@ -1,7 +1,7 @@
-"""What follows the network, run once before the first window.
+"""One run of the steps after the network, before the first window.
 
-PyTorch loads a GPU's kernels when they are first launched, and those of registration, filters and packing are
-some hundred: the first window of a camera would take as long as several others.
+PyTorch loads a GPU's kernels at their first launch.  Registration, filters and packing have about a hundred,
+so that the first window of a camera would take as long as several others.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from fast3r_ros.mapping.window import WindowView
 
 
 def rehearse(like: Reconstruction, config: MapperConfig) -> MapUpdate:
-    """Register, filter, fuse and pack a made-up window with the shapes and on the device of another one.
+    """Register, filter, fuse and pack an artificial window with the shapes and on the device of `like`.
 
-    Its numbers are made up because those of a black picture may be anything, and nothing would follow from
-    them.  What comes out is returned to be looked at; no map knows of it.
+    The values are artificial because those of a black image may be anything and lead nowhere.  The result is
+    returned for checks; it is not added to a map.
     """
     config = replace(config, scale=ScaleConfig())
     maps = _surface(like.points_local)
@@ -44,7 +44,7 @@ def rehearse(like: Reconstruction, config: MapperConfig) -> MapUpdate:
     views = [WindowView(None, number, "", _encoded(*size)) for number, size in enumerate(sizes)]
     first = map_update(_tracked(views, maps, config), {}, (), 0, 0, config)
     keyframes = {keyframe.id: keyframe for keyframe in first.keyframes}
-    # the next window: all but the last views are known
+    # the next window: all views but the last are known
     stride = min(config.window.stride, len(views) - 1)
     views = [*first.views[: len(views) - stride], *views[len(views) - stride :]]
     tracked = _tracked(views, maps, config)
@@ -63,7 +63,7 @@ def rehearse(like: Reconstruction, config: MapperConfig) -> MapUpdate:
 
 
 def _tracked(views: Sequence[WindowView], maps: Reconstruction, config: MapperConfig) -> Track:
-    """A window that is placed and stays where it is."""
+    """A placed window at a fixed pose."""
     focal = network_focals(views, maps)
     cameras = FocalLengths().after(views, focal).cameras(views, focal)
     poses = place_views(maps, cameras, config.registration)
@@ -75,7 +75,7 @@ def _tracked(views: Sequence[WindowView], maps: Reconstruction, config: MapperCo
 
 
 def _surface(like: Sequence[Tensor]) -> Reconstruction:
-    """An uneven wall two units ahead, seen by every view from the same place."""
+    """An uneven wall two units ahead, seen by every view from the same pose."""
     rng = np.random.default_rng(0)
     points, confidence = [], []
     for view in like:

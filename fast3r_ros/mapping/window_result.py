@@ -1,6 +1,4 @@
-"""What is reported about a window after it was processed, and the poses of frames that no window has seen
-yet.
-"""
+"""The report of a processed window, and poses predicted for frames after it."""
 
 from __future__ import annotations
 
@@ -45,7 +43,7 @@ class Context:
 def up_to_date(
     estimates: Sequence[ViewEstimate], keyframes: Mapping[int, Keyframe], scale: float
 ) -> tuple[ViewEstimate, ...]:
-    """The estimates with the poses that their keyframes have after loop closure and a change of scale."""
+    """The estimates with their keyframes' poses after loop closure and a change of scale."""
     return tuple(
         replace(
             estimate,
@@ -67,9 +65,7 @@ def moved_covariance(covariance: Float64, new_from_old: Sim3) -> Float64:
 def window_result(
     tracked: Track | None, reason: str, views: tuple[ViewEstimate, ...], context: Context
 ) -> WindowResult:
-    """The result of a window; tracked is None when it never reached the network, reason why it was
-    refused.
-    """
+    """The result of a window; tracked: None if it never reached the network; reason: of a rejection."""
     seen = () if tracked is None else tracked.window.views
     registration = None if tracked is None else tracked.window.registration
     place = registration.map_from_window if registration else Sim3.identity()

@@ -1,6 +1,4 @@
-"""An image of any size to the network's input, on the CPU or on any device, with the pixel transform that
-intrinsics follow.
-"""
+"""An image of any size to the network's input, on any device, and its effect on intrinsics."""
 
 from __future__ import annotations
 

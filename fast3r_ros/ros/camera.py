@@ -1,4 +1,4 @@
-"""Depth images and masks of a camera, matched to its images."""
+"""The intake of one camera: images become frames, with their calibration, depth images and masks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Child processes that end with their parent, even if it is killed."""
+"""The demo: a source is mapped by the node, in processes that end with this one, even if it is killed."""
 
 from __future__ import annotations
 

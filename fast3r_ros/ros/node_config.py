@@ -105,7 +105,7 @@ class FramesConfig:
 
 @dataclass(frozen=True)
 class OutputConfig:
-    """What is published, and how often."""
+    """Rates and sizes of the published data."""
 
     map_rate: float = parameter(
         1.0, "Maximum rate of ~/map_cloud, ~/grid and ~/path, in Hz", range=(0.01, 30.0), dynamic=True
@@ -132,7 +132,7 @@ class OutputConfig:
 
 @dataclass(frozen=True)
 class TransformConfig:
-    """How transforms are broadcast."""
+    """Broadcast of transforms."""
 
     rate: float = parameter(
         20.0, "Rate of map -> odom, in Hz", range=(1.0, 200.0), dynamic=True, constant=True

@@ -1,4 +1,4 @@
-"""Stamps: integer nanoseconds in this package, builtin_interfaces/Time in messages."""
+"""Stamps and poses as messages, and back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The installed ones of ROS's own Python libraries; small equivalents of ours replace the others.
+"""ROS's own Python libraries where installed; otherwise small equivalents of this package.
 
 | library | used for | equivalent |
 | --- | --- | --- |

@@ -1,4 +1,4 @@
-"""Loads the network of a node's parameters."""
+"""The mapping thread, and the network of a node's parameters."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""The training loss: confidence-weighted regression of normalised pointmaps.
+"""The training losses: confidence-weighted regression of normalised pointmaps, and attention matching.
 
-DUSt3R (CVPR 2024, section 3.2) for many views, as in the Fast3R release: per view and head the mean over
-valid pixels of `confidence * error - alpha * log(confidence)`, averaged over all views of both heads.
+The regression is DUSt3R's (CVPR 2024, section 3.2) for many views, as in the Fast3R release: per view and
+head the mean over valid pixels of `confidence * error - alpha * log(confidence)`, averaged over all views of
+both heads.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Training samples from recorded sequences with ground truth, in the formats of `datasets`."""
+"""Training batches: views of synthetic rooms and of recorded sequences, with ground truth."""
 
 from __future__ import annotations
 

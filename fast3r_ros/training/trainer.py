@@ -1,4 +1,4 @@
-"""The optimisers of a run and their learning rate."""
+"""The training loop, its optimisers and their learning rate."""
 
 from __future__ import annotations
 

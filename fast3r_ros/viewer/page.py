@@ -1,4 +1,4 @@
-"""Messages to the browser's page in addition to viser's own: the script `page.js` and its numbers."""
+"""The browser's page: the panel's widgets, the script `page.js`, and its messages beyond viser's own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where frames come from: video, image files, rosbag2 and the built-in synthetic walk.
+"""Sources of frames: video, image files, rosbag2 and the built-in synthetic walk.
 
 `open_source("walk.mp4")` finds out what the text means.  Every source is iterated for `Frame`s.
 """
