@@ -64,9 +64,8 @@ def read_pages(path: Path) -> tuple[NDArray[np.uint8], int]:
     """Like `read_picture`, with the number of pages or animation frames; only the first one is read."""
     try:
         with Image.open(path) as image:
-            pages = (
-                int(getattr(image, "n_frames", 1)) if image.format != "MPO" else 1
-            )  # thumbnails embedded by cameras
+            # thumbnails embedded by cameras
+            pages = int(getattr(image, "n_frames", 1)) if image.format != "MPO" else 1
             return _rgb(image), pages
     except FileNotFoundError as error:
         raise UserError(f"no such image: {path}") from error

@@ -18,9 +18,8 @@ import pytest
 if TYPE_CHECKING:
     from fast3r_ros.model import Fast3R
 
-sys.path.insert(
-    0, str(Path(__file__).parent / "helpers")
-)  # importlib mode does not find modules next to the tests
+# importlib mode does not find modules next to the tests
+sys.path.insert(0, str(Path(__file__).parent / "helpers"))
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -183,8 +183,6 @@ def _cells(summary: Mapping[str, Any]) -> list[str]:
 
 
 _TABLES = {"network": _network, "window": _window, "scale": _scale, "mapping": _mapping}
-
-
 _SHOWN_ELSEWHERE = ("benchmark", "results", "ceilings", "scenarios")
 
 
@@ -226,8 +224,6 @@ def _mebibytes(count: int | None) -> str:
 
 
 SIZE = (8.0, 4.5)
-
-
 FEWEST_BARS = 3  # fewer bars would be drawn wider
 
 

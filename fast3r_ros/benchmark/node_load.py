@@ -24,20 +24,10 @@ import numpy as np
 from fast3r_ros.errors import UserError
 
 WIDTH, HEIGHT, RATE = 1280, 720, 30.0
-
-
 PROFILE_VARIABLES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
-
-
 PROFILE = Path(__file__).resolve().parents[2] / "config" / "fastdds.xml"
-
-
 CLOUD_POINTS = 1_000_000
-
-
 FIRST_CLOUD_SECONDS = 60.0
-
-
 CAMERA_MODULE = "fast3r_ros.benchmark.node_load"
 
 
@@ -153,9 +143,8 @@ def _node(model: str, seconds: float, rate: float, domain: int) -> dict[str, Any
             sent = int((camera.communicate()[0] or "0").split()[0])
         busy = (_cpu_seconds(node.pid) - before) / (time.monotonic() - start)
         limit = time.monotonic() + FIRST_CLOUD_SECONDS
-        while (
-            not delays and time.monotonic() < limit
-        ):  # a slow machine may still be processing its first window
+        # a slow machine may still be processing its first window
+        while not delays and time.monotonic() < limit:
             executor.spin_once(timeout_sec=0.2)
     finally:
         node.terminate()

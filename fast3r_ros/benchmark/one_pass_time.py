@@ -43,11 +43,7 @@ from fast3r_ros.model import Fast3R
 from fast3r_ros.model.precision import resolve_dtype
 
 PICTURES = 8  # number of different ones, used repeatedly
-
-
 FEW_RUNS = 3
-
-
 LONG = 500  # views; longer passes run only once
 
 

@@ -103,11 +103,7 @@ def _attention_in_bfloat16(model: Fast3R) -> Fast3R:
 
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
-
-
 AUTO = "auto on a GPU: float16, sums float32"
-
-
 VARIANTS: dict[str, Callable[[Fast3R], Fast3R]] = {
     "bfloat16": lambda model: in_dtypes(model, BF16, BF16, BF16),
     "bfloat16, heads float16": lambda model: in_dtypes(model, BF16, BF16, FP16),

@@ -164,11 +164,7 @@ def _convolution(results: int, places: int, inputs: int, outputs: int, taps: int
 
 # large enough to fill the device, and the copy larger than any cache
 MATRIX_SIDE = {"cpu": 768, "cuda": 8192}
-
-
 COPIED_BYTES = {"cpu": 64 * 2**20, "cuda": 2 * 2**30}
-
-
 RUNS = 9
 
 

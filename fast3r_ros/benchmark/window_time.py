@@ -51,11 +51,7 @@ from fast3r_ros.synthetic.oracle_network import TrueNetwork
 from fast3r_ros.synthetic.sequence import SyntheticSequence, loop_sequence
 
 NETWORK_STAGES = ("encode", "fuse", "heads")
-
-
 CAMERA_FACTOR = 2.5  # camera pixels per network pixel, along a side
-
-
 OVERLAP = 4
 
 
@@ -94,9 +90,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             network.warm_up(arguments.views, size, slide)
     most = max(arguments.slides)
     sequence = loop_sequence(width=size[0], height=size[1])
-    runs = (
-        -(-arguments.runs // acceleration.stream) * acceleration.stream
-    )  # a whole number of cycles of passes
+    # a whole number of cycles of passes
+    runs = -(-arguments.runs // acceleration.stream) * acceleration.stream
     frames = [sequence[i] for i in range(arguments.views + OVERLAP + most * (2 + runs))]
     anew = full_pass(network, frames[: arguments.views], device, arguments.runs)
     results = (

@@ -20,8 +20,6 @@ from fast3r_ros.errors import UserError
 from fast3r_ros.model.speed.parallel import join_processes
 
 STATUS = 130  # exit status after Ctrl-C, as in shells
-
-
 _AGAIN_S = 0.05  # between two checks for the end of the import
 
 

@@ -29,11 +29,7 @@ from fast3r_ros.model.precision import exact_float32, in_dtype
 from fast3r_ros.training.losses import confidence_loss
 
 FOCAL_BAR = 1e-3
-
-
 NUMBER_BAR = 1e-4
-
-
 # accuracy of an exact pose in float32, in units of the scene
 ROUNDING = 1e-6
 
@@ -111,14 +107,8 @@ def _displacement(pose: ArrayLike, truth: np.ndarray, points: np.ndarray) -> flo
 
 
 NETWORK_BAR = 1e-4
-
-
 PREPROCESS_BAR = 2 / 255
-
-
 Array = NDArray[Any]
-
-
 Check = Callable[[str], tuple[float, float]]  # device -> error and its limit
 
 

@@ -104,18 +104,10 @@ def read_views(frames: Sequence[PosedFrame], long_side: int) -> Views:
 
 # Only the most confident 15 % of each view's pixels determine the alignment, as in the official code.
 ALIGNMENT_PERCENTILE = 85
-
-
 INDEX_STRATEGIES = ("spread", "drawn", "counted")
-
-
 HEADS = ("local", "global")
-
-
 # Low thresholds: an untrained or failing network must still get poses and scores.
 ANY_POSE = RobustOptions(min_inlier_share=0.0)
-
-
 Scores = Mapping[str, float]
 
 

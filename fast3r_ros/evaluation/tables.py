@@ -142,20 +142,10 @@ PERCENT = (
     *("RRA", "RTA", "mAA", "delta", "valid", "placed", "f_score", "point_error", "tracked", "rejected"),
     "map_outliers",
 )
-
-
 MAX_RESULTS_BYTES = 1 << 28
-
-
 WHOLE = ("views", "scenes", "failed", "poses", "keyframes", "windows")
-
-
 LABELS = (*SETTING, "source", "method", "model")
-
-
 DEGREES = ("rotation", "rotation_error", "direction_error", "rpe_rotation")
-
-
 # picture -> its panels: table, column, title
 PICTURES = {
     "pose": (

@@ -41,11 +41,7 @@ BODY_FROM_OPTICAL: Array = np.array(
         [0.0, 0.0, 0.0, 1.0],
     ]
 )
-
-
 OPTICAL_FROM_BODY: Array = BODY_FROM_OPTICAL.T.copy()
-
-
 OPENGL_FROM_OPTICAL: Array = np.diag([1.0, -1.0, -1.0, 1.0])  # x right, y up, z back, as in OpenGL cameras
 
 

@@ -284,9 +284,8 @@ def _median(values: Tensor, weights: Tensor) -> Tensor:
     values = values[..., :MEDIAN_POINTS]
     order = ascending(values)
     cumulative = weights[..., :MEDIAN_POINTS].gather(-1, order).cumsum(-1)
-    middle = torch.searchsorted(
-        cumulative, 0.5 * cumulative[..., -1:]
-    )  # always found: the last value is large enough
+    # always found: the last value is large enough
+    middle = torch.searchsorted(cumulative, 0.5 * cumulative[..., -1:])
     return values.gather(-1, order.gather(-1, middle))[..., 0]
 
 

@@ -52,11 +52,7 @@ RESULTS = re.compile(
     r"|(mapping|replay)_node\.log"  # of the demo
     r"|sparse/0/(cameras|images|points3D)\.txt|(images|depth|confidence)/\d{6,}\.(jpg|png)"
 )
-
-
 MAX_SCALE_SIGMA = 0.1  # relative; with a larger uncertainty at the end the map stays in map units
-
-
 _LOOKAHEAD_NS = 200_000_000
 
 

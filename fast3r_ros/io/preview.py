@@ -23,14 +23,8 @@ from fast3r_ros.io.cameras import frustum_segments, trajectory_error
 from fast3r_ros.mapping.data import Cloud, Float64, PoseEstimate, UInt8, ViewEstimate
 
 MAX_FRUSTA = 24
-
-
 INK, FAINT, LINE = "#1f2430", "#6b7280", "#d9dce1"
-
-
 ESTIMATE, TRUTH = "#e4572e", "#2a9d8f"
-
-
 _VIEW_COLUMNS = 760  # pixels across a drawn cloud
 
 
@@ -141,9 +135,8 @@ def _draw(
         start: dict[str, Any] = {"marker": "o", "ms": 9, "mfc": "white", "mec": ESTIMATE, "mew": 2, "ls": ""}
         axes.plot(*drawing.trajectory[:1, plane].T, label="start", zorder=6, **start)
         outside: dict[str, Any] = {"bbox_to_anchor": (1.0, 1.0), "loc": "lower right", "frameon": False}
-        axes.legend(
-            ncols=3, fontsize=9, columnspacing=1.2, handlelength=1.6, **outside
-        )  # outside the plot, so that it hides no point
+        # outside the plot, so that it hides no point
+        axes.legend(ncols=3, fontsize=9, columnspacing=1.2, handlelength=1.6, **outside)
     axes.set_facecolor("#f4f5f7")
     axes.set_aspect("equal", adjustable="datalim")
     axes.set_axisbelow(True)
@@ -220,17 +213,9 @@ def _extent(points: Float64, positions: Float64) -> tuple[Float64, Float64]:
 
 
 _COLUMNS = 6  # number of views shown
-
-
 _TITLE = 100  # characters
-
-
 _SIZES = ((12, 165), (9, 220), (7, 285))  # of the verdict: font size in points, characters per line
-
-
 _HIGH = 28  # maximum height of its lines together, in points
-
-
 # limits of the error relative to the static baseline
 GOOD, FAIR = 0.2, 0.6
 

@@ -156,9 +156,8 @@ def scaled_intrinsics(matrix: Float64, across: float, down: float) -> Float64:
     scaled = np.array(matrix, np.float64)
     scaled[0] *= across
     scaled[1] *= down
-    scaled[0, 2] += (
-        (across - 1) / 2 * matrix[2, 2]
-    )  # resizing preserves the outer edges, not the pixel centres
+    # resizing preserves the outer edges, not the pixel centres
+    scaled[0, 2] += (across - 1) / 2 * matrix[2, 2]
     scaled[1, 2] += (down - 1) / 2 * matrix[2, 2]
     return scaled
 

@@ -23,20 +23,10 @@ from fast3r_ros.errors import UserError
 from fast3r_ros.files import read_json, whole_file, writable
 
 PROGRAM = "fast3r_ros"
-
-
 REPORT = "report.json"
-
-
 UNFINISHED = {"program": PROGRAM, "complete": False, "stopped": "still running, or killed", "frames": 0}
-
-
 MAX_REPORT_BYTES = 1 << 26  # a very long run has one line per picture
-
-
 INSIDE = ("000000.png", "000000.jpg", "0/cameras.txt", "cameras.txt")  # for `Results` in a folder
-
-
 _LIBRARIES = ("torch", "numpy", "scipy", "opencv-python-headless")
 
 

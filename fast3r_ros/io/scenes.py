@@ -29,8 +29,6 @@ from fast3r_ros.mapping.data import Cloud, Float64, UInt8
 from fast3r_ros.pictures import read_picture
 
 _POINT = struct.Struct("<Q3d3BdQ")  # number, place, colour, error, length of the track
-
-
 _NS_PER_VIEW = 100_000_000  # COLMAP stores no times: ten views per second, as for image files
 
 
@@ -165,20 +163,10 @@ def write_transforms(
 
 
 FOLDER = "images"
-
-
 LISTED = re.compile(rf"{FOLDER}/[^/]+")  # photos of a run, as listed in its report
-
-
 _AT_NETWORK_SIZE = re.compile(r"\d{6,}\.(jpg|png)")
-
-
 _JPEG_QUALITY = 95  # for frames of videos and bags
-
-
 _ORIENTATION = 0x0112  # EXIF's tag; 1 is upright
-
-
 _PLAIN_FORMATS = ("JPEG", "MPO", "PNG")  # readable by every tool
 
 

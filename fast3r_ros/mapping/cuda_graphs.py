@@ -15,14 +15,8 @@ import torch
 from torch import Tensor
 
 TensorFunction = Callable[..., Sequence[Tensor]]
-
-
 Record = Callable[[TensorFunction, Sequence[Tensor]], TensorFunction]
-
-
 _WARM_UP_RUNS = 3  # runs before recording, to choose kernels and allocate workspaces
-
-
 _log = logging.getLogger(__name__)
 
 

@@ -28,8 +28,6 @@ Float64 = NDArray[np.float64]
 UInt8 = NDArray[np.uint8]
 
 SIMULTANEOUS_NS = 5_000_000  # images of several cameras within this time count as simultaneous
-
-
 BARE_KEYFRAME_BYTES = 2000  # size of a keyframe without points, image and descriptor
 
 

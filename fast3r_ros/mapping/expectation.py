@@ -19,13 +19,11 @@ from fast3r_ros.mapping.registration import ViewErrors
 from fast3r_ros.mapping.window import WindowView
 
 _NEAREST = 16  # number of keyframes used if none is within the radius
-_COMPARED = 40  # number of newest keyframes used to assess odometry
+COMPARED = 40  # number of newest keyframes used to assess odometry
 _FEWEST = 6  # minimum number of comparisons
 _SPAN = 4  # keyframes over which path lengths are compared
-_TRUSTED_SHIFT, _TRUSTED_TURN = (
-    0.1,
-    float(np.deg2rad(3)),
-)  # maximum median errors: share of the path, and turn
+_TRUSTED_SHIFT = 0.1  # maximum median error as a share of the path
+_TRUSTED_TURN = float(np.deg2rad(3))  # maximum median error
 _SHORTEST = 0.3  # minimum path length in metres for a scale from odometry
 _AGREES_SHIFT, _AGREES_TURN = 0.2, float(np.deg2rad(10))  # between a window and odometry
 # Minimum error of odometry: metres, share of the path, radians
@@ -89,7 +87,7 @@ def _compared(
     base_from_camera: Mapping[str, Float64],
 ) -> tuple[Float64, Float64, Float64]:
     """Pairs of the newest keyframes, `span` apart: path length (metres), difference (metres, radians)."""
-    recent, rows = keyframes[-_COMPARED:], []
+    recent, rows = keyframes[-COMPARED:], []
     for before, after in zip(recent, recent[span:], strict=False):
         step = odometry_step(odometry, base_from_camera, before, after)
         if step is not None:

@@ -1,4 +1,5 @@
-"""One surface from the depths of many views, and the free space in front of it.
+"""The fused cloud: one surface from the depths of many views, the free space in front of it, and both in
+voxels that follow their keyframes.
 
 A view's depth is averaged, along its own rays, with its neighbours' measurements of the same surface.  Points
 that the neighbours look through, or do not see where they should, are removed.
@@ -19,29 +20,13 @@ from fast3r_ros.mapping.data import Cloud, Float32, Float64, Keyframe, KeyframeP
 from fast3r_ros.mapping.voxels import VoxelCloud
 
 _SAME = 0.3  # relative depth differences used to measure their spread
-
-
 _GATE_SPREADS = 3.0  # standard deviations; smaller differences belong to the same surface
-
-
 _GATE = (0.02, 0.12)  # bounds of the relative difference within one surface
-
-
 _CONTRADICTIONS = 2  # a point is removed if this many more views look through it than confirm it
-
-
 _UNSEEN = 3  # a point is removed if this many views see something else and none confirms it
-
-
 _RAYS = 3500  # maximum number of free-space rays per view: from every n-th row and column of the grid
-
-
 _STEPS = 512  # maximum number of steps per ray, bounds time and memory for tiny voxels
-
-
 _HOLES = 2  # maximum number of pixels without a point in a ray's 3 x 3 neighbourhood
-
-
 _MARGIN = 0.05  # a ray ends before the surface by this share of its depth
 
 
@@ -193,11 +178,7 @@ def free_samples(view: DepthView, step: float) -> Float32:
 
 
 _NEAR = 16  # keyframes before and after one that are candidates for its neighbours
-
-
 _NEIGHBOURS, _PROVISIONAL_NEIGHBOURS = 12, 6  # number of neighbours whose depth is averaged with a keyframe's
-
-
 _SAME_WAY = 0.5  # minimum cosine between the viewing directions of neighbours
 
 

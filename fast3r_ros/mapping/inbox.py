@@ -17,8 +17,6 @@ from fast3r_ros.mapping.data import SIMULTANEOUS_NS, Float64, Frame
 from fast3r_ros.mapping.keyframes import KeyframeSelector
 
 _KEPT = 20000  # number of poses: some minutes at usual rates
-
-
 _LONGEST_GAP_NS = 500_000_000  # between two poses that are interpolated
 
 

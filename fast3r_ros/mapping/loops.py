@@ -22,20 +22,10 @@ from fast3r_ros.mapping.pose_graph import Edge, optimize
 from fast3r_ros.mapping.view_maps import to_host
 
 _PIXELS = 1200  # pixels per view, on a regular grid
-
-
 _LEAST_SURE = 0.2  # share of a view's least confident pixels that is ignored
-
-
 _SAME_SURFACE = 0.08  # maximum relative depth difference of one surface
-
-
 _LEAST_SHARED = 0.15  # minimum share of one view's points visible in the other for a comparison
-
-
 _OF_USUAL = 0.6  # minimum agreement, relative to that of the other views
-
-
 _LEAST, _ENOUGH = 0.3, 0.55  # bounds of the minimum agreement
 
 
@@ -128,18 +118,10 @@ def _view(
 
 
 _log = logging.getLogger(__name__)
-
-
 # sigma of odometry between two keyframes: (rotation in radians, translation / depth, log scale)
 _BRIDGE_SIGMA = (0.02, 0.05, 0.02)
-
-
 _NEARBY = 0.7  # distance in scene depths plus angle between view directions in radians
-
-
 _BRIDGE_ENDS, _BRIDGE_WINDOWS = 2, 6  # keyframes used to find a lost track, and number of windows to try
-
-
 _WORTH_IT = 1.0  # disagreement in standard deviations that triggers an optimisation
 
 

@@ -14,7 +14,7 @@ from fast3r_ros.geometry.sim3 import Sim3
 from fast3r_ros.mapping.config import MapperConfig
 from fast3r_ros.mapping.data import Float64, Keyframe
 from fast3r_ros.mapping.edges import EdgeStore, window_edges
-from fast3r_ros.mapping.expectation import expected_poses, odometry_edges
+from fast3r_ros.mapping.expectation import COMPARED, expected_poses, odometry_edges
 from fast3r_ros.mapping.gravity import extrinsics, level_origin
 from fast3r_ros.mapping.inbox import OdometryBuffer
 from fast3r_ros.mapping.loops import LoopCloser
@@ -25,7 +25,6 @@ from fast3r_ros.mapping.tracking import SubmapStart, Track, submap_start
 from fast3r_ros.mapping.window import SlidingWindow, WindowView
 
 _UNIT_VOXEL = 0.01  # default voxel size, as a share of the first window's median depth
-_COMPARED = 50  # number of newest keyframes used to assess odometry
 
 
 class MapBuilder:
@@ -67,7 +66,7 @@ class MapBuilder:
         """Whether the scale of the current submap is known."""
         return self.map.known_scale(self.submap)
 
-    def newest_keyframes(self, count: int = _COMPARED) -> list[Keyframe]:
+    def newest_keyframes(self, count: int = COMPARED) -> list[Keyframe]:
         """The newest keyframes of the current submap, in time order."""
         mine = (k for k in reversed(self.map.keyframes.values()) if k.submap == self.submap)
         return sorted(islice(mine, count), key=lambda keyframe: keyframe.stamp_ns)
@@ -143,7 +142,7 @@ class MapBuilder:
         edges = window_edges(update.window_from_local, depths, retrieved, tracked.known.errors)
         disagrees = self.loops.add(edges, keyframes)
         if self.metres:
-            newest = self.newest_keyframes(_COMPARED + len(fresh))
+            newest = self.newest_keyframes(COMPARED + len(fresh))
             known = self._odometry, self._base_from_camera, tracked.known.errors
             for edge in odometry_edges(newest, len(fresh), *known):
                 self.loops.edges.measure(edge)

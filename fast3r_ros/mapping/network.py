@@ -25,7 +25,6 @@ from fast3r_ros.model.preprocess import normalize, prepare_image, prepare_images
 from fast3r_ros.model.speed.acceleration import acceleration_of
 from fast3r_ros.model.speed.attention_choice import choose_attention
 from fast3r_ros.model.speed.kv_cache import FusionMemory, KvCache
-from fast3r_ros.model.speed.parallel import Split
 from fast3r_ros.model.transformer import index_embedding
 
 Lap = Callable[[str], None]
@@ -88,10 +87,7 @@ class Fast3RNetwork(WindowNetwork):
         on_gpu = self._device.type == "cuda"
         self._attention_chosen = not on_gpu
         self._uploads = urgent_stream(self._device) if on_gpu and torch.cuda.is_available() else None
-        plain = (
-            not isinstance(model.steps, Split) and acceleration_of(model).merge == 1
-        )  # the conditions of `_hooks_of`
-        if record is None and on_gpu and plain:
+        if record is None and on_gpu and model.steps.plain_fusion:  # as in `_hooks_of`
             record = CudaGraphs()
         self._captured = Captured(record)
         self._kept_rows: dict[int, Tensor] = {}

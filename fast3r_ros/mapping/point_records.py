@@ -16,8 +16,6 @@ from fast3r_ros.mapping.data import Cloud, ViewEstimate
 from fast3r_ros.mapping.view_maps import beside_the_network, fetch
 
 WORDS = 5  # 4-byte words per record
-
-
 _RGB, _CONFIDENCE = 3, 4
 
 

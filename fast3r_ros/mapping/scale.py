@@ -17,18 +17,10 @@ from fast3r_ros.mapping.inbox import OdometryBuffer
 from fast3r_ros.mapping.map import Map
 
 _FEWEST = 4  # minimum number of measurements for a scale
-
-
 SETTLED_SIGMA = 0.0033  # three of these standard deviations are one percent
-
-
 # prior of the measurements' spread, and its weight in measurements
 _PRIOR_SPREAD, _PRIOR_WEIGHT = 0.03, 4
-
-
 _SIGNIFICANT = 3.0  # standard deviations
-
-
 _LAYERS = 60  # number of horizontal layers in the search for the floor
 
 
@@ -208,8 +200,6 @@ def _weighted_median(values: Float64, weights: Float64) -> float:
 
 
 _KEYFRAMES = 200  # number of newest keyframes used for the scale
-
-
 _SMALLEST_CHANGE = 1e-4  # minimum relative change of the scale
 
 

@@ -104,8 +104,6 @@ def _encode(network: WindowNetwork, frame: Frame) -> EncodedView | UserError:
 
 
 _LARGEST = 1e9  # maximum coordinate in the network's unit; a room has a few units
-
-
 Lap = Callable[[str], None]
 
 

@@ -40,8 +40,6 @@ def depth_scores(predicted: Array, true: Array, *, align_scale: bool = True) -> 
 
 
 PLANE_NEIGHBOURS = 60
-
-
 NORMAL_NEIGHBOURS = 30  # Open3D's default, which the official evaluation uses
 
 

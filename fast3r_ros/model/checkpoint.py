@@ -306,10 +306,7 @@ def _snapshot(name: str, revision: str | None) -> Path:
 
     asked = f"{name}@{revision}" if revision else name
     try:
-        for weights in (
-            "model*.safetensors*",
-            "pytorch_model*",
-        ):  # the second only if the first is missing
+        for weights in ("model*.safetensors*", "pytorch_model*"):  # the second if the first is missing
             directory = Path(
                 snapshot_download(name, revision=revision, allow_patterns=["config.json", weights])
             )

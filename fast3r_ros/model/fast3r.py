@@ -49,6 +49,11 @@ GPU_MEMORY_BUDGET = 2**30
 class Steps:
     """How the network's steps are computed: plainly here; a speed-up derives from this class."""
 
+    @property
+    def plain_fusion(self) -> bool:
+        """Whether `fuse` is plain attention in this process, which may be recorded as a whole."""
+        return True
+
     def __repr__(self) -> str:
         return "exact"
 

@@ -259,8 +259,7 @@ def _token_maps(hook: Tensor, features: FusedFeatures, views: Sequence[int]) -> 
     grid = features.grids[views[0]]
     starts = [features.offsets[view] for view in views]
     tokens = [hook[:, start : start + grid[0] * grid[1]] for start in starts]
-    if (
-        layout_on(hook.device) == torch.channels_last
-    ):  # the tokens' own layout; `cat` of maps would convert it
+    # the tokens' own layout; `cat` of maps would convert it
+    if layout_on(hook.device) == torch.channels_last:
         return torch.cat(tokens).unflatten(1, grid).permute(0, 3, 1, 2)
     return torch.cat([view.transpose(1, 2).unflatten(2, grid) for view in tokens])

@@ -82,8 +82,6 @@ def _kernel() -> Callable[[Tensor, Tensor, Tensor], Tensor]:
 
 
 TOKENS_AT_ONCE = 32768
-
-
 # (query, key, value, scale, kernel) -> mixed values; `attend` is the exact one of a single process
 AttentionFunction = Callable[[Tensor, Tensor, Tensor, float, str], Tensor]
 
@@ -172,9 +170,8 @@ class Block(nn.Module):
             x = x + self.attn(narrowed(self.inner, self.norm1(x)), rotation, scale, function)
             return x + self.mlp(narrowed(self.inner, self.norm2(x)))
         x = self._attended(x, rotation, scale, function)
-        for part in x.split(
-            TOKENS_AT_ONCE, dim=1
-        ):  # in parts: the hidden layer of 1500 views would need tens of GB
+        # in parts: the hidden layer of 1500 views would need tens of GB
+        for part in x.split(TOKENS_AT_ONCE, dim=1):
             part.add_(self.mlp(narrowed(self.inner, self.norm2(part))))
         return x
 

@@ -20,17 +20,9 @@ from fast3r_ros.files import one_line, read_json, whole_file
 from fast3r_ros.settings import build, parameter, shown
 
 _log = logging.getLogger(__name__)
-
-
 _WIDTH, _DEEPEST, _HEADS, _RATIO = (1, 16384), 256, (1, 256), (0.01, 64.0)
-
-
 _MOST_WEIGHTS = 20e9  # thirty times the released model
-
-
 _FILE_BYTES = 1 << 20
-
-
 PATCH_EMBEDDINGS = ("PatchEmbedDust3R", "ManyAR_PatchEmbed")
 
 
@@ -105,8 +97,6 @@ _WITHOUT_EFFECT = {
     DecoderConfig: {"attn_implementation", "drop", "attn_drop"},
     HeadConfig: {"skip_load_pretrained_head"},
 }
-
-
 _WRITTEN_IF_CHANGED = {"absolute_positions", "dpt_reassemble_dims", "dpt_feature_dim", "dpt_last_dim"}
 
 

@@ -34,19 +34,13 @@ def load(checkpoint: str, options: NetworkOptions) -> Fast3RNetwork:
 
 
 GROUP = "fast3r_ros.networks"
-
-
 DEFAULT = "fast3r"
-
-
 # Listed here as well, because an uninstalled source tree has no metadata.
 _BUILT_IN = {
     DEFAULT: "fast3r_ros.networks.loading:load",
     "da3": "fast3r_ros.networks.depth_anything:load",
     "mapanything": "fast3r_ros.networks.map_anything:load",
 }
-
-
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
 

@@ -19,14 +19,8 @@ from fast3r_ros.ros.image_messages import compressed_to_rgb, depth_to_metres, im
 from fast3r_ros.ros.pose_messages import NS, ns_from_stamp
 
 DEPTHS = 10  # number of newest depth images kept for later images
-
-
 MASKS = 50  # number of newest masks kept; they may arrive before or after their image
-
-
 DEPTH_NS = 50_000_000  # maximum time difference between a depth image and its image
-
-
 Rectify = Callable[[Float32], Float32]  # (H, W), rectified like the frames' images; raises UserError
 
 

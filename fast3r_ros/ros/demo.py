@@ -107,20 +107,10 @@ def _in_child() -> None:
 
 
 START_SECONDS = 120.0  # for loading the model
-
-
 SILENCE_SECONDS = 30.0  # without any image
-
-
 LAST_IMAGES_SECONDS = 1.0  # for images in transport when the replay node has ended
-
-
 REST_SECONDS = 60.0  # for mapping the rest after the source has ended
-
-
 STOPPED = 130  # exit status after a stop signal, as in shells
-
-
 READY = (MappingStatus.WAITING, MappingStatus.MAPPING, MappingStatus.LOST)
 
 

@@ -23,23 +23,11 @@ from fast3r_ros.ros.messages import message_to_cloud
 from fast3r_ros.ros.pose_messages import matrix_from_pose, ns_from_stamp
 
 NODE = "/fast3r_mapping"
-
-
 SMALL_WIDTH = 320  # width at which images are stored for the preview
-
-
 REPEAT_NS = 1000  # a transform within this time after the last one is a repetition
-
-
 KEPT_IMAGES = 600
-
-
 RELIABLE = QoSProfile(depth=1000, reliability=ReliabilityPolicy.RELIABLE)
-
-
 RELIABLE_FEW = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
-
-
 LATCHED = QoSProfile(
     depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL
 )

@@ -21,10 +21,8 @@ from fast3r_ros.mapping.storage import enclosing_map
 GRID_SUFFIXES = (".yaml", ".yml", ".pgm")
 # thresholds of nav2_map_server: darker is occupied, brighter is free, grey 205 is in between
 _OCCUPIED_THRESHOLD, _FREE_THRESHOLD = 0.65, 0.196
-_LONGEST_NAME, _LONGEST_PART = (
-    1000,
-    200,
-)  # characters, and bytes between two slashes; Linux allows slightly more
+# characters, and bytes between two slashes; Linux allows slightly more
+_LONGEST_NAME, _LONGEST_PART = 1000, 200
 _BLACK, _GREY, _WHITE = 0, 205, 254  # occupied, unknown, free
 CLOUD_WRITERS: dict[str, Callable[[Path, Cloud], None]] = {".ply": write_ply, ".pcd": write_pcd}
 

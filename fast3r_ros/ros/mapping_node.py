@@ -407,9 +407,8 @@ class MappingNode(LifecycleNode):
         self._guard.run("parameters", lambda: self._use_parameters(changes))
 
     def _use_parameters(self, changes: Sequence[Parameter]) -> None:
-        with (
-            self._changing
-        ):  # changes come from the executor and, for the window's size, from the mapping thread
+        # changes come from the executor and, for the window's size, from the mapping thread
+        with self._changing:
             self.config = config = parameters.with_changes(self.config, changes)
             self._status_timer.timer_period_ns = round(1e9 / config.output.status_rate)
             self._tf_timer.timer_period_ns = round(1e9 / config.tf.rate)

@@ -24,11 +24,7 @@ from fast3r_ros.msg import ViewEstimate as ViewEstimateMessage
 from fast3r_ros.ros.pose_messages import pose_with_covariance, stamp_from_ns, transform_from_matrix
 
 NAMES = ("x", "y", "z", "rgb", "confidence")  # in the order of `fast3r_ros.mapping.point_records`
-
-
 POINT_BYTES = 4 * WORDS
-
-
 FIELDS = [
     PointField(name=name, offset=4 * index, datatype=PointField.FLOAT32, count=1)
     for index, name in enumerate(NAMES)
@@ -103,14 +99,8 @@ def grid_message(occupancy: Occupancy, stamp_ns: int, frame_id: str) -> Occupanc
 
 
 MOST_KEYFRAMES = 1000  # maximum number of drawn keyframes, evenly spread, so that viewers keep up
-
-
 SIZE = 0.1  # of a pyramid, in median scene depths of the keyframes
-
-
 KEYFRAME_COLOR = ColorRGBA(r=0.2, g=0.7, b=1.0, a=0.8)
-
-
 LOOP_COLOR = ColorRGBA(r=1.0, g=0.3, b=0.6, a=1.0)
 
 

@@ -40,10 +40,8 @@ WAIT_SECONDS = 30.0  # for the current window, in addition to twice the newest w
 WORK_SECONDS = 600.0  # for the work itself, such as a map on a slow disk
 AT_ONCE = 2  # calls at a time: one that works, and one that is answered as busy
 LOGGED = ("reset", "save_map", "load_map")  # services that change a map, in memory or on disk
-BURST, PAUSE_SECONDS = (
-    8,
-    0.01,
-)  # answers without a pause, then the pause between answers: a client buffers ten
+# answers without a pause, then the pause between answers: a client buffers ten
+BURST, PAUSE_SECONDS = 8, 0.01
 
 
 class FewAtOnce(CallbackGroup):

@@ -205,8 +205,6 @@ def _input_status(report: Report, name: str) -> DiagnosticStatus:
 
 
 UNHEARD = "a reliable subscription receives nothing from it; set input.reliability to auto"
-
-
 # drops in normal operation, not a fault of the input
 NORMAL_DROPS = frozenset(["too slow: a newer image replaced it", "paused", "not active"])
 

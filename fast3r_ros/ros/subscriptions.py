@@ -18,8 +18,6 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 QUEUE_LENGTH = (
     2000  # maximum number of waiting small messages (odometry, transforms, calibrations) of one kind
 )
-
-
 Handler = Callable[[Any], None]
 
 
@@ -86,8 +84,6 @@ class Mailbox:
 
 
 IMAGE_DEPTH = 5
-
-
 SILENCE_SECONDS = 2.0  # seconds without images after which another publisher may take over
 
 

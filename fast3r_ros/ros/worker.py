@@ -111,16 +111,10 @@ def free_gpu_memory() -> None:
 
 
 Answer = TypeVar("Answer")
-
-
 IDLE_SECONDS = 0.2
-
-
 STANDING_NS = (
     2_000_000_000  # without motion, after which the pending keyframes become a window, even if it is not full
 )
-
-
 AHEAD_NS = 5_000_000_000  # tf2 rejects transforms ten seconds older than its newest
 
 

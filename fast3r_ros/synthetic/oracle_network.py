@@ -28,23 +28,11 @@ from fast3r_ros.geometry.sim3 import Sim3
 from fast3r_ros.mapping.data import EncodedView, Float32, Float64, Frame, Reconstruction, WindowNetwork
 
 _DESCRIPTOR_SIZE = 512
-
-
 _PLACE_LENGTH = 1.5  # metres over which descriptors decorrelate
-
-
 _DIRECTION_LENGTH = 0.6  # difference of unit view directions over which descriptors decorrelate
-
-
 _PROBES = 8  # pixels per row and column tested for visibility in another view
-
-
 _FULL_TURN_ERROR = 0.6  # radians from view 0 at which a view's pose error has its full size
-
-
 _INVENTED_NOISE = 0.05  # relative depth error where the network invents depth
-
-
 _INVENTED_CONFIDENCE = 0.3  # confidence there, as a share of the usual confidence (above 1)
 
 
@@ -157,9 +145,8 @@ class TrueNetwork(WindowNetwork):
             self.add(sequence)
         self._depths: dict[tuple[str, int], Float32] = {}
         self._rng = np.random.default_rng([seed, 5])
-        self._pose_rng = np.random.default_rng(
-            [seed, 6]
-        )  # a separate generator, so that pose errors change no other error
+        # a separate generator, so that pose errors change no other error
+        self._pose_rng = np.random.default_rng([seed, 6])
         features = np.random.default_rng(7)
         self._frequencies = features.normal(size=(6, _DESCRIPTOR_SIZE))
         self._phases = features.uniform(0, 2 * np.pi, _DESCRIPTOR_SIZE)

@@ -15,14 +15,8 @@ from fast3r_ros.synthetic.floor_plan import on_border, ring_cells, route_through
 from fast3r_ros.synthetic.textures import painted_by_role, textures_of
 
 Float64 = NDArray[np.float64]
-
-
 WALL = 0.15  # thickness of inner walls, metres
-
-
 DOOR_WIDTH, DOOR_HEIGHT = 1.3, 2.1
-
-
 CLEARANCE = 0.7  # distance of furniture from the route, metres
 
 

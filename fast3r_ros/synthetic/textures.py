@@ -9,29 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 SIZE = 128
-
-
 LEVELS = 8  # 128, 64, ..., 1
-
-
 LEVEL_SIZES = tuple(SIZE >> level for level in range(LEVELS))
-
-
 LEVEL_OFFSETS = tuple(int(sum(size * size for size in LEVEL_SIZES[:level])) for level in range(LEVELS))
-
-
 TEXELS = sum(size * size for size in LEVEL_SIZES)
-
-
 KINDS = ("checks", "bricks", "planks", "stripes", "noise", "tiles", "picture")
-
-
 GREY = "grey "  # prefix of the kind's grey variant, which can be tinted
-
-
 GREYS = 42
-
-
 Image = NDArray[np.float32]
 
 
@@ -191,8 +175,6 @@ _MAKERS = {
     "tiles": _tiles,
     "picture": _picture,
 }
-
-
 Float64 = NDArray[np.float64]
 
 

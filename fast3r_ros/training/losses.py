@@ -135,14 +135,8 @@ def _mean_per_view(values: Tensor, valid: Tensor) -> Tensor:
 
 
 REFERENCE_HEAD, ALL_VIEWS_HEAD = 0, 1
-
-
 REFERENCE_BLOCKS = (0.2, 0.5, 0.7)  # relative depth of the supervised blocks in the fusion transformer
-
-
 ALL_VIEWS_BLOCKS = (0.1, 0.4)
-
-
 OCCLUSION = 0.07  # a match is hidden where its depth differs by more than this share
 
 

@@ -102,8 +102,6 @@ def _fit(frame: PosedFrame, width: int, height: int) -> tuple[UInt8, Float32, Fl
 
 
 TRAINING_SCENES = 10_000_000  # training uses scene seeds below this, evaluation above
-
-
 HELD_OUT = 20_000_000
 
 

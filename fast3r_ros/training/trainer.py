@@ -91,8 +91,6 @@ def _group(
 
 
 _BYTES_PER_WEIGHT = 12  # with a GPU: the weights, their average and a copy for saving
-
-
 _log = logging.getLogger(__name__)
 
 

@@ -13,8 +13,6 @@ from fast3r_ros.model.attention import ATTENTION_NAMES
 from fast3r_ros.settings import build, parameter, read_yaml
 
 _COUNT = (0, 2**31 - 1)
-
-
 _PIXELS_PER_STEP = 2**31
 
 

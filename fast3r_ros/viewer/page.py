@@ -14,8 +14,6 @@ from viser import _messages
 from fast3r_ros.viewer.point_chunks import STEPS
 
 COLOURINGS = ("picture", "confidence", "height")
-
-
 _EVERYTHING = 1e30  # higher than any point
 
 

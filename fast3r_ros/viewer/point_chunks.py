@@ -13,14 +13,8 @@ from numpy.typing import NDArray
 from fast3r_ros.mapping.data import Cloud, Float32
 
 STEPS = 4096  # confidence levels, and time slots
-
-
 _LOGIT = 9.0  # levels are even steps of ln(confidence - 1) from -_LOGIT to _LOGIT
-
-
 _SIDE = 8  # chunks along an axis before their numbers repeat: the browser never has more than 8^3
-
-
 _SMALLEST = np.float32(1e-30)  # smaller coordinates could lose their bits: GPUs flush denormals
 
 

@@ -171,9 +171,8 @@ class Rulers:
         end, tick = begin + np.array([length, 0, 0]), np.array([0, length / 12, 0])
         lines = np.array([[begin, end], [begin - tick, begin + tick], [end - tick, end + tick]], np.float32)
         text = f"{length:g} {unit.removesuffix('s') if length == 1 else unit}"
-        above = (begin + end) / 2 + np.array(
-            [0, length / 5, length / 5]
-        )  # next to the bar, also when seen from above
+        # next to the bar, also when seen from above
+        above = (begin + end) / 2 + np.array([0, length / 5, length / 5])
         self._bar = [
             scene.add_line_segments("/scale", lines, _INK, thickness=4, thickness_units="screen"),
             scene.add_label("/scale/label", text, position=tuple(above), anchor="bottom-center"),

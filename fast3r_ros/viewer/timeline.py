@@ -13,15 +13,9 @@ from fast3r_ros.io.cameras import CameraRecord
 from fast3r_ros.mapping.data import Float32
 from fast3r_ros.viewer.point_chunks import STEPS, places
 
-_COLUMNS, _ROWS = (
-    48,
-    36,
-)  # of the depth buffer: coarse, so that a sparse cloud hides the points behind it
-
-
+# of the depth buffer: coarse, so that a sparse cloud hides the points behind it
+_COLUMNS, _ROWS = 48, 36
 _BEHIND = 1.15  # a point is hidden when it is this many times as far away as the nearest in its cell
-
-
 _MAX_POINTS, _MAX_CAMERAS = 60_000, 60  # limits of the search, for about a second
 
 
@@ -56,8 +50,6 @@ def _seen(points: Float32, camera: CameraRecord) -> NDArray[np.int64]:
 
 
 _SLOT_NS = 100_000_000  # shortest time slot; it doubles when the slots run out
-
-
 _NEW_MAP = 0.5  # share of new places above which all are dated again
 
 

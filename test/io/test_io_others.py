@@ -124,9 +124,8 @@ def test_compressed_clouds_of_pcl_are_read(tmp_path):
     points = np.arange(12, dtype="<f4").reshape(4, 3)
     colors = np.array([0xFFC81E0A] * 4, "<u4")
     content = b"".join(points[:, axis].tobytes() for axis in range(3)) + colors.tobytes()
-    packed = (
-        lzf(content[:-16]) + bytes([3]) + content[-16:-12] + bytes([0xE0, 12 - 2 - 7, 3])
-    )  # copies 12 bytes
+    # copies 12 bytes
+    packed = lzf(content[:-16]) + bytes([3]) + content[-16:-12] + bytes([0xE0, 12 - 2 - 7, 3])
     head = (
         "VERSION 0.7\nFIELDS x y z rgba\nSIZE 4 4 4 4\nTYPE F F F U\nCOUNT 1 1 1 1\nWIDTH 4\nHEIGHT 1\n"
         "POINTS 4\nDATA binary_compressed\n"

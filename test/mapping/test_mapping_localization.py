@@ -138,9 +138,8 @@ def test_a_given_pose_limits_the_search(run, tmp_path):
 def test_a_wrong_pose_is_given_up_after_some_windows(run, tmp_path):
     mapper, map_from_base = localizer(run, tmp_path)
     _, frames = the_loop()
-    mapper.set_initial_pose(
-        InitialPose(map_from_base(5), 0.3, 0.3)
-    )  # a pose without a view of the shown scene
+    # a pose without a view of the shown scene
+    mapper.set_initial_pose(InitialPose(map_from_base(5), 0.3, 0.3))
     results = feed(mapper, again(frames[100:120]))
     assert not results[0].accepted
     assert results[-1].accepted

@@ -109,9 +109,8 @@ def test_pyproject_names_what_is_imported() -> None:
     core = names_of(project["dependencies"])
     extras = project["optional-dependencies"]
     more = set().union(*(names_of(lines) for extra, lines in extras.items() if extra != "ros"))
-    assert (
-        core | more | {"pycolmap"} | NOT_IN_EXTRAS == distributions()
-    )  # pycolmap: a program to compare with
+    # pycolmap: a program to compare with
+    assert core | more | {"pycolmap"} | NOT_IN_EXTRAS == distributions()
 
 
 def test_package_xml_names_what_is_imported() -> None:

@@ -379,9 +379,8 @@ def test_training_killed_at_random_resumes_equal(finished: Path, tmp_path: Path)
         lines = len(log.read_text().splitlines()) if log.exists() else 0
         process = start(tmp_path)
         deadline = time.monotonic() + 240
-        while process.poll() is None and (
-            not log.exists() or len(log.read_text().splitlines()) <= lines
-        ):  # at least one step further, unless it is over
+        # at least one step further, unless it is over
+        while process.poll() is None and (not log.exists() or len(log.read_text().splitlines()) <= lines):
             assert time.monotonic() < deadline
             time.sleep(0.005)
         time.sleep(rng.uniform(0, 0.1))  # the moment is what is drawn here, nothing waits for it

@@ -58,9 +58,8 @@ def test_matches_are_distributions_that_point_at_the_true_place(step: int) -> No
     own = weights[:, views, views]  # a token's match in its own view is itself, where anything is known
     known = batch.valid[:, :, PATCH // 2 :: PATCH, PATCH // 2 :: PATCH].flatten(2)
     assert torch.equal(visible[:, views, views], known)
-    assert torch.allclose(
-        own.diagonal(dim1=-2, dim2=-1)[known], torch.ones(()), atol=0.07
-    )  # centres are half a pixel off
+    # centres are half a pixel off
+    assert torch.allclose(own.diagonal(dim1=-2, dim2=-1)[known], torch.ones(()), atol=0.07)
     first_from_second = torch.linalg.inv(batch.world_from_camera[:, 0]) @ batch.world_from_camera[:, 1]
     rows, columns = batch.images.shape[-2] // PATCH, batch.images.shape[-1] // PATCH
     centres = torch.cartesian_prod(torch.arange(rows) + 0.5, torch.arange(columns) + 0.5) * PATCH

@@ -13,8 +13,6 @@ from fast3r_ros.io.sources.source import SkippedFrame, Source, choose_indices
 from fast3r_ros.io.sources.video import VideoFile
 
 __all__ = ["SkippedFrame", "Source", "choose_indices", "is_bag", "open_source"]
-
-
 KINDS = "a video, a folder or glob of images, a .txt list of images, a rosbag2, or the word synthetic"
 
 

@@ -23,21 +23,13 @@ _PICTURES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pnm"),
     *(".gif", ".tga", ".jp2", ".j2k", ".avif", ".heic", ".heif", ".hif"),
 )
-
-
 IMAGE_SUFFIXES = tuple(suffix for suffix in _PICTURES if suffix in Image.registered_extensions())
-
-
 # Photo formats that are not read, with a hint for the user.
 _CONVERT = "convert it to JPEG or PNG"
-
-
 UNREAD_SUFFIXES = {
     **dict.fromkeys((".heic", ".heif", ".hif"), "pip install pillow-heif"),
     **dict.fromkeys((".avif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf"), _CONVERT),
 }
-
-
 DEFAULT_RATE_HZ = 10.0
 
 
@@ -189,8 +181,6 @@ def _hint_at_folders(folder: Path) -> None:
 
 # seconds with a fraction, or digits alone (seconds up to 10 of them, else nanoseconds), then the name
 _TIMED = re.compile(r"(\d+)(?:\.(\d{1,9}))?(\s*,\s*|\s+)(\S.*)")
-
-
 _NAMES_A_PICTURE = re.compile("|".join(re.escape(suffix) for suffix in (*IMAGE_SUFFIXES, *UNREAD_SUFFIXES)))
 
 

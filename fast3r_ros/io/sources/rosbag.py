@@ -44,9 +44,8 @@ string frame_id
 uint8[] data
 string format
 """
-_NO_PICTURE = re.compile(
-    "depth|disparity|range|label|segment"
-)  # in topics of images that are not for viewing
+# in topics of images that are not for viewing
+_NO_PICTURE = re.compile("depth|disparity|range|label|segment")
 _CALIBRATIONS_TRIED = 100  # maximum number of camera infos to try: drivers begin with zeros
 
 

@@ -26,17 +26,9 @@ os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
 
 AUDIO_SUFFIXES = (".mp3", ".m4a", ".flac", ".ogg", ".oga", ".opus", ".wav", ".wma", ".aac")
-
-
 WHOLE = 0.95  # minimum share of the container's claimed duration; less means truncated or damaged
-
-
 CONSTANT = 0.8  # minimum share of one-period intervals in a video of constant rate
-
-
 EVEN = 0.2  # tolerance of an interval, in periods
-
-
 DEFAULT_RATE_HZ = 30.0
 
 
@@ -230,8 +222,6 @@ string format
 """,
     "h264_msgs/msg/Packet": "std_msgs/Header header\nuint64 seq\nuint8[] data\n",
 }
-
-
 # part of a codec's or encoder's name -> Matroska's name
 _CODECS = (
     (r"264|avc", "V_MPEG4/ISO/AVC"),

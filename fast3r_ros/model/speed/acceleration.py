@@ -22,8 +22,6 @@ from fast3r_ros.model.transformer import FusionTransformer, fuse_views
 from fast3r_ros.model.types import FusedFeatures, ViewPrediction, ViewTokens
 
 LINEARS = ("exact", "int8", "fp8")
-
-
 WHOLE = ("merge", "stream")
 
 
@@ -83,6 +81,11 @@ class Accelerated(Steps):
     def __repr__(self) -> str:
         return str(self.acceleration)
 
+    @property
+    def plain_fusion(self) -> bool:
+        """See `Steps`; merged attention depends on the views' grids."""
+        return self.acceleration.merge == 1
+
     def fuse(self, fusion: FusionTransformer, views: Sequence[ViewTokens], rows: Tensor) -> FusedFeatures:
         """See `Steps`; keys and values of far views are merged where that is asked for."""
         merge = self.acceleration.merge
@@ -102,7 +105,7 @@ def accelerate(model: Fast3R, acceleration: Acceleration) -> Fast3R:
     again, for shapes that the kernels do not support, for FP8 without hardware support, and for streaming
     without a local head.
     """
-    if not isinstance(model.steps, Accelerated) and type(model.steps) is not Steps:
+    if not isinstance(model.steps, Accelerated) and type(model.steps) is not Steps:  # several processes
         if str(acceleration) == "exact":
             return model
         raise UserError(f"acceleration {acceleration} cannot be combined with several processes; choose one")

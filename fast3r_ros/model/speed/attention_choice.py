@@ -17,15 +17,9 @@ from fast3r_ros.model.layers import Attention
 from fast3r_ros.model.speed.acceleration import acceleration_of
 
 RUNS = 5
-
-
 WORTH_IT = 0.95  # relative to PyTorch's own choice; a smaller gain is noise
-
-
 # 64 views of 512x384 saturate every kernel; 1500 views take many seconds and give the same order
 MOST_TOKENS = 49152
-
-
 _log = logging.getLogger(__name__)
 
 

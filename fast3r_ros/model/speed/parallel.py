@@ -97,6 +97,11 @@ class Split(Steps):
         self.rank = dist.get_rank(group)
         self.size = dist.get_world_size(group)
 
+    @property
+    def plain_fusion(self) -> bool:
+        """See `Steps`; the ranks exchange tokens."""
+        return False
+
     def __repr__(self) -> str:
         return f"Split({self.mode}, rank {self.rank} of {self.size})"
 

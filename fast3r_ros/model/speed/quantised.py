@@ -15,20 +15,10 @@ from torch import Tensor, nn
 from fast3r_ros.errors import UserError
 
 LARGEST_INT8 = 127.0
-
-
 FP8 = torch.float8_e4m3fn
-
-
 LARGEST_FP8 = torch.finfo(FP8).max
-
-
 FP8_CAPABILITY = (8, 9)  # Ada; Hopper is (9, 0)
-
-
 FEWEST_ROWS = 17  # of CUDA's int8 product
-
-
 CUDA_STEPS = {"int8": 8, "fp8": 16}  # required divisors of inputs and outputs
 
 

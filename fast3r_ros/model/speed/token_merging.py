@@ -24,11 +24,7 @@ from fast3r_ros.model.attention import (
 )
 
 MOST_LOGITS = 1 << 24  # float32 logits that plain attention holds at a time
-
-
 _NEXT_KERNELS = ("flash", "efficient", "cudnn")
-
-
 MixedAndSums = tuple[Tensor, Tensor]
 
 
@@ -118,8 +114,6 @@ def _right(result: MixedAndSums, query: Tensor, key: Tensor, value: Tensor, scal
 
 
 GROUP = 8  # number of consecutive views that attend to each other's unmerged tokens
-
-
 _Size = tuple[int, int]  # tokens of a cell, vertically and horizontally
 
 

@@ -1,0 +1,1 @@
+"""Speed-ups next to the network: they swap its steps or layers; the network does not know them."""
