@@ -98,19 +98,14 @@ class Scene:
 
         Raises UserError for another suffix and when the file cannot be written.
         """
-        from fast3r_ros.io.glb import write_glb
-        from fast3r_ros.io.pcd import write_pcd
-        from fast3r_ros.io.ply import write_ply
+        from fast3r_ros.io.formats import CLOUDS, Results, save
 
-        cloud, suffix = Cloud(self.points, self.colors, self.confidence), Path(path).suffix.lower()
-        if suffix == ".ply":
-            write_ply(path, cloud, comment=f"lengths in {self.unit}; z up")
-        elif suffix == ".pcd":
-            write_pcd(path, cloud)
-        elif suffix == ".glb":
-            write_glb(path, cloud, [_record(index, view) for index, view in enumerate(self.views)])
-        else:
-            raise UserError(f"{path} has the suffix {suffix!r}; give .ply, .pcd or .glb")
+        path = Path(path)
+        if path.suffix.lower() not in CLOUDS:
+            raise UserError(f"{path} has the suffix {path.suffix!r}; give {', '.join(CLOUDS)}")
+        cloud = Cloud(self.points, self.colors, self.confidence)
+        cameras = [_record(index, view) for index, view in enumerate(self.views)]
+        save(path, Results(cloud, cameras, self.unit))
 
 
 def reconstruct(

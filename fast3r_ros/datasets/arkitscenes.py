@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 
 import numpy as np
-from scipy.spatial.transform import Rotation, Slerp
+from scipy.spatial.transform import Rotation
 
 from fast3r_ros.datasets.posed import (
     PosedFrame,
@@ -23,7 +23,7 @@ from fast3r_ros.datasets.posed import (
 )
 from fast3r_ros.errors import UserError
 from fast3r_ros.geometry.intrinsics import intrinsics_matrix, shift_pixel_centres
-from fast3r_ros.geometry.rigid import rigid_matrix
+from fast3r_ros.geometry.rigid import interpolate, rigid_matrix
 from fast3r_ros.mapping.data import Float64
 
 IMAGE_FOLDERS = ("vga_wide", "lowres_wide")
@@ -93,10 +93,8 @@ def _pose_at(stamps: Float64, poses: Float64, stamp: float) -> Float64 | None:
         return poses[nearest]
     if not 0 < after < len(stamps) or stamps[after] - stamps[after - 1] > MAX_GAP_S:
         return None
-    pair = slice(after - 1, after + 1)
     share = (stamp - stamps[after - 1]) / (stamps[after] - stamps[after - 1])
-    rotation = Slerp([0.0, 1.0], Rotation.from_matrix(poses[pair, :3, :3]))(share).as_matrix()
-    return rigid_matrix(rotation, (1 - share) * poses[after - 1, :3, 3] + share * poses[after, :3, 3])
+    return interpolate(poses[after - 1], poses[after], share)
 
 
 def _intrinsics(folder: Path, image: Path, stamp: float) -> Float64:

@@ -7,6 +7,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fast3r_ros.geometry.rotation import matrix_from_vector, vector_from_matrix
+
 Array = NDArray[np.float64]
 
 
@@ -31,6 +33,13 @@ def transform_points(a_from_b: ArrayLike, points: NDArray[np.floating]) -> NDArr
     """Map points (..., 3) of frame b to frame a, in the precision of the points."""
     matrix = np.asarray(a_from_b, dtype=points.dtype)
     return points @ matrix[:3, :3].T + matrix[:3, 3]
+
+
+def interpolate(before: Array, after: Array, share: float) -> Array:
+    """The pose at `share` (0 to 1) between two (4, 4) poses: linear translation, rotation about one axis."""
+    turn = vector_from_matrix(before[:3, :3].T @ after[:3, :3])
+    rotation = before[:3, :3] @ matrix_from_vector(share * turn)
+    return rigid_matrix(rotation, (1.0 - share) * before[:3, 3] + share * after[:3, 3])
 
 
 BODY_FROM_OPTICAL: Array = np.array(

@@ -13,13 +13,12 @@ from typing import Any, Protocol
 
 from fast3r_ros.demo_model import reconstruct_caveat
 from fast3r_ros.errors import UserError
-from fast3r_ros.io.cameras import CameraRecord, trajectory_error, write_cameras, write_trajectory
+from fast3r_ros.io.cameras import trajectory_error, write_trajectory
+from fast3r_ros.io.formats import Results, save
 from fast3r_ros.io.mesh import write_mesh
-from fast3r_ros.io.pcd import write_pcd
 from fast3r_ros.io.ply import write_ply
 from fast3r_ros.io.preview import write_preview
 from fast3r_ros.io.recorder import Recorder
-from fast3r_ros.io.rerun_file import write_rerun
 from fast3r_ros.io.run_report import (
     PROGRAM,
     UNFINISHED,
@@ -33,7 +32,6 @@ from fast3r_ros.io.scenes import FOLDER, LISTED, plan_photos, write_colmap, writ
 from fast3r_ros.io.sources import Source
 from fast3r_ros.mapping.config import MapperConfig
 from fast3r_ros.mapping.data import (
-    Cloud,
     Float64,
     Frame,
     MapperStatus,
@@ -207,33 +205,36 @@ def write_results(
     started = time.perf_counter()
     status, trajectory, part = mapper.status(), mapper.trajectory(), mapper.map.part()
     parts = mapper.map.parts
-    outcome = _Outcome(
+    results = Results(
         mapper.map.cloud(),
-        trajectory,
         recorder.cameras(part),
+        "m" if mapper.map.known_scale(mapper.map.main) else "map units",
+        directory / "images",
+        caveat=reconstruct_caveat(settings.get("model", ""), source.synthetic, source.name, directory),
+    )
+    outcome = _Outcome(
+        results,
+        trajectory,
         recorder.samples(part),
         trajectory_error(trajectory, source.truth),
-        "m" if mapper.map.known_scale(mapper.map.main) else "map units",
         list(parts.values()),
         Path(source.name).name or source.name,
-        reconstruct_caveat(settings.get("model", ""), source.synthetic, source.name, directory),
     )
-    numbers = _numbers(progress, len(trajectory), status.windows, len(outcome.cloud.points), outcome.error)
+    numbers = _numbers(progress, len(trajectory), status.windows, len(results.cloud.points), outcome.error)
     writers = _writers(directory, outcome, numbers, source.truth)
     writers += [partial(_write_submap, directory, mapper, submap) for submap in list(parts)[1:]]
     writers.append(lambda: recorder.finish(mapper.map.keyframes))
-    photos = plan_photos(outcome.cameras, source, directory) if colmap_images == "original" else {}
+    photos = plan_photos(results.cameras, source, directory) if colmap_images == "original" else {}
     planned = [f"{FOLDER}/{name}" for name in photos.values()]
     writers.append(lambda: _write_training_views(directory, outcome, photos))
     if mesh:
-        writers.append(lambda: write_mesh(directory, outcome.cameras))
+        writers.append(lambda: write_mesh(directory, results.cameras))
     if rerun_file is not None:
-        images = directory / "images"
-        writers.append(lambda: write_rerun(rerun_file, outcome.cloud, outcome.cameras, images))
+        writers.append(partial(save, rerun_file, results))
     if photos:  # large, so the report lists them first, in case the run is killed while writing
         listed = {**UNFINISHED, "files": [*list_files(directory, RESULTS), *planned]}
         writers.append(lambda: write_report(directory / "report.json", listed))
-        writers.append(lambda: write_photos(outcome.cameras, source, directory, photos))
+        writers.append(lambda: write_photos(results.cameras, source, directory, photos))
     failure = _first_failure(writers)
     progress.stopped = progress.stopped or str(failure or "")
     progress.timings["write"] += time.perf_counter() - started
@@ -243,14 +244,14 @@ def write_results(
         "stopped": progress.stopped,
         "source": source.name,
         "model": settings.get("model", ""),
-        "caveat": outcome.caveat,
-        "unit": outcome.unit,
+        "caveat": results.caveat,
+        "unit": results.unit,
         "frames": progress.frames,
         "frames_skipped": [asdict(skipped) for skipped in source.skipped],
         "keyframes": len(trajectory),
         "windows": status.windows,
         "windows_rejected": dict(progress.rejected),
-        "map_points": len(outcome.cloud.points),
+        "map_points": len(results.cloud.points),
         "trajectory_error": outcome.error,
         "seconds": {name: round(seconds, 3) for name, seconds in progress.timings.items()},
         "peak_memory_mib": peak_memory(),
@@ -280,56 +281,47 @@ def write_results(
 class _Outcome:
     """The results for the main submap, in the map frame.
 
-    error: see `trajectory_error`.  unit: of length.  parts: keyframes of each submap, the main one's first.
-    title: name of the source.  caveat: see `write_preview`.
+    error: see `trajectory_error`.  parts: keyframes of each submap, the main one's first.
+    title: name of the source.
     """
 
-    cloud: Cloud
+    results: Results
     trajectory: list[PoseEstimate]
-    cameras: list[CameraRecord]
     samples: list[ViewEstimate]
     error: dict[str, float] | None
-    unit: str
     parts: list[int]
     title: str
-    caveat: str
 
 
 def _writers(
     directory: Path, outcome: _Outcome, numbers: Mapping[str, str], truth: Mapping[int, Float64] | None
 ) -> list[Callable[[], None]]:
     """The writers of the files, small files first: they may fit on a disk where a cloud does not."""
+    results = outcome.results
 
     def draw() -> None:
         write_preview(
             directory / "preview.png",
-            cloud=outcome.cloud,
+            cloud=results.cloud,
             trajectory=outcome.trajectory,
             views=outcome.samples,
             numbers=numbers,
             title=outcome.title,
             truth=truth,
-            unit=outcome.unit,
+            unit=results.unit,
             parts=outcome.parts,
-            caveat=outcome.caveat,
+            caveat=results.caveat,
         )
 
-    cloud, cameras, unit = outcome.cloud, outcome.cameras, outcome.unit
     writers: list[Callable[[], None]] = [
         lambda: write_trajectory(directory / "trajectory.txt", outcome.trajectory),
-        lambda: write_cameras(directory / "cameras.json", cameras, unit=unit),
+        partial(save, directory / "cameras.json", results),
         draw,
-        lambda: write_ply(directory / "map.ply", cloud, comment=f"lengths in {unit}; z up"),
-        lambda: write_pcd(directory / "map.pcd", cloud),
+        partial(save, directory / "map.ply", results),
+        partial(save, directory / "map.pcd", results),
     ]
-    if cameras:  # an empty scene is not a valid glTF file
-
-        def write_scene() -> None:
-            from fast3r_ros.io.glb import write_glb  # through a package that a robot may lack
-
-            write_glb(directory / "map.glb", cloud, cameras)
-
-        writers.append(write_scene)
+    if results.cameras:  # an empty scene is not a valid glTF file
+        writers.append(partial(save, directory / "map.glb", results))
     return writers
 
 
@@ -343,9 +335,9 @@ def _write_submap(directory: Path, mapper: Mapped, submap: int) -> None:
 
 def _write_training_views(directory: Path, outcome: _Outcome, photos: Mapping[str, str]) -> None:
     """COLMAP's model and transforms.json, for the photos if any, else for images at network size."""
-    cameras = [each.of_source() for each in outcome.cameras] if photos else outcome.cameras
+    cameras = [each.of_source() for each in outcome.results.cameras] if photos else outcome.results.cameras
     names = {camera.name: photos.get(camera.name, f"{camera.name}.png") for camera in cameras}
-    write_colmap(directory / "sparse" / "0", outcome.cloud, cameras, names)
+    write_colmap(directory / "sparse" / "0", outcome.results.cloud, cameras, names)
     files = {view: f"{FOLDER}/{name}" for view, name in names.items()}
     write_transforms(directory / "transforms.json", cameras, files, "map.ply")
 

@@ -2,64 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from fast3r_ros.errors import UserError
 from fast3r_ros.files import read_json
 from fast3r_ros.io.cameras import CameraRecord, name_of, read_cameras
-from fast3r_ros.io.pcd import read_pcd
+from fast3r_ros.io.formats import CLOUDS, Results, read_cloud
 from fast3r_ros.io.ply import read_ply
 from fast3r_ros.io.run_report import MAX_REPORT_BYTES, REPORT
 from fast3r_ros.io.scenes import find_colmap, read_colmap
-from fast3r_ros.io.view_images import read_image
 from fast3r_ros.mapping.config import MapConfig
-from fast3r_ros.mapping.data import Cloud, UInt8
 from fast3r_ros.mapping.map import Map
 from fast3r_ros.mapping.storage import read_map
 
-
-def _read_glb(path: str | Path) -> Cloud:
-    from fast3r_ros.io.glb import read_glb  # needs an optional package
-
-    return read_glb(path)
-
-
-CLOUD_READERS = {".ply": read_ply, ".pcd": read_pcd, ".glb": _read_glb}
 KINDS = (
     "a folder that fast3r reconstruct wrote, a map that the node saved, a .ply, .pcd or .glb, or a folder "
     "with a COLMAP model"
 )
-
-
-@dataclass(frozen=True)
-class Results:
-    """cloud and cameras: in the map frame.  unit: of length, "unknown" if the file does not contain it.
-
-    images: folder of the views' `NAME.png`, None if there is none.  distorted: whether a COLMAP model's
-    lenses have distortion, which the cameras ignore.  parts: number of unconnected parts of the map; this is
-    the main one.  caveat: reason not to trust the map, from report.json; empty if there is none.
-    """
-
-    cloud: Cloud
-    cameras: list[CameraRecord]
-    unit: str
-    images: Path | None = None
-    distorted: bool = False
-    parts: int = 1
-    caveat: str = ""
-
-    @property
-    def left_out(self) -> str:
-        """The omitted parts, as the end of a sentence; empty if there are none."""
-        return f" (the main of {self.parts} unconnected parts)" if self.parts > 1 else ""
-
-    def read_images(self) -> dict[str, UInt8]:
-        """The existing pictures of views by name, (h, w, 3) RGB.  Raises UserError for a damaged one."""
-        if self.images is None:
-            return {}
-        files = {camera.name: self.images / f"{camera.name}.png" for camera in self.cameras}
-        return {name: read_image(file) for name, file in files.items() if file.is_file()}
 
 
 def is_result(path: Path) -> bool:
@@ -67,7 +26,7 @@ def is_result(path: Path) -> bool:
     if path.is_dir():
         ours = any((path / name).is_file() for name in ("map.ply", "map.json"))
         return ours or find_colmap(path) is not None
-    return path.suffix.lower() in CLOUD_READERS
+    return path.suffix.lower() in CLOUDS
 
 
 def read_results(path: str | Path) -> Results:
@@ -76,9 +35,9 @@ def read_results(path: str | Path) -> Results:
     if not path.exists():
         raise UserError(f"no such file or folder: {path}; give {KINDS}")
     if path.is_file():
-        if path.suffix.lower() not in CLOUD_READERS:
+        if path.suffix.lower() not in CLOUDS:
             raise UserError(f"{path} is not a map; give {KINDS}")
-        return Results(CLOUD_READERS[path.suffix.lower()](path), [], "unknown")
+        return Results(read_cloud(path), [], "unknown")
     if (path / "map.json").is_file():
         return _read_saved_map(path)
     if not (path / "map.ply").is_file():

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from fast3r_ros.errors import UserError
-from fast3r_ros.geometry.rotation import matrix_from_vector, vector_from_matrix
+from fast3r_ros.geometry.rigid import interpolate
 from fast3r_ros.mapping.config import KeyframeConfig
 from fast3r_ros.mapping.data import SIMULTANEOUS_NS, Float64, Frame
 from fast3r_ros.mapping.keyframes import KeyframeSelector
@@ -59,12 +59,7 @@ class OdometryBuffer:
             first, second = self._poses[place - 1], self._poses[place]
         if after - before > _LONGEST_GAP_NS:
             return None
-        share = (stamp_ns - before) / (after - before)
-        pose = first.copy()
-        turn = vector_from_matrix(first[:3, :3].T @ second[:3, :3])
-        pose[:3, :3] = first[:3, :3] @ matrix_from_vector(share * turn)
-        pose[:3, 3] += share * (second[:3, 3] - first[:3, 3])
-        return pose
+        return interpolate(first, second, (stamp_ns - before) / (after - before))
 
     def clear(self) -> None:
         """Remove all poses."""

@@ -15,10 +15,11 @@ from rclpy.node import Node
 from rclpy.qos import QoSProfile
 from tf2_msgs.msg import TFMessage
 
+from fast3r_ros.geometry.rigid import inverse
 from fast3r_ros.mapping.data import Float64, PoseEstimate, ViewEstimate
 from fast3r_ros.ros.camera import CameraFacts
 from fast3r_ros.ros.node_config import NodeConfig
-from fast3r_ros.ros.pose_messages import NS, ns_from_stamp, rigid_inverse, stamped_transform
+from fast3r_ros.ros.pose_messages import NS, ns_from_stamp, stamped_transform
 from fast3r_ros.ros.transforms import OwnFrames, TransformLookup, TransformMissing
 from fast3r_ros.ros.upstream import TF2_ROS
 
@@ -143,7 +144,7 @@ class Broadcaster:
             if self.config.tf_mode not in ("auto", "map_to_odom"):
                 return
             odom_from_base = self._lookup.lookup(frames.odom, frames.base, None)
-            map_from_odom = map_from_base @ rigid_inverse(odom_from_base)
+            map_from_odom = map_from_base @ inverse(odom_from_base)
             self._odometry = _Edge(frames.odom, map_from_odom, 0, frames.odom, drifts=True)
 
     def still(self, camera: str, stamp_ns: int) -> None:
@@ -271,7 +272,7 @@ class Broadcaster:
             except TransformMissing as error:
                 text = f"no transform {child} -> {camera} at the image's stamp: {error}"
                 raise TransformMissing(text) from error
-            map_from_child = map_from_camera @ rigid_inverse(child_from_camera)
+            map_from_child = map_from_camera @ inverse(child_from_camera)
         return _Edge(child, map_from_child, stamp_ns, images, below, drifts)
 
     def _wait(self, text: str) -> None:

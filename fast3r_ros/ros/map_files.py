@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
@@ -13,18 +12,15 @@ from nav_msgs.msg import OccupancyGrid
 
 from fast3r_ros.errors import UserError
 from fast3r_ros.files import whole_file
-from fast3r_ros.io.pcd import write_pcd
-from fast3r_ros.io.ply import write_ply
-from fast3r_ros.mapping.data import Cloud
 from fast3r_ros.mapping.storage import enclosing_map
 
+CLOUD_SUFFIXES = (".ply", ".pcd")
 GRID_SUFFIXES = (".yaml", ".yml", ".pgm")
 # thresholds of nav2_map_server: darker is occupied, brighter is free, grey 205 is in between
 _OCCUPIED_THRESHOLD, _FREE_THRESHOLD = 0.65, 0.196
 # characters, and bytes between two slashes; Linux allows slightly more
 _LONGEST_NAME, _LONGEST_PART = 1000, 200
 _BLACK, _GREY, _WHITE = 0, 205, 254  # occupied, unknown, free
-CLOUD_WRITERS: dict[str, Callable[[Path, Cloud], None]] = {".ply": write_ply, ".pcd": write_pcd}
 
 
 def path_for_saving(directory: str, name: str, overwrite: bool = False) -> Path:

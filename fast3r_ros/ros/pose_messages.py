@@ -86,14 +86,6 @@ def matrix_from_transform(transform: Transform) -> Float64:
     return matrix_from((p.x, p.y, p.z), (q.x, q.y, q.z, q.w))
 
 
-def rigid_inverse(a_from_b: Float64) -> Float64:
-    """(4, 4) rigid `a_from_b` -> `b_from_a`."""
-    inverse = np.eye(4)
-    inverse[:3, :3] = a_from_b[:3, :3].T
-    inverse[:3, 3] = -a_from_b[:3, :3].T @ a_from_b[:3, 3]
-    return inverse
-
-
 def pose_from_matrix(matrix: Float64) -> Pose:
     """(4, 4) rigid -> Pose."""
     x, y, z = (float(value) for value in matrix[:3, 3])

@@ -21,11 +21,11 @@ from rclpy.qos import QoSProfile
 from std_srvs.srv import SetBool, Trigger
 
 from fast3r_ros.errors import UserError
-from fast3r_ros.mapping.data import Cloud
+from fast3r_ros.io.formats import Results, save
 from fast3r_ros.mapping.mapper import Mapper
 from fast3r_ros.ros.counters import Guard
 from fast3r_ros.ros.map_files import (
-    CLOUD_WRITERS,
+    CLOUD_SUFFIXES,
     GRID_SUFFIXES,
     path_for_loading,
     path_for_saving,
@@ -205,7 +205,7 @@ class Services:
 
         left_out = 0
 
-        def save(mapper: Mapper) -> Cloud | OccupancyGrid:
+        def take(mapper: Mapper) -> Results | OccupancyGrid:
             nonlocal left_out
             thread.work_off()
             left_out = mapper.map.submaps - 1
@@ -214,21 +214,22 @@ class Services:
                 raise UserError("the map is empty: nothing was saved")
             if kind in GRID_SUFFIXES:
                 return self._grid(mapper)
-            if kind not in CLOUD_WRITERS:
+            if kind not in CLOUD_SUFFIXES:
                 mapper.save_map(path)
-            return cloud
+            unit = "m" if mapper.map.known_scale(mapper.map.main) else "map units"
+            return Results(cloud, [], unit)
 
         with self._alone("save_map"):
-            saved = self._do(save)
-            if isinstance(saved, Cloud):
-                if kind in CLOUD_WRITERS:
-                    CLOUD_WRITERS[kind](path, saved)
-                count, what = len(saved.points), "points"
+            saved = self._do(take)
+            if isinstance(saved, Results):
+                if kind in CLOUD_SUFFIXES:
+                    save(path, saved)
+                count, what = len(saved.cloud.points), "points"
             else:
                 count, what = write_grid(path, saved), "cells"
         response.path, response.points = str(path), count
         written = f"{count} {what} written to {path}"
-        if left_out and kind in (*CLOUD_WRITERS, *GRID_SUFFIXES):
+        if left_out and kind in (*CLOUD_SUFFIXES, *GRID_SUFFIXES):
             which = "a part that is" if left_out == 1 else f"{left_out} parts that are"
             written += f", without {which} not connected; a name without suffix saves the whole map"
         return written

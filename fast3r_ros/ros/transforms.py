@@ -12,14 +12,13 @@ from typing import Any, Protocol
 
 import numpy as np
 from geometry_msgs.msg import TransformStamped
-from scipy.spatial.transform import Rotation, Slerp
 
+from fast3r_ros.geometry.rigid import interpolate, inverse
 from fast3r_ros.mapping.data import Float64
 from fast3r_ros.ros.pose_messages import (
     NS,
     matrix_from_transform,
     ns_from_stamp,
-    rigid_inverse,
     stamp_from_ns,
 )
 from fast3r_ros.ros.upstream import TF2_ROS
@@ -127,7 +126,7 @@ class _Edge:
         if self.stamps[place] == stamp_ns:
             return self.matrices[place]
         before, after = self.stamps[place - 1], self.stamps[place]
-        return interpolated(
+        return interpolate(
             self.matrices[place - 1], self.matrices[place], (stamp_ns - before) / (after - before)
         )
 
@@ -162,7 +161,7 @@ class OwnLookup:
                 stamp_ns = self._newest_common([*targets, *sources])
             common_from_target = self._compose(targets, stamp_ns)
             common_from_source = self._compose(sources, stamp_ns)
-        return rigid_inverse(common_from_target) @ common_from_source
+        return inverse(common_from_target) @ common_from_source
 
     def _newest_common(self, children: list[str]) -> int | None:
         """The newest time covered by every edge above `children`; None when all are static."""
@@ -187,15 +186,6 @@ class OwnLookup:
         """See TransformLookup."""
         with self._lock:
             self._edges = {child: edge for child, edge in self._edges.items() if edge.static}
-
-
-def interpolated(before: Float64, after: Float64, share: float) -> Float64:
-    """The rigid transform at `share` (0 to 1): linear translation, spherical rotation."""
-    result = np.eye(4)
-    rotations = Rotation.from_matrix(np.stack([before[:3, :3], after[:3, :3]]))
-    result[:3, :3] = Slerp([0.0, 1.0], rotations)(share).as_matrix()
-    result[:3, 3] = (1.0 - share) * before[:3, 3] + share * after[:3, 3]
-    return result
 
 
 @dataclass(frozen=True)

@@ -59,14 +59,14 @@ def test_the_first_ctrl_c_does_not_interrupt_a_held_block(capsys):
 
 
 def test_while_results_are_written_they_are_finished(tmp_path, monkeypatch):
-    from fast3r_ros.io import pipeline
+    from fast3r_ros.io import formats
 
     def write_then_press(*arguments, **named):
         signal.raise_signal(signal.SIGINT)
         return real(*arguments, **named)
 
-    real = pipeline.write_pcd
-    monkeypatch.setattr(pipeline, "write_pcd", write_then_press)
+    real = formats.write_pcd
+    monkeypatch.setattr(formats, "write_pcd", write_then_press)
     assert main(["reconstruct", "synthetic:1", "--output", str(tmp_path / "out")]) == 130
     assert (tmp_path / "out" / "map.pcd").is_file()
     assert (tmp_path / "out" / "map.glb").is_file()

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.spatial.transform import Rotation, Slerp
 
 from fast3r_ros.geometry import intrinsics, rigid, rotation
 from fast3r_ros.geometry.sim3 import Sim3
@@ -47,6 +48,20 @@ def test_rigid_inverse(vector: np.ndarray, translation: np.ndarray) -> None:
     np.testing.assert_allclose(
         Sim3.from_rigid(a_from_b).apply(points), rigid.transform_points(a_from_b, points)
     )
+
+
+@settings(deadline=None)
+@given(vector=vectors, turn=vectors, translation=vectors, share=st.floats(0, 1))
+def test_poses_are_interpolated_like_scipy_does(
+    vector: np.ndarray, turn: np.ndarray, translation: np.ndarray, share: float
+) -> None:
+    before = rigid.rigid_matrix(rotation.matrix_from_vector(vector), translation)
+    after = before @ rigid.rigid_matrix(rotation.matrix_from_vector(turn), vector)
+    between = rigid.interpolate(before, after, share)
+    slerp = Slerp([0, 1], Rotation.from_matrix([before[:3, :3], after[:3, :3]]))
+    np.testing.assert_allclose(between[:3, :3], slerp(share).as_matrix(), atol=1e-7)
+    expected = (1 - share) * before[:3, 3] + share * after[:3, 3]
+    np.testing.assert_allclose(between[:, 3], [*expected, 1], atol=1e-12)
 
 
 @settings(deadline=None)

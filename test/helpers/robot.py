@@ -18,14 +18,13 @@ from scipy.spatial.transform import Rotation
 from sensor_msgs.msg import Image
 from tf2_msgs.msg import TFMessage
 
-from fast3r_ros.geometry.rigid import optical_pose_from_body
+from fast3r_ros.geometry.rigid import inverse, optical_pose_from_body
 from fast3r_ros.mapping.data import Frame
 from fast3r_ros.ros.image_messages import packed, rgb_to_image
 from fast3r_ros.ros.pose_messages import (
     matrix_from_pose,
     ns_from_stamp,
     odometry_message,
-    rigid_inverse,
     stamp_from_ns,
     stamped_transform,
 )
@@ -102,7 +101,7 @@ class Robot:
 
     def odom_from_base(self, index: int) -> np.ndarray:
         base_from_camera = self.base_from_camera_at(index)
-        world_from_base = self._sequence.world_from_camera[index] @ rigid_inverse(base_from_camera)
+        world_from_base = self._sequence.world_from_camera[index] @ inverse(base_from_camera)
         return self._odom_from_world @ world_from_base
 
     def index_at(self, stamp_ns: int) -> int:

@@ -16,12 +16,12 @@ from ros_harness import DOUBLE, NODE, Program, arguments, constants, domain, run
 from sensor_msgs.msg import Image
 from tf2_msgs.msg import TFMessage
 
+from fast3r_ros.geometry.rigid import inverse
 from fast3r_ros.ros.image_messages import rgb_to_image
 from fast3r_ros.ros.pose_messages import (
     matrix_from_pose,
     matrix_from_transform,
     ns_from_stamp,
-    rigid_inverse,
     stamped_transform,
 )
 
@@ -123,8 +123,8 @@ def test_metres_come_from_odometry_on_tf_that_is_late_while_the_camera_pans() ->
     # the map begins at the base's first pose, and map -> odom shows it
     view = metric[-1].views[-1]
     index = robot.index_at(ns_from_stamp(view.header.stamp))
-    map_from_base = matrix_from_pose(view.pose.pose) @ rigid_inverse(robot.base_from_camera_at(index))
-    true = rigid_inverse(robot.odom_from_base(0)) @ robot.odom_from_base(index)
+    map_from_base = matrix_from_pose(view.pose.pose) @ inverse(robot.base_from_camera_at(index))
+    true = inverse(robot.odom_from_base(0)) @ robot.odom_from_base(index)
     assert np.abs(map_from_base[:3, 3] - true[:3, 3]).max() < 0.15
     # ~/odometry is the base's, whose speed is that of odometry, though the camera turns on it
     message = listener.heard[f"{NODE}/odometry"][-1]
