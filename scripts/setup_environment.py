@@ -221,7 +221,7 @@ def install_requirements(environment: Environment, purpose: str, log: Log) -> No
         options = ["--extra-index-url", index] if index else []
         log.run("Installing PyTorch", [*pip, "--no-deps", *options, pinned_torch()])
     if environment.sourced:
-        arguments = beside_system_packages(environment, list(wanted.values()))
+        arguments = system_package_arguments(environment, list(wanted.values()))
     else:
         constraints: list[str | Path] = ["-c", CONSTRAINTS, "-c", ROOT / "requirements" / "core.txt"]
         arguments = [*constraints, *(word for path in wanted.values() for word in ("-r", path))]
@@ -268,7 +268,7 @@ def pinned_torch() -> str:
     return next(line for line in lines if line.startswith("torch=="))
 
 
-def beside_system_packages(environment: Environment, files: list[Path]) -> list[str | Path]:
+def system_package_arguments(environment: Environment, files: list[Path]) -> list[str | Path]:
     """pip arguments for a sourced distribution: only packages that the system lacks, none built into ROS.
 
     cv_bridge and the messages are compiled against the system's NumPy, so it stays, and the pins, which are

@@ -16,7 +16,7 @@ from fast3r_ros import Fast3R, UserError, reconstruct
 from fast3r_ros.geometry.rigid import inverse
 from fast3r_ros.io.ply import read_ply
 from fast3r_ros.pictures import as_rgb
-from fast3r_ros.synthetic.oracle_network import TrueNetwork
+from fast3r_ros.synthetic.oracle_network import OracleNetwork
 from fast3r_ros.synthetic.sequence import demo_sequence
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,7 +41,7 @@ class Seen:
     """The oracle network, for images instead of frames with stamps."""
 
     def __init__(self, walk, start_ns=0):
-        self.network, self.walk = TrueNetwork(walk), walk
+        self.network, self.walk = OracleNetwork(walk), walk
 
     def encode(self, frame):
         index = round(frame.stamp_ns * 1e-8)  # pictures come at 10 Hz

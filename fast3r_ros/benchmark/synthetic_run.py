@@ -22,7 +22,7 @@ from fast3r_ros.geometry.similarity import fit_similarity
 from fast3r_ros.mapping.config import MapperConfig
 from fast3r_ros.mapping.data import EncodedView, Frame, Reconstruction, WindowNetwork, WindowResult
 from fast3r_ros.mapping.mapper import Mapper
-from fast3r_ros.synthetic.oracle_network import Disturbance, KnownSequence, TrueNetwork
+from fast3r_ros.synthetic.oracle_network import Disturbance, KnownSequence, OracleNetwork
 from fast3r_ros.synthetic.sequence import RecordedSequence, SyntheticSequence, loop_sequence
 
 Float64 = NDArray[np.float64]
@@ -33,7 +33,7 @@ SMALL = (64, 48)  # pixels; enough for accurate poses with the stand-in network
 class MeteredNetwork(WindowNetwork):
     """A network that measures its own processor time, to separate it from the rest."""
 
-    def __init__(self, network: TrueNetwork) -> None:
+    def __init__(self, network: OracleNetwork) -> None:
         self._network = network
         self.seconds = 0.0
 
@@ -61,7 +61,7 @@ class Run:
     """
 
     mapper: Mapper
-    network: TrueNetwork
+    network: OracleNetwork
     meter: MeteredNetwork
     sequences: Sequence[KnownSequence]
     results: list[WindowResult]
@@ -127,7 +127,7 @@ def start(
 ) -> Run:
     """A new mapper with a stand-in network; parameters by dotted name, with `__` for the dot."""
     several = list(sequences) if isinstance(sequences, Sequence) else [sequences]
-    network = TrueNetwork(several, disturbance, seed)
+    network = OracleNetwork(several, disturbance, seed)
     flat = {name.replace("__", "."): value for name, value in parameters.items()}
     meter = MeteredNetwork(network)
     mapper = Mapper(meter, MapperConfig.from_flat({"loop.background": False, **flat}))

@@ -47,7 +47,7 @@ from fast3r_ros.mapping.network import Fast3RNetwork
 from fast3r_ros.mapping.point_records import view_bytes
 from fast3r_ros.model.precision import resolve_dtype
 from fast3r_ros.model.speed.acceleration import Acceleration, accelerate
-from fast3r_ros.synthetic.oracle_network import TrueNetwork
+from fast3r_ros.synthetic.oracle_network import OracleNetwork
 from fast3r_ros.synthetic.sequence import SyntheticSequence, loop_sequence
 
 NETWORK_STAGES = ("encode", "fuse", "heads")
@@ -128,7 +128,7 @@ class StandIn(WindowNetwork):
         device: torch.device,
     ) -> None:
         self._network, self._device = network, device
-        self._truth = TrueNetwork(sequence)
+        self._truth = OracleNetwork(sequence)
         self._pictures = {frame.stamp_ns: _from_camera(frame) for frame in frames}
         self.seconds: dict[str, float] = defaultdict(float)
         self.processor: dict[str, float] = defaultdict(float)

@@ -65,7 +65,7 @@ def _caveat(report: Path) -> str:
 def _read_saved_map(path: Path) -> Results:
     """The main submap of a `fast3r_ros.mapping.storage` directory, without keyframes that have no points."""
     saved = read_map(path)
-    restored = Map.restored(MapConfig(), saved.keyframes, saved.metres, saved.voxel_size, saved.guessed)
+    restored = Map.restored(MapConfig(), saved.keyframes, saved.metres, saved.voxel_size, saved.unscaled)
     cameras = [
         CameraRecord(
             name_of(keyframe.id),

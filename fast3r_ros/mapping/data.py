@@ -99,7 +99,7 @@ class WindowNetwork(Protocol):
     """The interface of a network for mapping; derived classes inherit its defaults.
 
     `fast3r_ros.mapping.network.Fast3RNetwork` is the reference; `fast3r_ros.networks` also loads others;
-    `fast3r_ros.synthetic.oracle_network.TrueNetwork` returns disturbed ground truth for tests.
+    `fast3r_ros.synthetic.oracle_network.OracleNetwork` returns disturbed ground truth for tests.
     """
 
     descriptors: DescriptorLimits = DescriptorLimits()  # optional for classes that do not derive

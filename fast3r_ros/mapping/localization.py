@@ -1,7 +1,7 @@
-"""Localisation: frames are placed in a map that stays as it is.
+"""Localisation of frames in a map that is not changed.
 
-The keyframes that resemble the new frames most are put into one window with them; the fit to these keyframes
-is the place.
+The keyframes most similar to the new frames are put into one window with them; the fit to these keyframes
+gives the pose.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from fast3r_ros.mapping.window import WindowView
 from fast3r_ros.mapping.window_result import pose_of, up_to_date
 
 EMPTY_MAP = "there is no map to localise in: load one with ~/load_map or map_path"
-NOT_RECOGNIZED = "the images resemble no place of the map enough to be localised in it"
-_RETRIEVED = 12  # keyframes that frames are localised against, at most
+NOT_RECOGNIZED = "the images are not similar enough to any place of the map"
+_RETRIEVED = 12  # maximum number of keyframes for localisation
 
 
 @dataclass(frozen=True)
 class Localized:
-    """Where new views are: estimates in time order, and the submap that they are in.
+    """Localised views: estimates in time order, and their submap.
 
-    tracked: None when the window never reached the network.  reason: why they are nowhere, "" when they are
-    somewhere.  left_out: how many views could not be placed.
+    tracked: None when the window never reached the network.  reason: of a failure, "" on success.  left_out:
+    number of views that could not be placed.
     """
 
     tracked: Track | None
@@ -41,19 +41,20 @@ class Localized:
 
 
 class Localizer:
-    """Remembers the places that it found last, and the tokens of the keyframes that it found them by."""
+    """Keeps the newest poses, and the tokens of the keyframes they were found by."""
 
     def __init__(self) -> None:
-        self.placed: list[Keyframe] = []  # the newest two views, as the keyframes that they do not become
+        # the newest two views, in the form of keyframes that are not added to the map
+        self.placed: list[Keyframe] = []
         self._views: dict[int, WindowView] = {}
 
     @property
     def newest(self) -> PoseEstimate | None:
-        """The newest place."""
+        """The newest pose."""
         return pose_of(self.placed[-1]) if self.placed else None
 
     def forget(self) -> None:
-        """The map or the time is another one."""
+        """Reset after a change of the map or a jump in time."""
         self.placed.clear()
         self._views.clear()
 
@@ -71,7 +72,7 @@ class Localizer:
     ) -> Localized:
         """Place new views; the map stays.  views_of: keyframes as views with tokens.
 
-        near: ids of the keyframes among which the place is looked for, None: all.
+        near: ids of the candidate keyframes, None: all.
         """
         map_ = builder.map
         far = set() if near is None else map_.keyframes.keys() - near
@@ -99,8 +100,9 @@ class Localizer:
         room: int,
         far: set[int],
     ) -> list[WindowView]:
-        """The keyframes that resemble the new views most, without the far ones; only those that were not in
-        the last window are encoded.
+        """The keyframes most similar to the new views, without far ones.
+
+        Only keyframes that were not in the last window are encoded.
         """
         descriptors = np.stack([view.encoded.descriptor for view in new])
         found = index.search(descriptors, min(_RETRIEVED, room), far, -1.0)

@@ -38,7 +38,7 @@ class Map:
         self.config = config
         self.keyframes: dict[int, Keyframe] = {}
         self.metres = False
-        self.guessed: set[int] = set()  # submaps of a metric map whose own scale is unknown
+        self.unscaled: set[int] = set()  # submaps of a metric map whose own scale is unknown
         self.version = 0
         self._cloud = FusedCloud(voxel_size)
         self._moved: dict[int, None] = {}  # ids to fuse again, in order of moving
@@ -54,11 +54,11 @@ class Map:
         keyframes: Iterable[Keyframe],
         metres: bool,
         voxel_size: float,
-        guessed: Iterable[int] = (),
+        unscaled: Iterable[int] = (),
     ) -> Map:
         """The map made of a saved map's keyframes."""
         result = Map(config, voxel_size)
-        result.metres, result.guessed = metres, set(guessed)
+        result.metres, result.unscaled = metres, set(unscaled)
         result.put(keyframes)
         for identity in result.keyframes.keys() - result._held.keys():
             result._find_guide(identity)
@@ -117,12 +117,12 @@ class Map:
         self.follow()
         mine = [k for k in self.keyframes.values() if k.submap == submap]
         self.put([replace(_transformed(k, other_from_submap), submap=other) for k in mine])
-        self.guessed.discard(submap)
+        self.unscaled.discard(submap)
         self._have_followed()
 
     def known_scale(self, submap: int) -> bool:
         """Whether a submap is in metres."""
-        return self.metres and submap not in self.guessed
+        return self.metres and submap not in self.unscaled
 
     def rescale_submap(self, submap: int, factor: float, about: Float64 | None = None) -> Sim3:
         """Convert one submap with an unknown or uncertain scale to metres; returns the change.
@@ -130,7 +130,7 @@ class Map:
         about: (3,) the fixed point, None: the first keyframe's camera.
         """
         self.follow()
-        self.guessed.discard(submap)
+        self.unscaled.discard(submap)
         mine = [k.id for k in self.keyframes.values() if k.submap == submap]
         change = self.rescale_part(mine, factor, about)
         self._have_followed()
@@ -147,7 +147,7 @@ class Map:
         """Convert the whole map to metres by one similarity, measured on one submap, and fuse again."""
         self.follow()
         self.metres = True
-        self.guessed = {k.submap for k in self.keyframes.values()} - {submap}
+        self.unscaled = {k.submap for k in self.keyframes.values()} - {submap}
         self.keyframes = {i: _transformed(k, new_from_old) for i, k in self.keyframes.items()}
         self._have_followed()
         self._cloud = FusedCloud(voxel_size)

@@ -111,7 +111,7 @@ class MapBuilder:
             self._submaps += 1
             self.submap = self._submaps
             if self.map.metres:
-                self.map.guessed.add(self.submap)
+                self.map.unscaled.add(self.submap)
         update = map_update(
             tracked, self.map.keyframes, self.window.ids, self.next_id, self.submap, self._config
         )
@@ -204,7 +204,7 @@ class MapBuilder:
         self.map.follow()
         keyframes = tuple(self.map.shown())
         edges = tuple(self.loops.edges)
-        metric = self.map.metres, self.map.voxel_size, tuple(self.map.guessed)
+        metric = self.map.metres, self.map.voxel_size, tuple(self.map.unscaled)
         write_map(directory, SavedMap(keyframes, edges, *metric))
 
     @classmethod
@@ -218,7 +218,7 @@ class MapBuilder:
         """A saved map, for windows to come.  Raises UserError when the directory holds no usable map."""
         saved = read_map(directory)
         builder = cls(config, odometry, base_from_camera)
-        metric = saved.metres, saved.voxel_size, saved.guessed
+        metric = saved.metres, saved.voxel_size, saved.unscaled
         try:
             builder.map = Map.restored(config.map, saved.keyframes, *metric)
         except MemoryError as error:

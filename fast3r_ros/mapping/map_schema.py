@@ -40,7 +40,7 @@ class SavedMap:
     edges: tuple[Edge, ...]
     metres: bool
     voxel_size: float
-    guessed: tuple[int, ...] = ()  # submaps of a metric map whose own scale is unknown
+    unscaled: tuple[int, ...] = ()  # submaps of a metric map whose own scale is unknown
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def index_of(saved: SavedMap) -> dict[str, Any]:
     return {
         "metres": saved.metres,
         "voxel_size": saved.voxel_size,
-        "guessed": list(saved.guessed),
+        "guessed": list(saved.unscaled),
         "keyframes": [
             {
                 "id": k.id,
@@ -221,9 +221,9 @@ def restore(content: Mapping[str, Any], arrays: Arrays) -> SavedMap:
             arrays["edge"], arrays["edge_pose"], arrays["edge_noise"], strict=True
         )
     )
-    guessed = tuple(content.get("guessed", ()))
+    unscaled = tuple(content.get("guessed", ()))
     keyframes.sort(key=lambda keyframe: keyframe.id)
-    return SavedMap(tuple(keyframes), edges, content["metres"], float(content["voxel_size"]), guessed)
+    return SavedMap(tuple(keyframes), edges, content["metres"], float(content["voxel_size"]), unscaled)
 
 
 def _check_index(content: Any) -> NDArray[np.int64]:

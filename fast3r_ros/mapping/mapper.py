@@ -36,12 +36,12 @@ from fast3r_ros.mapping.tracking import Knowledge, SubmapStart, Track, track
 from fast3r_ros.mapping.window import WindowView
 from fast3r_ros.mapping.window_result import Clock, Context, pose_of, predict, up_to_date, window_result
 
-_POSE_TRIES = 3  # windows that are looked for near a given pose while only localising
+_POSE_TRIES = 3  # windows to search near a given pose while only localising
 Result = TypeVar("Result")
 
 
 def _every_frame_counted(method: Callable[[Mapper], Result]) -> Callable[[Mapper], Result]:
-    """Frames that a method has taken and lost in an exception are dropped as `window_failed`."""
+    """Count frames that a method has taken and lost in an exception as dropped (`window_failed`)."""
 
     @wraps(method)
     def counted(mapper: Mapper) -> Result:
@@ -65,10 +65,10 @@ class _Counts:
 
 
 class Mapper:
-    """Selects keyframes, looks at windows of them, registers each window to the map and fuses it.
+    """Selects keyframes, processes windows of them, registers each window to the map and fuses it.
 
-    `add_frame`, `add_odometry`, `newest_pose` and `frame_counts` may be called from any thread, the rest from
-    one only.
+    `add_frame`, `add_odometry`, `newest_pose` and `frame_counts` may be called from any thread, the others
+    from one only.
     """
 
     def __init__(self, network: WindowNetwork, config: MapperConfig | None = None) -> None:
@@ -106,55 +106,56 @@ class Mapper:
     # ---------------------------------------------------------------- in
 
     def add_frame(self, frame: Frame) -> str:
-        """Offer a frame: it waits for a window as a keyframe (""), or is dropped for the returned reason."""
+        """Offer a frame: it becomes a pending keyframe (""), or is dropped for the returned reason."""
         known = known_extrinsics(self._base_from_camera, frame)
         return self._intake.offer(frame if known is None else replace(frame, base_from_camera=known))
 
     def add_odometry(self, stamp_ns: int, odom_from_base: Float64) -> None:
-        """A pose (4, 4) of the robot's base in its odometry frame, metres.  UserError if it is no pose."""
+        """A pose (4, 4) of the robot's base in its odometry frame, metres.  UserError if it is not a pose."""
         self._odometry.add(stamp_ns, odom_from_base)
 
     def set_extrinsics(self, camera: str, base_from_camera: Float64) -> None:
-        """Where a camera (optical frame) sits on the robot, (4, 4) metres; by default it looks ahead.
+        """Set the pose of a camera (optical frame) on the robot, (4, 4) metres; by default it looks ahead.
 
-        A frame's own `base_from_camera` comes first.
+        A frame's own `base_from_camera` has priority.
         """
         self._base_from_camera[camera] = np.asarray(base_from_camera, np.float64)
 
     def set_first_pose(self, map_from_base: Float64) -> None:
-        """Pose (4, 4) of the robot's base at the start in an empty map: gravity, heading, and place.
+        """Set the base's pose (4, 4) at the start of an empty map: gravity, heading and position.
 
-        The place, in metres, is used when the map becomes metric.
+        The position, in metres, is used when the map becomes metric.
         """
         self._map_from_first_base = np.asarray(map_from_base, np.float64)
         self._scale.map_from_first_base = self._map_from_first_base
 
     def set_initial_pose(self, pose: InitialPose) -> None:
-        """Somebody says where the base is: start there, or look there for what the next images show.
+        """Set the pose of the base, to start there or to localise the next images there.
 
         In an empty map it is the base's first pose.  Otherwise the track is left, and the next window is
-        registered to keyframes near the pose; where none fits, a submap starts at the pose, or, where the map
-        stays as it is, the next few windows are looked for there, too.  Raises UserError for a map that is
-        not in metres.
+        registered to keyframes near the pose.  If none fits, a submap starts at the pose, or, while
+        localising, the next few windows are also tried there.  Raises UserError for a map that is not in
+        metres.
         """
         if not self.map.keyframes:
             self.set_first_pose(pose.map_from_base)
             return
         if not self.map.metres:
-            raise UserError("the map is not in metres yet, so a pose in metres says nothing; drive on")
+            raise UserError(
+                "the map is not in metres yet, so a pose in metres cannot be used; move the robot until the "
+                "scale is known"
+            )
         self._initial_pose, self._pose_tries = pose, _POSE_TRIES
         self._builder.leave_track()
 
     def set_config(self, config: MapperConfig) -> None:
-        """Change parameters that are marked dynamic, from the next frame and window on."""
+        """Change the dynamic parameters, from the next frame and window on."""
         config = self.config = config.for_network(descriptor_limits(self._network))
         self._intake.set_config(config.keyframes, self._capacity)
         self._builder.set_config(config)
 
     def set_localizing(self, localizing: bool) -> None:
-        """True: place frames in the map, which stays as it is.  False: extend it again, from the next place
-        on that is recognised.
-        """
+        """True: localise in the unchanged map.  False: extend it again from the next recognised place."""
         if localizing == self.localizing:
             return
         self._builder.leave_track()
@@ -167,9 +168,10 @@ class Mapper:
     # ---------------------------------------------------------------- the method
 
     def window_ready(self, standing: bool = False) -> bool:
-        """Whether enough keyframes wait: `stride` of them; to start a submap `overlap` more, if they fit.
+        """Whether enough keyframes are pending: `stride`; to start a submap `overlap` more, if they fit.
 
-        standing: the camera stands and no more will come soon; one is enough then, unless a submap starts.
+        standing: the camera is stationary and no more will come soon; then one is enough, unless a submap
+        starts.
         """
         if self.localizing:
             return self._intake.waiting > 0
@@ -182,10 +184,10 @@ class Mapper:
 
     @_every_frame_counted
     def process_window(self) -> WindowResult | None:
-        """Look at the waiting keyframes with known ones; register, fuse, close loops, find the scale.
+        """Process the pending keyframes with known ones: register, fuse, close loops, find the scale.
 
-        None when there was nothing new to look at: all that waited was redundant or unusable.  What the
-        network raises (out of memory) passes through; the map stays, the new keyframes are lost.
+        None when all pending keyframes were redundant or unusable.  Exceptions of the network (out of memory)
+        pass through; the map is unchanged, the new keyframes are lost.
         """
         clock = Clock()
         if self.localizing:
@@ -233,7 +235,7 @@ class Mapper:
         return self._builder.loop_pairs()
 
     def finish(self) -> WindowResult | None:
-        """The last, partial window of a source and all work that was put off; None if no keyframe waits."""
+        """Process the last, partial window and all deferred work; None if no keyframe is pending."""
         result = self.process_window() if self._intake.waiting else None
         if self.localizing:
             return result
@@ -248,18 +250,18 @@ class Mapper:
 
     @property
     def _capacity(self) -> int:
-        """Keyframes that may wait: as many as fit into one window beside the overlap."""
+        """Maximum number of pending keyframes: as many as fit into one window next to the overlap."""
         return self.config.window.size - self.config.window.overlap
 
     def _retrieve(self, new: Sequence[WindowView]) -> list[WindowView]:
-        """Known keyframes that may show what the new views show, encoded again from their images."""
+        """Known keyframes that may show the new views' scene, encoded again from their images."""
         if not new:
             return []
         near = self._near(new[0])
         return self._views_of(self._builder.candidates(new, near))
 
     def _near(self, view: WindowView) -> set[int] | None:
-        """Ids of the keyframes near a pose that somebody gave; None without one."""
+        """Ids of the keyframes near a given pose; None without one."""
         if self._initial_pose is None:
             return None
         mount = extrinsics(self._base_from_camera, view)
@@ -276,7 +278,7 @@ class Mapper:
         return self._new.of_keyframes(self._network, [self.map.keyframes[i] for i in keyframes])
 
     def _localize_waiting(self, clock: Clock) -> WindowResult | None:
-        """Place the waiting keyframes in the map without changing it."""
+        """Localise the pending keyframes without changing the map."""
         new = self._take_new() if self.map.keyframes else []
         if not self.map.keyframes:
             self._intake.drop("rejected", len(self._intake.take()))
@@ -297,7 +299,7 @@ class Mapper:
         )
         self._pose_tries -= near is not None
         if self._pose_tries <= 0 or not found.reason:
-            self._initial_pose = None  # found there; or the pose was wrong, and everywhere is looked at again
+            self._initial_pose = None  # found there, or the pose was wrong: the whole map is searched again
         if found.reason:
             self._intake.drop("rejected", len(new))
             return self._not_placed(found.tracked, found.reason, clock)
@@ -311,7 +313,7 @@ class Mapper:
         return self._result(found.tracked, "", found.estimates, clock)
 
     def _not_placed(self, tracked: Track | None, reason: str, clock: Clock) -> WindowResult:
-        """The result of a window that is nowhere in the map; the map stays."""
+        """The result of a window that could not be placed; the map is unchanged."""
         self._counts.rejected += 1
         self._new.error = reason
         return self._result(tracked, reason, (), clock)
@@ -331,7 +333,7 @@ class Mapper:
         return window_result(tracked, reason, views, context)
 
     def _submap_start(self, first: WindowView, new: Sequence[WindowView] = ()) -> SubmapStart:
-        """Where a submap would start, see `MapBuilder.start`, or at the pose that somebody gave."""
+        """The start of a submap: at a given pose, otherwise see `MapBuilder.start`."""
         if self._initial_pose is None:
             return self._builder.start(first, new, self._map_from_first_base)
         start = self._builder.start(first, (), self._map_from_first_base)
@@ -350,7 +352,7 @@ class Mapper:
     def _reject(
         self, new: Sequence[WindowView], tracked: Track | None, reason: str, clock: Clock
     ) -> WindowResult:
-        """Leave the map as it is; after some rejections in a row the new views will start a submap."""
+        """Leave the map unchanged; after several consecutive rejections the new views start a submap."""
         self._counts.rejected_in_a_row += 1
         self._new.pending = list(new[-self._capacity :])
         self._intake.drop("rejected", len(new) - len(self._new.pending))
@@ -363,16 +365,14 @@ class Mapper:
     def trajectory(self, by_arrival: bool = False, submap: int | None = None) -> list[PoseEstimate]:
         """Every keyframe of one submap (None: the main one, see `Map.parts`) with its latest pose.
 
-        In time order, or as they came (time may have gone back).
+        In time order, or in order of arrival (time may have gone back).
         """
         self.map.follow()
         mine = self.map.part(submap).values()
         return [pose_of(k) for k in sorted(mine, key=lambda k: k.id if by_arrival else k.stamp_ns)]
 
     def newest_pose(self) -> PoseEstimate | None:
-        """The pose of the newest keyframe; if a newer one waits, its pose by odometry or constant
-        velocity.
-        """
+        """The newest keyframe's pose; for a newer pending one, predicted by odometry or constant velocity."""
         recent = [self.map.keyframes[i] for i in self._builder.window.ids[-2:]] or list(
             self._localizer.placed
         )
@@ -385,11 +385,11 @@ class Mapper:
         return predict(recent, step, waiting)
 
     def frame_counts(self) -> FrameCounts:
-        """Every frame's fate since the beginning, up to this moment, also while a window is in work."""
+        """Counts of all frames since the beginning, also while a window is being processed."""
         return self._intake.totals()
 
     def localize(self, frame: Frame) -> PoseEstimate | None:
-        """The pose of one frame in the map, which is not changed; None when it is not recognised."""
+        """The pose of one frame in the unchanged map; None when it is not recognised."""
         if not self.map.keyframes:
             return None
         view = WindowView.of(frame, self._network.encode(frame))
@@ -430,9 +430,7 @@ class Mapper:
         )
 
     def restart_window(self) -> None:
-        """Time or place jumped: forget waiting frames and stamps; a submap starts, and joins when
-        recognised.
-        """
+        """After a jump in time or place: drop pending frames and stamps, and start a submap."""
         self._intake.restart(self.config.keyframes, self._capacity)
         self._new.drop_pending("restart")
         self._odometry.clear()
@@ -440,13 +438,13 @@ class Mapper:
         self._builder.leave_track()
 
     def save_map(self, directory: Path) -> None:
-        """Save the map into a directory.  Raises UserError when that is not possible."""
+        """Save the map into a directory.  Raises UserError when that fails."""
         self._builder.save(Path(directory))
 
     def load_map(self, directory: Path) -> None:
-        """Replace the map by a saved one; the next windows join it when a place is recognised.
+        """Replace the map by a saved one; the next windows join it when they recognise a place.
 
-        Raises UserError, and keeps the present map, when the directory holds no usable map.
+        Raises UserError, and keeps the present map, if the directory holds no usable map.
         """
         loaded = MapBuilder.loaded(Path(directory), self.config, self._odometry, self._base_from_camera)
         self.reset()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fast3r_ros.mapping.data import Cloud, ViewEstimate
-from fast3r_ros.mapping.view_maps import beside_the_network, fetch
+from fast3r_ros.mapping.view_maps import fetch, on_side_stream
 
 WORDS = 5  # 4-byte words per record
 _RGB, _CONFIDENCE = 3, 4
@@ -37,7 +37,7 @@ def cloud_bytes(cloud: Cloud) -> array.array:
 
 def view_bytes(view: ViewEstimate) -> array.array:
     """The records of a view's valid points in its camera frame, in map scale; one copy from the device."""
-    with beside_the_network(view.maps.points.device):
+    with on_side_stream(view.maps.points.device):
         words = fetch(view_records(view)).numpy()
     data = array.array("B")
     data.frombytes(words[: words[-1, 0]].reshape(-1).view(np.uint8).data)

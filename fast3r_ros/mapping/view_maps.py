@@ -1,6 +1,4 @@
-"""A view's pixels as the network left them, and copies of them for the host: one copy for all that is needed
-together.
-"""
+"""A view's maps on the network's device, and their transfer to the host in few copies."""
 
 from __future__ import annotations
 
@@ -51,7 +49,7 @@ def apart(content: Tensor, likes: Sequence[Tensor]) -> list[Tensor]:
 
 
 @contextmanager
-def beside_the_network(device: torch.device) -> Iterator[None]:
+def on_side_stream(device: torch.device) -> Iterator[None]:
     """Inside, work runs on a separate CUDA stream, so that publishing does not wait for the next window.
 
     Only for tensors that the device has finished, and for results that are fetched within.
@@ -125,7 +123,7 @@ class ViewMaps:
     @cached_property
     def on_host(self) -> HostMaps:
         """Copies for the host, made on first use by one copy from the device."""
-        with beside_the_network(self.points.device):
+        with on_side_stream(self.points.device):
             return HostMaps(*to_host(self.points * self.scale, self.confidence, self.valid))
 
     def own_copy(self) -> ViewMaps:
@@ -139,12 +137,12 @@ class ViewMaps:
 
     def depth_image(self) -> Float32:
         """(h, w) depth along the optical axis in map scale, NaN if invalid (REP-118); one device copy."""
-        with beside_the_network(self.points.device):
+        with on_side_stream(self.points.device):
             return fetch(self.depth()).numpy()
 
     def confidence_image(self) -> Float32:
         """(h, w) confidence; one copy from the device."""
-        with beside_the_network(self.points.device):
+        with on_side_stream(self.points.device):
             return fetch(self.confidence).numpy()
 
     def depth(self) -> Tensor:
@@ -157,6 +155,6 @@ def mean_values(views: Sequence[ViewMaps]) -> list[tuple[float, float]]:
     """Mean confidence and share of valid pixels of each view; one copy from the device for all."""
     if not views:
         return []
-    with beside_the_network(views[0].points.device):
+    with on_side_stream(views[0].points.device):
         means = torch.stack([map.float().mean() for view in views for map in (view.confidence, view.valid)])
         return [(float(confidence), float(valid)) for confidence, valid in fetch(means.view(-1, 2))]

@@ -32,7 +32,7 @@ from fast3r_ros.mapping.view_maps import mean_values
 from fast3r_ros.mapping.window import WindowView
 
 
-def rehearse(like: Reconstruction, config: MapperConfig) -> MapUpdate:
+def warm_up_mapping(like: Reconstruction, config: MapperConfig) -> MapUpdate:
     """Register, filter, fuse and pack an artificial window with the shapes and on the device of `like`.
 
     The values are artificial because those of a black image may be anything and lead nowhere.  The result is

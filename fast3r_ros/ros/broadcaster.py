@@ -250,7 +250,7 @@ class Broadcaster:
             return root, True
         text = f"{frames.map} -> {root} waits until the map is in metres"
         if mode == "map_to_odom":
-            raise TransformMissing(f"{text}: drive on")
+            raise TransformMissing(f"{text}: move the robot until the scale is known")
         if self.config.mapper.scale.source == "none":
             text += ", which needs scale.source"
         self._wait(f"{text}; until then poses are {frames.map} -> {self.camera_frame(camera)}")

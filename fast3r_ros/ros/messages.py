@@ -137,10 +137,10 @@ def _lines(name: str, points: Float64, width: float, color: ColorRGBA) -> Marker
 def counts(by_reason: Mapping[str, int]) -> list[DropCount]:
     """Counts by reason, the most frequent first.  The mapper's names become phrases: `no motion`."""
     ordered = sorted(by_reason.items(), key=lambda item: -item[1])
-    return [DropCount(reason=in_words(reason), count=count) for reason, count in ordered]
+    return [DropCount(reason=readable_reason(reason), count=count) for reason, count in ordered]
 
 
-def in_words(reason: str) -> str:
+def readable_reason(reason: str) -> str:
     """A reason of the mapper (`no_motion`) or of the node, human-readable."""
     return reason if " " in reason else reason.replace("_", " ")
 

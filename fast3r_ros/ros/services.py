@@ -44,7 +44,7 @@ LOGGED = ("reset", "save_map", "load_map")  # services that change a map, in mem
 BURST, PAUSE_SECONDS = 8, 0.01
 
 
-class FewAtOnce(CallbackGroup):
+class LimitedCallbackGroup(CallbackGroup):
     """At most `AT_ONCE` of its callbacks run at a time; the executor's other threads serve images."""
 
     def __init__(self) -> None:
@@ -96,7 +96,7 @@ class Services:
         self._busy = ""  # the service being processed
         self._busy_since = 0.0
         self._next_answer = 0.0  # as time.monotonic()
-        group, qos = FewAtOnce(), QoSProfile(depth=CALLS)
+        group, qos = LimitedCallbackGroup(), QoSProfile(depth=CALLS)
         for kind, name, action in (
             (Trigger, "reset", self._reset),
             (SetBool, "pause", self._pause),
@@ -207,7 +207,7 @@ class Services:
 
         def take(mapper: Mapper) -> Results | OccupancyGrid:
             nonlocal left_out
-            thread.work_off()
+            thread.process_pending()
             left_out = mapper.map.submaps - 1
             cloud = mapper.map.cloud()
             if len(cloud.points) == 0:

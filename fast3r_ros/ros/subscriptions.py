@@ -1,4 +1,4 @@
-"""The queue between callbacks and the conversion thread."""
+"""A camera's subscriptions, and the queue between their callbacks and the conversion thread."""
 
 from __future__ import annotations
 
@@ -204,8 +204,8 @@ class CameraSubscriptions:
         self._looks = 0  # consecutive checks in which only the other transport was published
         self._image = self._subscribe(CompressedImage if transport == "compressed" else Image)
         self.masked = False
-        self._mask = self._subscribe_beside("mask", on_mask)
-        self._depth = self._subscribe_beside("depth", on_depth) if on_depth is not None else None
+        self._mask = self._subscribe_next_to("mask", on_mask)
+        self._depth = self._subscribe_next_to("depth", on_depth) if on_depth is not None else None
         self._info = node.create_subscription(
             CameraInfo,
             f"{prefix}camera_info",
@@ -220,7 +220,7 @@ class CameraSubscriptions:
         topic = self._topics[kind]
         return AdaptiveSubscription(self._node, kind, topic, self._reliability, self._group, self._receive)
 
-    def _subscribe_beside(self, topic: str, callback: Callable[[str, Image], None]) -> AdaptiveSubscription:
+    def _subscribe_next_to(self, topic: str, callback: Callable[[str, Image], None]) -> AdaptiveSubscription:
         topic = self._node.resolve_topic_name(f"{self.name}/{topic}" if self.name else topic)
         return AdaptiveSubscription(
             self._node,

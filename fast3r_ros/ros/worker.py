@@ -63,11 +63,11 @@ def warm_up(network: Fast3RNetwork, config: MapperConfig, size: tuple[int, int])
     """Warm up for windows of views of this size (width, height)."""
     import torch
 
-    from fast3r_ros.mapping.warm_up import rehearse
+    from fast3r_ros.mapping.warm_up import warm_up_mapping
 
     window = config.window
     try:
-        rehearse(network.warm_up(window.size, size, window.stride), config)
+        warm_up_mapping(network.warm_up(window.size, size, window.stride), config)
         return
     except torch.OutOfMemoryError:  # the first window reports it, too, and smaller ones follow
         _log.warning("no memory to warm up for windows of %d views", window.size)
@@ -227,7 +227,7 @@ class MappingThread:
             self._wake.notify()
         return future
 
-    def work_off(self) -> None:
+    def process_pending(self) -> None:
         """On the mapping thread: process the pending keyframes, so that everything so far is in the map.
 
         Frames that arrive meanwhile wait for the next window; with a camera faster than the network this

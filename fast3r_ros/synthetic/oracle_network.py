@@ -128,7 +128,7 @@ class _Truth:
     intrinsics: Float64
 
 
-class TrueNetwork(WindowNetwork):
+class OracleNetwork(WindowNetwork):
     """A `WindowNetwork` that looks up the ground truth of its sequences by camera name and stamp."""
 
     def __init__(

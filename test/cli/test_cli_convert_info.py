@@ -22,7 +22,7 @@ from fast3r_ros.io.results import read_results
 from fast3r_ros.mapping.config import MapperConfig
 from fast3r_ros.mapping.data import Cloud
 from fast3r_ros.mapping.mapper import Mapper
-from fast3r_ros.synthetic.oracle_network import TrueNetwork
+from fast3r_ros.synthetic.oracle_network import OracleNetwork
 from fast3r_ros.synthetic.sequence import demo_sequence
 
 
@@ -86,7 +86,7 @@ def test_a_map_that_the_node_saved_is_read(tmp_path, capsys):
     """Views of an exact walk, saved like `~/save_map`."""
     sequence = demo_sequence(6.0, width=112, height=80)
     config = MapperConfig.from_flat({"window.size": 8, "loop.background": False})
-    mapper = Mapper(TrueNetwork(sequence), config)
+    mapper = Mapper(OracleNetwork(sequence), config)
     for frame in sequence:
         mapper.add_frame(frame)
         if mapper.window_ready():

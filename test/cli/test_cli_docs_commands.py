@@ -337,7 +337,7 @@ def test_code_of_the_documentation_runs(page, tmp_path, monkeypatch, capsys):
     """The blocks of a page one after the other, with what they take from elsewhere."""
     from fast3r_ros.mapping.config import MapperConfig
     from fast3r_ros.mapping.mapper import Mapper
-    from fast3r_ros.synthetic.oracle_network import TrueNetwork
+    from fast3r_ros.synthetic.oracle_network import OracleNetwork
 
     monkeypatch.chdir(tmp_path)
     sequence = demo_sequence(2.0, width=112, height=80)
@@ -348,7 +348,7 @@ def test_code_of_the_documentation_runs(page, tmp_path, monkeypatch, capsys):
     names = {
         "photographs": [frame.image for frame in frames[:8]],
         "my_camera": lambda: [(frame.stamp_ns, frame.image) for frame in frames],
-        "network": TrueNetwork(sequence),
+        "network": OracleNetwork(sequence),
         "frame": frames[0],
         "stamp_ns": frames[0].stamp_ns,
         "odom_from_base": np.eye(4),

@@ -25,7 +25,7 @@ from fast3r_ros.io.recorder import Recorder
 from fast3r_ros.io.results import read_results
 from fast3r_ros.mapping.config import MapperConfig
 from fast3r_ros.mapping.mapper import Mapper
-from fast3r_ros.synthetic.oracle_network import TrueNetwork
+from fast3r_ros.synthetic.oracle_network import OracleNetwork
 from fast3r_ros.synthetic.sequence import demo_sequence
 
 pytestmark = pytest.mark.slow
@@ -64,7 +64,7 @@ def test_memory_does_not_grow_with_the_number_of_frames(tmp_path):
     Without the bound a frame of this size costs 110 kB.
     """
     sequence = demo_sequence(FRAMES / 10, width=48, height=32)
-    mapper = Mapper(TrueNetwork(sequence), MapperConfig.from_flat(CONFIG))
+    mapper = Mapper(OracleNetwork(sequence), MapperConfig.from_flat(CONFIG))
     begin_results(tmp_path)
     memory = []
 

@@ -35,7 +35,7 @@ from fast3r_ros.geometry.intrinsics import pixel_rays
 from fast3r_ros.geometry.rigid import inverse, rigid_matrix, transform_points
 from fast3r_ros.mapping.data import UInt8
 from fast3r_ros.model import Fast3R, Fast3RConfig
-from fast3r_ros.synthetic.oracle_network import Disturbance, TrueNetwork
+from fast3r_ros.synthetic.oracle_network import Disturbance, OracleNetwork
 from fast3r_ros.synthetic.rooms import room_scene
 from fast3r_ros.synthetic.sequence import SyntheticSequence, demo_sequence, pinhole
 from fast3r_ros.synthetic.trajectories import room_path
@@ -255,7 +255,7 @@ def test_the_mapper_is_scored_by_its_trajectory() -> None:
         PosedFrame(frame.stamp_ns, pose, walk.intrinsics, partial(np.asarray, frame.image))
         for frame, pose in zip(walk, walk.world_from_camera, strict=True)
     )
-    network = TrueNetwork(walk, Disturbance(), seed=0)
+    network = OracleNetwork(walk, Disturbance(), seed=0)
     scores = score_mapper(PosedSequence("demo", frames), network)
     assert scores["windows"] > 0
     assert scores["ate_percent"] < 3
@@ -278,7 +278,7 @@ def test_a_map_is_compared_with_the_true_depth() -> None:
     exact, noisy = (
         score_mapper(
             PosedSequence("demo", frames),
-            TrueNetwork(walk, Disturbance(depth_noise=noise, outliers=0.0), seed=0),
+            OracleNetwork(walk, Disturbance(depth_noise=noise, outliers=0.0), seed=0),
         )
         for noise in (0.0, 0.05)
     )

@@ -26,14 +26,14 @@ from fast3r_ros.ros.inputs import Inputs
 from fast3r_ros.ros.mapping_node import main
 from fast3r_ros.ros.node_config import NodeConfig
 from fast3r_ros.ros.parameters import config_from_values
-from fast3r_ros.synthetic.oracle_network import TrueNetwork
+from fast3r_ros.synthetic.oracle_network import OracleNetwork
 from fast3r_ros.synthetic.sequence import demo_sequence
 
 CAMERAS = ("camera_optical_frame", "front", "rear")
 
 
-def true_network() -> TrueNetwork:
-    return TrueNetwork([replace(demo_sequence(), camera=name) for name in CAMERAS])
+def oracle_network() -> OracleNetwork:
+    return OracleNetwork([replace(demo_sequence(), camera=name) for name in CAMERAS])
 
 
 class Slow(WindowNetwork):
@@ -83,8 +83,8 @@ def load_network(config: NodeConfig) -> WindowNetwork:
     if kind == "keep":
         return Noise(Path(value))
     if kind == "budget":
-        return Slow(true_network(), views=int(value))
-    return Slow(true_network(), float(value))
+        return Slow(oracle_network(), views=int(value))
+    return Slow(oracle_network(), float(value))
 
 
 def fail_at_the_first_activation() -> None:

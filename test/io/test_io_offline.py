@@ -33,7 +33,7 @@ from fast3r_ros.io.sources.synthetic_walk import SyntheticSource
 from fast3r_ros.io.view_images import DEPTH_STEPS
 from fast3r_ros.mapping.data import PoseEstimate
 from fast3r_ros.mapping.mapper import Mapper
-from fast3r_ros.synthetic.oracle_network import TrueNetwork
+from fast3r_ros.synthetic.oracle_network import OracleNetwork
 from fast3r_ros.synthetic.sequence import demo_sequence
 
 
@@ -63,7 +63,7 @@ def run(request, tmp_path_factory):
     source = SyntheticSource(sequence)
     mode = request.param
     indices = range(len(source)) if mode == "window" else range(0, len(source), 5)
-    mapper = Mapper(TrueNetwork(sequence), mapper_config(Arguments(mode), len(indices)))
+    mapper = Mapper(OracleNetwork(sequence), mapper_config(Arguments(mode), len(indices)))
     folder = tmp_path_factory.mktemp(mode)
     begin_results(folder)
     recorder, progress = Recorder(folder), Progress()
@@ -267,7 +267,7 @@ def test_with_a_scale_every_file_is_in_metres(tmp_path, scale):
     source = SyntheticSource(sequence)
     arguments = Arguments("window")
     arguments.scale = scale
-    mapper = Mapper(TrueNetwork(sequence), mapper_config(arguments, len(source)))
+    mapper = Mapper(OracleNetwork(sequence), mapper_config(arguments, len(source)))
     begin_results(tmp_path)
     recorder, progress = Recorder(tmp_path), Progress()
     map_source(source, mapper, recorder, progress, lambda result: None)
@@ -290,7 +290,7 @@ def test_odometry_of_a_bag_gives_metres(tmp_path):
     source = SyntheticSource(sequence)
     arguments = Arguments("window")
     arguments.scale = "odometry"
-    mapper = Mapper(TrueNetwork(sequence), mapper_config(arguments, len(source)))
+    mapper = Mapper(OracleNetwork(sequence), mapper_config(arguments, len(source)))
     bag = RosBag(write_walk_bag(tmp_path / "bag", sequence))
     assert len(list(bag.odometry())) == 2 * len(sequence) - 1
     begin_results(tmp_path / "out")

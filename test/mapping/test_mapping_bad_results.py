@@ -15,10 +15,10 @@ from fast3r_ros.mapping.data import EncodedView, Frame
 from fast3r_ros.mapping.inbox import FrameIntake
 from fast3r_ros.mapping.map_builder import MapBuilder
 from fast3r_ros.mapping.mapper import Mapper
-from fast3r_ros.synthetic.oracle_network import TrueNetwork
+from fast3r_ros.synthetic.oracle_network import OracleNetwork
 
 
-class Disturbing(TrueNetwork):
+class Disturbing(OracleNetwork):
     """The ground truth with the disturbance `name`."""
 
     name = ""
@@ -99,8 +99,8 @@ def test_tokens_that_are_not_finite_make_an_image_unusable() -> None:
 
 
 STAGES: dict[str, tuple[Any, str]] = {
-    "encoding": (TrueNetwork, "encode"),
-    "network": (TrueNetwork, "reconstruct"),
+    "encoding": (OracleNetwork, "encode"),
+    "network": (OracleNetwork, "reconstruct"),
     "registration": (mapper_module, "track"),
     "fusion": (MapBuilder, "add"),
     "loop": (MapBuilder, "close_loop"),

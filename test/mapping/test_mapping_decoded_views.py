@@ -15,14 +15,14 @@ from fast3r_ros.mapping.data import EncodedView, Frame, Reconstruction, WindowNe
 from fast3r_ros.mapping.mapper import Mapper
 from fast3r_ros.mapping.network import Fast3RNetwork
 from fast3r_ros.model import Fast3R
-from fast3r_ros.synthetic.oracle_network import TrueNetwork
+from fast3r_ros.synthetic.oracle_network import OracleNetwork
 from fast3r_ros.synthetic.sequence import loop_sequence
 
 
 class Noting(WindowNetwork):
     """The stand-in network; decoded: stamps of the views of every window whose pointmaps were requested."""
 
-    def __init__(self, network: TrueNetwork) -> None:
+    def __init__(self, network: OracleNetwork) -> None:
         self._network = network
         self.decoded: list[set[int]] = []
 
@@ -37,7 +37,7 @@ class Noting(WindowNetwork):
 
 def test_every_view_of_a_window_is_published_or_registered() -> None:
     sequence = loop_sequence(frames=600, width=64, height=48)
-    network = Noting(TrueNetwork(sequence))
+    network = Noting(OracleNetwork(sequence))
     window = {"window.size": 8, "window.stride": 2, "window.overlap": 3}
     mapper = Mapper(network, MapperConfig.from_flat({"loop.background": False, **window}))
     unused: list[int] = []

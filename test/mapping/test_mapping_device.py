@@ -10,7 +10,7 @@ from second_device import DEVICE, SecondDevice
 from fast3r_ros.mapping.config import MapperConfig
 from fast3r_ros.mapping.data import EncodedView, Frame, Reconstruction, WindowNetwork
 from fast3r_ros.mapping.mapper import Mapper
-from fast3r_ros.synthetic.oracle_network import Disturbance, TrueNetwork
+from fast3r_ros.synthetic.oracle_network import Disturbance, OracleNetwork
 from fast3r_ros.synthetic.sequence import loop_sequence
 
 WIDTH, HEIGHT = 64, 48
@@ -21,7 +21,7 @@ POINT = 16  # bytes: coordinates and confidence, float32
 class OnDevice(WindowNetwork):
     """A network whose pointmaps are on a device."""
 
-    def __init__(self, network: TrueNetwork, device: torch.device) -> None:
+    def __init__(self, network: OracleNetwork, device: torch.device) -> None:
         self.network, self.device = network, device
 
     def encode(self, frame: Frame) -> EncodedView:
@@ -52,7 +52,7 @@ def walk():
 def mapped(walk, device, known=True):
     """A mapper after a walk, and the results of its windows; known: the cameras' intrinsics are given."""
     sequence, frames = walk
-    network = OnDevice(TrueNetwork(sequence, Disturbance(missing=0.05)), device)
+    network = OnDevice(OracleNetwork(sequence, Disturbance(missing=0.05)), device)
     mapper, results = Mapper(network, MapperConfig.from_flat({"loop.background": False})), []
     for frame in frames:
         mapper.add_frame(frame if known else replace(frame, intrinsics=None))

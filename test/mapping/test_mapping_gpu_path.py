@@ -26,7 +26,7 @@ from fast3r_ros.mapping.point_records import view_bytes, view_records
 from fast3r_ros.mapping.registration import Registration
 from fast3r_ros.mapping.tracking import Track
 from fast3r_ros.mapping.view_maps import fetch, mean_values, to_host
-from fast3r_ros.mapping.warm_up import rehearse
+from fast3r_ros.mapping.warm_up import warm_up_mapping
 from fast3r_ros.mapping.window import WindowView
 from fast3r_ros.model import Fast3R
 from fast3r_ros.model.preprocess import _weights, prepare_images
@@ -180,7 +180,7 @@ def test_a_warm_up_runs_all_steps_after_the_network(views: int) -> None:
     points = [torch.full((*shape, 3), torch.nan) for shape in shapes]
     confidence = [torch.ones(shape) for shape in shapes]
     random_state = torch.get_rng_state()
-    fusion = rehearse(Reconstruction(points, confidence, points, confidence), MapperConfig())
+    fusion = warm_up_mapping(Reconstruction(points, confidence, points, confidence), MapperConfig())
     assert all(map.isnan().all() for map in points)
     assert torch.equal(torch.get_rng_state(), random_state)
     new = min(MapperConfig().window.stride, views - 1)
@@ -197,6 +197,6 @@ def test_a_rehearsal_is_of_the_device() -> None:
             [torch.zeros(HEIGHT, WIDTH, 3).to(DEVICE)] * VIEWS,
             [torch.ones(HEIGHT, WIDTH).to(DEVICE)] * VIEWS,
         )
-        fusion = rehearse(Reconstruction(*maps, *maps), MapperConfig())
+        fusion = warm_up_mapping(Reconstruction(*maps, *maps), MapperConfig())
         assert {estimate.maps.points.device for estimate in fusion.estimates} == {DEVICE}
     assert {"sort", "searchsorted", "baddbmm", "index_copy_"} <= set(device.launched)

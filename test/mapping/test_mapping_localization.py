@@ -9,7 +9,7 @@ from fast3r_ros.benchmark.synthetic_run import start, the_loop
 from fast3r_ros.mapping.expectation import InitialPose
 from fast3r_ros.mapping.localization import EMPTY_MAP
 from fast3r_ros.mapping.mapper import Mapper
-from fast3r_ros.synthetic.oracle_network import TrueNetwork
+from fast3r_ros.synthetic.oracle_network import OracleNetwork
 
 LATER_NS = 10**12  # the robot comes back
 
@@ -31,7 +31,7 @@ def again(frames):
     return [replace(frame, stamp_ns=frame.stamp_ns + LATER_NS) for frame in frames]
 
 
-class LaterNetwork(TrueNetwork):
+class LaterNetwork(OracleNetwork):
     """Returns the first walk's results for the same views at another time."""
 
     def encode(self, frame):
@@ -97,7 +97,7 @@ def test_mapping_continues_in_the_same_map_afterwards(run, tmp_path):
 
 def test_a_missing_map_and_an_unknown_place_are_reported(run):
     sequence, frames = the_loop()
-    empty = Mapper(TrueNetwork(sequence))
+    empty = Mapper(OracleNetwork(sequence))
     empty.set_localizing(True)
     (result,) = feed(empty, frames[:1])
     assert (result.accepted, result.reason) == (False, EMPTY_MAP)

@@ -13,7 +13,7 @@ from fast3r_ros.geometry.similarity import fit_similarity
 from fast3r_ros.mapping.config import MapperConfig
 from fast3r_ros.mapping.data import Frame
 from fast3r_ros.mapping.mapper import Mapper
-from fast3r_ros.synthetic.oracle_network import TrueNetwork
+from fast3r_ros.synthetic.oracle_network import OracleNetwork
 from fast3r_ros.synthetic.sequence import pinhole
 
 
@@ -182,9 +182,9 @@ def test_bad_frames_are_dropped_and_counted():
 def test_views_of_rejected_windows_that_start_a_submap_are_counted_once():
     sequence, frames = the_loop()
     run = start(sequence).feed(frames[:60], finish=False)
-    mapper, true_network = run.mapper, run.mapper._network
+    mapper, oracle_network = run.mapper, run.mapper._network
 
-    class Noise(TrueNetwork):
+    class Noise(OracleNetwork):
         def reconstruct(self, views):
             result = super().reconstruct(views)
             return replace(result, points_global=[torch.rand_like(view) for view in result.points_global])
@@ -192,7 +192,7 @@ def test_views_of_rejected_windows_that_start_a_submap_are_counted_once():
     mapper._network = Noise([sequence])
     run.feed(frames[60:100], finish=False)
     assert mapper.status().windows_rejected >= 2
-    mapper._network = true_network
+    mapper._network = oracle_network
     run.feed(frames[100:160])
     status = mapper.status()
     assert status.keyframes + sum(status.dropped.values()) == status.received == 160
@@ -203,7 +203,7 @@ def test_a_window_out_of_memory_is_counted_and_a_smaller_one_continues():
     run = start(sequence).feed(frames[:60], finish=False)
     mapper, version = run.mapper, run.mapper.map.version
 
-    class Small(TrueNetwork):
+    class Small(OracleNetwork):
         def reconstruct(self, views):
             if len(views) > 12:
                 raise MemoryError("no room")
@@ -281,7 +281,7 @@ def test_a_stationary_camera_fills_neither_map_nor_memory_and_keeps_its_track():
 def test_a_network_needs_no_more_than_two_methods():
     """A network of the protocol's first version, with default limits of its descriptors."""
     sequence, frames = the_loop()
-    known = TrueNetwork(sequence)
+    known = OracleNetwork(sequence)
 
     class Two:
         encode, reconstruct = known.encode, known.reconstruct
@@ -297,7 +297,7 @@ def test_a_network_needs_no_more_than_two_methods():
 
 def test_nothing_and_little():
     sequence, frames = the_loop()
-    mapper = Mapper(TrueNetwork(sequence))
+    mapper = Mapper(OracleNetwork(sequence))
     assert mapper.finish() is None
     assert len(mapper.map.cloud().points) == 0
     mapper.add_frame(frames[0])

@@ -160,7 +160,7 @@ def test_two_submaps_are_joined_in_the_known_scale():
     run.feed(frames[300:500], finish=False)
     assert run.mapper.status().submaps == 2
     assert run.mapper.status().metres
-    assert run.mapper.map.guessed == {0}
+    assert run.mapper.map.unscaled == {0}
     run.feed([*frames[500:], *lap])
     status = run.mapper.status()
     assert (status.submaps, status.metres) == (1, True)
@@ -171,7 +171,7 @@ def test_a_map_in_metres_does_not_claim_them_for_a_submap_of_unknown_scale():
     map_ = Map(MapConfig(), 0.01)
     assert not map_.known_scale(0)
     map_.metres = True
-    map_.guessed.add(1)
+    map_.unscaled.add(1)
     assert map_.known_scale(0)
     assert not map_.known_scale(1)
-    assert Map.restored(MapConfig(), (), True, 0.01, map_.guessed).guessed == {1}
+    assert Map.restored(MapConfig(), (), True, 0.01, map_.unscaled).unscaled == {1}

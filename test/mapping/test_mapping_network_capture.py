@@ -237,14 +237,14 @@ def test_stages_are_reported_as_they_end(network: Fast3R) -> None:
 def test_a_warm_up_records_and_rehearses_a_window_of_the_nodes(
     network: Fast3R, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rehearsed: list[Reconstruction] = []
-    monkeypatch.setattr(mapping_warm_up, "rehearse", lambda like, config: rehearsed.append(like))
+    warmed_up: list[Reconstruction] = []
+    monkeypatch.setattr(mapping_warm_up, "warm_up_mapping", lambda like, config: warmed_up.append(like))
     captured = Fast3RNetwork(network, record=GraphDouble())
     config = MapperConfig.from_flat({"window.size": 5, "window.stride": 3, "window.overlap": 2})
     warm_up(captured, config, (64, 48))
     assert captured.captured == 4
     assert captured._captured.find("encode", torch.zeros(3, 48, 64, 3, dtype=torch.uint8)) is not None
-    (like,) = rehearsed
+    (like,) = warmed_up
     assert [tuple(view.shape) for view in like.points_local] == [(48, 64, 3)] * 5
 
 

@@ -25,7 +25,7 @@ from fast3r_ros.mapping.network import Fast3RNetwork, PreparedFrame
 from fast3r_ros.mapping.one_pass import OnePass, streamed
 from fast3r_ros.model import Fast3R
 from fast3r_ros.model.preprocess import normalize
-from fast3r_ros.synthetic.oracle_network import TrueNetwork
+from fast3r_ros.synthetic.oracle_network import OracleNetwork
 from fast3r_ros.synthetic.sequence import SyntheticSequence, demo_sequence
 
 NAMES = ("points_global", "confidence_global", "points_local", "confidence_local")
@@ -35,7 +35,7 @@ class TruthInChunks:
     """The stand-in network with the interface for one pass."""
 
     def __init__(self, sequence: SyntheticSequence, intrinsics: bool = True) -> None:
-        self._network, self._intrinsics = TrueNetwork(sequence), intrinsics
+        self._network, self._intrinsics = OracleNetwork(sequence), intrinsics
         self._frames: dict[int, Frame] = {}
         self.decoded: list[int] = []  # views in the order of requests for their local points
 
@@ -89,7 +89,7 @@ def camera_poses(mapper: OnePass | Mapper) -> np.ndarray:
 
 def test_the_map_is_that_of_the_plain_path(walk: tuple[SyntheticSequence, list[Frame]]) -> None:
     sequence, frames = walk
-    plain = Mapper(TrueNetwork(sequence), config(len(frames)))
+    plain = Mapper(OracleNetwork(sequence), config(len(frames)))
     for frame in frames:
         plain.add_frame(frame)
     plain.finish()

@@ -124,11 +124,11 @@ def test_an_empty_map_can_be_saved(tmp_path):
 
 def test_submaps_of_unknown_scale_are_still_unknown_after_loading(tmp_path):
     write_map(tmp_path / "map", SavedMap((), (), True, 0.01, (1, 3)))
-    assert read_map(tmp_path / "map").guessed == (1, 3)
+    assert read_map(tmp_path / "map").unscaled == (1, 3)
     index = json.loads((tmp_path / "map" / "map.json").read_text())
     del index["guessed"]  # a map that was saved before
     (tmp_path / "map" / "map.json").write_text(json.dumps(index))
-    assert read_map(tmp_path / "map").guessed == ()
+    assert read_map(tmp_path / "map").unscaled == ()
 
 
 SAVE_FOR_EVER = """

@@ -390,7 +390,7 @@ def restored(saved: SavedMap) -> list[Any]:
         numbers = [k.map_from_local.translation, k.covariance, k.descriptor, k.network_from_image]
         numbers += [] if k.points is None else [k.points.points, k.points.pixels, k.points.colors]
         rows.append((k.id, k.stamp_ns, k.camera, k.submap, k.depth, *(each.tobytes() for each in numbers)))
-    return [*rows, saved.metres, saved.voxel_size, saved.guessed, len(saved.edges)]
+    return [*rows, saved.metres, saved.voxel_size, saved.unscaled, len(saved.edges)]
 
 
 def loads_equal_or_is_one_line(mapper: Mapper, folder: Path, again: Path) -> bool:

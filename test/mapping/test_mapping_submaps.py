@@ -61,7 +61,7 @@ def test_each_part_has_its_own_cloud_and_trajectory(run):
 
 def test_the_part_in_metres_is_the_map_even_if_it_is_smaller(run):
     mapped = run.mapper.map
-    both = Map.restored(mapped.config, mapped.keyframes.values(), True, mapped.voxel_size, guessed=[0])
+    both = Map.restored(mapped.config, mapped.keyframes.values(), True, mapped.voxel_size, unscaled=[0])
     assert both.main == 1
     assert np.array_equal(both.cloud().points, mapped.cloud(1).points)
 

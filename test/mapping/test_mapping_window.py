@@ -16,7 +16,7 @@ from fast3r_ros.mapping.config import MapperConfig, WindowConfig
 from fast3r_ros.mapping.data import EncodedView, WindowNetwork
 from fast3r_ros.mapping.mapper import Mapper
 from fast3r_ros.mapping.window import SlidingWindow, WindowView, reference_order
-from fast3r_ros.synthetic.oracle_network import Disturbance, TrueNetwork
+from fast3r_ros.synthetic.oracle_network import Disturbance, OracleNetwork
 
 
 def view(number, keyframe_id=None, descriptor=(1.0, 0.0)):
@@ -99,7 +99,7 @@ class Watched(WindowNetwork):
 
 def watched(**parameters):
     sequence, frames = the_loop()
-    network = Watched(TrueNetwork(sequence, Disturbance()))
+    network = Watched(OracleNetwork(sequence, Disturbance()))
     return network, Mapper(network, MapperConfig.from_flat({"loop.enabled": False, **parameters})), frames
 
 

@@ -18,11 +18,11 @@ from fast3r_ros.mapping.registration import place_views
 from fast3r_ros.mapping.window import WindowView
 from fast3r_ros.metrics.trajectory import align_trajectory
 from fast3r_ros.networks import from_depth
-from fast3r_ros.synthetic.oracle_network import TrueNetwork
+from fast3r_ros.synthetic.oracle_network import OracleNetwork
 from fast3r_ros.synthetic.sequence import SyntheticSequence, demo_sequence
 
 
-class Cameras(TrueNetwork):
+class Cameras(OracleNetwork):
     """The ground truth in metres as depth and cameras, in a world frame other than view 0's."""
 
     metric = True
@@ -175,5 +175,5 @@ def test_limits_are_the_networks_unless_given(walk: SyntheticSequence) -> None:
     assert (mapper.config.keyframes.max_similarity, mapper.config.loop.min_similarity) == (0.9, 0.1)
     mapper.set_config(MapperConfig())
     assert (mapper.config.keyframes.max_similarity, mapper.config.loop.min_similarity) == (0.5, 0.25)
-    reference = Mapper(TrueNetwork(walk)).config
+    reference = Mapper(OracleNetwork(walk)).config
     assert (reference.keyframes.max_similarity, reference.loop.min_similarity) == (0.9999, 0.5)

@@ -49,7 +49,7 @@ from fast3r_ros.ros.messages import message_to_cloud
 from fast3r_ros.ros.node_config import NodeConfig
 from fast3r_ros.ros.parameters import declared_fields, parameter_fields, with_changes
 from fast3r_ros.ros.pose_messages import ns_from_stamp
-from fast3r_ros.synthetic.oracle_network import TrueNetwork
+from fast3r_ros.synthetic.oracle_network import OracleNetwork
 from fast3r_ros.synthetic.sequence import demo_sequence
 
 pytestmark = pytest.mark.slow
@@ -208,7 +208,7 @@ def test_changes_at_run_time_reach_everybody() -> None:
     """All at once, over DDS: the threads of input, mapping and output then work with the new values."""
     domain_id = domain(21)
     rclpy.init(domain_id=domain_id)
-    node = MappingNode(lambda config: TrueNetwork(demo_sequence()))
+    node = MappingNode(lambda config: OracleNetwork(demo_sequence()))
     executor = MultiThreadedExecutor(2)
     executor.add_node(node)
     spinning = threading.Thread(target=executor.spin, daemon=True)
@@ -247,7 +247,7 @@ def test_changes_at_run_time_reach_everybody() -> None:
 def test_destroyed_entities_are_released_after_cleanup() -> None:
     """rclpy's groups keep a reference to every former member."""
     rclpy.init(domain_id=domain(22))
-    node = MappingNode(lambda config: TrueNetwork(demo_sequence()))
+    node = MappingNode(lambda config: OracleNetwork(demo_sequence()))
     try:
         known = []
         for _ in range(3):
@@ -271,7 +271,7 @@ def test_the_network_is_warmed_up_on_the_thread_that_runs_its_windows(
 
     monkeypatch.setattr(mapping_node, "prepare_network", prepare)
     rclpy.init(domain_id=domain(22))
-    network = TrueNetwork(demo_sequence())
+    network = OracleNetwork(demo_sequence())
     node = MappingNode(lambda config: network)
     try:
         node.trigger_configure()
@@ -291,7 +291,7 @@ def test_a_timer_that_still_runs_while_the_node_is_taken_apart_reports_nothing(
 ) -> None:
     """The executor may be in a callback when the node and its publisher are destroyed."""
     rclpy.init(domain_id=domain(23))
-    node = MappingNode(lambda config: TrueNetwork(demo_sequence()))
+    node = MappingNode(lambda config: OracleNetwork(demo_sequence()))
     try:
         ticks = [timer.callback for timer in node.timers]
         assert node.stop()

@@ -27,7 +27,7 @@ from fast3r_ros.ros.parameters import (
     with_changes,
     yaml_text,
 )
-from fast3r_ros.synthetic.oracle_network import TrueNetwork
+from fast3r_ros.synthetic.oracle_network import OracleNetwork
 from fast3r_ros.synthetic.sequence import demo_sequence
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -136,7 +136,7 @@ def test_a_retired_name_at_start_is_reported_and_has_no_effect(tmp_path: Path) -
 def test_a_retired_name_is_rejected_at_run_time_with_advice() -> None:
     domain_id = domain(25)
     rclpy.init(domain_id=domain_id)
-    node = MappingNode(lambda config: TrueNetwork(demo_sequence()))
+    node = MappingNode(lambda config: OracleNetwork(demo_sequence()))
     executor = SingleThreadedExecutor()
     executor.add_node(node)
     spinning = threading.Thread(target=executor.spin, daemon=True)
@@ -167,7 +167,7 @@ def test_python_sets_what_is_no_parameter_and_the_defaults_of_what_is() -> None:
     mapper = MapperConfig.from_flat({"registration.retries": 3, "window.stride": 2})
     rclpy.init(domain_id=domain(25))
     node = MappingNode(
-        lambda config: TrueNetwork(demo_sequence()),
+        lambda config: OracleNetwork(demo_sequence()),
         NodeConfig(mapper=mapper, tf=TransformConfig(rate=5.0), cameras=("front",)),
     )
     try:

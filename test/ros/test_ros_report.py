@@ -16,7 +16,7 @@ from fast3r_ros.mapping.occupancy import FREE, OCCUPIED, UNKNOWN, Occupancy
 from fast3r_ros.mapping.view_maps import ViewMaps
 from fast3r_ros.ros.counters import LOST, Counters
 from fast3r_ros.ros.image_messages import at_input_size, confidence_color
-from fast3r_ros.ros.messages import camera_info, grid_message, in_words
+from fast3r_ros.ros.messages import camera_info, grid_message, readable_reason
 from fast3r_ros.ros.status import Report, diagnostics_message, status_message
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,7 +41,7 @@ def test_an_unknown_scale_has_no_uncertainty(sigma: float) -> None:
     assert status_message(known, "map").scale_sigma == 0.25
 
 
-def test_every_reason_of_a_drop_is_explained_in_words() -> None:
+def test_every_reason_of_a_drop_is_explained() -> None:
     """The reasons of the mapper and the node form one vocabulary, documented in docs/ros.md."""
     makers = "drop|dropped|Rejected|TimeWentBack|BadImage"
     counted = re.compile(rf'(?:{makers})\(\s*"([^"]+)"|_dropped\["([^"]+)"\]')
@@ -52,7 +52,7 @@ def test_every_reason_of_a_drop_is_explained_in_words() -> None:
     reasons |= set(judged.findall((ROOT / "fast3r_ros" / "mapping" / "keyframes.py").read_text()))
     assert {"no_motion", "overload", "size changed", "wrong step"} <= reasons
     page = (ROOT / "docs" / "ros.md").read_text()
-    assert not [reason for reason in reasons if f"`{in_words(reason)}`" not in page]
+    assert not [reason for reason in reasons if f"`{readable_reason(reason)}`" not in page]
 
 
 @pytest.mark.parametrize(

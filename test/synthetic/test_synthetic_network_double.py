@@ -9,7 +9,7 @@ from fast3r_ros.geometry.intrinsics import pixel_rays
 from fast3r_ros.geometry.rigid import inverse
 from fast3r_ros.geometry.rotation import vector_from_matrix
 from fast3r_ros.geometry.similarity import fit_similarity
-from fast3r_ros.synthetic.oracle_network import REALISTIC, Disturbance, TrueNetwork
+from fast3r_ros.synthetic.oracle_network import REALISTIC, Disturbance, OracleNetwork
 from fast3r_ros.synthetic.sequence import RecordedSequence, loop_sequence
 
 EXACT = Disturbance(depth_noise=0.0, outliers=0.0)
@@ -26,13 +26,13 @@ def frames(sequence):
 
 
 def reconstruct(sequence, frames, disturbance, seed=0):
-    network = TrueNetwork(sequence, disturbance, seed)
+    network = OracleNetwork(sequence, disturbance, seed)
     return network.reconstruct([network.encode(frame) for frame in frames])
 
 
 def pose_errors(sequence, frames, disturbance, windows=60):
     """Per window, view: (turn in degrees, shift in median depths, log scale, log stretch)."""
-    network = TrueNetwork(sequence, disturbance)
+    network = OracleNetwork(sequence, disturbance)
     views = [network.encode(frame) for frame in frames]
     depths = np.stack([view.tokens.depth for view in views])
     typical = np.median(depths[depths > 0])
