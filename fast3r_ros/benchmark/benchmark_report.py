@@ -120,9 +120,9 @@ def _window(document: Mapping[str, Any]) -> list[Table]:
         "outside of the network",
         "windows accepted",
     )
-    views, anew = results[0]["views"], _spread(document["full_pass"])
+    views, full = results[0]["views"], _spread(document["full_pass"])
     title = (
-        f"From the newest frame to the packed message, {views} views, medians in ms; a full pass takes {anew}"
+        f"From the newest frame to the packed message, {views} views, medians in ms; a full pass takes {full}"
     )
     return [Table(title, columns, rows)]
 

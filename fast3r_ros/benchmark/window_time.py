@@ -93,9 +93,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     # a whole number of cycles of passes
     runs = -(-arguments.runs // acceleration.stream) * acceleration.stream
     frames = [sequence[i] for i in range(arguments.views + OVERLAP + most * (2 + runs))]
-    anew = full_pass(network, frames[: arguments.views], device, arguments.runs)
+    full = full_pass(network, frames[: arguments.views], device, arguments.runs)
     results = (
-        measure_slide(StandIn(network, sequence, frames, device), frames, arguments.views, slide, runs, anew)
+        measure_slide(StandIn(network, sequence, frames, device), frames, arguments.views, slide, runs, full)
         for slide in arguments.slides
     )
     document = {
@@ -108,7 +108,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "size_wh": list(size),
         "camera_wh": [round(side * CAMERA_FACTOR) for side in size],
         "captured": network.captured,
-        "full_pass": anew.content(),
+        "full_pass": full.content(),
     }
     return collected(document, results, arguments.keep)
 
@@ -199,12 +199,12 @@ def full_pass(
 
 
 def measure_slide(
-    network: StandIn, frames: Sequence[Frame], views: int, slide: int, runs: int, anew: Measurement
+    network: StandIn, frames: Sequence[Frame], views: int, slide: int, runs: int, full: Measurement
 ) -> dict[str, Any]:
     """Fill a window, let it slide twice unmeasured, then measure `runs` windows.
 
     mean_s: mean time of the windows, from the newest frame to the messages.  share_of_full_pass: its ratio to
-    the full pass of the network, `anew`.
+    the full pass of the network, `full`.
     """
     mapper = Mapper(network, window_config(views, slide))
     waiting = iter(frames)
@@ -218,7 +218,7 @@ def measure_slide(
         statistics.mean(values)
         for values in ([sample["total"] for sample in samples], [total for _, total in busy])
     )
-    assert anew.processor_s is not None
+    assert full.processor_s is not None
     return {
         "views": views,
         "slide": slide,
@@ -226,12 +226,12 @@ def measure_slide(
         "windows_accepted": mapper.status().windows,
         "windows_rejected": mapper.status().windows_rejected,
         "mean_s": mean_s,
-        "share_of_full_pass": mean_s / anew.median_s,
+        "share_of_full_pass": mean_s / full.median_s,
         **outside(network_s, stages["total"].median_s),
         # of all threads of the host, nearly independent of other work
         "processor": {
             "mean_s": busy_mean_s,
-            "share_of_full_pass": busy_mean_s / anew.processor_s,
+            "share_of_full_pass": busy_mean_s / full.processor_s,
             **outside(*(statistics.median(times) for times in zip(*busy, strict=True))),
         },
     }

@@ -28,7 +28,7 @@ def require_rerun() -> None:
 def write_rerun(
     path: str | Path, cloud: Cloud, records: Sequence[CameraRecord], images: Path | None = None
 ) -> None:
-    """Write the map (`map`, with `confidence`), the trajectory (`way`) and the cameras (`cameras/CAMERA`).
+    """Write `map` (with `confidence`), `trajectory` and the cameras (`cameras/CAMERA`).
 
     records: in time order; a camera's pose, intrinsics and image are on the timeline `stamp` at the view's
     stamp.  images: folder of the views' `NAME.png`; a view without a file has no image.  Coordinates are in
@@ -44,7 +44,7 @@ def write_rerun(
     points = rerun.Points3D(cloud.points, colors=cloud.colors)
     recording.log("map", points, rerun.AnyValues(confidence=cloud.confidence), static=True)
     positions = np.array([record.map_from_camera[:3, 3] for record in records]).reshape(-1, 3)
-    recording.log("way", rerun.LineStrips3D([positions], colors=[_ESTIMATE]), static=True)
+    recording.log("trajectory", rerun.LineStrips3D([positions], colors=[_ESTIMATE]), static=True)
     depth = frustum_size(cloud, records) if records else 0.0
     for record in records:
         recording.set_time(TIMELINE, timestamp=np.datetime64(record.stamp_ns, "ns"))

@@ -199,7 +199,7 @@ class Fast3R(nn.Module):
         That check synchronises with the device; `encode_pixels` does not.
         """
         self._check_size(images, "image 0")
-        _refuse(images.isfinite().flatten(1).all(dim=1), "image")
+        _require_finite(images.isfinite().flatten(1).all(dim=1), "image")
         return self._encode(images)
 
     def encode_pixels(self, pixels: Tensor) -> ViewTokens:
@@ -263,7 +263,7 @@ class Fast3R(nn.Module):
         for number, image in enumerate(tensors):
             self._check_size(image, f"view {number}")
         if tensors:
-            _refuse(torch.stack([image.isfinite().all() for image in tensors]), "view")
+            _require_finite(torch.stack([image.isfinite().all() for image in tensors]), "view")
         result = self._pass(tensors, image_indices, seed)
         if self.training or self.dtype != torch.float16:
             return result
@@ -358,7 +358,7 @@ class Fast3R(nn.Module):
             raise UserError(f"{name} is {size}, expected multiples of {patch}; see prepare_image")
 
 
-def _refuse(finite: Tensor, what: str) -> None:
+def _require_finite(finite: Tensor, what: str) -> None:
     """Raises UserError with the index of the first False in (N,) bool; synchronises with the device once."""
     if not finite.all():
         raise UserError(f"{what} {int(finite.int().argmin())} holds NaN or Inf; drop this image or repair it")

@@ -47,7 +47,7 @@ class _Edge:
 class Broadcaster:
     """Broadcasts poses by `tf_mode`, called from any thread.  config may be replaced at run time.
 
-    facts: the camera of an image frame id.  tell(text): prints a line on the console, once per change.
+    facts: the camera of an image frame id.  log(text): prints a line on the console, once per change.
     waiting_for: why a pose is not broadcast as intended, "" if it is; broadcast: the broadcast transforms.
     """
 
@@ -58,11 +58,11 @@ class Broadcaster:
         own_frames: OwnFrames,
         lookup: TransformLookup,
         facts: Mapping[str, CameraFacts],
-        tell: Callable[[str], Any] = lambda _: None,
+        log: Callable[[str], Any] = lambda _: None,
     ) -> None:
         self.config = config
         self._own_frames, self._lookup, self._facts = own_frames, lookup, facts
-        self._publish, self._tell = publish, tell
+        self._publish, self._log = publish, log
         self._lock = threading.RLock()
         self._foreign: set[str] = set()
         self._told: dict[str, str] = {}
@@ -277,7 +277,7 @@ class Broadcaster:
 
     def _wait(self, text: str) -> None:
         self.waiting_for = text
-        self._say("waiting", text.partition(":")[0], text)
+        self._log_once("waiting", text.partition(":")[0], text)
 
     def _describe(self, children: str) -> None:
         """Report the broadcast transforms and their unit."""
@@ -285,13 +285,13 @@ class Broadcaster:
         if not self._metres and self.config.mapper.scale.source == "none":
             unit += " (scale.source is none)"
         self.broadcast = f"{self.config.frames.map} -> {children}, {unit}"
-        self._say("broadcast", self.broadcast, f"broadcasting {self.broadcast}")
+        self._log_once("broadcast", self.broadcast, f"broadcasting {self.broadcast}")
 
-    def _say(self, topic: str, key: str, text: str) -> None:
+    def _log_once(self, topic: str, key: str, text: str) -> None:
         """Print a line on the console when the key differs from the topic's last one."""
         if self._told.get(topic) != key:
             self._told[topic] = key
-            self._tell(text)
+            self._log(text)
 
     def _send(self, transforms: Sequence[TransformStamped]) -> bool:
         """Broadcast our own frames, and none below a frame of another node; False when none is left."""
@@ -302,7 +302,9 @@ class Broadcaster:
             other = self._own_frames.other_parent(child, ns_from_stamp(transform.header.stamp))
             if other is not None:
                 self._foreign.add(child)
-                self._say(f"refused {child}", other, f"{child} already has the parent {other}: not broadcast")
+                self._log_once(
+                    f"refused {child}", other, f"{child} already has the parent {other}: not broadcast"
+                )
             if other is not None or parent in rejected:
                 rejected.add(child)
                 continue

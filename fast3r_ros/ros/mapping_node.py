@@ -11,41 +11,31 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from dataclasses import replace
 from typing import NoReturn
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from lifecycle_msgs.srv import ChangeState
 from nav_msgs.msg import OccupancyGrid
-from rcl_interfaces.msg import SetParametersResult
 from rclpy.callback_groups import CallbackGroup, MutuallyExclusiveCallbackGroup
 from rclpy.clock import Clock, ClockType, JumpThreshold
 from rclpy.duration import Duration
-from rclpy.exceptions import ParameterNotDeclaredException
 from rclpy.executors import MultiThreadedExecutor
-from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rclpy.timer import Timer
 
 from fast3r_ros.demo_model import REAL_MODEL, caveat
 from fast3r_ros.errors import UserError
 from fast3r_ros.files import one_line
-from fast3r_ros.mapping.data import Frame, WindowNetwork, WindowResult
-from fast3r_ros.mapping.expectation import InitialPose
-from fast3r_ros.mapping.inbox import FrameCounts
+from fast3r_ros.mapping.data import WindowNetwork
 from fast3r_ros.mapping.mapper import Mapper
 from fast3r_ros.msg import MappingStatus
-from fast3r_ros.ros import parameters
-from fast3r_ros.ros.broadcaster import Broadcaster, tf_publisher
+from fast3r_ros.ros.broadcaster import tf_publisher
 from fast3r_ros.ros.console import Console
 from fast3r_ros.ros.counters import Counters, Guard
-from fast3r_ros.ros.inputs import Inputs
-from fast3r_ros.ros.live_viewer import LiveViewer
-from fast3r_ros.ros.map_files import path_at_start
 from fast3r_ros.ros.node_config import NodeConfig
-from fast3r_ros.ros.outputs import Outputs
+from fast3r_ros.ros.parameters import ConfiguredNode
 from fast3r_ros.ros.pose_messages import NS
 from fast3r_ros.ros.process import begin, leave, leave_within, spin_until
 from fast3r_ros.ros.services import Services
@@ -56,7 +46,6 @@ from fast3r_ros.ros.worker import (
     MappingThread,
     free_gpu_memory,
     load_network,
-    prepare_network,
     resolve_device,
 )
 
@@ -69,7 +58,7 @@ EXECUTOR_THREADS = 4
 NetworkLoader = Callable[[NodeConfig], WindowNetwork]
 
 
-class MappingNode(LifecycleNode):
+class MappingNode(ConfiguredNode):
     """The lifecycle node.
 
     configure loads the model, activate subscribes and maps, deactivate pauses, cleanup frees.  load_network:
@@ -80,12 +69,7 @@ class MappingNode(LifecycleNode):
     def __init__(
         self, load_network: NetworkLoader = load_network, defaults: NodeConfig | None = None
     ) -> None:
-        super().__init__(NODE_NAME)
-        defaults = defaults or NodeConfig()
-        parameters.declare(self, defaults)
-        self.config = self._own_names(parameters.read(self, defaults))
-        for sentence in parameters.ignored(self, self.config):
-            self.get_logger().warning(sentence)
+        super().__init__(NODE_NAME, defaults or NodeConfig())
         self._load_network = load_network
         self._counters = Counters()
         self._own_frames = OwnFrames()
@@ -93,11 +77,8 @@ class MappingNode(LifecycleNode):
         self._guard = Guard(self._counters, self.get_logger())
         self._console = Console(self.get_logger())
         self._session: Session | None = None
-        self._counted = FrameCounts()  # counts when the map was last emptied or replaced
-        self._changing = threading.RLock()  # held while parameters change
         self._state = MappingStatus.UNCONFIGURED
         self._device = ""
-        self._last_accepted = True
         self._input_group = MutuallyExclusiveCallbackGroup()
         self._publish_tf = tf_publisher(self)
         self._status = self.create_publisher(MappingStatus, "~/status", 10)
@@ -114,13 +95,7 @@ class MappingNode(LifecycleNode):
         )
         self._answer_impossible_transitions()
         self._create_timers()
-        self.add_on_set_parameters_callback(self._check_parameters)
-        self.add_post_set_parameters_callback(self._apply_parameters)
-
-    def _own_names(self, config: NodeConfig) -> NodeConfig:
-        """Our frames below the node's namespace, if /tf is shared by all namespaces."""
-        common = self.resolve_topic_name("/tf") == "/tf"
-        return replace(config, frames=config.frames.below(self.get_namespace() if common else ""))
+        self.follow_parameters()
 
     def _create_timers(self) -> None:
         """Periodic work by the steady clock, which neither simulation nor a looping bag sets back."""
@@ -163,7 +138,7 @@ class MappingNode(LifecycleNode):
         try:
             self._set_up()
         except Exception as error:
-            self._tell(error)
+            self._report_error(error)
             self._tear_down()
             self._state = MappingStatus.ERROR
             return TransitionCallbackReturn.FAILURE
@@ -172,63 +147,29 @@ class MappingNode(LifecycleNode):
 
     def _set_up(self) -> None:
         self._counters.reset()
-        self._counted = FrameCounts()
         config = self.config
         start = time.monotonic()
         network = self._load_network(config)
-        mapper = Mapper(network, config.mapper)
         self._device = resolve_device(config.device)
         took = time.monotonic() - start
         self.get_logger().info(
             f"model {config.model} ({config.accelerate}) on {self._device}, loaded in {took:.1f} s"
         )
-        self._say_what_the_model_is_for()
-        if config.map_path:
-            path = path_at_start(config.map_directory, config.map_path)
-            mapper.load_map(path)
-            self.get_logger().info(f"map loaded: {len(mapper.map.keyframes)} keyframes from {path}")
-        mapper.set_localizing(config.localization)
-        lookup, own_frames = self._lookup, self._own_frames
-        with ExitStack() as begun:  # parts are ended again if a later one fails
-            mapping = MappingThread(
-                mapper,
-                self._counters,
-                self.get_logger(),
-                self._on_window,
-                self._on_idle,
-                self._on_smaller_window,
-                self._on_still,
-                self._on_initial_pose,
-            )
-            begun.callback(mapping.stop)
-            mapping.request(lambda _: prepare_network(network, config)).result()
-            inputs = Inputs(
-                self,
-                config,
-                self._counters,
-                lookup,
-                own_frames,
-                self._input_group,
-                mapping,
-                lambda: self._time_went_back(mapping),
-            )
-            begun.callback(inputs.stop)
-            tell = self.get_logger().info
-            broadcaster = Broadcaster(self._publish_tf, config, own_frames, lookup, inputs.facts, tell)
-            outputs = Outputs(
-                self,
-                config,
-                self._counters,
-                broadcaster,
-                inputs.facts,
-                inputs.arrivals,
-                LiveViewer(config.viewer, self.get_logger()),
-                self._publish_status,
-            )
-            self._session = Session(inputs, mapping, outputs, broadcaster)
-            begun.pop_all()
+        self._print_caveat()
+        self._session = Session(
+            self,
+            config,
+            network,
+            self._counters,
+            self._own_frames,
+            self._lookup,
+            self._input_group,
+            self._publish_tf,
+            self._publish_status,
+            self._on_smaller_window,
+        )
 
-    def _say_what_the_model_is_for(self) -> None:
+    def _print_caveat(self) -> None:
         """Print the model's caveat at start and end: a node cannot know where its images come from."""
         launch = f"ros2 launch fast3r_ros mapping.launch.py model:={REAL_MODEL}"
         text = caveat(self.config.model, False, launch)
@@ -240,7 +181,7 @@ class MappingNode(LifecycleNode):
         try:
             self._set_active(True)
         except Exception as error:
-            self._tell(error)
+            self._report_error(error)
             return TransitionCallbackReturn.ERROR
         self._state = MappingStatus.WAITING
         return TransitionCallbackReturn.SUCCESS
@@ -275,7 +216,7 @@ class MappingNode(LifecycleNode):
         self._state = MappingStatus.ERROR
         return TransitionCallbackReturn.SUCCESS
 
-    def _tell(self, error: Exception) -> None:
+    def _report_error(self, error: Exception) -> None:
         text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         self._counters.error(text)
         self.get_logger().error(text)
@@ -285,7 +226,7 @@ class MappingNode(LifecycleNode):
         session, self._session = self._session, None
         ended = True
         if session is not None:
-            self._say_what_the_model_is_for()
+            self._print_caveat()
             ended = session.stop(timeout)
         del session
         gc.collect()
@@ -308,36 +249,11 @@ class MappingNode(LifecycleNode):
         self._guard.close()
         return ended
 
-    # Mapping thread --------------------------------------------------------------------------------------
-
-    def _on_window(self, mapper: Mapper, result: WindowResult) -> None:
-        self._last_accepted = result.accepted
-        session = self._session
-        if session is not None:
-            session.outputs.window(mapper, result)
-
-    def _on_idle(self, mapper: Mapper) -> None:
-        session = self._session
-        if session is not None:
-            session.outputs.idle(mapper)
+    # Changes ---------------------------------------------------------------------------------------------
 
     def _on_smaller_window(self, size: int) -> None:
-        """Set the parameter to the fitting size, so that a later change of another one keeps it."""
+        """On the mapping thread: set the parameter, so that a later change of another keeps the size."""
         self.set_parameters([Parameter("window.size", Parameter.Type.INTEGER, size)])
-
-    def _on_still(self, frame: Frame) -> None:
-        """On the conversion thread."""
-        session = self._session
-        if session is not None and session.outputs.active:
-            session.broadcaster.still(frame.camera, frame.stamp_ns)
-
-    def _on_initial_pose(self, pose: InitialPose) -> None:
-        """On the mapping thread."""
-        session = self._session
-        if session is not None:
-            session.broadcaster.place(pose.map_from_base)
-
-    # Changes ---------------------------------------------------------------------------------------------
 
     def _set_paused(self, paused: bool) -> None:
         session = self._session
@@ -362,20 +278,11 @@ class MappingNode(LifecycleNode):
         return None if session is None else session.mapping
 
     def _new_map(self) -> None:
-        """On the mapping thread: the map was emptied or replaced; everything derived from it starts again."""
+        """On the mapping thread: the map was emptied or replaced."""
         self._counters.restart()
-        self._last_accepted = True
         session = self._session
         if session is not None:
-            self._counted, _ = session.frame_counts(self._counters)
-            session.restart()
-
-    def _time_went_back(self, mapping: MappingThread) -> None:
-        """On the conversion thread: a new window starts, the map stays."""
-        session = self._session
-        if session is not None:
-            session.broadcaster.time_went_back()
-        mapping.request(lambda mapper: mapper.restart_window())
+            session.new_map()
 
     def _clock_jumped(self, jump: object) -> None:
         self.get_logger().warning("the clock went back: a new window starts")
@@ -383,38 +290,13 @@ class MappingNode(LifecycleNode):
         if session is not None:
             session.inputs.clock_went_back()
 
-    def _check_parameters(self, changes: Sequence[Parameter]) -> SetParametersResult:
-        try:
-            parameters.with_changes(self.config, changes)
-        except UserError as error:
-            return parameters.rejected(error)
-        except Exception as error:
-            self._guard.failed("parameters", error)
-            return parameters.rejected(UserError(f"cannot be used: {error!r}"))
-        return SetParametersResult(successful=True)
-
-    def set_parameters_atomically(self, parameter_list: list[Parameter]) -> SetParametersResult:
-        """Like rclpy's, for the parameter services; the answer for unknown names contains advice."""
-        try:
-            return super().set_parameters_atomically(parameter_list)
-        except ParameterNotDeclaredException:
-            unknown = [each.name for each in parameter_list if not self.has_parameter(each.name)]
-            sentences = [parameters.not_declared(name, self.config) for name in unknown]
-            plain = f"the node has no parameter {', '.join(unknown)}; `ros2 param list` names all"
-            return parameters.rejected(UserError("; ".join(filter(None, sentences)) or plain))
-
-    def _apply_parameters(self, changes: Sequence[Parameter]) -> None:
-        self._guard.run("parameters", lambda: self._use_parameters(changes))
-
-    def _use_parameters(self, changes: Sequence[Parameter]) -> None:
-        # changes come from the executor and, for the window's size, from the mapping thread
-        with self._changing:
-            self.config = config = parameters.with_changes(self.config, changes)
-            self._status_timer.timer_period_ns = round(1e9 / config.output.status_rate)
-            self._tf_timer.timer_period_ns = round(1e9 / config.tf.rate)
-            session = self._session
-            if session is not None:
-                session.set_config(config)
+    def use_config(self, config: NodeConfig) -> None:
+        """Use changed parameters, from the next message and window on."""
+        self._status_timer.timer_period_ns = round(1e9 / config.output.status_rate)
+        self._tf_timer.timer_period_ns = round(1e9 / config.tf.rate)
+        session = self._session
+        if session is not None:
+            session.set_config(config)
 
     # Periodic --------------------------------------------------------------------------------------------
 
@@ -439,11 +321,6 @@ class MappingNode(LifecycleNode):
 
     def _report(self) -> Report:
         session = self._session
-        counted = self._counted  # read first: later counts are never smaller
-        frames, own_drops = FrameCounts(), set[str]()
-        if session is not None:
-            total, own_drops = session.frame_counts(self._counters)
-            frames = total.since(counted)
         _, _, problems, last_error = self._counters.snapshot()
         p99, longest = self._counters.callback_times()
         now_ns = self.get_clock().now().nanoseconds
@@ -451,8 +328,8 @@ class MappingNode(LifecycleNode):
             now_ns=now_ns,
             stamp_ns=now_ns,
             state=self._state,
-            received=frames.received,
-            drops={reason: n for reason, n in frames.dropped.items() if reason in own_drops},
+            received=0,
+            drops={},
             problems=problems,
             last_error=last_error,
             window_size=self.config.mapper.window.size,
@@ -462,22 +339,7 @@ class MappingNode(LifecycleNode):
             accelerate=self.config.accelerate,
             timeout=self.config.input.timeout,
         )
-        if session is None:
-            return report
-        dropped = {reason: n for reason, n in frames.dropped.items() if reason not in own_drops}
-        report = replace(report, state=self._current_state(session.inputs))
-        return session.report(report, frames.used, dropped)
-
-    def _current_state(self, inputs: Inputs) -> int:
-        if self._state != MappingStatus.WAITING:
-            return self._state
-        if inputs.paused:
-            return MappingStatus.PAUSED
-        if not inputs.facts:
-            return MappingStatus.WAITING
-        if not self._last_accepted:
-            return MappingStatus.LOST
-        return MappingStatus.LOCALIZING if self.config.localization else MappingStatus.MAPPING
+        return report if session is None else session.report(report, self.config.localization)
 
 
 def main(

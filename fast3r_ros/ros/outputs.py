@@ -149,16 +149,16 @@ class Outputs:
         if not self.active or not (mapper.map.keyframes or self._outdated):
             return
         subscribers = self._subscribers(*MAP_TOPICS)
-        somebody_new = subscribers > self._map_subscribers
+        new_subscriber = subscribers > self._map_subscribers
         self._map_subscribers = subscribers
-        markers = self._somebody("markers")
+        markers = self._subscribed("markers")
         sent = version == self._map_sent and (self._markers_sent or not markers)
         if sent or not (subscribers or self._viewer.active or self._outdated):
             return
         now = time.monotonic()
         first = self._map_sent < 0
         due = now - self._map_time >= 1.0 / self.config.output.map_rate
-        if not (first or at_once or somebody_new or due):
+        if not (first or at_once or new_subscriber or due):
             return
         markers = markers or self._outdated  # which removes the old ones
         self._map_sent, self._map_time, self._markers_sent = version, now, markers
@@ -243,7 +243,7 @@ class Outputs:
             if self.active:
                 self._guard.run("publishing", job)
 
-    def _somebody(self, *topics: str) -> bool:
+    def _subscribed(self, *topics: str) -> bool:
         return self._subscribers(*topics) > 0
 
     def _subscribers(self, *topics: str) -> int:
@@ -269,7 +269,7 @@ class Outputs:
         self.newest_ns = result.stamp_ns
         arrived = self._arrivals.get(result.stamp_ns)
         self.image_age = time.monotonic() - arrived if arrived else 0.0
-        if self._somebody("window"):
+        if self._subscribed("window"):
             map_frame = self.config.frames.map
             message = window_message(
                 result,
@@ -282,14 +282,14 @@ class Outputs:
         self._after_window()
 
     def _publish_odometry(self, view: ViewEstimate, views: Sequence[ViewEstimate], frame: str) -> None:
-        if self._somebody("odometry"):
+        if self._subscribed("odometry"):
             frames = self.config.frames
             camera_mode = self.config.tf_mode == "camera"
             camera = self._broadcaster.camera_frame(view.camera) if camera_mode else frame
             self._send("odometry", keyframe_odometry(view, views, frames.map, frames.base, camera))
 
     def _publish_cloud(self, view: ViewEstimate, frame: str) -> None:
-        if self._somebody("cloud"):
+        if self._subscribed("cloud"):
             self._send("cloud", view_to_message(view, frame))
 
     def _publish_images(self, view: ViewEstimate, frame: str, measured: bool) -> None:
@@ -301,13 +301,13 @@ class Outputs:
         def resampled(values: Any, outside: float) -> Any:
             return values if network else at_input_size(values, view.network_from_image, size, outside)
 
-        if self._somebody("confidence", "confidence_color"):
+        if self._subscribed("confidence", "confidence_color"):
             confidence = resampled(view.maps.confidence_image(), 0.0)
             self._send("confidence", float_to_image(confidence, stamp, frame))
-            if self._somebody("confidence_color"):
+            if self._subscribed("confidence_color"):
                 rgb = confidence_color(confidence, self.config.output.max_confidence)
                 self._send("confidence_color", rgb_to_image(rgb, stamp, frame))
-        if measured and self._somebody("depth/image_rect", "depth/camera_info"):
+        if measured and self._subscribed("depth/image_rect", "depth/camera_info"):
             depth = resampled(view.maps.depth_image(), np.nan)
             height, width = depth.shape
             intrinsics = view.intrinsics if network else input_intrinsics(view)

@@ -9,12 +9,18 @@ from __future__ import annotations
 
 import sys
 import textwrap
+import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import Field
+from dataclasses import Field, replace
 from typing import Any
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
-from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValueException
+from rclpy.exceptions import (
+    InvalidParameterTypeException,
+    InvalidParameterValueException,
+    ParameterNotDeclaredException,
+)
+from rclpy.lifecycle import LifecycleNode
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
@@ -128,6 +134,68 @@ def config_from_values(values: Mapping[str, Any]) -> NodeConfig:
 def rejected(error: UserError) -> SetParametersResult:
     """The answer to a rejected change."""
     return SetParametersResult(successful=False, reason=str(error))
+
+
+class ConfiguredNode(LifecycleNode):
+    """A lifecycle node whose parameters are a NodeConfig; `config` is the present one.
+
+    defaults: of the parameters and constants.  Raises UserError for unusable parameters.
+    """
+
+    config: NodeConfig
+
+    def __init__(self, name: str, defaults: NodeConfig) -> None:
+        super().__init__(name)
+        declare(self, defaults)
+        config = read(self, defaults)
+        # our frames below the node's namespace, if /tf is shared by all namespaces
+        shared = self.resolve_topic_name("/tf") == "/tf"
+        self.config = replace(config, frames=config.frames.below(self.get_namespace() if shared else ""))
+        for sentence in ignored(self, self.config):
+            self.get_logger().warning(sentence)
+        self._changing = threading.RLock()  # held while parameters change
+
+    def follow_parameters(self) -> None:
+        """Check and use changes of parameters from now on."""
+        self.add_on_set_parameters_callback(self._check)
+        self.add_post_set_parameters_callback(self._apply)
+
+    def use_config(self, config: NodeConfig) -> None:
+        """Use changed parameters."""
+        raise NotImplementedError
+
+    def callback_failed(self, error: Exception) -> None:
+        """Handle an unexpected exception of a callback."""
+        raise NotImplementedError
+
+    def _check(self, changes: Sequence[Parameter]) -> SetParametersResult:
+        try:
+            with_changes(self.config, changes)
+        except UserError as error:
+            return rejected(error)
+        except Exception as error:
+            self.callback_failed(error)
+            return rejected(UserError(f"cannot be used: {error!r}"))
+        return SetParametersResult(successful=True)
+
+    def _apply(self, changes: Sequence[Parameter]) -> None:
+        try:
+            # changes come from the executor and, for the window's size, from the mapping thread
+            with self._changing:
+                self.config = with_changes(self.config, changes)
+                self.use_config(self.config)
+        except Exception as error:
+            self.callback_failed(error)
+
+    def set_parameters_atomically(self, parameter_list: list[Parameter]) -> SetParametersResult:
+        """Like rclpy's, for the parameter services; the answer for unknown names contains advice."""
+        try:
+            return super().set_parameters_atomically(parameter_list)
+        except ParameterNotDeclaredException:
+            unknown = [each.name for each in parameter_list if not self.has_parameter(each.name)]
+            sentences = [not_declared(name, self.config) for name in unknown]
+            plain = f"the node has no parameter {', '.join(unknown)}; `ros2 param list` names all"
+            return rejected(UserError("; ".join(filter(None, sentences)) or plain))
 
 
 def yaml_text() -> str:

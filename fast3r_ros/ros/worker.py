@@ -184,7 +184,7 @@ class MappingThread:
     def set_initial_pose(self, pose: InitialPose) -> None:
         """Set the robot's pose in the mapper, between two windows."""
 
-        def tell(mapper: Mapper) -> None:
+        def place(mapper: Mapper) -> None:
             x, y = pose.map_from_base[:2, 3]
             try:
                 mapper.set_initial_pose(pose)
@@ -199,7 +199,7 @@ class MappingThread:
                 if mapper.map.keyframes:
                     self._on_initial_pose(pose)
 
-        self.request(tell)
+        self.request(place)
 
     def set_running(self, running: bool) -> None:
         """Whether windows are processed; requests are always answered."""

@@ -42,7 +42,7 @@ from tf2_msgs.msg import TFMessage
 from fast3r_ros.mapping.config import MapperConfig
 from fast3r_ros.mapping.data import descriptor_limits
 from fast3r_ros.mapping.occupancy import OCCUPIED
-from fast3r_ros.ros import mapping_node
+from fast3r_ros.ros import session as node_session
 from fast3r_ros.ros.image_messages import confidence_color
 from fast3r_ros.ros.mapping_node import MappingNode
 from fast3r_ros.ros.messages import message_to_cloud
@@ -269,7 +269,7 @@ def test_the_network_is_warmed_up_on_the_thread_that_runs_its_windows(
     def prepare(network: object, config: NodeConfig) -> None:
         warmed.append((network, threading.current_thread().ident))
 
-    monkeypatch.setattr(mapping_node, "prepare_network", prepare)
+    monkeypatch.setattr(node_session, "prepare_network", prepare)
     rclpy.init(domain_id=domain(22))
     network = OracleNetwork(demo_sequence())
     node = MappingNode(lambda config: network)
