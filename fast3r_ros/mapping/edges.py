@@ -11,7 +11,7 @@ import numpy as np
 from fast3r_ros.geometry.rotation import matrix_from_vector, vector_from_matrix
 from fast3r_ros.geometry.sim3 import Sim3
 from fast3r_ros.mapping.pose_graph import Edge
-from fast3r_ros.mapping.registration import ViewErrors, baselines
+from fast3r_ros.mapping.view_errors import ViewErrors, baselines
 
 _BYTES = 1000  # of an edge with its table entries
 _REATTACHED = 3  # minimum number of a removed keyframe's links that its neighbour takes over

@@ -15,7 +15,7 @@ from fast3r_ros.mapping.data import Float64, Keyframe
 from fast3r_ros.mapping.gravity import Mounted, extrinsics, known_extrinsics, rotation_to_vertical
 from fast3r_ros.mapping.inbox import OdometryBuffer
 from fast3r_ros.mapping.pose_graph import Edge
-from fast3r_ros.mapping.registration import ViewErrors
+from fast3r_ros.mapping.view_errors import ViewErrors
 from fast3r_ros.mapping.window import WindowView
 
 _NEAREST = 16  # number of keyframes used if none is within the radius

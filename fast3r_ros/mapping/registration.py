@@ -28,6 +28,7 @@ from fast3r_ros.geometry.sim3 import Sim3
 from fast3r_ros.mapping.calibration import WindowCameras
 from fast3r_ros.mapping.config import RegistrationConfig
 from fast3r_ros.mapping.data import Float32, Float64, Reconstruction
+from fast3r_ros.mapping.view_errors import ViewErrors, baselines, squares
 
 # A network's errors are correlated over patches of about this share of a view's pixels; the covariance grows
 # by it.
@@ -35,67 +36,7 @@ _CORRELATED_SHARE = 1 / 64
 _NO_OVERLAP = "none of the window's views known to the map could be placed"
 _MOST_CONFIDENT = 50.0  # larger confidences are clipped, so that no single view dominates
 _TUKEY_CUT = 4.685
-# Prior: squared baselines, and the squared errors of (rotation in radians, translation / depth, log scale) of
-# one view in one window at these baselines.
-_GUESSED_AT, _GUESSES = (0.0, 0.0, 1.0, 1.0), ((25e-6,) * 3, (25e-6,) * 3, (1e-4,) * 3, (1e-4,) * 3)
-_GUESS_WEIGHT = 4.0
-_MEMORY = 400.0  # number of measurements after which old ones fade
-_FAR_OFF = 9.0  # outlier threshold, in multiples of the usual square
-_LEAST_SHARE = 0.04  # minimum share of the usual variance, also for view 0
-_FLOOR = 1e-8  # minimum variance; smaller ones come from the fit itself
-
-
-@dataclass(frozen=True)
-class ViewErrors:
-    """The network's errors in one view of one window, measured against the map.
-
-    Squared errors of rotation (rad, per axis), translation / depth (per axis) and log scale are modelled as
-    linear in the square x of the view's baseline to view 0, see `baseline`.  sums: (5, 3) over the
-    measurements: their number, x, x^2, y and x y, where y is the squared error.
-    """
-
-    sums: Float64 = field(default_factory=lambda: _moments(np.array(_GUESSED_AT), np.array(_GUESSES)))
-
-    def variance(self, baseline: float | None = None) -> Float64:
-        """(3,) variances of rotation, translation / depth, log scale at a baseline (None: the usual one)."""
-        count, x, xx, y, xy = self.sums
-        slope = np.clip(
-            (count * xy - x * y) / np.maximum(count * xx - x * x, 1e-9), 0.0, y / np.maximum(x, 1e-9)
-        )
-        square = x / count if baseline is None else baseline**2
-        return np.maximum(
-            (y - slope * x) / count + slope * square, np.maximum(_LEAST_SHARE * y / count, _FLOOR)
-        )
-
-    def sigma(self, baseline: float | None = None) -> Float64:
-        """(3,) standard deviations, see `variance`."""
-        return np.sqrt(self.variance(baseline))
-
-    def after(self, errors: Float64, baselines: Float64) -> ViewErrors:
-        """A copy with more measurements: errors (N, 7), see `Registration.errors`, at baselines (N,).
-
-        Outliers are clipped to the usual errors.
-        """
-        if not len(errors):
-            return self
-        squares = _squares(errors)
-        squares = np.minimum(squares, _FAR_OFF * np.maximum(np.median(squares, axis=0), self.variance()))
-        fading = min(1.0, _MEMORY / self.sums[0, 0])
-        return ViewErrors(fading * self.sums + _moments(np.square(baselines), squares))
-
-
-def _moments(x: Float64, y: Float64) -> Float64:
-    """The sums of `ViewErrors` for (N,) and (N, 3)."""
-    rows = [np.ones(3) * len(x), np.ones(3) * x.sum(), np.ones(3) * (x * x).sum(), y.sum(axis=0), x @ y]
-    return np.stack(rows)
-
-
-def baselines(rotation: Float64, position: Float64, depth: Float64) -> Float64:
-    """(N,) how far views with these rotations (N, 3, 3) and positions (N, 3) in the window are from view 0:
-    in depths (N,) of what they see plus radians, at most 1.
-    """
-    distance = np.linalg.norm(position, axis=1) / depth
-    return np.minimum(distance + np.linalg.norm(vector_from_matrix(rotation), axis=1), 1.0)
+_PRIOR_WEIGHT = 4.0  # of the usual errors, in views
 
 
 @dataclass(frozen=True)
@@ -122,7 +63,7 @@ class Registration:
     residual: robust standard deviation per axis in map units.  covariance: (7, 7), see `SimilarityFit`,
     including the scatter of the views.  views: numbers of the fitted views.  errors: (N, 7) their deviations
     from the fit, in their cameras: (translation / depth, rotation vector, log scale).  weights: (N,), 0 for
-    views that contradict the others.  baselines: (N,), see `baseline`.
+    views that contradict the others.  baselines: (N,), see `baselines`.
     """
 
     map_from_window: Sim3
@@ -367,16 +308,10 @@ def _consensus(poses: _Poses, log_ratios: Float64, usual: ViewErrors) -> tuple[f
     weights = _agreement(np.abs(log_ratios - np.median(log_ratios))[:, None], usual.sigma()[2:])
     scale, sigma = float(np.exp(_mean(log_ratios, weights))), usual.sigma()
     # (hypotheses, views, 3)
-    away = np.sqrt(_squares(poses.errors(*poses.placed(scale), scale, log_ratios)))
+    away = np.sqrt(squares(poses.errors(*poses.placed(scale), scale, log_ratios)))
     cost = np.minimum(np.square(away / (_TUKEY_CUT * np.sqrt(2.0) * sigma)).sum(2), 1.0).sum(1)
     weights = weights * _agreement(away[int(cost.argmin())], np.sqrt(2.0) * sigma)
     return _mean(log_ratios, weights), weights
-
-
-def _squares(errors: Float64) -> Float64:
-    """(..., 3) squares of (..., 7) errors: of rotation and translation / depth per axis, and of log scale."""
-    turn, shift = np.square(errors[..., 3:6]).mean(axis=-1), np.square(errors[..., :3]).mean(axis=-1)
-    return np.stack([turn, shift, np.square(errors[..., 6])], -1)
 
 
 def _agreement(away: Float64, usual: Sequence[float] | Float64) -> Float64:
@@ -397,9 +332,9 @@ def _scatter(
     parts: Sequence[Overlap], place: Sim3, errors: Float64, weights: Float64, usual: ViewErrors
 ) -> Float64:
     """(7, 7) covariance of the mean of these views, from their spread; `usual` counts as further views."""
-    squares = (weights[:, None] * _squares(errors)).sum(axis=0) + _GUESS_WEIGHT * usual.variance()
+    spread = (weights[:, None] * squares(errors)).sum(axis=0) + _PRIOR_WEIGHT * usual.variance()
     count = weights.sum() ** 2 / np.square(weights).sum()
-    rotation, translation, scale = squares / (weights.sum() + _GUESS_WEIGHT) / count
+    rotation, translation, scale = spread / (weights.sum() + _PRIOR_WEIGHT) / count
     depth = float(np.mean([np.median(part.depth) if len(part.depth) else 1.0 for part in parts]))
     centre = np.mean([part.map_from_camera[:3, 3] for part in parts], axis=0)
     x, y, z = lever = place.translation - centre

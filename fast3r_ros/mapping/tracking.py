@@ -26,7 +26,8 @@ from fast3r_ros.mapping.placement import (
     overlaps_with_map,
 )
 from fast3r_ros.mapping.points import typical_confidence
-from fast3r_ros.mapping.registration import Registration, ViewErrors, place_views, register
+from fast3r_ros.mapping.registration import Registration, place_views, register
+from fast3r_ros.mapping.view_errors import ViewErrors
 from fast3r_ros.mapping.window import WindowView, reference_order
 
 

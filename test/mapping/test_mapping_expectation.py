@@ -13,7 +13,7 @@ from fast3r_ros.geometry.rotation import matrix_from_vector
 from fast3r_ros.geometry.sim3 import Sim3
 from fast3r_ros.mapping.expectation import InitialPose, odometry_edges, similarity_of_poses, to_the_plane
 from fast3r_ros.mapping.inbox import OdometryBuffer
-from fast3r_ros.mapping.registration import ViewErrors
+from fast3r_ros.mapping.view_errors import ViewErrors
 from fast3r_ros.synthetic.oracle_network import REALISTIC
 
 MOUNT = rigid_matrix(BODY_FROM_OPTICAL[:3, :3], [0.2, 0.0, 1.0])
