@@ -51,12 +51,12 @@ def all_counted(mapper: Mapper) -> bool:
 @pytest.mark.parametrize("name", DISTURBED)
 def test_nonsense_is_rejected_with_its_reason_and_the_map_stays(name: str) -> None:
     run, network, frames = disturbing_run()
-    run.feed(frames[:40], finish=False)
+    run.feed(frames[:30], finish=False)
     mapper, known = run.mapper, len(run.results)
     version, points, keyframes = mapper.map.version, mapper.map.cloud().points, len(mapper.map.keyframes)
     assert keyframes > 0
     network.name = name
-    run.feed(frames[40:80], finish=False)
+    run.feed(frames[30:60], finish=False)
     assert len(run.results) > known
     for result in run.results[known:]:
         assert not result.accepted
@@ -65,7 +65,7 @@ def test_nonsense_is_rejected_with_its_reason_and_the_map_stays(name: str) -> No
     assert (mapper.map.version, len(mapper.map.keyframes)) == (version, keyframes)
     assert np.array_equal(mapper.map.cloud().points, points)
     network.name = ""
-    run.feed(frames[80:140])
+    run.feed(frames[60:100])
     assert run.results[-1].accepted
     assert np.isfinite(mapper.map.cloud().points).all()
     assert all(np.isfinite(pose.map_from_camera).all() for pose in mapper.trajectory())
@@ -76,12 +76,12 @@ def test_nonsense_is_rejected_with_its_reason_and_the_map_stays(name: str) -> No
 def test_nonsense_does_not_start_a_map(name: str) -> None:
     run, network, frames = disturbing_run()
     network.name = name
-    run.feed(frames[:40], finish=False)
+    run.feed(frames[:25], finish=False)
     assert run.results
     assert not any(result.accepted for result in run.results)
     assert len(run.mapper.map.keyframes) == 0
     network.name = ""
-    run.feed(frames[40:90])
+    run.feed(frames[25:60])
     assert run.results[-1].accepted
     assert all_counted(run.mapper)
 
@@ -114,7 +114,7 @@ def test_every_frame_has_a_fate_when_a_stage_raises(
     stage: str, error: type[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, _, frames = disturbing_run()
-    run.feed(frames[:40], finish=False)
+    run.feed(frames[:25], finish=False)
     mapper, before = run.mapper, run.mapper.frame_counts()
     with monkeypatch.context() as broken:
 
@@ -122,7 +122,7 @@ def test_every_frame_has_a_fate_when_a_stage_raises(
             raise error(f"{stage} failed")
 
         broken.setattr(*STAGES[stage], fail)
-        for frame in frames[40:60]:
+        for frame in frames[25:45]:
             mapper.add_frame(frame)
         waiting = mapper._intake.waiting
         with pytest.raises(error):
@@ -131,7 +131,7 @@ def test_every_frame_has_a_fate_when_a_stage_raises(
     settled = counts.dropped.get("window_failed", 0) + counts.used - before.used
     assert settled + len(mapper._new.pending) >= waiting > 0
     assert counts.waiting == len(mapper._new.pending)
-    run.feed(frames[60:100])
+    run.feed(frames[45:75])
     assert run.results[-1].accepted
     assert all_counted(mapper)
 

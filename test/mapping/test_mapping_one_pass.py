@@ -306,7 +306,7 @@ def test_frames_that_cannot_be_used_are_left_out(network: Fast3R) -> None:
 def large_frames(count: int) -> Iterator[Frame]:
     rng = np.random.default_rng(0)
     for i in range(count):
-        yield Frame(i, "a", rng.integers(0, 256, (768, 1024, 3), np.uint8))
+        yield Frame(i, "a", rng.integers(0, 256, (384, 512, 3), np.uint8))
 
 
 def test_memory_grows_neither_with_pictures_nor_with_pointmaps(network: Fast3R) -> None:
@@ -318,7 +318,7 @@ def test_memory_grows_neither_with_pictures_nor_with_pointmaps(network: Fast3R) 
     )
     peaks = []
     for views in (few, few, many):  # the first fills pools that stay
-        one_pass = OnePass(Fast3RNetwork(network, image_size=256), everything, chunk=4)
+        one_pass = OnePass(Fast3RNetwork(network, image_size=128), everything, chunk=4)
         with PeakMemory(torch.device("cpu")) as peak:
             for frame in large_frames(views):
                 one_pass.add_frame(frame)
@@ -330,5 +330,5 @@ def test_memory_grows_neither_with_pictures_nor_with_pointmaps(network: Fast3R) 
     per_view = (peaks[2] - peaks[1]) / (many - few)
     # tokens, what the fusion makes of them and the small picture are a third to a half of the pointmaps, that
     # would come on top; so would the picture as it came
-    pointmaps, picture = 2 * 4 * 4 * 192 * 256, 3 * 768 * 1024
+    pointmaps, picture = 2 * 4 * 4 * 96 * 128, 3 * 384 * 512
     assert per_view < pointmaps < picture

@@ -106,9 +106,9 @@ def test_float16_weights_keep_norms_and_sums_in_float32(low: Fast3R) -> None:
 
 @torch.inference_mode()
 def test_auto_on_a_gpu_is_nearly_float32() -> None:
-    """The arithmetic of a GPU's `auto`, emulated; bfloat16 is 2 % off."""
+    """The arithmetic of a GPU's `auto`, emulated; bfloat16 is 1 % off.  A CPU needs small views for it."""
     case = json.loads((GOLDEN / "forward" / "landscape" / "case.json").read_text())
-    images = golden.recipes.views(case["name"], case["batch"], case["view_shapes_hw"])
+    images = golden.recipes.views(case["name"], case["batch"], 3 * [[16, 32]])
     indices = torch.tensor(case["image_indices"])
     exact = golden.golden_network(case)(images, indices)
     found = golden.golden_network(case, dtype=torch.float16)(images, indices)
