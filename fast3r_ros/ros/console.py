@@ -8,7 +8,8 @@ from typing import Any
 from fast3r_ros.msg import MappingStatus
 from fast3r_ros.ros.status import CameraReport, Report, camera_finding, clock
 
-_NUMBER = re.compile(r"\d+(\.\d+)?")
+# a measured value; digits in the name of a topic, a node or a frame are part of the name
+_VALUE = re.compile(r"(?<![\w/.])\d+(\.\d+)?(?![\w/]|\.\d)")
 _MAPPING = (MappingStatus.MAPPING, MappingStatus.LOCALIZING)
 
 
@@ -73,9 +74,9 @@ class Console:
             self._logger.info(f"a loop was closed, {new.loops_closed} in all")
 
     def _say(self, about: str, text: str, good: str = "", warn: bool = True) -> None:
-        """Report a text that is new apart from its numbers; `good` when it has ended."""
+        """Report a text that is new apart from its measured values; `good` when it has ended."""
         said = self._said.get(about, "")
-        if _NUMBER.sub("", text) == _NUMBER.sub("", said):
+        if _VALUE.sub("", text) == _VALUE.sub("", said):
             return
         if text:
             self._said[about] = text

@@ -54,6 +54,12 @@ def test_each_change_is_reported_once() -> None:
     (line,) = lines.news()
     assert "/image has no publisher" in line
     assert "/cam/image_raw/compressed" in line
+    for other in ("/cam1/image", "/cam2/image", "/cam/2", "/cam/3"):  # a camera that comes up under another name
+        others = [camera(publishers=[], silence=None, others=[other])]
+        for now in (5.0, 5.5):
+            console.update(replace(report, cameras=others), now)
+        (line,) = lines.news()
+        assert f"images are published on {other}" in line
     running_ = replace(report, state=MappingStatus.MAPPING, cameras=[camera(image="4x3, rgb8, frame lens")])
     for now in (6.0, 7.0):
         console.update(running_, now)
@@ -95,9 +101,10 @@ def test_a_compressed_only_camera_is_found_and_missing_stamps_are_reported() -> 
     listener.listen(MappingStatus, f"{NODE}/status")
     try:
         with running(node):
-            listener.node.create_publisher(Image, "/else/image", 10)
             wait_until(lambda: "/cam/image_raw has no publisher" in node.output(), 60, "the missing topic")
-            assert "/else/image" in node.output()
+            for other in ("/else1/image", "/else2/image"):  # they are found later, one after the other
+                listener.node.create_publisher(Image, other, 10)
+                wait_until(lambda other=other: other in node.output(), 60, f"a line that names {other}")
             topic = "/cam/image_raw/compressed"
             publisher = listener.node.create_publisher(CompressedImage, topic, 10)
             wait_until(lambda: publisher.get_subscription_count() > 0, 30, "a subscription")
