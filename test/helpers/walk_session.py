@@ -78,10 +78,7 @@ class Session:
 
     def status(self) -> MappingStatus:
         """A status that was made after this call."""
-        heard = self.listener.heard[f"{NODE}/status"]
-        count = len(heard)
-        wait_until(lambda: len(heard) > count + 1, 10, "status")
-        return heard[-1]
+        return self.listener.later(f"{NODE}/status")
 
     def drops(self) -> dict[str, int]:
         """Drops and problems by reason."""

@@ -54,7 +54,12 @@ def test_each_change_is_reported_once() -> None:
     (line,) = lines.news()
     assert "/image has no publisher" in line
     assert "/cam/image_raw/compressed" in line
-    for other in ("/cam1/image", "/cam2/image", "/cam/2", "/cam/3"):  # a camera that comes up under another name
+    for other in (
+        "/cam1/image",
+        "/cam2/image",
+        "/cam/2",
+        "/cam/3",
+    ):  # a camera that comes up under another name
         others = [camera(publishers=[], silence=None, others=[other])]
         for now in (5.0, 5.5):
             console.update(replace(report, cameras=others), now)
