@@ -1,6 +1,4 @@
-"""How a command runs: Ctrl-C ends it at any moment with status 130, and torchrun may start it as several
-processes.
-"""
+"""The process of a command: Ctrl-C ends it with status 130, and torchrun may start it several times."""
 
 from __future__ import annotations
 

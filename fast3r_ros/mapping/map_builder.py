@@ -74,8 +74,7 @@ class MapBuilder:
     def start(
         self, first: WindowView, new: Sequence[WindowView], map_from_first_base: Float64 | None
     ) -> SubmapStart:
-        """Where a submap starts: where the track was lost, where odometry has brought the new views since, or
-        the map's origin.
+        """The start of a submap: the last pose of the track, moved by odometry if known, or the map's origin.
 
         first: the first new view.  map_from_first_base: see `Mapper.set_first_pose`.
         """

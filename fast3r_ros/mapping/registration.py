@@ -269,7 +269,7 @@ class _Poses:
 
     @staticmethod
     def of(parts: Sequence[Overlap], poses: CameraPoses) -> _Poses:
-        """Those of the overlaps."""
+        """The cameras of the overlaps' views."""
         window = poses.window_from_camera[[part.view for part in parts]]
         known = np.stack([part.map_from_camera for part in parts])
         depth = [max(float(np.median(part.depth)), 1e-9) if len(part.depth) else 1.0 for part in parts]

@@ -47,7 +47,7 @@ GPU_MEMORY_BUDGET = 2**30
 
 
 class Steps:
-    """How the network's steps are computed: plainly here; a speed-up derives from this class."""
+    """Computes the network's steps, plainly; a speed-up derives from this class."""
 
     @property
     def plain_fusion(self) -> bool:
@@ -159,7 +159,7 @@ class Fast3R(nn.Module):
         return self._safer[0]
 
     def extra_repr(self) -> str:
-        """How the steps are computed, for printing."""
+        """Name of the speed-up, for printing."""
         return f"steps={self.steps}"
 
     def save_pretrained(self, directory: str | Path) -> None:
