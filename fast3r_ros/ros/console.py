@@ -18,7 +18,7 @@ class Console:
 
     def __init__(self, logger: Any) -> None:
         self._logger = logger
-        self._said: dict[str, str] = {}  # subject of a line -> the line
+        self._logged: dict[str, str] = {}  # subject of a line -> the line
         self._since: dict[str, float] = {}  # camera topic -> time from which its silence counts
         self._before: Report | None = None
 
@@ -27,14 +27,14 @@ class Console:
         for camera in report.cameras:
             self._camera(camera, report.timeout, now)
         self._since = {each.topic: self._since.get(each.topic, now) for each in report.cameras}
-        self._say("transforms", report.waiting_for, "transforms are broadcast")
+        self._log("transforms", report.waiting_for, "transforms are broadcast")
         if report.clock_difference:
-            self._say("clock", f"transforms follow the images' clock, {clock(report)}", warn=False)
+            self._log("clock", f"transforms follow the images' clock, {clock(report)}", warn=False)
         for child, parent in report.parents.items():
-            self._say(f"parent of {child}", f"{child} already has the parent {parent}: ours is not broadcast")
-        for child in [key.removeprefix("parent of ") for key in self._said if key.startswith("parent of ")]:
+            self._log(f"parent of {child}", f"{child} already has the parent {parent}: ours is not broadcast")
+        for child in [key.removeprefix("parent of ") for key in self._logged if key.startswith("parent of ")]:
             if child not in report.parents:
-                self._say(f"parent of {child}", "", f"no other node broadcasts {child} any more")
+                self._log(f"parent of {child}", "", f"no other node broadcasts {child} any more")
         if self._before is not None:
             self._state(self._before, report)
         self._before = report
@@ -43,16 +43,16 @@ class Console:
         """Report a camera's subscription, its first image, and missing images."""
         topic = camera.topic
         qos = "reliable" if camera.reliable else "best effort"
-        self._say(f"subscription {camera.name}", f"subscribed to {topic}, {qos}{camera.note}", warn=False)
+        self._log(f"subscription {camera.name}", f"subscribed to {topic}, {qos}{camera.note}", warn=False)
         if camera.image:
             calibration = "calibrated" if camera.calibrated else "not calibrated: intrinsics are estimated"
-            self._say(f"image {topic}", f"images on {topic}: {camera.image}, {calibration}", warn=False)
+            self._log(f"image {topic}", f"images on {topic}: {camera.image}, {calibration}", warn=False)
         found = camera_finding(camera, timeout)
         waited = now - self._since.get(topic, now)
         if found is None:
-            self._say(f"input {topic}", "", f"receiving images on {topic}")
+            self._log(f"input {topic}", "", f"receiving images on {topic}")
         elif camera.silence is not None or waited > timeout:
-            self._say(f"input {topic}", found[1])
+            self._log(f"input {topic}", found[1])
 
     def _state(self, before: Report, report: Report) -> None:
         """Report the mapper's changes since the last report."""
@@ -73,17 +73,17 @@ class Console:
         if new.loops_closed > old.loops_closed:
             self._logger.info(f"a loop was closed, {new.loops_closed} in all")
 
-    def _say(self, about: str, text: str, good: str = "", warn: bool = True) -> None:
+    def _log(self, about: str, text: str, good: str = "", warn: bool = True) -> None:
         """Report a text that is new apart from its measured values; `good` when it has ended."""
-        said = self._said.get(about, "")
-        if _VALUE.sub("", text) == _VALUE.sub("", said):
+        logged = self._logged.get(about, "")
+        if _VALUE.sub("", text) == _VALUE.sub("", logged):
             return
         if text:
-            self._said[about] = text
+            self._logged[about] = text
             if warn:  # rclpy allows one severity per line of code
                 self._logger.warning(text)
             else:
                 self._logger.info(text)
         else:
             self._logger.info(good)
-            del self._said[about]
+            del self._logged[about]
