@@ -7,8 +7,11 @@ every program started from here.
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
 import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,3 +48,69 @@ def model_directory(network: Fast3R, tmp_path_factory: pytest.TempPathFactory) -
     directory = tmp_path_factory.mktemp("model")
     network.save_pretrained(directory)
     return str(directory)
+
+
+# Imports once; every kill is of a child of its own, after a number of calls of Python and C functions.
+KILLER = """
+import os, signal, sys, traceback
+exec(sys.argv[1])
+def in_a_child(do, most):
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child:
+        os.close(writer)
+        found = os.read(reader, 99)
+        os.close(reader)
+        return int(found or 0), os.waitpid(child, 0)[1]
+    seen = 0
+    def count(*_):
+        nonlocal seen
+        seen += 1
+        if seen == most:
+            os.kill(os.getpid(), signal.SIGKILL)
+    try:
+        sys.setprofile(count)
+        do()
+        sys.setprofile(None)
+        os.write(writer, str(seen).encode())
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+total, status = in_a_child(rehearse, 0)
+print(status, flush=True)
+for share in map(float, sys.stdin):
+    print(in_a_child(work, max(1, int(share * total)))[1], flush=True)
+"""
+Kills = Callable[..., Iterator[bool]]
+
+
+@pytest.fixture
+def kills() -> Kills:
+    """Kills a program with SIGKILL while it works, at moments that do not depend on time.
+
+    kills(program, shares, *arguments): the program defines rehearse() and work(), and finds its arguments in
+    sys.argv[2:].  For every share, work() is run in a process of its own, which is killed after that share of
+    the calls that rehearse() makes; then yields whether the kill came before the end.
+    """
+
+    def run(program: str, shares: Sequence[float], *arguments: object) -> Iterator[bool]:
+        path = os.pathsep.join([os.getcwd(), *sys.path])
+        with subprocess.Popen(
+            [sys.executable, "-c", KILLER, program, *map(str, arguments)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+            text=True,
+            bufsize=1,
+        ) as driver:
+            assert driver.stdin is not None
+            assert driver.stdout is not None
+            assert driver.stdout.readline() == "0\n", "the rehearsal failed"
+            for share in shares:
+                driver.stdin.write(f"{share}\n")
+                status = int(driver.stdout.readline())
+                assert status in (0, signal.SIGKILL), f"the work failed: {status}"
+                yield status == signal.SIGKILL
+
+    return run

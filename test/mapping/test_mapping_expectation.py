@@ -19,7 +19,7 @@ from fast3r_ros.synthetic.oracle_network import REALISTIC
 MOUNT = rigid_matrix(BODY_FROM_OPTICAL[:3, :3], [0.2, 0.0, 1.0])
 
 
-def mapped(count=200, **parameters):
+def mapped(count=100, **parameters):
     """A metric map of the first frames, and `map_from_base` of any frame by its number."""
     sequence, frames = the_loop()
     run = start(sequence, scale__source="depth", **parameters)
@@ -41,23 +41,23 @@ def off(pose, x, y, degrees):
 
 def test_a_given_pose_corrects_where_the_robot_is(tmp_path):
     """The map is loaded, and nothing is recognised without help."""
-    run, frames, map_from_base = mapped()
+    run, frames, map_from_base = mapped(130)
     run.mapper.save_map(tmp_path / "map")
     run = start(run.sequences, scale__source="depth", loop__enabled=False)
     run.mapper.set_extrinsics(run.sequences[0].camera, MOUNT)
     run.mapper.load_map(tmp_path / "map")
-    run.mapper.set_initial_pose(InitialPose(off(map_from_base(80), 0.5, -0.4, 20), 1.5, 1.0))
-    run.feed(frames[80:120])
+    run.mapper.set_initial_pose(InitialPose(off(map_from_base(60), 0.5, -0.4, 20), 1.5, 1.0))
+    run.feed(frames[60:90])
     found = list(run.mapper.map.keyframes.values())[-1]
     index = round((found.stamp_ns - frames[0].stamp_ns) / 1e8)
-    assert 80 <= index < 120
+    assert 60 <= index < 90
     assert run.mapper.status().submaps == 1
     place = (found.map_from_camera @ inverse(MOUNT))[:3, 3]
     assert np.linalg.norm(place - map_from_base(index)[:3, 3]) < 0.1
 
 
 def test_where_nothing_fits_a_submap_begins_at_the_given_pose():
-    run, frames, map_from_base = mapped(100, loop__enabled=False)
+    run, frames, map_from_base = mapped(loop__enabled=False)
     given = off(map_from_base(400), 0.0, 0.0, 0)
     run.mapper.set_initial_pose(InitialPose(given, 1.0, 1.0))
     run.feed(frames[400:430])
@@ -69,7 +69,7 @@ def test_where_nothing_fits_a_submap_begins_at_the_given_pose():
 
 
 def test_a_given_pose_is_used_once_and_needs_metres():
-    run, frames, map_from_base = mapped(100)
+    run, frames, map_from_base = mapped()
     run.mapper.set_initial_pose(InitialPose(map_from_base(90), 1.0, 1.0))
     run.feed(frames[100:160])
     assert run.mapper.status().submaps == 1
@@ -80,7 +80,7 @@ def test_a_given_pose_is_used_once_and_needs_metres():
 
 
 def test_keyframes_near_a_pose_have_a_similar_direction():
-    run, _, map_from_base = mapped(100)
+    run, _, map_from_base = mapped()
     keyframes = list(run.mapper.map.keyframes.values())
     pose = map_from_base(50)
     near = InitialPose(pose, 1.0, np.deg2rad(60)).near(keyframes, MOUNT)
@@ -161,6 +161,9 @@ def test_bases_are_brought_to_the_ground_plane(metres):
         assert bases[:, 2, 3] == pytest.approx(0.0, abs=1e-6)
 
 
+STEPS = 160  # frames
+
+
 def step_errors(odometry, disturbance, seed=0):
     """Metres between the estimated and the true step of each keyframe from the previous one, second half.
 
@@ -169,10 +172,10 @@ def step_errors(odometry, disturbance, seed=0):
     sequence, frames = the_loop()
     run = start(sequence, disturbance, seed, scale__source="depth", loop__enabled=False)
     run.mapper.set_extrinsics(sequence.camera, MOUNT)
-    for index in range(240 if odometry else 0):
+    for index in range(STEPS if odometry else 0):
         base = sequence.world_from_camera[index] @ inverse(MOUNT)
         run.mapper.add_odometry(sequence.stamp_ns(index), odometry(index, base))
-    trajectory = run.feed(frames[:240]).mapper.trajectory()
+    trajectory = run.feed(frames[:STEPS]).mapper.trajectory()
     truth = true_poses(run.sequences)
     errors = []
     for before, after in pairwise(trajectory[len(trajectory) // 2 :]):
@@ -190,12 +193,12 @@ def test_good_odometry_holds_the_poses_of_a_noisy_network(seed):
 
 
 def test_slipping_wheels_hardly_move_what_the_network_knows_well():
-    """From frame 150 on every step is half as long, and the heading turns by a degree per frame."""
+    """From frame 100 on every step is half as long, and the heading turns by a degree per frame."""
 
     def slipping(index, base):
-        turn = matrix_from_vector(np.array([0, 0, np.deg2rad(max(0, index - 150))]))
+        turn = matrix_from_vector(np.array([0, 0, np.deg2rad(max(0, index - 100))]))
         way = base.copy()
-        way[:3, 3] *= 0.5 if index > 150 else 1.0
+        way[:3, 3] *= 0.5 if index > 100 else 1.0
         return way @ rigid_matrix(turn, np.zeros(3))
 
     assert step_errors(slipping, None).max() < 1.2 * step_errors(None, None).max() + 0.005

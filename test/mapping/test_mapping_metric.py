@@ -84,9 +84,9 @@ def moving_mounts(count):
 @pytest.mark.parametrize("source", ["odometry", "depth"])
 def test_the_map_begins_where_the_base_was_though_the_camera_moves_on_it(source):
     sequence, frames = the_loop()
-    mounts = moving_mounts(200)
+    mounts = moving_mounts(120)
     run = start(sequence, scale__source=source, loop__enabled=False)
-    for index, frame in enumerate(frames[:200]):
+    for index, frame in enumerate(frames[:120]):
         world_from_base = sequence.world_from_camera[index] @ inverse(mounts[index])
         if source == "odometry":
             run.mapper.add_odometry(frame.stamp_ns, world_from_base)
@@ -124,7 +124,7 @@ def test_a_drift_of_the_scale_is_corrected_for_later_windows_only():
     assert run.mapper.status().metres
     settled = len(run.mapper.map.keyframes) - 20
     before = [k.map_from_local for k in run.mapper.map.keyframes.values()][:settled]
-    run.feed(frames[150:])
+    run.feed(frames[150:450])
     after = [k.map_from_local for k in run.mapper.map.keyframes.values()][:settled]
     assert all(old.scale == new.scale for old, new in zip(before, after, strict=True))
     estimated, true = run.positions()

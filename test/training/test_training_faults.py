@@ -10,9 +10,6 @@ import math
 import os
 import random
 import resource
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +21,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fast3r_ros.cli import main
 from fast3r_ros.errors import UserError
 from fast3r_ros.model import Fast3R
 from fast3r_ros.training import zero
@@ -342,54 +340,44 @@ def test_a_full_disk_leaves_the_older_shards_and_nothing_of_the_new(
         assert sorted(path.name for path in (tmp_path / zero.FOLDER).iterdir()) == ["00000001", "00000002"]
 
 
-TRAIN = [sys.executable, "-m", "fast3r_ros", "train", "--device", "cpu", "--resume"]
-
-
-def start(folder: Path, **options: Any) -> subprocess.Popen[str]:
-    (folder / "train.yaml").write_text(BASE)
-    command = [*TRAIN, "--config", str(folder / "train.yaml"), "--output", str(folder / "run")]
-    return subprocess.Popen(
-        command,
-        cwd=REPOSITORY,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        **options,
-    )
-
-
-def test_training_on_a_full_disk_ends_with_one_line_and_leaves_no_part(tmp_path: Path) -> None:
-    def small_disk() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-
-    process = start(tmp_path, preexec_fn=small_disk)
-    text, _ = process.communicate(timeout=240)
-    assert process.returncode == 2, text
-    last = text.strip().splitlines()[-1]
+def test_training_on_a_full_disk_ends_with_one_line_and_leaves_no_part(
+    tmp_path: Path, limited: Callable[[int], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "train.yaml").write_text(BASE)
+    limited(20_000)
+    config, run = str(tmp_path / "train.yaml"), tmp_path / "run"
+    assert main(["train", "--device", "cpu", "--config", config, "--output", str(run)]) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
     assert "cannot write" in last
-    assert "Traceback" not in text
-    left = [path for path in (tmp_path / "run").rglob("*") if "state" in path.name or "model" in path.name]
+    left = [path for path in run.rglob("*") if "state" in path.name or "model" in path.name]
     assert left == []
 
 
-def test_training_killed_at_random_resumes_equal(finished: Path, tmp_path: Path) -> None:
-    log, rng = tmp_path / "run" / "log.jsonl", random.Random(2)
-    for _ in range(KILLS):
-        lines = len(log.read_text().splitlines()) if log.exists() else 0
-        process = start(tmp_path)
-        deadline = time.monotonic() + 240
-        # at least one step further, unless it is over
-        while process.poll() is None and (not log.exists() or len(log.read_text().splitlines()) <= lines):
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
-        time.sleep(rng.uniform(0, 0.1))  # the moment is what is drawn here, nothing waits for it
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        assert load_state(tmp_path / "run") is not None or not list((tmp_path / "run").glob("state-*.pt"))
-    text, _ = (process := start(tmp_path)).communicate(timeout=240)
-    assert process.returncode == 0, text
-    ours, theirs = (Fast3R.from_pretrained(run / "model") for run in (tmp_path / "run", finished))
+TRAIN_ON = """
+import sys
+from pathlib import Path
+from fast3r_ros.training.processes import join_processes
+from fast3r_ros.training.trainer import train
+from fast3r_ros.training.training_config import read_config
+config, output = read_config(Path(sys.argv[2])), Path(sys.argv[3])
+def rehearse():
+    train(config, output.with_name("rehearsed"), join_processes("cpu"), minutes=1e-9)
+def work():
+    train(config, output, join_processes("cpu"), resume=True)
+"""
+
+
+def test_training_killed_at_random_resumes_equal(
+    config: TrainConfig, finished: Path, tmp_path: Path, kills: Callable[..., Iterator[bool]]
+) -> None:
+    """After about as many calls as a run of one step makes, so that states are written in between."""
+    (tmp_path / "train.yaml").write_text(BASE)
+    run, rng = tmp_path / "run", random.Random(2)
+    shares = [rng.uniform(0.7, 1.7) for _ in range(KILLS)]
+    for _ in kills(TRAIN_ON, shares, tmp_path / "train.yaml", run):
+        assert load_state(run) is not None or not list(run.glob("state-*.pt"))
+    train(config, run, join_processes("cpu"), resume=True)
+    ours, theirs = (Fast3R.from_pretrained(folder / "model") for folder in (run, finished))
     for (name, own), other in zip(ours.state_dict().items(), theirs.state_dict().values(), strict=True):
         torch.testing.assert_close(own, other, atol=0, rtol=0, msg=name)
-    assert not list((tmp_path / "run").glob(".*"))
+    assert not list(run.glob(".*"))

@@ -105,14 +105,27 @@ def test_a_network_whose_attention_is_the_truth_has_no_loss_and_others_have() ->
     assert weight.grad.abs().sum() > 0
 
 
+@pytest.mark.slow
 def test_muon_with_matching_learns_and_resumes_on_the_same_curve(tmp_path: Path) -> None:
     process = join_processes("cpu")
     whole = configuration(
-        run={"steps": 24, "checkpoint_every": 100, "evaluate_every": 100, "evaluate_scenes": 2}
+        run={
+            "steps": 24,
+            "checkpoint_every": 100,
+            "evaluate_every": 100,
+            "evaluate_scenes": 1,
+            "views_per_step": 6,
+        }
     )
     train(whole, tmp_path / "whole", process)
     broken = configuration(
-        run={"steps": 24, "checkpoint_every": 7, "evaluate_every": 100, "evaluate_scenes": 2}
+        run={
+            "steps": 24,
+            "checkpoint_every": 7,
+            "evaluate_every": 100,
+            "evaluate_scenes": 1,
+            "views_per_step": 6,
+        }
     )
     train(broken, tmp_path / "broken", process, minutes=1e-9)  # ends after one step
     train(broken, tmp_path / "broken", process, resume=True)
