@@ -162,6 +162,7 @@ def check(content: Any, arrays: Arrays) -> None:
     _check_similarities("pose", arrays["pose"])
     _check_similarities("edge_pose", arrays["edge_pose"])
     _check_cameras(arrays)
+    _check_covariances(arrays["covariance"])
     _check_parts(arrays)
     scale = arrays["metric_scale"]
     _all("metric_scale", np.isnan(scale) | ((scale >= _SMALLEST) & (scale <= _LARGEST)), "no scale")
@@ -273,7 +274,18 @@ def _check_cameras(arrays: Arrays) -> None:
         _all(name, (size > _SMALLEST) & (size < inf), "not invertible")
     focal = np.minimum(arrays["intrinsics"][:, 0, 0], arrays["intrinsics"][:, 1, 1])
     _all("intrinsics", focal > 0, "without a focal length")
-    _all("covariance", np.einsum("kii->ki", arrays["covariance"]) >= 0, "negative")
+
+
+def _check_covariances(covariance: NDArray[np.float64]) -> None:
+    """Check that (K, 6, 6) are covariances: symmetric, with correlations that can occur together."""
+    variance = np.einsum("kii->ki", covariance)
+    _all("covariance", variance >= 0, "negative")
+    sigma = np.sqrt(np.maximum(variance, _SMALLEST))
+    correlation = covariance / sigma[:, :, None] / sigma[:, None, :]
+    symmetric = np.abs(correlation - correlation.transpose(0, 2, 1)) < _ROUNDING
+    possible = np.abs(correlation) < 1 + _ROUNDING
+    _all("covariance", symmetric & possible, "not symmetric, or correlated by more than 1")
+    _all("covariance", np.linalg.eigvalsh(correlation) > -_ROUNDING, "not positive semidefinite")
 
 
 def _check_parts(arrays: Arrays) -> None:
