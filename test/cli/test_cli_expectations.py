@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -69,6 +71,18 @@ def test_no_warning_for_rendered_images(source, video, small_model, tmp_path, ca
     main(["reconstruct", *arguments, "--output", str(tmp_path / "map"), *SHORT])
     assert "only knows" not in capsys.readouterr().out
     assert caveats == [""]
+
+
+def test_an_error_comes_after_the_warning(tmp_path):
+    """Where no image can be read the error is the last line on a terminal, which shows both streams."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "broken.jpg").write_text("not an image")
+    shown = io.StringIO()
+    with redirect_stdout(shown), redirect_stderr(shown):
+        assert main(["reconstruct", str(tmp_path / "images"), "--output", str(tmp_path / "map")]) == 2
+    said = shown.getvalue()
+    assert said.count("only knows synthetic rooms") == 1
+    assert said.rstrip().splitlines()[-1].startswith("fast3r reconstruct: none of the 1 images can be read")
 
 
 def test_the_folder_of_the_demo_model_is_the_demo_model(small_model):
