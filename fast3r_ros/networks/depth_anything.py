@@ -2,7 +2,8 @@
 
 The package depth-anything-3 is installed without its requirements: NumPy 1, xFormers, Open3D and others serve
 its programs, not these networks.  The networks use only the images of a window, and output depth, confidence,
-poses and intrinsics, up to scale.
+poses and intrinsics, up to scale.  With `+metric` (or `+FOLDER`) a second network, for single images, gives
+the scale: `da3:small+metric` maps in metres.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize, pad
@@ -24,7 +27,7 @@ from fast3r_ros.errors import UserError
 from fast3r_ros.files import read_json
 from fast3r_ros.geometry.rigid import inverse, rigid_matrix
 from fast3r_ros.mapping.config import DescriptorLimits
-from fast3r_ros.mapping.data import EncodedView, Frame, Reconstruction, WindowNetwork
+from fast3r_ros.mapping.data import EncodedView, Float64, Frame, Reconstruction, WindowNetwork
 from fast3r_ros.model import checkpoint
 from fast3r_ros.model.precision import resolve_dtype
 from fast3r_ros.model.preprocess import prepare_image
@@ -33,6 +36,12 @@ from fast3r_ros.networks.loading import NetworkOptions
 
 HUB = {"small": "depth-anything/DA3-SMALL", "base": "depth-anything/DA3-BASE"}
 PRESETS = ("da3-small", "da3-base")  # of upstream, in the order of HUB
+METRIC_HUB = {"metric": "depth-anything/DA3METRIC-LARGE"}
+METRIC_PRESETS = ("da3metric-large",)
+# The metric network's depth is for a camera of this focal length in pixels; a camera's own is proportional.
+METRIC_FOCAL = 300.0
+_SKY, _NEAR = 0.3, 1e-2  # upstream's limits: sky from this value on; closer points do not count, in metres
+_FEWEST = 10  # pixels for a scale
 LICENCE_NOTICE = (
     "The weights da3:{} of Depth Anything 3 are under the Apache License 2.0 (https://huggingface.co/{})."
 )
@@ -46,15 +55,30 @@ _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet'
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Tokens:
+    """A view's normalised pixels (3, h, w), and its metric depth (h, w) at METRIC_FOCAL, NaN in the sky."""
+
+    pixels: Tensor
+    metric: Tensor | None = None
+
+
 class DepthAnything(WindowNetwork):
-    """Upstream's `DepthAnything3Net`.  The tokens of a view are its normalised pixels (3, h, w)."""
+    """Upstream's `DepthAnything3Net`; metric: a second one, whose depth of single images is in metres."""
 
     # descriptor similarity was not measured with trained weights, so no view counts as redundant
     descriptors = DescriptorLimits(redundant=1.0, similar=0.5)
 
-    def __init__(self, net: nn.Module, image_size: int = IMAGE_SIZE, dtype: torch.dtype = torch.float32):
-        """image_size: of the longer side.  dtype: of the transformer; the heads are float32."""
+    def __init__(
+        self,
+        net: nn.Module,
+        image_size: int = IMAGE_SIZE,
+        dtype: torch.dtype = torch.float32,
+        metric: nn.Module | None = None,
+    ) -> None:
+        """image_size: of the longer side.  dtype: of the transformers; the heads are float32."""
         self._net: Any = net.eval()
+        self._metric: Any = None if metric is None else metric.eval()
         self._device = next(net.parameters()).device
         self._size = image_size // PATCH * PATCH
         self._dtype = dtype
@@ -70,13 +94,14 @@ class DepthAnything(WindowNetwork):
         tokens = (pixels - mean[:, None, None]) / deviation[:, None, None]
         with self._precision():
             features, _ = self._net.backbone(tokens[None, None], cam_token=None, export_feat_layers=[])
+            metric = None if self._metric is None else _metric_depth(self._metric(tokens[None, None]))
         descriptor = normalize(features[-1][0].float().mean(dim=(0, 1, 2)), dim=-1).cpu().numpy()
-        return EncodedView(prepared.pixels, transform, intrinsics, descriptor, tokens)
+        return EncodedView(prepared.pixels, transform, intrinsics, descriptor, Tokens(tokens, metric))
 
     @torch.inference_mode()
     def reconstruct(self, views: Sequence[EncodedView]) -> Reconstruction:
         """See `WindowNetwork`.  Smaller views are centred and padded with grey."""
-        images = [view.tokens for view in views]
+        images = [view.tokens.pixels for view in views]
         height, width = (max(image.shape[axis] for image in images) for axis in (1, 2))
         corners = [((height - image.shape[1]) // 2, (width - image.shape[2]) // 2) for image in images]
         batch = torch.stack([_padded(image, height, width) for image in images])
@@ -92,7 +117,35 @@ class DepthAnything(WindowNetwork):
             depth.append(output.depth[0, number, rows, columns].float())
             confidence.append(output.depth_conf[0, number, rows, columns].float().clamp_min(1.0))
             intrinsics[number, :2, 2] -= left, top
-        return from_depth(depth, confidence, intrinsics, poses)
+        scale = self._scale(views, depth, confidence, intrinsics)
+        if scale is None:
+            return from_depth(depth, confidence, intrinsics, poses)
+        poses[:, :3, 3] *= scale
+        return from_depth([scale * view for view in depth], confidence, intrinsics, poses, metric=True)
+
+    def _scale(
+        self,
+        views: Sequence[EncodedView],
+        depth: Sequence[Tensor],
+        confidence: Sequence[Tensor],
+        intrinsics: Float64,
+    ) -> float | None:
+        """Metres per unit of the window: the median over its views of the median ratio of their depths.
+
+        Of the pixels, the more confident half, without the sky, counts, as upstream's nested network has it.
+        A camera's calibrated focal length precedes the network's.  None without a metric network, or where
+        every view shows only sky.
+        """
+        logs = []
+        for view, own, trust, matrix in zip(views, depth, confidence, intrinsics, strict=True):
+            if view.tokens.metric is None:
+                return None
+            camera = matrix if view.intrinsics is None else view.intrinsics
+            metres = view.tokens.metric * float(camera[0, 0] + camera[1, 1]) / 2 / METRIC_FOCAL
+            ratio = (metres / own)[(trust >= trust.median()) & (metres > _NEAR) & (own > 0)].log()
+            if len(ratio) >= _FEWEST:
+                logs.append(float(ratio.median()))
+        return float(np.exp(np.median(logs))) if logs else None
 
     def _precision(self) -> AbstractContextManager[Any]:
         if self._dtype == torch.float32:
@@ -106,7 +159,17 @@ def load(checkpoint_name: str, options: NetworkOptions) -> DepthAnything:
     size = options.image_size or (CPU_IMAGE_SIZE if options.device == "cpu" else IMAGE_SIZE)
     if size < PATCH:
         raise UserError(f"an image of {size} pixels is too small for da3; give {PATCH} or more")
-    found, preset = _locate(checkpoint_name or "small")
+    first, plus, second = checkpoint_name.partition("+")
+    if Path(checkpoint_name).exists():  # a folder with a plus in its name
+        first, plus, second = checkpoint_name, "", ""
+    net = _loaded(*_locate(first or "small", HUB, PRESETS))
+    metric = _loaded(*_locate(second, METRIC_HUB, METRIC_PRESETS)) if plus else None
+    device, dtype = options.device, resolve_dtype(options.dtype, options.device)
+    return DepthAnything(net.to(device), size, dtype, None if metric is None else metric.to(device))
+
+
+def _loaded(found: checkpoint.CheckpointFiles, preset: str) -> nn.Module:
+    """Upstream's network with the weights of a checkpoint, float32, on the CPU."""
     net = network(preset)
     expected = checkpoint.shapes_of(net)
     tensors: dict[str, Tensor] = {}
@@ -117,11 +180,11 @@ def load(checkpoint_name: str, options: NetworkOptions) -> DepthAnything:
     weights = checkpoint.fit({key: tensors[key] for key in expected if key in tensors}, expected, source)
     checkpoint.check_finite(weights, source)
     net.load_state_dict(weights, assign=True)
-    return DepthAnything(net.float().to(options.device), size, resolve_dtype(options.dtype, options.device))
+    return net.float()
 
 
 def network(preset: str) -> nn.Module:
-    """Upstream's network with random weights.  preset: one of PRESETS.
+    """Upstream's network with random weights.  preset: one of PRESETS or METRIC_PRESETS.
 
     Raises UserError where a package is missing.
     """
@@ -144,20 +207,29 @@ def _upstream() -> tuple[Callable[[Any], Any], Callable[[str], Any]]:
     return create_object, load_config
 
 
-def _locate(name: str) -> tuple[checkpoint.CheckpointFiles, str]:
-    """The files of a checkpoint and upstream's name of its architecture."""
-    if name in HUB:
-        _log.warning(LICENCE_NOTICE.format(name, HUB[name]))
-        return checkpoint.locate(HUB[name]), dict(zip(HUB, PRESETS, strict=True))[name]
+def _locate(
+    name: str, hub: Mapping[str, str], presets: Sequence[str]
+) -> tuple[checkpoint.CheckpointFiles, str]:
+    """The files of a checkpoint and upstream's name of its architecture, one of `presets`."""
+    if name in hub:
+        _log.warning(LICENCE_NOTICE.format(name, hub[name]))
+        return checkpoint.locate(hub[name]), dict(zip(hub, presets, strict=True))[name]
     if not Path(name).exists():
-        raise UserError(f"da3:{name} is unknown; give {', '.join(f'da3:{each}' for each in HUB)} or a folder")
+        names = ", ".join([*(f"da3:{each}" for each in HUB), "da3:small+metric"])
+        raise UserError(f"da3:{name} is unknown; give {names} or a folder")
     found = checkpoint.locate(name)
     content = {} if found.config is None else read_json(found.config, _CONFIG_BYTES)
     preset = content.get("model_name") if isinstance(content, dict) else None
-    if preset not in PRESETS:
-        known = " and ".join(PRESETS)
-        raise UserError(f"{name} has model_name {preset!r} in its config.json; da3 runs {known}")
-    return found, preset
+    if preset not in presets:
+        known = " and ".join(presets)
+        raise UserError(f"{name} has model_name {preset!r} in its config.json; here da3 runs {known}")
+    return found, str(preset)
+
+
+def _metric_depth(output: Any) -> Tensor:
+    """(h, w) depth of a metric network's single image, NaN in the sky."""
+    depth, sky = output.depth[0, 0].float(), output.sky[0, 0].float()
+    return torch.where(sky < _SKY, depth, torch.nan)
 
 
 def _padded(image: Tensor, height: int, width: int) -> Tensor:

@@ -7,6 +7,8 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +19,13 @@ from torch import nn
 from fast3r_ros.errors import UserError
 from fast3r_ros.mapping.calibration import FocalLengths, network_focals
 from fast3r_ros.mapping.config import RegistrationConfig
-from fast3r_ros.mapping.data import Frame
+from fast3r_ros.mapping.data import Frame, Reconstruction
 from fast3r_ros.mapping.registration import place_views
 from fast3r_ros.mapping.tracking import unusable_result
 from fast3r_ros.mapping.window import WindowView
 from fast3r_ros.model.safetensors import write_safetensors
-from fast3r_ros.networks import NetworkOptions, load_network
-from fast3r_ros.networks.depth_anything import INSTALL, DepthAnything, network
+from fast3r_ros.networks import NetworkOptions, depth_anything, load_network
+from fast3r_ros.networks.depth_anything import INSTALL, METRIC_FOCAL, DepthAnything, Tokens, network
 from fast3r_ros.synthetic.sequence import demo_sequence
 
 SIZE = 112  # pixels; 8 patches
@@ -58,6 +60,23 @@ def views(upstream: nn.Module) -> list[WindowView]:
     return [WindowView.of(frame, adapter.encode(frame)) for frame in frames]
 
 
+def small_metric_network() -> nn.Module:
+    """Upstream's metric network with random weights, in the small shape: its own has 0.3 billion."""
+    from depth_anything_3.cfg import create_object, load_config
+
+    require()
+    config = load_config(str(files("depth_anything_3") / "configs" / "da3metric-large.yaml"))
+    config.net.update(name="vits", out_layers=[2, 5, 8, 11])
+    config.head.update(dim_in=384, features=64, out_channels=[48, 96, 192, 384])
+    torch.manual_seed(1)
+    return create_object(config).eval()
+
+
+@pytest.fixture(scope="module")
+def metric(upstream: nn.Module) -> nn.Module:
+    return small_metric_network()
+
+
 def test_an_image_goes_to_multiples_of_14_and_back(upstream: nn.Module) -> None:
     adapter = DepthAnything(upstream, 120)
     image = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
@@ -65,7 +84,7 @@ def test_an_image_goes_to_multiples_of_14_and_back(upstream: nn.Module) -> None:
     view = adapter.encode(Frame(0, "a", image, intrinsics))
     height, width = view.image.shape[:2]
     assert (height % 14, width % 14, max(height, width)) == (0, 0, 112)
-    assert view.tokens.shape == (3, height, width)
+    assert view.tokens.pixels.shape == (3, height, width)
     assert np.linalg.norm(view.descriptor) == pytest.approx(1.0, abs=1e-5)
     # the centre of the image stays the centre, and the pixels are square
     assert view.intrinsics is not None
@@ -80,7 +99,7 @@ def test_an_image_goes_to_multiples_of_14_and_back(upstream: nn.Module) -> None:
 def test_the_encoder_gets_imagenets_normalisation(upstream: nn.Module) -> None:
     white = DepthAnything(upstream, SIZE).encode(Frame(0, "a", np.full((84, 112, 3), 255, np.uint8)))
     # 1 minus ImageNet's mean, by its deviation: what upstream's Normalize makes of white
-    np.testing.assert_allclose(white.tokens[:, 0, 0], [2.24891, 2.42857, 2.64], atol=1e-5)
+    np.testing.assert_allclose(white.tokens.pixels[:, 0, 0], [2.24891, 2.42857, 2.64], atol=1e-5)
 
 
 def test_points_are_upstreams(upstream: nn.Module, views: list[WindowView]) -> None:
@@ -96,7 +115,7 @@ def test_points_are_upstreams(upstream: nn.Module, views: list[WindowView]) -> N
     maps = adapter.reconstruct(encoded)
     assert unusable_result(views, maps) == ""
     with torch.inference_mode():
-        raw = upstream(torch.stack([view.tokens for view in encoded])[None], ref_view_strategy="first")
+        raw = upstream(torch.stack([view.tokens.pixels for view in encoded])[None], ref_view_strategy="first")
     height, width = encoded[0].image.shape[:2]
     grid = sample_image_grid((height, width))[0] * torch.tensor([width, height])
     camera_from_world = as_homogeneous(raw.extrinsics)[0].double()
@@ -162,17 +181,102 @@ def test_one_view_is_a_window(upstream: nn.Module, views: list[WindowView]) -> N
     assert unusable_result(views[:1], maps) == ""
 
 
+def test_the_metric_network_s_scale_is_that_of_upstreams_nested_network(
+    upstream: nn.Module, metric: nn.Module, views: list[WindowView]
+) -> None:
+    from depth_anything_3.cfg import load_config
+    from depth_anything_3.model.da3 import NestedDepthAnything3Net
+
+    adapter, walk = DepthAnything(upstream, SIZE, metric=metric), demo_sequence(2.0)
+    encoded = [adapter.encode(Frame(i, "a", walk[5 * i].image)) for i in range(4)]
+    maps = adapter.reconstruct(encoded)
+    plain = DepthAnything(upstream, SIZE).reconstruct([view.encoded for view in views])
+    assert maps.metric
+    assert not plain.metric
+    config = load_config(str(files("depth_anything_3") / "configs" / "da3-small.yaml"))
+    nested = NestedDepthAnything3Net(config, config).eval()
+    nested.da3, nested.da3_metric = upstream, metric
+    with torch.inference_mode():
+        wanted = nested(
+            torch.stack([view.tokens.pixels for view in encoded])[None], ref_view_strategy="first"
+        )
+    # upstream's is the least squares of all pixels, ours the median of ratios
+    for found, unscaled in (
+        (maps.points_local, plain.points_local),
+        (maps.points_global, plain.points_global),
+    ):
+        ratio = torch.cat([(a / b)[..., 2].flatten() for a, b in zip(found, unscaled, strict=True)])
+        assert float(ratio.median()) == pytest.approx(wanted.scale_factor, rel=0.05)
+        assert float(ratio.std()) < 1e-3 * float(ratio.mean())
+
+
+def test_known_metres_give_the_scale_in_spite_of_sky_and_wrong_pixels(
+    upstream: nn.Module, views: list[WindowView]
+) -> None:
+    plain = DepthAnything(upstream, SIZE)
+    maps = plain.reconstruct([view.encoded for view in views])
+    assert maps.intrinsics is not None
+
+    def with_metres(sky: float, calibrated: float = 1.0) -> Reconstruction:
+        """A result with metric depth of three metres per unit.  calibrated: given / network's focal."""
+        encoded = []
+        for view, points, matrix in zip(views, maps.points_local, maps.intrinsics, strict=True):
+            focal = (matrix[0, 0] + matrix[1, 1]) / 2
+            depth = 3.0 * points[..., 2] * METRIC_FOCAL / focal
+            depth[: round(len(depth) * sky)] = torch.nan
+            depth[-len(depth) // 5 :] *= 7.0  # of another object, say
+            given = None if calibrated == 1.0 else np.diag([calibrated, calibrated, 1.0]) @ matrix
+            tokens = Tokens(view.encoded.tokens.pixels, depth)
+            encoded.append(replace(view.encoded, intrinsics=given, tokens=tokens))
+        return plain.reconstruct(encoded)
+
+    found = with_metres(sky=0.4)
+    assert found.metric
+    torch.testing.assert_close(list(found.points_local), [3.0 * points for points in maps.points_local])
+    torch.testing.assert_close(list(found.points_global), [3.0 * points for points in maps.points_global])
+    assert unusable_result(views, found) == ""
+    # depth in metres is proportional to the camera's true focal length
+    calibrated = with_metres(sky=0.4, calibrated=1.1)
+    torch.testing.assert_close(calibrated.points_local[0], 3.3 * maps.points_local[0])
+    only_sky = with_metres(sky=1.0)
+    assert not only_sky.metric
+    torch.testing.assert_close(only_sky.points_local[0], maps.points_local[0])
+
+
 @pytest.fixture(scope="module")
 def folder(upstream: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoint(tmp_path_factory.mktemp("da3"), upstream, "da3-small")
+
+
+def checkpoint(folder: Path, net: nn.Module, name: str) -> Path:
     """A checkpoint as upstream's `DepthAnything3.save_pretrained` names its tensors."""
-    folder = tmp_path_factory.mktemp("da3")
-    write_safetensors(
-        folder / "model.safetensors",
-        {f"model.{key}": value.contiguous() for key, value in upstream.state_dict().items()},
-        {},
-    )
-    (folder / "config.json").write_text(json.dumps({"model_name": "da3-small"}))
+    tensors = {f"model.{key}": value.contiguous() for key, value in net.state_dict().items()}
+    write_safetensors(folder / "model.safetensors", tensors, {})
+    (folder / "config.json").write_text(json.dumps({"model_name": name}))
     return folder
+
+
+def test_a_metric_checkpoint_is_loaded_after_a_plus(
+    folder: Path, metric: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def small(preset: str) -> nn.Module:
+        return small_metric_network() if preset == "da3metric-large" else network(preset)
+
+    monkeypatch.setattr(depth_anything, "network", small)
+    (tmp_path / "metric").mkdir()
+    second = checkpoint(tmp_path / "metric", metric, "da3metric-large")
+    options = NetworkOptions(device="cpu", image_size=SIZE)
+    image = demo_sequence(1.0)[0].image
+    loaded = load_network(f"da3:{folder}+{second}", options)
+    assert loaded.reconstruct([loaded.encode(Frame(0, "a", image))]).metric
+    with pytest.raises(UserError, match=r"'da3-small'.*here da3 runs da3metric-large"):
+        load_network(f"da3:{folder}+{folder}", options)
+    with pytest.raises(UserError, match=r"da3:huge is unknown.*da3:small\+metric"):
+        load_network(f"da3:{folder}+huge", options)
+    plus = tmp_path / "a+b"
+    plus.symlink_to(folder)
+    plain = load_network(f"da3:{plus}", options)
+    assert not plain.reconstruct([plain.encode(Frame(0, "a", image))]).metric
 
 
 def test_a_checkpoint_is_loaded(folder: Path, upstream: nn.Module, views: list[WindowView]) -> None:
@@ -208,7 +312,9 @@ def test_the_command_line_runs_it(
 
 
 def test_what_cannot_be_used_is_named(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="da3:huge is unknown; give da3:small, da3:base or a folder"):
+    with pytest.raises(
+        UserError, match=r"da3:huge is unknown; give da3:small, da3:base, da3:small\+metric or a folder"
+    ):
         load_network("da3:huge", NetworkOptions(device="cpu"))
     with pytest.raises(UserError, match="too small"):
         load_network(f"da3:{folder}", NetworkOptions(device="cpu", image_size=8))
