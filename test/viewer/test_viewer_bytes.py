@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import Any
@@ -14,6 +15,7 @@ pytest.importorskip("viser", reason="viser is not installed: pip install -r requ
 import msgspec
 import viser
 import websockets
+from patience import HANG_SECONDS
 
 from fast3r_ros.geometry.rigid import rigid_matrix
 from fast3r_ros.io.cameras import CameraRecord
@@ -82,12 +84,14 @@ class Browser:
         await self._socket.send(msgspec.msgpack.encode(update))
 
     async def settled(self, at_least: int = 1) -> int:
-        """Bytes since the last call, once no more arrive."""
-        last, turns = -1, 0
+        """Bytes since the last call, once no more arrive while the server answers pings."""
+        last, limit = -1, time.monotonic() + HANG_SECONDS
         while self.received < at_least or self.received != last:
-            last, turns = self.received, turns + 1
-            assert turns < 240, f"{last} bytes came, {at_least} were expected"
-            await asyncio.sleep(0.5)
+            last = self.received
+            assert time.monotonic() < limit, f"{last} bytes came, {at_least} were expected"
+            for _ in range(3):
+                await asyncio.sleep(0.1)
+                await (await self._socket.ping())
         total, self.received = self.received, 0
         return total
 

@@ -2,75 +2,29 @@
 
 from __future__ import annotations
 
-import io
-import shutil
-import socket
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Callable
 
 import numpy as np
 import pytest
-from PIL import Image
 
 pytest.importorskip("viser", reason="viser is not installed: pip install -r requirements/viewer.txt")
 pytest.importorskip("selenium", reason="selenium is not installed: pip install -r requirements/test.txt")
-import viser
-from selenium import webdriver
-from selenium.common.exceptions import TimeoutException
+from browser import DESKTOP, GRID, LEAST, MAGENTA, MOST, ORANGE, PHONE, needs_chromium, opened, start_browser
+from floor import POINTS, camera, coloured_floor
+from patience import HANG_SECONDS, wait_until
 from selenium.webdriver.common.actions.action_builder import ActionBuilder
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 
-from fast3r_ros.errors import UserError
-from fast3r_ros.io.cameras import CameraRecord
 from fast3r_ros.mapping.data import Cloud
 from fast3r_ros.viewer.web import WebViewer
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
-needs_chromium = pytest.mark.skipif(
-    not (CHROMIUM and DRIVER), reason="no browser: apt install chromium chromium-driver"
-)
-ARTEFACTS = Path(__file__).resolve().parents[2] / "build" / "artefacts"
-SLIDERS = ("hide least confident (%)", "cut above (%)", "point size", "time (s)")
-POINTS = 40_000
-MAGENTA = (220, 0, 220)  # of the cameras' images
-ORANGE = (228, 87, 46)  # of the cameras and the trajectory
-LEAST, MOST = (48, 18, 107), (252, 232, 36)  # colours of confidence
-GRID = (205, 208, 214)
-DESKTOP, PHONE = (1200, 800), (390, 844)
-COLOURS = np.array([[220, 40, 40], [40, 200, 60], [40, 60, 220], [230, 200, 40]], np.uint8)
 
-
-def coloured_floor(count: int = POINTS) -> Cloud:
-    """A floor of four coloured quarters; confidence rises along x."""
-    generator = np.random.default_rng(0)
-    points = generator.uniform(-2, 2, (count, 3)).astype(np.float32) * [1, 1, 0.01]
-    points = points[np.argsort(points[:, 0])]
-    quarter = (points[:, 0] > 0) * 2 + (points[:, 1] > 0)
-    confidence = (1 + points[:, 0] + 2).astype(np.float32)
-    return Cloud(points.astype(np.float32), COLOURS[quarter.astype(int)], confidence)
-
-
-def camera(index: int) -> CameraRecord:
-    """Looks along x and down on the floor; goes from x = -2 on, half a metre with each index."""
-    pose = np.eye(4)
-    pose[:3, :3] = np.array([[0, -0.6, 0.8], [-1, 0, 0], [0, -0.8, -0.6]])
-    pose[:3, 3] = [-2 + 0.5 * index, 0, 0.6]
-    matrix = np.array([[50.0, 0, 32], [0, 50, 24], [0, 0, 1]])
-    return CameraRecord(f"{index:06d}", index * 10**9, "camera", 64, 48, matrix, pose)
-
-
-def wait_for(condition: Callable[[], bool], what: str, seconds: float = 90.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"not within {seconds} s: {what}"
-        time.sleep(0.1)
+def wait_for(condition: Callable[[], object], what: str) -> None:
+    """Wait for the page; each look may take a screenshot."""
+    wait_until(condition, what, pause=0.1)
 
 
 @pytest.fixture
@@ -78,103 +32,6 @@ def viewer():
     viewer = WebViewer(port=0)
     yield viewer
     viewer.stop()
-
-
-def start_browser(size: tuple[int, int] = DESKTOP) -> webdriver.Chrome:
-    """Chromium with a window of that size; of a phone's size, it is a phone with a touch screen."""
-    options = webdriver.ChromeOptions()
-    if size == PHONE:
-        metrics = {"width": size[0], "height": size[1], "pixelRatio": 1.0, "touch": True}
-        options.add_experimental_option("mobileEmulation", {"deviceMetrics": metrics})
-    options.binary_location = CHROMIUM
-    for argument in (
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-dev-shm-usage",
-        "--use-angle=swiftshader",
-        "--enable-unsafe-swiftshader",
-        f"--window-size={size[0]},{size[1]}",
-    ):
-        options.add_argument(argument)
-    return webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-
-
-class Page(NamedTuple):
-    """The viewer's page with a floor of four colours and cameras above it whose images are magenta."""
-
-    viewer: WebViewer
-    browser: webdriver.Chrome
-
-    def slider(self, name: str) -> WebElement:
-        names = [label.text for label in self.browser.find_elements(By.CSS_SELECTOR, "label")]
-        sliders = self.browser.find_elements(By.CSS_SELECTOR, "[role=slider]")
-        order = [each for each in names if each in SLIDERS]
-        assert order == list(SLIDERS), names
-        return sliders[order.index(name)]
-
-    def press(self, text: str) -> None:
-        """Click on a button."""
-        buttons = self.browser.find_elements(By.CSS_SELECTOR, "button")
-        (button,) = [each for each in buttons if each.text == text]
-        button.click()
-
-    def tick(self, name: str) -> None:
-        """Click on a box."""
-        labels = self.browser.find_elements(By.CSS_SELECTOR, "label")
-        (label,) = [each for each in labels if each.text == name]
-        self.browser.find_element(By.ID, label.get_attribute("for")).click()
-
-    def picture(self) -> np.ndarray:
-        """The screenshot (h, w, 3); without a GPU drawing a million points takes a while."""
-        for _ in range(20):
-            with suppress(TimeoutException):
-                png = self.browser.get_screenshot_as_png()
-                return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
-        pytest.fail("the browser gives no screenshot")
-
-    def pixels(self, colours: Iterable = COLOURS) -> list[np.ndarray]:
-        """(N, 2) places (row, column) in the screenshot near each of the colours."""
-        picture = self.picture()
-        return [np.argwhere(np.abs(picture - colour).max(-1) < 30) for colour in colours]
-
-    def counts(self, *colours: tuple[int, int, int]) -> list[int]:
-        return [len(places) for places in self.pixels(colours or COLOURS)]
-
-    def says(self, count: int) -> bool:
-        fields = self.browser.find_elements(By.CSS_SELECTOR, "input[disabled]")
-        return any(field.get_attribute("value") == f"{count:,}" for field in fields)
-
-    def keep(self, name: str) -> None:
-        """Leave the screenshot where the other results of tests are."""
-        ARTEFACTS.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(self.picture().astype(np.uint8)).save(ARTEFACTS / f"{name}.png")
-
-    @property
-    def client(self) -> viser.ClientHandle:
-        """The server's client object of the browser."""
-        (client,) = self.viewer._server.get_clients().values()
-        return client
-
-
-@contextmanager
-def opened(cloud: Cloud, size: tuple[int, int] = DESKTOP) -> Iterator[Page]:
-    """A page that shows a floor of four colours."""
-    viewer = WebViewer(port=0, title="walk_map")
-    browser = start_browser(size)
-    try:
-        cameras = [camera(index) for index in range(5)]
-        images = {each.name: np.full((48, 64, 3), MAGENTA, np.uint8) for each in cameras}
-        viewer.show(cloud, cameras, images, "m")
-        browser.get(viewer.address)
-        page = Page(viewer, browser)
-        wait_for(lambda: bool(browser.find_elements(By.CSS_SELECTOR, "[role=slider]")), "the sliders")
-        wait_for(lambda: min(page.counts()) > 300, "points of four colours", 300.0)
-        for notice in browser.find_elements(By.CSS_SELECTOR, ".mantine-Notification-closeButton"):
-            notice.click()  # about a browser without a GPU
-        yield page
-    finally:
-        browser.quit()
-        viewer.stop()
 
 
 @pytest.fixture(scope="module")
@@ -335,9 +192,12 @@ def test_play_goes_from_the_start_to_the_end(page):
     page.viewer._controls.time.on_update(lambda event: values.append(event.target.value))
     page.press("play")
     wait_for(lambda: bool(values), "it starts")
-    while not (values[-1] == 4.0 and page.viewer._playing is None):
+
+    def played() -> bool:
         counts.append(page.viewer.points_shown)
-        time.sleep(0.2)
+        return values[-1] == 4.0 and page.viewer._playing is None
+
+    wait_for(played, "its end")
     assert values == sorted(values)
     assert (values[0], len(values)) == (0.0, 41), "ticks of 0.1 s"
     assert counts[0] < 0.7 * POINTS
@@ -346,22 +206,30 @@ def test_play_goes_from_the_start_to_the_end(page):
 
 
 @needs_chromium
-@pytest.mark.parametrize("size", [DESKTOP, PHONE])
-def test_a_million_points_are_drawn_and_the_panel_leaves_them_room(size):
-    with opened(coloured_floor(1_000_000), size) as page:
+@pytest.mark.slow
+def test_a_million_points_are_drawn_beside_the_open_panel():
+    with opened(coloured_floor(1_000_000)) as page:
         assert page.viewer.points_shown == 1_000_000
-        name = "phone" if size == PHONE else "desktop"
-        page.keep(f"viewer_million_{name}")
-        sliders = page.browser.find_elements(By.CSS_SELECTOR, "[role=slider]")
-        height = page.browser.execute_script("return window.innerHeight")
-        inside = [each for each in sliders if 0 < each.location["y"] < height - 5]
-        if size == DESKTOP:
-            assert len(inside) == 4
-            return
-        assert not inside, "the panel is closed"
+        page.keep("viewer_million_desktop")
+        assert len(in_sight(page)) == 4
+
+
+@needs_chromium
+@pytest.mark.slow
+def test_on_a_phone_the_panel_is_closed_until_a_tap():
+    with opened(coloured_floor(), PHONE) as page:
+        page.keep("viewer_phone")
+        assert not in_sight(page)
         page.browser.find_element(By.CSS_SELECTOR, '[style*="height: 3.5em"]').click()
-        wait_for(lambda: sliders[0].location["y"] < height - 50, "a tap opens it")
+        wait_for(lambda: len(in_sight(page)) > 0, "a tap opens it")
         page.keep("viewer_phone_panel")
+
+
+def in_sight(page) -> list[WebElement]:
+    """The sliders inside the window."""
+    height = page.browser.execute_script("return window.innerHeight")
+    sliders = page.browser.find_elements(By.CSS_SELECTOR, "[role=slider]")
+    return [each for each in sliders if 0 < each.location["y"] < height - 5]
 
 
 @needs_chromium
@@ -383,14 +251,13 @@ def test_a_browser_that_leaves_mid_stream_harms_nothing(viewer):
     cloud = coloured_floor(5000)
     stop = threading.Event()
     errors: list[BaseException] = []
+    shown: list[int] = []
 
     def stream() -> None:
-        index = 0
         try:
-            while not stop.is_set():
-                viewer.show(cloud, [camera(i) for i in range(index % 20 + 1)], {})
-                index += 1
-                time.sleep(0.05)
+            while not stop.wait(0.05):
+                viewer.show(cloud, [camera(i) for i in range(len(shown) % 20 + 1)], {})
+                shown.append(1)
         except BaseException as error:
             errors.append(error)
 
@@ -400,40 +267,12 @@ def test_a_browser_that_leaves_mid_stream_harms_nothing(viewer):
         browser.get(viewer.address)
         wait_for(lambda: browser.find_elements(By.CSS_SELECTOR, "[role=slider]"), "the page")
         browser.quit()  # while the stream goes on
-        time.sleep(1.0)
-        assert thread.is_alive()
+        count = len(shown)
+        wait_until(lambda: len(shown) > count + 20 or errors, "more maps")
         assert not errors
     finally:
         stop.set()
-        thread.join(10)
+        thread.join(HANG_SECONDS)
         browser.quit()
     viewer.show(cloud, [], {})
     assert viewer.points_shown == 5000
-
-
-def test_only_this_machine_has_access_by_default(viewer):
-    port = int(viewer.address.rsplit(":", 1)[1])
-    with socket.create_connection(("127.0.0.1", port), timeout=5):
-        pass
-    with pytest.raises(OSError, match=r"refused"), socket.create_connection(("127.0.0.2", port), timeout=5):
-        pass
-
-
-def test_cameras_follow_corrections_and_time(viewer):
-    cameras = [camera(index) for index in range(4)]
-    viewer.show(coloured_floor(100), cameras, {"000001": np.zeros((48, 64, 3), np.uint8)})
-    viewer.show(coloured_floor(100), cameras[:2], {})
-    assert viewer.points_shown == 100
-    viewer.show(Cloud(np.zeros((0, 3), np.float32), np.zeros((0, 3), np.uint8), np.zeros(0, np.float32)), [])
-    assert viewer.points_shown == 0
-
-
-def test_an_address_of_another_machine_gives_a_one_line_error():
-    with pytest.raises(UserError, match=r"cannot listen on 192\.0\.2\.1"):
-        WebViewer("192.0.2.1", 0)
-
-
-@pytest.mark.parametrize("port", [-1, 65536])
-def test_a_port_that_does_not_exist_gives_a_one_line_error(port):
-    with pytest.raises(UserError, match=f"port {port} does not exist"):
-        WebViewer(port=port)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from patience import HANG_SECONDS
 
 from fast3r_ros.cli import main
 from fast3r_ros.io.ply import write_ply
@@ -32,10 +33,10 @@ def test_view_serves_a_ply_until_ctrl_c(tmp_path):
             line = process.stdout.readline()
             assert line, process.stderr.read()
             address = re.search(r"500 points, 0 cameras: (http://127\.0\.0\.1:\d+)", line)
-        with urllib.request.urlopen(address[1], timeout=60) as page:
+        with urllib.request.urlopen(address[1], timeout=HANG_SECONDS) as page:
             assert b"<html" in page.read()
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=HANG_SECONDS)
         assert process.returncode == 0
         assert "Traceback" not in errors
     finally:
