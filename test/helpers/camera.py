@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from fast3r_ros.msg import MappingStatus
+from patience import wait_until
 from rclpy.qos import QoSProfile
 from ros_harness import HERE, NODE, Listener, Program, arguments
 from sensor_msgs.msg import Image
@@ -20,7 +21,7 @@ FAST = {
     "window.size": 6,
     "window.stride": 2,
     "window.overlap": 2,
-    "output.status_rate": 10.0,
+    "output.status_rate": 30.0,
 }
 HEIGHT, WIDTH = 60, 80
 
@@ -40,7 +41,7 @@ def ready_listener(domain_id: int) -> Listener:
     """A listener to the status of a node that is waiting for images."""
     listener = Listener(domain_id)
     listener.listen(MappingStatus, f"{NODE}/status")
-    listener.wait_for(f"{NODE}/status", lambda message: message.state == MappingStatus.WAITING, 60)
+    listener.wait_for(f"{NODE}/status", lambda message: message.state == MappingStatus.WAITING)
     return listener
 
 
@@ -48,12 +49,23 @@ class Camera:
     """Publishes noise with stamps 0.1 s apart."""
 
     def __init__(self, listener: Listener, topic: str = "/image") -> None:
+        self._listener = listener
         self._publisher = listener.node.create_publisher(Image, topic, QoSProfile(depth=10))
         self._pixels = np.random.default_rng(0).integers(0, 256, (7, HEIGHT, WIDTH, 3), np.uint8)
         self.sent = 0
 
-    def send(self, count: int = 1, pause: float = 0.05) -> None:
-        """Publish images, `pause` seconds apart."""
+    def deliver(self, count: int = 1) -> None:
+        """Publish images, each when the node has received the one before: none is lost or replaced."""
+        heard = self._listener.heard[f"{NODE}/status"]
+        for _ in range(count):
+            before = heard[-1].frames_received
+            self.stream(1, 0.0)
+            wait_until(
+                lambda before=before: heard[-1].frames_received != before, f"image {self.sent} in the node"
+            )
+
+    def stream(self, count: int, pause: float) -> None:
+        """Publish images, `pause` seconds apart; some may be lost."""
         for _ in range(count):
             self.sent += 1
             message = Image(height=HEIGHT, width=WIDTH, step=3 * WIDTH, encoding="rgb8")
@@ -64,10 +76,10 @@ class Camera:
             self._publisher.publish(message)
             time.sleep(pause)
 
-    def connected(self) -> bool:
-        """Whether there is a subscriber."""
-        return self._publisher.get_subscription_count() > 0
+    def connect(self) -> None:
+        """Wait until the node gets the images."""
+        self._listener.connect(self._publisher)
 
-    def close(self, listener: Listener) -> None:
+    def close(self) -> None:
         """Withdraw the publisher."""
-        listener.node.destroy_publisher(self._publisher)
+        self._listener.node.destroy_publisher(self._publisher)

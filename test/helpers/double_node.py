@@ -1,6 +1,7 @@
 """The mapping node with a stand-in network, started by tests as a separate process.
 
-Usage: double_node.py KIND [NAME=VALUE …] [ROS arguments].  NAME is any field of NodeConfig.  KIND is one of
+Usage: double_node.py KIND [NAME=VALUE …] [ROS arguments].  NAME is any field of NodeConfig, or `wait`:
+seconds that an image waits for its transforms and mask, for tests in which none may be late.  KIND is one of
   SECONDS  disturbed ground truth of the synthetic walk (cameras camera_optical_frame, front, rear), in passes
            of this length
   noise:SECONDS  any images, windows of nonsense, in passes of this length
@@ -22,6 +23,7 @@ import torch
 import yaml
 
 from fast3r_ros.mapping.data import EncodedView, Frame, Reconstruction, WindowNetwork
+from fast3r_ros.ros import waiting
 from fast3r_ros.ros.inputs import Inputs
 from fast3r_ros.ros.mapping_node import main
 from fast3r_ros.ros.node_config import NodeConfig
@@ -102,5 +104,6 @@ if __name__ == "__main__":
         fail_at_the_first_activation()
     given = list(itertools.takewhile(lambda word: word != "--ros-args", sys.argv[2:]))
     values = dict(word.split("=", 1) for word in given)
+    waiting.WAIT_SECONDS = float(values.pop("wait", waiting.WAIT_SECONDS))
     defaults = config_from_values({name: yaml.safe_load(text) for name, text in values.items()})
     main([sys.argv[0], *sys.argv[2 + len(given) :]], load_network, defaults)

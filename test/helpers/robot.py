@@ -11,14 +11,17 @@ from diagnostic_msgs.msg import DiagnosticArray
 from fast3r_ros.msg import MappingStatus, WindowEstimate
 from geometry_msgs.msg import TransformStamped
 from nav_msgs.msg import Odometry
+from nav_msgs.srv import GetMap
+from patience import wait_until
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
-from ros_harness import NODE, Listener, wait_until
+from ros_harness import NODE, Listener
 from rosgraph_msgs.msg import Clock
 from scipy.spatial.transform import Rotation
 from sensor_msgs.msg import Image
 from tf2_msgs.msg import TFMessage
 
 from fast3r_ros.geometry.rigid import inverse, optical_pose_from_body
+from fast3r_ros.mapping.config import MapperConfig
 from fast3r_ros.mapping.data import Frame
 from fast3r_ros.ros.image_messages import packed, rgb_to_image
 from fast3r_ros.ros.pose_messages import (
@@ -31,6 +34,11 @@ from fast3r_ros.ros.pose_messages import (
 from fast3r_ros.synthetic.sequence import demo_sequence
 
 CAMERA = "camera_optical_frame"
+QUICK = {
+    "output.status_rate": 30.0,
+    "window.stride": 2,
+}  # the walk is short, and each image waits for a status
+ENOUGH = QUICK["window.stride"] + MapperConfig().window.overlap  # number of keyframes that begin a map
 
 
 def listener_for(domain_id: int, node: str = NODE) -> Listener:
@@ -57,14 +65,15 @@ def frames() -> tuple[Frame, ...]:
 class Robot:
     """Publishes the walk like a robot: images, odometry in metres, odom -> base_link -> camera on TF.
 
-    prefix: of the topics of camera and odometry.  best_effort: as most camera drivers publish.  odom, base:
-    its frames.  pans: the camera sits on a head that turns from side to side.
+    prefix: of the topics of camera and odometry.  node: that maps its images.  best_effort: as most camera
+    drivers publish.  odom, base: its frames.  pans: the camera sits on a head that turns from side to side.
     """
 
     def __init__(
         self,
         listener: Listener,
         prefix: str = "",
+        node: str = NODE,
         best_effort: bool = False,
         odom: str = "odom",
         base: str = "base_link",
@@ -72,15 +81,17 @@ class Robot:
     ) -> None:
         self._odom, self._base, self.pans = odom, base, pans
         self._sequence = demo_sequence()
-        node = listener.node
+        self._listener, self._status, self._sent = listener, f"{node}/status", 0
+        self._best_effort = best_effort
+        self.shown_at = 0.0  # monotonic seconds before the newest image was sent
         reliability = ReliabilityPolicy.BEST_EFFORT if best_effort else ReliabilityPolicy.RELIABLE
         qos = QoSProfile(depth=30, reliability=reliability)
-        self.images = node.create_publisher(Image, f"{prefix}/image", qos)
-        self._depth = node.create_publisher(Image, f"{prefix}/depth", qos)
-        self._odometry = node.create_publisher(Odometry, f"{prefix}/odometry", qos)
-        self._clock = node.create_publisher(Clock, "/clock", 10)
-        self._tf = node.create_publisher(TFMessage, "/tf", 100)
-        self._tf_static = node.create_publisher(TFMessage, "/tf_static", latched())
+        self.images = listener.node.create_publisher(Image, f"{prefix}/image", qos)
+        self._depth = listener.node.create_publisher(Image, f"{prefix}/depth", qos)
+        self._odometry = listener.node.create_publisher(Odometry, f"{prefix}/odometry", qos)
+        self._clock = listener.node.create_publisher(Clock, "/clock", 10)
+        self._tf = listener.node.create_publisher(TFMessage, "/tf", 100)
+        self._tf_static = listener.node.create_publisher(TFMessage, "/tf_static", latched())
         self.base_from_camera = optical_pose_from_body(np.eye(4))
         self.base_from_camera[:3, 3] = (0.2, 0.05, 0.4)
         # odometry starts at another pose
@@ -109,22 +120,22 @@ class Robot:
 
     def drive(
         self,
-        rate_hz: float,
         *,
         tf: bool = False,
         odometry: bool = False,
         depth: bool = False,
-        late: float = 0.0,
+        late: int = 0,
         clock: bool = False,
     ) -> None:
-        """The whole walk.  tf, odometry, depth, clock: what is published beside the images.  late: seconds by
-        which transforms come after their image.
+        """The whole walk, as fast as the node maps it.
+
+        tf, odometry, depth, clock: what is published beside the images.  late: number of images between an
+        image and its transforms.
         """
-        behind: deque[tuple[float, TFMessage]] = deque()
-        wait_until(lambda: self.images.get_subscription_count() > 0, 10, "the node's subscription")
-        time.sleep(1.0)  # until its reliability matches the images'
+        behind: deque[TFMessage] = deque()
+        self._listener.connect(self.images, *[self._depth] * depth)
+        self._listener.connect(*[self._odometry] * odometry, *[self._tf] * tf, adapts=False)
         for index, frame in enumerate(frames()):
-            start = time.monotonic()
             moved = self.odom_from_base(index)
             if clock:
                 self._clock.publish(Clock(clock=stamp_from_ns(frame.stamp_ns)))
@@ -133,19 +144,35 @@ class Robot:
                 if self.pans:
                     mount = self.base_from_camera_at(index)
                     transforms.append(stamped_transform(mount, self._base, CAMERA, frame.stamp_ns))
-                behind.append((start + late, TFMessage(transforms=transforms)))
-            while behind and behind[0][0] <= start:
-                self._tf.publish(behind.popleft()[1])
+                behind.append(TFMessage(transforms=transforms))
+                if len(behind) > late:
+                    self._tf.publish(behind.popleft())
             if odometry:
                 self._odometry.publish(
                     odometry_message(moved, np.eye(6) * 1e-4, self._odom, self._base, frame.stamp_ns)
                 )
             if depth:
                 self._depth.publish(depth_in_millimetres(frame))
-            self.images.publish(rgb_to_image(frame.image, frame.stamp_ns, CAMERA))
-            time.sleep(max(0.0, 1 / rate_hz - (time.monotonic() - start)))
-        for _, message in behind:
+            self.show(frame, late)
+        for message in behind:
             self._tf.publish(message)
+
+    def show(self, frame: Frame, late: int = 0) -> None:
+        """Send an image, and wait until the node has received it and mapped the ones before.
+
+        late: number of images that may wait for their transforms.
+        """
+        self.shown_at = time.monotonic()
+        self.images.publish(rgb_to_image(frame.image, frame.stamp_ns, CAMERA))
+        self._sent += 1
+        if self._best_effort:  # it may be lost
+            self._listener.later(self._status)
+        wait_until(lambda: self._mapped(late), f"{self._sent} images in the node and in its map")
+
+    def _mapped(self, late: int) -> bool:
+        status = self._listener.newest(self._status)
+        received = self._best_effort or status.frames_received >= self._sent
+        return received and status.frames_waiting <= ENOUGH + late
 
     def broadcast(self, parent: str, child: str) -> None:
         self._tf.publish(TFMessage(transforms=[stamped_transform(np.eye(4), parent, child, 0)]))
@@ -158,6 +185,23 @@ class Robot:
         distances = np.linalg.norm(true[:, None] - true, axis=-1)
         i, j = np.unravel_index(distances.argmax(), distances.shape)
         return abs(float(np.linalg.norm(ours[i] - ours[j]) / distances[i, j]) - 1.0)
+
+
+def settle(listener: Listener, node: str = NODE, most_waiting: int = QUICK["window.stride"] - 1) -> None:
+    """Wait until a node has mapped what it received, and its windows have come.
+
+    most_waiting: number of keyframes that are too few for a window.
+    """
+    topic, before = f"{node}/status", None
+    while True:
+        status = listener.later(topic)
+        now = status.frames_received, status.frames_used, status.windows
+        if now == before and status.frames_waiting <= most_waiting:
+            break
+        before = now
+        listener.call(GetMap, f"{node}/get_map")  # answered by the mapping thread, between two windows
+    heard = listener.heard[f"{node}/window"]
+    wait_until(lambda: len(heard) == status.windows, f"{status.windows} windows")
 
 
 def depth_in_millimetres(frame: Frame) -> Image:

@@ -18,6 +18,7 @@ from fast3r_ros.msg import MappingStatus
 from nav_msgs.msg import Odometry
 from rclpy.duration import Duration
 from rclpy.node import Node
+from rclpy.publisher import Publisher
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from ros_encoders import known_picture
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
@@ -95,9 +96,11 @@ class Pace:
         self._rate = 200.0
         self._lost = 0
         self._next = time.monotonic()
+        self.received = 0  # images, by the node's status
         node.create_subscription(MappingStatus, "/fast3r_mapping/status", self._adapt, 10)
 
     def _adapt(self, status: MappingStatus) -> None:
+        self.received = status.frames_received
         lost = sum(problem.count for problem in status.problems if problem.reason == LOST)
         self._rate = min(2000.0, self._rate * 1.1) if lost == self._lost else max(20.0, self._rate * 0.7)
         self._lost = lost
@@ -109,6 +112,13 @@ class Pace:
             rclpy.spin_once(self._node, timeout_sec=left)
 
 
+def reliably_connected(node: Node, images: Publisher) -> bool:
+    """Whether the node has adapted its subscription to a reliable publisher."""
+    found = node.get_subscriptions_info_by_topic(images.topic_name)
+    reliable = [each.qos_profile.reliability == ReliabilityPolicy.RELIABLE for each in found]
+    return bool(found) and all(reliable) and images.get_subscription_count() >= len(found)
+
+
 def publish(node: Node, transport: str, count: int) -> dict[str, int]:
     """Publish everything, every 50th image as invalid bytes; returns the numbers sent."""
     rng = np.random.default_rng(SEED)
@@ -117,13 +127,18 @@ def publish(node: Node, transport: str, count: int) -> dict[str, int]:
     images = node.create_publisher(kind, topic, qos)
     infos = node.create_publisher(CameraInfo, "camera_info", qos)
     odometry = node.create_publisher(Odometry, "odometry", qos)
+    pace = Pace(node)
     while not all(each.get_subscription_count() for each in (images, infos, odometry)):
-        time.sleep(0.05)
-    time.sleep(2.0)  # until the node's subscription has become reliable
+        rclpy.spin_once(node, timeout_sec=0.05)
+    while not reliably_connected(node, images) or not pace.received:  # the walk's images
+        rclpy.spin_once(node, timeout_sec=0.05)
+    # the loss of a publisher's first message cannot be detected
     images.publish(kind())
-    time.sleep(1.0)  # the loss of a publisher's first message cannot be detected
+    before = pace.received
+    while pace.received == before:
+        rclpy.spin_once(node, timeout_sec=0.05)
     sent: Counter[str] = Counter(images=1)
-    pace, start = Pace(node), time.monotonic()
+    start = time.monotonic()
     for index, message in enumerate(random_images(count, transport, SEED)):
         pace.wait()
         if index % 50 == 0:

@@ -10,17 +10,17 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 import rclpy
+from patience import HANG_SECONDS, wait_until
 from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.qos import DurabilityPolicy, QoSProfile
 
 from fast3r_ros.ros.process import spin_until
 
@@ -30,7 +30,6 @@ DOUBLE = [sys.executable, str(HERE / "double_node.py")]
 REPLAY = [sys.executable, "-m", "fast3r_ros.ros.replay_node"]
 MAPPING = [sys.executable, "-m", "fast3r_ros.ros.mapping_node"]
 NODE = "/fast3r_mapping"
-HANG_SECONDS = 240.0
 
 _claimed: dict[int, tuple[int, IO[str]]] = {}
 
@@ -94,23 +93,19 @@ class Program:
         self._output.seek(0)
         return self._output.read()
 
-    def wait(self, timeout: float) -> int:
-        return self.process.wait(timeout)
+    def wait(self) -> int:
+        """The exit status, when the process has ended by itself."""
+        return self.process.wait(HANG_SECONDS)
 
-    def stop(self, number: int = signal.SIGINT) -> tuple[int, float]:
-        """Signal the process; (exit status, seconds it took).
-
-        It is killed after a minute, far more than the three seconds that it needs on an idle machine.
-        """
-        start = time.monotonic()
+    def stop(self, number: int = signal.SIGINT) -> int:
+        """Signal the process; the exit status.  One that does not end is killed: -9."""
         if self.process.poll() is None:
             self.process.send_signal(number)
         try:
-            status = self.process.wait(60)
+            return self.process.wait(HANG_SECONDS)
         except subprocess.TimeoutExpired:
             self.kill()
-            status = self.process.wait()
-        return status, time.monotonic() - start
+            return self.process.wait()
 
     def kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -152,73 +147,69 @@ class Listener:
             kind, topic, self.heard[topic].append, QoSProfile(depth=200, durability=durability)
         )
 
-    def connected(self, publisher: Any) -> bool:
-        """Whether every subscription of a publisher's topic is reliable and gets its messages.
+    def connected(self, publisher: Any, adapts: bool = True) -> bool:
+        """Whether every subscription of a publisher's topic gets its messages, at least another node's.
 
-        The node subscribes best effort until it has seen that the publisher is reliable.
+        adapts: the node's subscription of images, masks and depth is best effort until the node has seen that
+        the publisher is reliable; it is then created again.
         """
         found = self.node.get_subscriptions_info_by_topic(publisher.topic_name)
-        reliable = [each.qos_profile.reliability == ReliabilityPolicy.RELIABLE for each in found]
-        return bool(found) and all(reliable) and publisher.get_subscription_count() >= len(found)
+        others = [each for each in found if each.node_name != self.node.get_name()]
+        offered = publisher.qos_profile.reliability
+        fits = [each.qos_profile.reliability == offered for each in others] if adapts else [True]
+        return bool(others) and all(fits) and publisher.get_subscription_count() >= len(found)
 
-    def connect(self, *publishers: Any) -> None:
-        """Wait until the node has adapted its subscriptions to these publishers; then no message is lost."""
+    def connect(self, *publishers: Any, adapts: bool = True) -> None:
+        """Wait until publishers are `connected`; from then on nothing that they send reliably is lost."""
         for publisher in publishers:
-            topic = publisher.topic_name
-            wait_until(lambda publisher=publisher: self.connected(publisher), 60, f"subscriptions of {topic}")
+            wait_until(
+                lambda publisher=publisher: self.connected(publisher, adapts),
+                f"a subscription of {publisher.topic_name}",
+            )
 
-    def call(self, kind: Any, service: str, timeout: float = 30.0, **fields: Any) -> Any:
+    def call(self, kind: Any, service: str, **fields: Any) -> Any:
         client = self.node.create_client(kind, service)
         try:
-            assert client.wait_for_service(timeout), f"no service {service}"
+            assert client.wait_for_service(HANG_SECONDS), f"no service {service}"
             future = client.call_async(kind.Request(**fields))
-            wait_until(future.done, timeout, f"an answer from {service}")
+            wait_until(future.done, f"an answer from {service}")
             return future.result()
         finally:
             self.node.destroy_client(client)
 
     def newest(self, topic: str) -> Any:
+        """The newest message; waits for the first one."""
+        wait_until(lambda: len(self.heard[topic]) > 0, f"a message on {topic}")
         return self.heard[topic][-1]
 
     def later(self, topic: str) -> Any:
         """The newest message on a topic, made after this call: the first to come may be older."""
         heard = self.heard[topic]
         count = len(heard)
-        wait_until(lambda: len(heard) > count + 1, 60, f"two messages on {topic}")
+        wait_until(lambda: len(heard) > count + 1, f"two messages on {topic}")
         return heard[-1]
 
-    def wait_for(self, topic: str, condition: Callable[[Any], bool], timeout: float = 30.0) -> Any:
+    def wait_for(self, topic: str, condition: Callable[[Any], bool]) -> Any:
         """The first message from now on, or the newest so far, that fulfils a condition."""
-        start = max(0, len(self.heard[topic]) - 1)
-        found: list[Any] = []
+        heard, found = self.heard[topic], []
+        seen = max(0, len(heard) - 1)
 
         def look() -> bool:
-            found.extend(message for message in self.heard[topic][start:] if condition(message))
+            nonlocal seen
+            new = heard[seen:]
+            seen += len(new)
+            found.extend(message for message in new if condition(message))
             return bool(found)
 
-        wait_until(look, timeout, f"a message on {topic}")
+        wait_until(look, f"a message on {topic}")
         return found[0]
 
     def close(self) -> None:
         self._stop.set()
         self._executor.shutdown()
-        self._thread.join(5)
+        self._thread.join(HANG_SECONDS)
         self.node.destroy_node()
         rclpy.shutdown(context=self._context)
-
-
-def crowding() -> float:
-    """Waiting processes per processor, at least 1: limits in seconds are for an idle machine."""
-    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
-
-
-def wait_until(condition: Callable[[], bool], timeout: float, what: str) -> None:
-    """Wait until a condition holds.  The limit only ends a test that hangs; a busy machine stays below it."""
-    timeout = max(timeout, HANG_SECONDS)
-    limit = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < limit, f"timeout: waited {timeout:.0f} s for {what}"
-        time.sleep(0.02)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +9,16 @@ from diagnostic_msgs.msg import DiagnosticArray
 from fast3r_ros.msg import MappingStatus, WindowEstimate
 from nav_msgs.msg import OccupancyGrid, Odometry
 from nav_msgs.msg import Path as PathMessage
+from patience import HANG_SECONDS, wait_until
+from rclpy.duration import Duration
 from rclpy.qos import QoSProfile, ReliabilityPolicy
-from ros_harness import DOUBLE, NODE, REPLAY, Listener, Program, arguments, domain, wait_until
+from robot import settle
+from ros_harness import DOUBLE, NODE, REPLAY, Listener, Program, arguments, domain
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 from tf2_msgs.msg import TFMessage
 from visualization_msgs.msg import MarkerArray
 
+from fast3r_ros.mapping.config import MapperConfig
 from fast3r_ros.ros.pose_messages import ns_from_stamp
 
 DOMAIN = domain(1)
@@ -35,7 +38,7 @@ PARAMETERS = {
     "grid.enabled": True,
     "grid.min_height": -0.5,
     "publish_view_frames": True,
-    "output.status_rate": 5.0,
+    "output.status_rate": 30.0,
     "output.map_rate": 0.5,
     "map.voxel_size": 0.02,
     "viewer.port": 8700,
@@ -56,17 +59,23 @@ class Session:
         for topic, kind in OTHERS.items():
             self.listener.listen(kind, topic)
         self._walked: dict[str, list[Any]] = {}
-        self.seconds = 0.0
 
     def play(self) -> None:
         """Play the whole walk, until nothing is pending in the node."""
         self.wait_for_state(MappingStatus.WAITING)
-        start = time.monotonic()
         replay = Program([*REPLAY, *arguments({"rate": 1.2, "ground_truth": True})], DOMAIN)
-        assert replay.wait(60) == 0, replay.output()
-        time.sleep(3.0)
-        self.seconds = time.monotonic() - start
+        assert replay.wait() == 0, replay.output()
+        settle(self.listener, most_waiting=MapperConfig().window.stride - 1)
+        mapped = self.status()
+        wait_until(lambda: self._shows(mapped), "the map, path, grid and markers of the last window")
         self._walked = {topic: list(messages) for topic, messages in self.listener.heard.items()}
+
+    def _shows(self, status: MappingStatus) -> bool:
+        """Whether everything that is published of a map is that of a status."""
+        heard = self.listener.heard
+        if not all(heard[f"{NODE}/{name}"] for name in LATCHED):
+            return False
+        return heard[f"{NODE}/map_cloud"][-1].width == status.map_points
 
     def walked(self, topic: str) -> list[Any]:
         """The messages of the walk on a topic; a relative name is one of the node's own topics."""
@@ -74,7 +83,7 @@ class Session:
 
     def wait_for_state(self, state: int) -> MappingStatus:
         """The first status with this state, from now on."""
-        return self.listener.wait_for(f"{NODE}/status", lambda message: message.state == state, 60)
+        return self.listener.wait_for(f"{NODE}/status", lambda message: message.state == state)
 
     def status(self) -> MappingStatus:
         """A status that was made after this call."""
@@ -89,17 +98,28 @@ class Session:
         """The newest sentence of the input (0), the mapping (1) or the transforms (2)."""
         return self.listener.newest("/diagnostics").status[index].message
 
-    def publish(self, messages: list[Any], topic: str = "/image") -> None:
-        """Send messages one after the other, slowly enough for each to be processed."""
+    def publish(self, messages: list[Any], topic: str = "/image", keyframes: int = 0) -> None:
+        """Send messages; each image is processed before the next one.
+
+        keyframes: number of images that may become keyframes, and wait for a window.
+        """
         node = self.listener.node
         qos = QoSProfile(depth=50, reliability=ReliabilityPolicy.RELIABLE)
         publisher = node.create_publisher(type(messages[0]), topic, qos)
-        own = topic == "/image"  # the listener hears it, too
-        wait_until(lambda: publisher.get_subscription_count() > own, 10, f"a subscriber on {topic}")
-        time.sleep(1.0)  # until the node's subscription has become reliable
-        for message in messages:
+        images = topic == "/image"
+        self.listener.connect(publisher, adapts=images)
+        before = self.status()
+        for count, message in enumerate(messages, 1):
             publisher.publish(message)
-            time.sleep(0.1)
+            if images:
+                self.listener.wait_for(
+                    f"{NODE}/status",
+                    lambda now, count=count: (
+                        now.frames_received == before.frames_received + count
+                        and now.frames_waiting <= before.frames_waiting + keyframes
+                    ),
+                )
+        publisher.wait_for_all_acked(Duration(seconds=HANG_SECONDS))
         node.destroy_publisher(publisher)
 
 

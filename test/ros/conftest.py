@@ -19,7 +19,7 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     with running(session.node):
         session.play()
         yield session
-        status, _ = session.node.stop()
+        status = session.node.stop()
     session.listener.close()
     assert status == 0
     assert "Traceback" not in session.node.output()

@@ -30,10 +30,11 @@ from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
 from nav_msgs.msg import OccupancyGrid, Odometry
 from nav_msgs.msg import Path as PathMessage
+from patience import HANG_SECONDS, wait_until
 from rcl_interfaces.srv import SetParameters
 from rclpy.parameter import Parameter
 from ros_fuzz import random_camera_info, random_odometry
-from ros_harness import NODE, Listener, Program, domain, running, wait_until
+from ros_harness import NODE, Listener, Program, domain, running
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 from std_srvs.srv import SetBool, Trigger
 from tf2_msgs.msg import TFMessage
@@ -49,7 +50,6 @@ SEED = int(os.environ.get("FAST3R_CAMPAIGN_SEED", "1"))
 STATUS = f"{NODE}/status"
 SAMPLES = 12  # of memory, threads and descriptors in a campaign
 LONG = 300.0  # seconds after which growth is tested, when caches are filled
-PATIENCE = 60.0
 OUTPUTS: tuple[tuple[Any, str], ...] = (
     (PointCloud2, "cloud"),
     (PointCloud2, "map_cloud"),
@@ -111,7 +111,7 @@ class Campaign:
 
     def _send(self) -> None:
         while self._sending.is_set():
-            self._camera.send(1, 0.03)
+            self._camera.stream(1, 0.03)
 
     def step(self) -> None:
         """Run one random event."""
@@ -169,11 +169,11 @@ class Campaign:
     def second_camera(self) -> None:
         """Another publisher on the image topic starts, sends, or stops."""
         if self._others and self.random.random() < 0.5:
-            self._others.pop().close(self.listener)
+            self._others.pop().close()
         elif len(self._others) < 3:
             self._others.append(Camera(self.listener))
         for camera in self._others:
-            camera.send(2, 0.0)
+            camera.stream(2, 0.0)
 
     def bad_messages(self) -> None:
         for _ in range(10):
@@ -208,10 +208,11 @@ class Campaign:
         client = self._clients.get(name)
         if client is None:
             client = self._clients[name] = self.listener.node.create_client(kind, f"{NODE}/{name}")
-            wait_until(client.service_is_ready, PATIENCE, f"the service {name}")
-            time.sleep(1.0)
+            wait_until(client.service_is_ready, f"the service {name}")
+            for _ in range(10):  # until the node has discovered it
+                self.listener.later(STATUS)
         answer = client.call_async(kind.Request(**fields))
-        wait_until(answer.done, PATIENCE, f"an answer from {name}")
+        wait_until(answer.done, f"an answer from {name}")
         return answer.result()
 
     def recovered(self) -> None:
@@ -220,7 +221,7 @@ class Campaign:
         for visitor in self._visitors:
             self.listener.node.destroy_subscription(visitor)
         for camera in self._others:
-            camera.close(self.listener)
+            camera.close()
         self._visitors, self._others = [], []
         changes = [
             Parameter(name, value=value).to_parameter_msg()
@@ -238,9 +239,9 @@ class Campaign:
         self.call(SetParameters, "set_parameters", parameters=changes)
         assert self.call(SetBool, "pause", data=False).success
         # a service without a waiting client may be running
-        wait_until(lambda: self.call(Trigger, "reset").success, PATIENCE, "an empty map")
-        self.listener.wait_for(STATUS, lambda m: m.windows > m.windows_rejected + 2, PATIENCE)
-        wait_until(lambda: self.call(Trigger, "reset").success, PATIENCE, "an empty map")
+        wait_until(lambda: self.call(Trigger, "reset").success, "an empty map")
+        self.listener.wait_for(STATUS, lambda m: m.windows > m.windows_rejected + 2)
+        wait_until(lambda: self.call(Trigger, "reset").success, "an empty map")
 
     def close(self) -> None:
         self._sending.clear()
@@ -257,7 +258,7 @@ def test_a_campaign_leaves_the_node_as_it_was(tmp_path: Path) -> None:
             samples = run(campaign)
         finally:
             campaign.close()
-        assert campaign.node.stop()[0] == 0
+        assert campaign.node.stop() == 0
         campaign.listener.close()
     print(f"\n{SECONDS:.0f} s, seed {SEED}: {dict(campaign.done)}")
     print(f"at most {campaign.most_waiting} frames waited")
@@ -288,9 +289,9 @@ def run(campaign: Campaign) -> list[tuple[float, int, int]]:
 
 def answered(listener: Listener, kind: Any, service: str, name: str, **more: Any) -> Any:
     """The answer of a successful service call; repeated while the node is busy."""
-    answer = listener.call(kind, f"{NODE}/{service}", PATIENCE, name=name, **more)
+    answer = listener.call(kind, f"{NODE}/{service}", name=name, **more)
     while answer.message.startswith("busy"):
-        answer = listener.call(kind, f"{NODE}/{service}", PATIENCE, name=name, **more)
+        answer = listener.call(kind, f"{NODE}/{service}", name=name, **more)
     assert answer.success, answer.message
     return answer
 
@@ -313,29 +314,29 @@ def test_killed_nodes_lose_no_map_that_was_acknowledged(tmp_path: Path) -> None:
                 listener.close()
                 break
             camera = Camera(listener)
-            wait_until(camera.connected, 20, "a subscription")
-            camera.send(chance.randrange(8, 30), 0.02)
+            camera.connect()
+            camera.deliver(chance.randrange(8, 30))
             listener.wait_for(STATUS, lambda message: message.map_points > 0)
             for name in ("a", f"map{number % 5}"):
                 answered(listener, SaveMap, "save_map", name, overwrite=True)
                 kept[name] = {answered(listener, LoadMap, "load_map", name).keyframes}
-            camera.send(chance.randrange(2, 10), 0.02)
+            camera.deliver(chance.randrange(2, 10))
             moment = chance.choice(("save", "save", "load", "mapping"))
             moments[moment] += 1
             if moment == "save":
                 kept["a"].add(-1)  # the old or the new one, whole
                 client = listener.node.create_client(SaveMap, f"{NODE}/save_map")
-                assert client.wait_for_service(20)
+                assert client.wait_for_service(HANG_SECONDS)
                 client.call_async(SaveMap.Request(name="a", overwrite=True))
             elif moment == "load":
                 client = listener.node.create_client(LoadMap, f"{NODE}/load_map")
-                assert client.wait_for_service(20)
+                assert client.wait_for_service(HANG_SECONDS)
                 client.call_async(LoadMap.Request(name="a"))
             else:
-                camera.send(5, 0.0)
+                camera.stream(5, 0.0)
             time.sleep(chance.uniform(0.0, 0.15))
             node.kill()
-            node.process.wait(10)
+            node.wait()
             listener.close()
     print(f"\n{KILLS} kills: {dict(moments)}; maps that loaded after the last: {kept}")
     leftovers = [path.name for path in tmp_path.iterdir() if path.name not in {*kept, "fault", "fault.part"}]

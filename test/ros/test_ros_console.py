@@ -10,9 +10,10 @@ import pytest
 pytest.importorskip("rclpy", reason="ROS is not installed here")
 
 from fast3r_ros.msg import MappingStatus
+from patience import wait_until
 from reports import camera, mapper_status
 from ros_encoders import known_picture
-from ros_harness import DOUBLE, NODE, Listener, Program, arguments, constants, domain, running, wait_until
+from ros_harness import DOUBLE, NODE, Listener, Program, arguments, constants, domain, running
 from sensor_msgs.msg import CompressedImage, Image
 
 from fast3r_ros.ros.console import Console
@@ -106,31 +107,31 @@ def test_a_compressed_only_camera_is_found_and_missing_stamps_are_reported() -> 
     listener.listen(MappingStatus, f"{NODE}/status")
     try:
         with running(node):
-            wait_until(lambda: "/cam/image_raw has no publisher" in node.output(), 60, "the missing topic")
+            wait_until(lambda: "/cam/image_raw has no publisher" in node.output(), "the missing topic")
             for other in ("/else1/image", "/else2/image"):  # they are found later, one after the other
                 listener.node.create_publisher(Image, other, 10)
-                wait_until(lambda other=other: other in node.output(), 60, f"a line that names {other}")
+                wait_until(lambda other=other: other in node.output(), f"a line that names {other}")
             topic = "/cam/image_raw/compressed"
             publisher = listener.node.create_publisher(CompressedImage, topic, 10)
-            wait_until(lambda: publisher.get_subscription_count() > 0, 30, "a subscription")
+            wait_until(lambda: publisher.get_subscription_count() > 0, "a subscription")
             picture = known_picture()
 
             def send() -> bool:
                 publisher.publish(rgb_to_jpeg(picture, 0, "lens"))
                 return "does not stamp its images" in node.output()
 
-            wait_until(send, 30, "the line on stamps")
+            wait_until(send, "the line on stamps")
             publisher.publish(rgb_to_jpeg(picture, 0, "lens"))
             publisher.publish(rgb_to_jpeg(picture, 10**9, "lens"))  # one of them is stamped
             height, width = np.asarray(picture).shape[:2]
-            wait_until(lambda: f"images on {topic}" in node.output(), 20, "the first image to be told")
+            wait_until(lambda: f"images on {topic}" in node.output(), "the first image to be told")
             output = node.output()
             assert f"subscribed to {topic}" in output
             assert f"images on {topic}: {width}x{height}" in output
             assert "not calibrated" in output
             assert output.count("does not stamp its images") == 1
             status = listener.wait_for(
-                f"{NODE}/status", lambda m: any(d.reason == "not stamped" for d in m.drops), 20
+                f"{NODE}/status", lambda m: any(d.reason == "not stamped" for d in m.drops)
             )
             assert status.frames_received >= 2
     finally:

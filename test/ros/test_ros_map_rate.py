@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -15,8 +14,9 @@ import pytest
 pytest.importorskip("rclpy", reason="ROS is not installed here")
 
 import rclpy
+from patience import HANG_SECONDS, wait_until
 from rclpy.node import Node
-from ros_harness import Listener, domain, wait_until
+from ros_harness import Listener, domain
 from sensor_msgs.msg import Image, PointCloud2
 from visualization_msgs.msg import Marker, MarkerArray
 
@@ -79,7 +79,7 @@ def test_the_viewers_token_and_hosts_are_parameters_of_the_node() -> None:
     for host, expected in (("robot.lan", 401), ("other.lan", 403)):
         request = urllib.request.Request(f"http://127.0.0.1:{address[1]}/", headers={"Host": host})
         with pytest.raises(urllib.error.HTTPError) as refused:
-            urllib.request.urlopen(request, timeout=60)
+            urllib.request.urlopen(request, timeout=HANG_SECONDS)
         assert refused.value.code == expected
     viewer.stop()
 
@@ -92,7 +92,7 @@ def listener_on(outputs: Outputs, count: int) -> Listener:
     listener = Listener(DOMAIN)
     listener.listen(PointCloud2, TOPIC, latched=True)
     publisher = outputs._publishers["map_cloud"]
-    wait_until(lambda: publisher.get_subscription_count() == count, 10, "the subscription")
+    wait_until(lambda: publisher.get_subscription_count() == count, "the subscription")
     return listener
 
 
@@ -103,14 +103,14 @@ def test_images_have_the_inputs_or_the_networks_size(node: Node) -> None:
     listener = Listener(DOMAIN)
     images = listener.heard["/mapper/confidence"]
     listener.listen(Image, "/mapper/confidence")
-    wait_until(lambda: outputs._publishers["confidence"].get_subscription_count() == 1, 10, "a subscriber")
+    wait_until(lambda: outputs._publishers["confidence"].get_subscription_count() == 1, "a subscriber")
     result = replace(run.results[-1], views=run.results[-1].views[-4:])
     for image_size, (width, height) in (("input", INPUT_SIZE), ("network", NETWORK_SIZE)):
         outputs.config = replace(CONFIG, output=replace(CONFIG.output, image_size=image_size))
         outputs.restart()
         images.clear()
         outputs.window(run.mapper, result)
-        wait_until(lambda: len(images) == 4, 10, "the images of four views")
+        wait_until(lambda: len(images) == 4, "the images of four views")
         assert {(message.width, message.height) for message in images} == {(width, height)}
     outputs.stop()
     listener.close()
@@ -123,34 +123,37 @@ def test_the_map_is_published_when_it_is_due(node: Node) -> None:
     first = listener_on(outputs, 1)
     clouds = first.heard[TOPIC]
     outputs.idle(run.mapper)
-    wait_until(lambda: len(clouds) == 1, 10, "the first map")
+    wait_until(lambda: len(clouds) == 1, "the first map")
+    points = [run.mapper.map.points]
     in_browser = outputs._viewer._viewer
     assert in_browser is not None
     assert in_browser.address.startswith("http://127.0.0.1:")
-    page = urllib.request.urlopen(in_browser.address, timeout=10)
+    page = urllib.request.urlopen(in_browser.address, timeout=HANG_SECONDS)
     assert "text/html" in page.headers["Content-Type"]
-    wait_until(lambda: in_browser.points_shown == clouds[-1].width, 10, "the map in the browser")
+    wait_until(lambda: in_browser.points_shown == clouds[-1].width, "the map in the browser")
 
     run.feed(frames[60:100])
     for _ in range(3):  # a hundred seconds have not passed
         outputs.idle(run.mapper)
         outputs.window(run.mapper, run.results[-1])
-    time.sleep(0.5)
-    assert len(clouds) == 1
-
     outputs.window(run.mapper, replace(run.results[-1], loop_closed=True))
-    wait_until(lambda: len(clouds) == 2, 10, "the map after a loop")
-    assert clouds[-1].width == run.mapper.map.points
+    wait_until(lambda: len(clouds) == 2, "the map after a loop")
+    points.append(run.mapper.map.points)
 
     run.feed(frames[100:140])
     second = listener_on(outputs, 2)
     outputs.idle(run.mapper)
-    wait_until(lambda: len(clouds) == 3, 10, "the map for a new subscriber")
-    wait_until(lambda: second.heard[TOPIC][-1:] == clouds[-1:], 10, "the newest map")
-    assert clouds[-1].width == run.mapper.map.points
-    outputs.idle(run.mapper)
-    time.sleep(0.3)
-    assert len(clouds) == 3
+    wait_until(lambda: len(clouds) == 3, "the map for a new subscriber")
+    wait_until(lambda: second.heard[TOPIC][-1:] == clouds[-1:], "the newest map")
+    points.append(run.mapper.map.points)
+
+    outputs.idle(run.mapper)  # nothing is new
+    run.feed(frames[140:160])
+    outputs.window(run.mapper, replace(run.results[-1], loop_closed=True))
+    points.append(run.mapper.map.points)
+    wait_until(lambda: clouds[-1].width == points[-1], "the map after another loop")
+    assert [cloud.width for cloud in clouds] == points  # none between them
+    assert len(set(points)) == 4
     outputs.stop()
     assert not outputs._viewer.active
     for listener in (first, second):
@@ -166,28 +169,28 @@ def test_markers_reach_late_subscribers_and_are_removed_with_the_map(node: Node)
     outputs = outputs_of(node, sequence.camera, port=0)
     clouds = listener_on(outputs, 1)
     outputs.idle(run.mapper)
-    wait_until(lambda: len(clouds.heard[TOPIC]) == 1, 10, "the map")
+    wait_until(lambda: len(clouds.heard[TOPIC]) == 1, "the map")
 
     viewer = Listener(DOMAIN)
     viewer.listen(MarkerArray, "/mapper/markers", latched=True)
     markers = viewer.heard["/mapper/markers"]
-    wait_until(lambda: outputs._publishers["markers"].get_subscription_count() == 1, 10, "the subscription")
+    wait_until(lambda: outputs._publishers["markers"].get_subscription_count() == 1, "the subscription")
     outputs.idle(run.mapper)
-    wait_until(lambda: len(markers) == 1, 10, "the markers of the map that was sent")
+    wait_until(lambda: len(markers) == 1, "the markers of the map that was sent")
     keyframes, loops = markers[0].markers
     assert len(keyframes.points) == 16 * len(run.mapper.map.keyframes)
     assert len(loops.points) == 2
     viewer.close()
 
-    wait_until(lambda: outputs._publishers["markers"].get_subscription_count() == 0, 30, "its end")
+    wait_until(lambda: outputs._publishers["markers"].get_subscription_count() == 0, "its end")
     outputs.restart()
     outputs.idle(run.mapper)  # the same map again, as one that was loaded
-    wait_until(lambda: len(clouds.heard[TOPIC]) == 2, 10, "the loaded map")
+    wait_until(lambda: len(clouds.heard[TOPIC]) == 2, "the loaded map")
     outputs.restart()
     outputs.idle(start(sequence).mapper)
     late = Listener(DOMAIN)
     late.listen(MarkerArray, "/mapper/markers", latched=True)
-    wait_until(lambda: late.heard["/mapper/markers"], 10, "the empty map's markers")
+    wait_until(lambda: late.heard["/mapper/markers"], "the empty map's markers")
     assert {each.action for each in late.heard["/mapper/markers"][-1].markers} == {Marker.DELETE}
     outputs.stop()
     for listener in (clouds, late):

@@ -32,12 +32,12 @@ def test_it_maps_the_walk_in_metres(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     listener = listener_for(number)
     listener.listen(PathMessage, f"{NODE}/path", latched=True)
     with running(node):
-        listener.wait_for(f"{NODE}/status", lambda status: status.state == MappingStatus.WAITING, 120)
+        listener.wait_for(f"{NODE}/status", lambda status: status.state == MappingStatus.WAITING)
         replay = Program([*REPLAY, *arguments({"source": "synthetic:6"})], number)
         with running(replay):
-            assert replay.wait(180) == 0
-        status = listener.wait_for(f"{NODE}/status", lambda status: status.windows and status.metres, 60)
-        path = listener.wait_for(f"{NODE}/path", lambda path: len(path.poses) >= 6, 60)
+            assert replay.wait() == 0
+        status = listener.wait_for(f"{NODE}/status", lambda status: status.windows and status.metres)
+        path = listener.wait_for(f"{NODE}/path", lambda path: len(path.poses) >= 6)
     listener.close()
     assert status.scale_source == "network"
     stamps = np.array([ns_from_stamp(pose.header.stamp) for pose in path.poses])
@@ -57,7 +57,7 @@ def test_the_demo_plays_into_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     arguments = ["--source", "synthetic:6", "--model", "toy:small", "--output", str(tmp_path / "output")]
     demo = Program([sys.executable, "-m", "fast3r_ros.ros.demo", *arguments], domain(73))
     with running(demo):
-        assert demo.wait(300) == 0, demo.output()
+        assert demo.wait() == 0, demo.output()
     assert "toy:small; its quality has not been measured" in demo.output()
     assert (tmp_path / "output" / "map.ply").is_file()
 
@@ -65,7 +65,7 @@ def test_the_demo_plays_into_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_an_unknown_network_is_reported_with_the_known_ones() -> None:
     node = Program([*MAPPING, *arguments({"model": "none:small"})], domain(72))
     with running(node):
-        assert node.wait(120) == 2
+        assert node.wait() == 2
         output = node.output()
     assert "'none'" in output
     assert "fast3r" in output

@@ -10,10 +10,11 @@ import yaml
 pytest.importorskip("rclpy", reason="ROS is not installed here")
 
 import rclpy
+from patience import HANG_SECONDS, wait_until
 from rcl_interfaces.srv import SetParameters, SetParametersAtomically
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import Parameter
-from ros_harness import DOUBLE, NODE, Listener, Program, domain, running, wait_until
+from ros_harness import DOUBLE, NODE, Listener, Program, domain, running
 
 from fast3r_ros.errors import UserError
 from fast3r_ros.mapping.config import MapperConfig
@@ -127,7 +128,7 @@ def test_a_retired_name_at_start_is_reported_and_has_no_effect(tmp_path: Path) -
     words = ["--ros-args", "--params-file", str(file), *others, "-p", "autostart:=false"]
     node = Program([*DOUBLE, "0.0", *words], domain(24))
     with running(node):
-        wait_until(lambda: all(text in node.output() for text in RETIRED.values()), 60, "the sentences")
+        wait_until(lambda: all(text in node.output() for text in RETIRED.values()), "the sentences")
         assert node.output().count("ignored: ") == 3
         assert "robot_description" not in node.output()
         assert node.process.poll() is None
@@ -157,7 +158,7 @@ def test_a_retired_name_is_rejected_at_run_time_with_advice() -> None:
     finally:
         listener.close()
         executor.shutdown()
-        spinning.join(5)
+        spinning.join(HANG_SECONDS)
         node.stop()
         node.destroy_node()
         rclpy.shutdown()

@@ -12,8 +12,9 @@ pytest.importorskip("rclpy", reason="ROS is not installed here")
 
 import rclpy
 from camera import Camera, faulty_command, ready_listener
+from patience import HANG_SECONDS, wait_until
 from rclpy.executors import MultiThreadedExecutor
-from ros_harness import NODE, ROOT, Program, domain, running, wait_until
+from ros_harness import NODE, ROOT, Program, domain, running
 from sensor_msgs.msg import CameraInfo
 from std_msgs.msg import Empty
 
@@ -38,11 +39,11 @@ def test_an_entity_destroyed_under_the_executor_does_not_end_it() -> None:
     node.create_timer(0.02, publish)
     stop = threading.Event()
     spinning = spin_until(stop, executor)
-    wait_until(lambda: len(calls) > 5, 10, "more calls after the first has failed")
+    wait_until(lambda: len(calls) > 5, "more calls after the first has failed")
     assert spinning.is_alive()
     stop.set()
     executor.shutdown(timeout_sec=1.0)
-    spinning.join(5)
+    spinning.join(HANG_SECONDS)
     assert not spinning.is_alive()
     node.destroy_node()
     rclpy.shutdown(context=context)
@@ -56,7 +57,9 @@ def test_threads_of_the_network_do_not_spin_unless_configured(before: str | None
         environ["OMP_WAIT_POLICY"] = before
     code = "import fast3r_ros.ros, os, sys; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
     command = [sys.executable, "-c", code]
-    result = subprocess.run(command, env=environ, capture_output=True, text=True, check=True, timeout=60)
+    result = subprocess.run(
+        command, env=environ, capture_output=True, text=True, check=True, timeout=HANG_SECONDS
+    )
     assert result.stdout.split() == [after, "False"]
 
 
@@ -94,7 +97,7 @@ def test_the_node_continues_without_a_log_file(tmp_path: Path, logs: str | None)
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANG_SECONDS,
     )
     assert done.returncode == 0, done.stderr
     line, last = done.stderr.strip().splitlines()
@@ -117,15 +120,15 @@ def test_a_disk_that_is_full_of_logs_does_not_stop_mapping(tmp_path: Path) -> No
     with running(node):
         listener = ready_listener(domain_id)
         camera = Camera(listener)
-        wait_until(camera.connected, 20, "a subscription")
+        camera.connect()
         bad = listener.node.create_publisher(CameraInfo, "/camera_info", 10)
         for number in range(30):  # each has a different text
             bad.publish(CameraInfo(width=number, height=1, k=[float(number)] * 9))
-            camera.send(1)
-        camera.send(20)
+            camera.deliver(1)
+        camera.deliver(20)
         status = listener.wait_for(f"{NODE}/status", lambda message: message.map_points > 0)
         assert status.frames_received == status.frames_used + status.frames_waiting + status.frames_dropped
-        assert node.stop()[0] == 0
+        assert node.stop() == 0
         listener.close()
 
 
@@ -152,7 +155,7 @@ def test_without_shared_memory_messages_go_over_udp_after_one_sentence() -> None
         },  # of a listener here
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=HANG_SECONDS,
     )
     assert done.stdout == "True\n", done.stderr
     (line,) = done.stderr.splitlines()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -11,9 +10,10 @@ pytest.importorskip("rclpy", reason="ROS is not installed here")
 
 from diagnostic_msgs.msg import DiagnosticArray
 from fast3r_ros.msg import MappingStatus
+from patience import wait_until
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from ros_encoders import encode, known_picture
-from ros_harness import DOUBLE, Listener, Program, arguments, domain, running, wait_until
+from ros_harness import DOUBLE, Listener, Program, arguments, domain, running
 from sensor_msgs.msg import Image
 
 pytestmark = pytest.mark.slow
@@ -36,7 +36,7 @@ def listener() -> Iterator[Listener]:
                 *DOUBLE,
                 "0.0",
                 *arguments(
-                    {"input.reliability": wanted, "output.status_rate": 5.0},
+                    {"input.reliability": wanted, "output.status_rate": 30.0},
                     {"__ns": f"/{wanted}", "image": "/camera/image"},
                 ),
             ],
@@ -50,7 +50,7 @@ def listener() -> Iterator[Listener]:
         listener.listen(MappingStatus, status_topic(wanted))
     with running(*nodes):
         for wanted in WANTED:
-            listener.wait_for(status_topic(wanted), lambda m: m.state == MappingStatus.WAITING, 90)
+            listener.wait_for(status_topic(wanted), lambda m: m.state == MappingStatus.WAITING)
         yield listener
     listener.close()
 
@@ -67,13 +67,16 @@ def received(listener: Listener) -> dict[str, int]:
 
 def settled(listener: Listener) -> dict[str, int]:
     """The received messages, once none are in transport."""
-    seen = received(listener)
-    while True:
-        time.sleep(1.0)
-        now = received(listener)
-        if now == seen:
-            return now
-        seen = now
+    seen: list[dict[str, int]] = [{}]
+
+    def calm() -> bool:
+        for wanted in WANTED:
+            listener.later(status_topic(wanted))
+        seen.append(received(listener))
+        return seen[-1] == seen[-2]
+
+    wait_until(calm, "counts that do not change")
+    return seen[-1]
 
 
 @pytest.mark.parametrize(
@@ -92,9 +95,7 @@ def test_reliability_is_the_publishers_or_the_parameters(
 ) -> None:
     before = settled(listener)
     camera = listener.node.create_publisher(Image, "/camera/image", QoSProfile(depth=5, reliability=offered))
-    wait_until(
-        lambda: subscribed(listener) == dict(zip(WANTED, expected, strict=True)), 15, "three subscribers"
-    )
+    wait_until(lambda: subscribed(listener) == dict(zip(WANTED, expected, strict=True)), "three subscribers")
     listening = [wanted for wanted, heard in zip(WANTED, hears, strict=True) if heard]
     message = encode(known_picture(), "rgb8")
 
@@ -102,21 +103,21 @@ def test_reliability_is_the_publishers_or_the_parameters(
         """Send one more image, because some may be lost or sent before discovery."""
         message.header.stamp.sec += 1
         camera.publish(message)
-        time.sleep(0.1)
+        listener.later(status_topic(listening[0]))
         now = received(listener)
         return all(now[wanted] - before[wanted] >= 8 for wanted in listening)
 
-    wait_until(all_heard, 20, f"images in {listening}")
+    wait_until(all_heard, f"images in {listening}")
     deaf = [wanted for wanted in WANTED if wanted not in listening]
     now = settled(listener)
     assert [now[wanted] - before[wanted] for wanted in deaf] == [0] * len(deaf)
     words = "/listener publishes /camera/image best effort: a reliable subscription receives nothing from it"
     if deaf:
-        wait_until(lambda: any(words in text for text in said(listener)), 5, "the diagnosis")
+        wait_until(lambda: any(words in text for text in said(listener)), "the diagnosis")
     else:
         assert not any(words in text for text in said(listener))
     listener.node.destroy_publisher(camera)
-    wait_until(lambda: listener.node.count_publishers("/camera/image") == 0, 10, "the camera to go")
+    wait_until(lambda: listener.node.count_publishers("/camera/image") == 0, "the camera to go")
 
 
 def said(listener: Listener) -> set[str]:

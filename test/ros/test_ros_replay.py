@@ -12,8 +12,9 @@ import pytest
 pytest.importorskip("rclpy", reason="ROS is not installed here")
 
 import rclpy
+from patience import wait_until
 from rclpy.qos import QoSProfile
-from ros_harness import REPLAY, Listener, Program, arguments, domain, running, wait_until
+from ros_harness import REPLAY, Listener, Program, arguments, domain, running
 from sensor_msgs.msg import Image
 from walk_session import stamps
 
@@ -31,11 +32,11 @@ def test_it_waits_for_the_mapping_node_and_a_loop_continues_in_time(tmp_path: Pa
     parameters = {"source": tmp_path, "loop": True, "rate": 4.0, "wait_for_subscriber": 120.0}
     replay = Program([*REPLAY, *arguments(parameters)], domain_id)
     with running(replay):
-        wait_until(lambda: "for the node fast3r_mapping on /image" in replay.output(), 40, "it to say so")
+        wait_until(lambda: "for the node fast3r_mapping on /image" in replay.output(), "it to say so")
         assert not heard
         mapping = rclpy.create_node("fast3r_mapping", context=listener._context)
         mapping.create_subscription(Image, "/image", lambda _: None, QoSProfile(depth=10))
-        wait_until(lambda: len(heard) >= 8, 40, "more images than the source has")
+        wait_until(lambda: len(heard) >= 8, "more images than the source has")
         mapping.destroy_node()
     listener.close()
     times = stamps(heard)

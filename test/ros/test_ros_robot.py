@@ -11,8 +11,9 @@ pytest.importorskip("rclpy", reason="ROS is not installed here")
 
 from fast3r_ros.msg import MappingStatus
 from nav_msgs.msg import Odometry
-from robot import CAMERA, Robot, frames, latched, listener_for, transforms_to
-from ros_harness import DOUBLE, NODE, Program, arguments, constants, domain, running, wait_until
+from patience import wait_until
+from robot import CAMERA, QUICK, Robot, frames, latched, listener_for, settle, transforms_to
+from ros_harness import DOUBLE, NODE, Program, arguments, constants, domain, running
 from sensor_msgs.msg import Image
 from tf2_msgs.msg import TFMessage
 
@@ -27,7 +28,7 @@ from fast3r_ros.ros.pose_messages import (
 
 pytestmark = pytest.mark.slow
 
-QUICK = {"output.status_rate": 5.0, "window.stride": 2}  # the walk is short
+PATIENT = constants({"wait": 60.0})  # so that no transform is too late on a busy machine
 
 
 def test_map_to_odom_composes_to_the_estimated_camera() -> None:
@@ -35,37 +36,36 @@ def test_map_to_odom_composes_to_the_estimated_camera() -> None:
     parameters = {"tf_mode": "map_to_odom", "scale.source": "odometry", **QUICK}
     parameters |= {"frames.odom": "wheels", "frames.base": "chassis"}
     late = constants({"tf.tolerance": 0.5, "tf.rate": 5.0})
-    node = Program([*DOUBLE, "0.0", *late, *arguments(parameters)], domain_id)
+    node = Program([*DOUBLE, "0.0", *PATIENT, *late, *arguments(parameters)], domain_id)
     listener = listener_for(domain_id)
     with running(node):
         robot = Robot(listener, odom="wheels", base="chassis")
-        listener.wait_for(f"{NODE}/status", lambda message: message.state == MappingStatus.WAITING, 60)
-        robot.drive(rate_hz=8, tf=True, odometry=True)
-        driven = time.monotonic()
-        status = listener.wait_for(f"{NODE}/status", lambda message: message.metres, 20)
+        listener.wait_for(f"{NODE}/status", lambda message: message.state == MappingStatus.WAITING)
+        robot.drive(tf=True, odometry=True)
+        status = listener.wait_for(f"{NODE}/status", lambda message: message.metres)
         assert status.scale_source == "odometry"
-        time.sleep(2.0)  # the last window and its transform
-
+        settle(listener)
         window = [each for each in listener.heard[f"{NODE}/window"] if each.accepted and each.metres][-1]
         view = window.views[-1]
-        map_from_odom = transforms_to(listener, "wheels")[-1]
-        assert map_from_odom.header.frame_id == "map"
         index = robot.index_at(ns_from_stamp(view.header.stamp))
-        composed = (
-            matrix_from_transform(map_from_odom.transform)
-            @ robot.odom_from_base(index)
-            @ robot.base_from_camera
-        )
-        assert np.abs(composed - matrix_from_pose(view.pose.pose)).max() < 1e-6
-        # stamped into the future by the tolerance, by the clock of the images, and broadcast steadily
+        odom_from_camera = robot.odom_from_base(index) @ robot.base_from_camera
+        estimated = matrix_from_pose(view.pose.pose)
+
+        def composed() -> bool:
+            map_from_odom = matrix_from_transform(transforms_to(listener, "wheels")[-1].transform)
+            return np.abs(map_from_odom @ odom_from_camera - estimated).max() < 1e-6
+
+        wait_until(composed, "map -> odom that composes to the newest view")
+        assert {each.header.frame_id for each in transforms_to(listener, "wheels")} == {"map"}
+        # stamped into the future by the tolerance, by the clock of the images, and broadcast without any
         count = len(transforms_to(listener, "wheels"))
-        wait_until(lambda: len(transforms_to(listener, "wheels")) > count, 5, "one more transform")
+        wait_until(lambda: len(transforms_to(listener, "wheels")) > count + 6, "more transforms")
         stamps = [ns_from_stamp(each.header.stamp) for each in transforms_to(listener, "wheels")]
-        last = frames()[-1].stamp_ns
-        assert -0.5 < (stamps[-1] - last) / 1e9 - (time.monotonic() - driven) < 1.0
-        ahead = np.array([stamp for stamp in stamps if stamp > last + 6e8])  # without the keyframes'
-        assert len(ahead) > 5
-        assert np.median(np.diff(ahead)) / 1e9 == pytest.approx(0.2, rel=0.2)
+        ahead = (np.array(stamps[count:]) - frames()[-1].stamp_ns) / 1e9 - 0.5
+        assert ahead.min() > 0
+        assert ahead.max() < time.monotonic() - robot.shown_at
+        assert (np.diff(ahead) > 0).all()
+        assert len(ahead) <= np.ptp(ahead) / 0.2 + 2  # the rate; a busy machine broadcasts fewer
         # the image's frame has a parent already: the node gives it no second one
         assert not transforms_to(listener, CAMERA)
         assert not transforms_to(listener, "fast3r_camera")
@@ -78,18 +78,22 @@ def test_map_to_odom_composes_to_the_estimated_camera() -> None:
 
         def claimed() -> bool:
             robot.broadcast("world", "wheels")
-            time.sleep(0.1)
             return words in listener.newest("/diagnostics").status[2].message
 
-        wait_until(claimed, 10, "the conflict to be told")
+        def quiet() -> bool:
+            """Claim it for a second of the node's time, in which five of our transforms would come."""
+            count = ours()
+            for _ in range(15):
+                robot.broadcast("world", "wheels")
+                listener.later(f"{NODE}/status")  # a fifteenth of a second
+            return ours() == count
+
+        wait_until(claimed, "the conflict to be told")
+        wait_until(quiet, "our transforms to end")
         count = ours()
-        for _ in range(10):
-            robot.broadcast("world", "wheels")
-            time.sleep(0.1)
-        assert ours() == count
         # and continues after two seconds without such a claim
-        wait_until(lambda: ours() > count + 5, 10, "our transform again")
-        wait_until(lambda: words not in listener.newest("/diagnostics").status[2].message, 5, "the end of it")
+        wait_until(lambda: ours() > count + 5, "our transform again")
+        wait_until(lambda: words not in listener.newest("/diagnostics").status[2].message, "the end of it")
     listener.close()
     assert "Traceback" not in node.output()
 
@@ -97,22 +101,21 @@ def test_map_to_odom_composes_to_the_estimated_camera() -> None:
 def test_metres_come_from_odometry_on_tf_that_is_late_while_the_camera_pans() -> None:
     domain_id = domain(13)
     parameters = {"scale.source": "odometry", "input.odometry": "tf", **QUICK}
-    node = Program([*DOUBLE, "0.0", *arguments(parameters)], domain_id)
+    node = Program([*DOUBLE, "0.0", *PATIENT, *arguments(parameters)], domain_id)
     listener = listener_for(domain_id)
     with running(node):
         robot = Robot(listener, pans=True)
-        listener.wait_for(f"{NODE}/status", lambda message: message.state == MappingStatus.WAITING, 60)
+        listener.wait_for(f"{NODE}/status", lambda message: message.state == MappingStatus.WAITING)
         assert listener.node.count_subscribers("/odometry") == 0
         listener.listen(Odometry, f"{NODE}/odometry")
-        robot.drive(rate_hz=12, tf=True, late=0.3)
-        status = listener.wait_for(f"{NODE}/status", lambda message: message.metres, 20)
+        robot.drive(tf=True, late=3)
+        status = listener.wait_for(f"{NODE}/status", lambda message: message.metres)
         assert status.scale_source == "odometry"
         windows = listener.heard[f"{NODE}/window"]
-        wait_until(lambda: any(each.accepted and each.metres for each in windows), 20, "a window in metres")
+        wait_until(lambda: any(each.accepted and each.metres for each in windows), "a window in metres")
         status = listener.wait_for(
             f"{NODE}/status",
             lambda message: message.frames_received == len(frames()) and message.frames_waiting < 8,
-            20,
         )
         metric = [each for each in windows if each.accepted and each.metres]
     listener.close()
@@ -143,29 +146,29 @@ def test_metres_come_from_odometry_on_tf_that_is_late_while_the_camera_pans() ->
 def test_a_non_optical_frame_and_a_camera_off_the_robot_are_reported() -> None:
     domain_id = domain(15)
     parameters = {"scale.source": "odometry", "cameras": '["front", "rear"]', **QUICK}
-    node = Program([*DOUBLE, "0.0", *arguments(parameters)], domain_id)
+    node = Program([*DOUBLE, "0.0", *PATIENT, *arguments(parameters)], domain_id)
     listener = listener_for(domain_id)
     with running(node):
-        listener.wait_for(f"{NODE}/status", lambda message: message.state == MappingStatus.WAITING, 60)
+        listener.wait_for(f"{NODE}/status", lambda message: message.state == MappingStatus.WAITING)
         tf = listener.node.create_publisher(TFMessage, "/tf_static", latched())
-        wait_until(lambda: tf.get_subscription_count() > 0, 10, "the node's subscription")
+        listener.connect(tf, adapts=False)
         tf.publish(TFMessage(transforms=[stamped_transform(np.eye(4), "base_link", "camera_link", 0)]))
         cameras = {"front": "camera_link", "rear": "usb_cam"}
         images = {name: listener.node.create_publisher(Image, f"/{name}/image", 10) for name in cameras}
-        wait_until(lambda: all(p.get_subscription_count() for p in images.values()), 10, "subscriptions")
+        listener.connect(*images.values())
 
         def told() -> bool:
             stamp_ns = listener.node.get_clock().now().nanoseconds
             for name, frame in cameras.items():
                 images[name].publish(rgb_to_image(frames()[0].image, stamp_ns, frame))
-            time.sleep(0.2)
+            listener.later(f"{NODE}/status")
             text = listener.newest("/diagnostics").status[2].message
             return "camera_link does not look like an optical frame" in text and (
                 "base_link -> usb_cam is not on TF: the camera is assumed to look ahead, level" in text
             )
 
-        listener.wait_for("/diagnostics", lambda message: len(message.status) > 2, 10)
-        wait_until(told, 20, "both warnings")
+        listener.wait_for("/diagnostics", lambda message: len(message.status) > 2)
+        wait_until(told, "both warnings")
     listener.close()
     output = node.output()
     assert output.count("camera_link does not look like an optical frame") == 1
@@ -182,11 +185,11 @@ def test_metres_come_from_depth_images_in_a_namespace_with_other_topic_names() -
     listener = listener_for(domain_id, name)
     listener.listen(Image, f"{name}/depth/image_rect")
     with running(node):
-        robot = Robot(listener, "/robot1/camera", best_effort=True)
-        listener.wait_for(f"{name}/status", lambda message: message.state == MappingStatus.WAITING, 60)
-        robot.drive(rate_hz=12, depth=True)
-        listener.wait_for(f"{name}/status", lambda message: message.metres, 20)
-        time.sleep(1.0)
+        robot = Robot(listener, "/robot1/camera", name, best_effort=True)
+        listener.wait_for(f"{name}/status", lambda message: message.state == MappingStatus.WAITING)
+        robot.drive(depth=True)
+        listener.wait_for(f"{name}/status", lambda message: message.metres)
+        settle(listener, name)
         metric = [each for each in listener.heard[f"{name}/window"] if each.accepted and each.metres]
         camera = {value.key: value.value for value in listener.newest("/diagnostics").status[0].values}
         message = listener.heard[f"{name}/depth/image_rect"][-1]
