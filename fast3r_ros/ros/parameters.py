@@ -2,7 +2,8 @@
 
 A field marked as `constant` is not a parameter: it keeps its value of the NodeConfig given in Python.
 
-`python -m fast3r_ros.ros.parameters` prints config/mapping.yaml, with `markdown` the table of docs/ros.md.
+`python -m fast3r_ros.ros.parameters` prints config/mapping.yaml, with `markdown` the table of
+docs/parameters.md.
 """
 
 from __future__ import annotations
@@ -221,16 +222,15 @@ def yaml_text() -> str:
 
 
 def markdown_table() -> str:
-    """The table of parameters for docs/ros.md."""
-    lines = ["| parameter | type | default | range | run time | meaning |", "| --- " * 6 + "|"]
+    """The table of docs/parameters.md; defaults show the type, descriptions the choices."""
+    lines = ["| parameter | default | range | run time | meaning |", "| --- " * 5 + "|"]
     for name, item, default in declared_fields(NodeConfig()):
-        bounds, choices = item.metadata["range"], item.metadata["choices"]
-        allowed = f"{bounds[0]:g} … {bounds[1]:g}" if bounds else ", ".join(choices or ())
-        kind = TYPES[type(default)].name.lower().replace("_", " ")
+        bounds = item.metadata["range"]
+        allowed = f"{bounds[0]:g} … {bounds[1]:g}" if bounds else ""
         value = f"`{_yaml_value(default)}`"
         run_time = "yes" if item.metadata["dynamic"] else ""
         meaning = item.metadata["description"].replace("<", r"\<")  # `<name>` would be an HTML tag
-        lines.append(f"| `{name}` | {kind} | {value} | {allowed} | {run_time} | {meaning} |")
+        lines.append(f"| `{name}` | {value} | {allowed} | {run_time} | {meaning} |")
     return "\n".join(lines) + "\n"
 
 

@@ -78,10 +78,12 @@ def test_every_description_starts_with_what_it_is_and_gives_the_unit() -> None:
         if type(default) in (int, float):
             assert UNITS.search(text), (name, text)
             assert item.metadata["range"], name
+        for choice in item.metadata["choices"] or ():
+            assert re.search(rf"\b{choice}\b", text), (name, choice)
 
 
 def test_every_parameter_is_documented() -> None:
-    text = (ROOT / "docs" / "ros.md").read_text()
+    text = (ROOT / "docs" / "parameters.md").read_text()
     assert markdown_table() in text, "run: python -m fast3r_ros.ros.parameters markdown"
 
 
