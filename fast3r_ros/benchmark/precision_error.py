@@ -1,7 +1,7 @@
 """`fast3r benchmark precision`: the accuracy of each dtype, against float32.
 
-The dtypes of a GPU are emulated: PyTorch also computes in them on a CPU, only slowly.  `auto` is the choice
-on a GPU.  Errors are of the global points, relative to their distance from view 0's camera.
+The dtypes of a GPU are emulated on a CPU, see `GpuProducts`.  `auto` is the choice on a GPU.  Errors are of
+the global points, relative to their distance from view 0's camera.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
 
 from fast3r_ros.benchmark.acceleration_error import walk
 from fast3r_ros.benchmark.measure import add_keep_argument, collected, machine
@@ -77,9 +80,25 @@ def errors(model: Fast3R, images: list[Tensor], indices: Tensor | None) -> Itera
     """For each variant the median and the 95th percentile of the relative error of the points."""
     exact = model(images, indices)
     for name, change in VARIANTS.items():
-        found = change(copy.deepcopy(model))._pass(images, indices, None)
+        with GpuProducts():
+            found = change(copy.deepcopy(model))._pass(images, indices, None)
         error = pointmap_error(exact, found)
         yield {"variant": name, "points_median": error.points_median, "points_95": error.points_95}
+
+
+class GpuProducts(TorchFunctionMode):
+    """Inside, float16 products and convolutions on a CPU are computed as on a GPU: of rounded factors, with
+    float32 sums, of which the result is rounded.
+
+    The CPU's own float16 kernels differ by a rounding at most, but convolutions take 20 times as long.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func not in (F.linear, torch.conv2d, torch.conv_transpose2d) or args[0].dtype != torch.float16:
+            return func(*args, **kwargs)
+        args, kwargs = tree_map_only(Tensor, Tensor.float, (args, kwargs))
+        return func(*args, **kwargs).half()
 
 
 def in_dtypes(model: Fast3R, trunk: torch.dtype, stream: torch.dtype, heads: torch.dtype) -> Fast3R:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
+import torch.nn.functional as F
 
 from fast3r_ros.benchmark import precision_error
 from fast3r_ros.cli import main
@@ -24,7 +27,7 @@ LANDSCAPE = Path(__file__).parents[1] / "golden" / "forward" / "landscape" / "ca
 def test_auto_on_a_gpu_is_nearly_float32(
     arguments: list[str], auto: float, bfloat16: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """On small views: a CPU takes seconds for each convolution in float16."""
+    """On small views."""
     case = {**json.loads(LANDSCAPE.read_text()), "view_shapes_hw": 3 * [[16, 16]]}
     (tmp_path / "case.json").write_text(json.dumps(case))
     arguments = [str(tmp_path) if each == "CASE" else each for each in arguments]
@@ -33,6 +36,25 @@ def test_auto_on_a_gpu_is_nearly_float32(
     assert list(found) == list(precision_error.VARIANTS)
     assert found[precision_error.AUTO] < auto
     assert found["bfloat16"] > bfloat16
+
+
+def test_emulated_products_are_the_rounded_exact_ones() -> None:
+    """And not those of float32 factors; the CPU's own kernels give the same up to one rounding."""
+    torch.manual_seed(0)
+    image, weight = torch.randn(1, 32, 9, 12), 0.1 * torch.randn(32, 32, 3, 3)
+    for product, factors in (
+        (F.conv2d, (image, weight)),
+        (partial(F.conv_transpose2d, stride=3), (image, weight)),
+        (F.linear, (image.movedim(1, -1), weight[..., 0, 0])),
+    ):
+        rounded = [factor.half() for factor in factors]
+        with precision_error.GpuProducts():
+            found, wide = product(*rounded), product(*factors)
+        exact = product(*(factor.double() for factor in rounded))
+        assert (found.dtype, wide.dtype) == (torch.float16, torch.float32)
+        torch.testing.assert_close(found.double(), exact, rtol=2**-11, atol=1e-4)
+        torch.testing.assert_close(found, product(*rounded), rtol=2**-10, atol=1e-4)
+        assert (wide.double() - exact).abs().mean() > (found.double() - exact).abs().mean()
 
 
 def test_a_folder_that_is_no_case_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
