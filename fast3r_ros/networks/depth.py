@@ -1,4 +1,4 @@
-"""Pointmaps from networks that output depth and cameras."""
+"""For networks that output depth and cameras: one batch of views of several sizes, and their pointmaps."""
 
 from __future__ import annotations
 
@@ -7,10 +7,26 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from fast3r_ros.geometry.intrinsics import pixel_rays
 from fast3r_ros.geometry.rigid import inverse
 from fast3r_ros.mapping.data import Float64, Reconstruction
+
+
+def centred(images: Sequence[Tensor], fill: float) -> tuple[Tensor, list[tuple[int, int]]]:
+    """Images (C, h, w) in the middle of one batch (V, C, H, W), and the (top, left) of each in it.
+
+    fill: the value around smaller images.
+    """
+    height, width = (max(image.shape[axis] for image in images) for axis in (1, 2))
+    corners, padded = [], []
+    for image in images:
+        rows, columns = height - image.shape[1], width - image.shape[2]
+        top, left = rows // 2, columns // 2
+        corners.append((top, left))
+        padded.append(pad(image, (left, columns - left, top, rows - top), value=fill))
+    return torch.stack(padded), corners
 
 
 def from_depth(

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize, pad
+from torch.nn.functional import normalize
 
 from fast3r_ros.errors import UserError
 from fast3r_ros.files import read_json
@@ -31,7 +31,7 @@ from fast3r_ros.mapping.data import EncodedView, Float64, Frame, Reconstruction,
 from fast3r_ros.model import checkpoint
 from fast3r_ros.model.precision import resolve_dtype
 from fast3r_ros.model.preprocess import prepare_image
-from fast3r_ros.networks.depth import from_depth
+from fast3r_ros.networks.depth import centred, from_depth
 from fast3r_ros.networks.loading import NetworkOptions
 
 HUB = {"small": "depth-anything/DA3-SMALL", "base": "depth-anything/DA3-BASE"}
@@ -102,9 +102,7 @@ class DepthAnything(WindowNetwork):
     def reconstruct(self, views: Sequence[EncodedView]) -> Reconstruction:
         """See `WindowNetwork`.  Smaller views are centred and padded with grey."""
         images = [view.tokens.pixels for view in views]
-        height, width = (max(image.shape[axis] for image in images) for axis in (1, 2))
-        corners = [((height - image.shape[1]) // 2, (width - image.shape[2]) // 2) for image in images]
-        batch = torch.stack([_padded(image, height, width) for image in images])
+        batch, corners = centred(images, 0.0)
         with self._precision():
             # view 0, chosen by the mapper, is the reference
             output = self._net(batch[None], ref_view_strategy="first")
@@ -230,9 +228,3 @@ def _metric_depth(output: Any) -> Tensor:
     """(h, w) depth of a metric network's single image, NaN in the sky."""
     depth, sky = output.depth[0, 0].float(), output.sky[0, 0].float()
     return torch.where(sky < _SKY, depth, torch.nan)
-
-
-def _padded(image: Tensor, height: int, width: int) -> Tensor:
-    """An image (3, h, w) in the middle of a grey one (3, height, width)."""
-    top, left = (height - image.shape[1]) // 2, (width - image.shape[2]) // 2
-    return pad(image, (left, width - image.shape[2] - left, top, height - image.shape[1] - top))

@@ -40,6 +40,7 @@ _BUILT_IN = {
     DEFAULT: "fast3r_ros.networks.loading:load",
     "da3": "fast3r_ros.networks.depth_anything:load",
     "mapanything": "fast3r_ros.networks.map_anything:load",
+    "vggt": "fast3r_ros.networks.vggt:load",
 }
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 

@@ -42,10 +42,10 @@ OPTIONAL = {
     "msgspec",
 }
 OPTIONAL |= {"open3d", "rerun-sdk", "deepspeed", "flash-attn", "pycolmap"}
-OPTIONAL |= {"depth-anything-3", "addict", "einops", "omegaconf", "mapanything"}
+OPTIONAL |= {"depth-anything-3", "addict", "einops", "omegaconf", "mapanything", "vggt"}
 THROUGH_TORCH = {"flash-attn", "tensorboard"}  # torch or a table of names imports these for us
 THROUGH_DA3 = {"addict", "einops", "omegaconf"}  # the networks of depth-anything-3 import these
-NOT_IN_EXTRAS = {"depth-anything-3", "mapanything"}  # one without its dependencies, one that is not on PyPI
+NOT_IN_EXTRAS = {"depth-anything-3", "mapanything", "vggt"}  # without its dependencies, or not on PyPI
 # Packages that are not installed for the tests or do not state their licence: that of the project page.
 ELSEWHERE = {
     "open3d": "MIT",
@@ -61,6 +61,9 @@ ELSEWHERE = {
     "deepspeed": "Apache-2.0",
     "rerun-sdk": "MIT OR Apache-2.0",
 }
+# Networks whose own terms a user accepts by installing them; they are in no requirements of ours, and nothing
+# else imports them.  vggt: CC BY-NC 4.0, since 29 July 2025 the VGGT License (commercial, no military use).
+OWN_TERMS = {"vggt": "fast3r_ros/networks/vggt.py"}
 GOOD = (
     r"Apache|BSD|MIT|ISC|HPND|PSF|Python Software Foundation|Zlib|MPL|Mozilla|Unlicense|CC0|0BSD|NumPy|Boost"
 )
@@ -133,7 +136,21 @@ def test_package_xml_names_a_contact() -> None:
     assert re.fullmatch(r"[^@\s]+@[^@\s]+\.[a-z]{2,}", maintainer.get("email", ""))
 
 
-@pytest.mark.parametrize("name", sorted(distributions()))
+def test_what_has_terms_of_its_own_is_installed_by_the_user_alone() -> None:
+    files = [
+        *(ROOT / "requirements").iterdir(),
+        ROOT / "pyproject.toml",
+        ROOT / "package.xml",
+        ROOT / "Makefile",
+    ]
+    for name, adapter in OWN_TERMS.items():
+        assert not [path for path in files if re.search(rf"\b{name}\b", path.read_text(encoding="utf-8"))]
+        importing = re.compile(rf"^\s*(from|import) {name}\b", re.MULTILINE)
+        users = [path for path in PRODUCT.rglob("*.py") if importing.search(path.read_text(encoding="utf-8"))]
+        assert users == [ROOT / adapter]
+
+
+@pytest.mark.parametrize("name", sorted(distributions() - OWN_TERMS.keys()))
 def test_every_licence_goes_with_apache(name: str) -> None:
     try:
         about = metadata.metadata(name)
