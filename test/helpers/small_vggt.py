@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import nn
 
-WIDTH = 64
+WIDTH = 384  # of the image encoder
 
 
 def small_vggt() -> Any:
-    """Of upstream's shape: 4 blocks of 64, a convolution as image encoder, a field of view of 1.2 by 0.9."""
+    """Of upstream's shape: the small DINOv2, 4 blocks of its width, a field of view of 1.2 by 0.9."""
     from vggt.heads.camera_head import CameraHead
     from vggt.heads.dpt_head import DPTHead
     from vggt.models.aggregator import Aggregator
@@ -20,7 +20,7 @@ def small_vggt() -> Any:
     torch.manual_seed(0)
     model = VGGT.__new__(VGGT)  # its constructor makes the large one
     nn.Module.__init__(model)
-    model.aggregator = Aggregator(embed_dim=WIDTH, depth=4, num_heads=4, patch_embed="conv")
+    model.aggregator = Aggregator(embed_dim=WIDTH, depth=4, num_heads=6, patch_embed="dinov2_vits14_reg")
     model.camera_head = CameraHead(dim_in=2 * WIDTH, trunk_depth=1, num_heads=4)
     model.depth_head = DPTHead(
         dim_in=2 * WIDTH,
