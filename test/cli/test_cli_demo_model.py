@@ -11,7 +11,7 @@ import pytest
 from fast3r_ros.cli import main
 from fast3r_ros.demo_model import DEMO_DIRECTORY
 
-CARD = Path(__file__).resolve().parents[2] / "docs" / "demo_model.md"
+CARD = Path(__file__).resolve().parents[2] / "docs" / "models.md"
 needs_weights = pytest.mark.skipif(
     not (DEMO_DIRECTORY / "config.json").is_file(), reason="the demo model is not in this tree"
 )
