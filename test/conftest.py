@@ -50,9 +50,10 @@ def model_directory(network: Fast3R, tmp_path_factory: pytest.TempPathFactory) -
     return str(directory)
 
 
-# Imports once; every kill is of a child of its own, after a number of calls of Python and C functions.
+# Imports once; every kill is of a child of its own, before a file operation that differs from the last one.
 KILLER = """
 import os, signal, sys, traceback
+FILES = {"open", "write", "flush", "close", "fsync", "mkdir", "replace", "rename", "unlink", "remove", "rmdir"}
 exec(sys.argv[1])
 def in_a_child(do, most):
     reader, writer = os.pipe()
@@ -62,12 +63,14 @@ def in_a_child(do, most):
         found = os.read(reader, 99)
         os.close(reader)
         return int(found or 0), os.waitpid(child, 0)[1]
-    seen = 0
-    def count(*_):
-        nonlocal seen
-        seen += 1
-        if seen == most:
-            os.kill(os.getpid(), signal.SIGKILL)
+    seen, last = 0, ""
+    def count(frame, event, called):
+        nonlocal seen, last
+        if event == "c_call" and called.__name__ in FILES and not isinstance(called.__self__, (str, bytes)):
+            if called.__name__ != last:
+                last, seen = called.__name__, seen + 1
+                if seen == most:
+                    os.kill(os.getpid(), signal.SIGKILL)
     try:
         sys.setprofile(count)
         do()
@@ -78,9 +81,9 @@ def in_a_child(do, most):
         os._exit(1)
     os._exit(0)
 total, status = in_a_child(rehearse, 0)
-print(status, flush=True)
-for share in map(float, sys.stdin):
-    print(in_a_child(work, max(1, int(share * total)))[1], flush=True)
+print(status, total, flush=True)
+for place in map(int, sys.stdin):
+    print(in_a_child(work, place)[1], flush=True)
 """
 Kills = Callable[..., Iterator[bool]]
 
@@ -91,10 +94,11 @@ def kills() -> Kills:
 
     kills(program, shares, *arguments): the program defines rehearse() and work(), and finds its arguments in
     sys.argv[2:].  For every share, work() is run in a process of its own, which is killed after that share of
-    the calls that rehearse() makes; then yields whether the kill came before the end.
+    the file operations of rehearse(), or before each of them without shares; then yields whether the kill
+    came before the end.
     """
 
-    def run(program: str, shares: Sequence[float], *arguments: object) -> Iterator[bool]:
+    def run(program: str, shares: Sequence[float] | None, *arguments: object) -> Iterator[bool]:
         path = os.pathsep.join([os.getcwd(), *sys.path])
         with subprocess.Popen(
             [sys.executable, "-c", KILLER, program, *map(str, arguments)],
@@ -106,9 +110,12 @@ def kills() -> Kills:
         ) as driver:
             assert driver.stdin is not None
             assert driver.stdout is not None
-            assert driver.stdout.readline() == "0\n", "the rehearsal failed"
-            for share in shares:
-                driver.stdin.write(f"{share}\n")
+            status, total = map(int, driver.stdout.readline().split())
+            assert status == 0, f"the rehearsal failed: {status}"
+            assert total > 3
+            places = range(1, total + 1) if shares is None else [1 + int(share * total) for share in shares]
+            for place in places:
+                driver.stdin.write(f"{place}\n")
                 status = int(driver.stdout.readline())
                 assert status in (0, signal.SIGKILL), f"the work failed: {status}"
                 yield status == signal.SIGKILL

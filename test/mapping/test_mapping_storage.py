@@ -143,7 +143,7 @@ def test_killing_a_save_leaves_a_readable_map(run, tmp_path, kills):
     saved = read_map(tmp_path / "map")
     write_map(tmp_path / "target", saved)
     expected = [k.stamp_ns for k in saved.keyframes]
-    for killed in kills(SAVE, (0.05, 0.3, 0.6, 0.9, 0.98), tmp_path / "map", tmp_path / "target"):
+    for killed in kills(SAVE, None, tmp_path / "map", tmp_path / "target"):
         assert killed
         assert [k.stamp_ns for k in read_map(tmp_path / "target").keyframes] == expected
     write_map(tmp_path / "target", saved)

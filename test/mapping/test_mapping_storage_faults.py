@@ -541,7 +541,7 @@ def test_after_a_kill_the_last_saved_map_or_the_next_loads(
         write_map(tmp_path / str(size), small_map(size, 48))
     target, rng = tmp_path / "target", random.Random(1)
     write_map(target, small_map(sizes[0], 48))
-    shares = [rng.uniform(0.0, 1.5) for _ in range(KILLS)]
+    shares = [rng.uniform(0.0, 1.0) for _ in range(KILLS)]
     for _ in kills(SAVE, shares, target, *(tmp_path / str(size) for size in sizes)):
         assert len(read_map(target).keyframes) in sizes
     write_map(target, small_map())

@@ -31,7 +31,6 @@ from fast3r_ros.model.checkpoint import read_pickle
 pytestmark = pytest.mark.slow
 
 FAULTS = int(os.environ.get("FAST3R_FAULTS", "60"))
-KILLS = int(os.environ.get("FAST3R_KILLS", "3"))
 CONFIG = json.loads(json.dumps(small_config().to_dict()))
 CPU_SECONDS = 1.0  # processor time of a rejection, because other programs run at the same time
 campaign = settings(
@@ -342,7 +341,7 @@ def work():
 
 def test_a_killed_export_leaves_a_model(folder: Path, kills: Callable[..., Iterator[bool]]) -> None:
     reference = Fast3R.from_pretrained(folder).state_dict()
-    for killed in kills(EXPORT, [(number + 0.5) / KILLS for number in range(KILLS)], folder):
+    for killed in kills(EXPORT, None, folder):
         assert killed
         loaded = Fast3R.from_pretrained(folder).state_dict()
         assert all(torch.equal(reference[name], value) for name, value in loaded.items())
