@@ -53,7 +53,7 @@ def model_directory(network: Fast3R, tmp_path_factory: pytest.TempPathFactory) -
 # Imports once; every kill is of a child of its own, before a file operation that differs from the last one.
 KILLER = """
 import os, signal, sys, traceback
-FILES = {"open", "write", "flush", "close", "fsync", "mkdir", "replace", "rename", "unlink", "remove", "rmdir"}
+FILES = {"open", "write", "flush", "close", "fsync", "mkdir", "replace", "rename", "unlink", "rmdir"}
 exec(sys.argv[1])
 def in_a_child(do, most):
     reader, writer = os.pipe()

@@ -9,9 +9,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
+from collections.abc import Callable
 from itertools import cycle, islice
 from pathlib import Path
 
@@ -20,6 +18,7 @@ import numpy as np
 import pytest
 
 from fast3r_ros.cli import main
+from fast3r_ros.io import recorder
 from fast3r_ros.io.pipeline import Progress, begin_results, map_source
 from fast3r_ros.io.recorder import Recorder
 from fast3r_ros.io.results import read_results
@@ -92,43 +91,45 @@ def source(tmp_path, video, small_model) -> list[str]:
     return [str(tmp_path / "list.txt"), "--model", str(small_model), *EVERY_FRAME]
 
 
-def watch(process: subprocess.Popen[str], output: Path, until: int) -> dict[int, int]:
-    """Memory of a run at every seventh of its views, until it has written so many or has ended."""
-    memory: dict[int, int] = {}
-    end = time.monotonic() + 120 + LONG
-    while process.poll() is None:
-        views = len(os.listdir(output / "images")) if (output / "images").is_dir() else 0
-        if views and views // (VIEWS // 7) not in memory:
-            memory[views // (VIEWS // 7)] = resident_bytes(process.pid)
-        if views >= until:
-            break
-        assert time.monotonic() < end, f"{views} of {until} views after a long time"
-        time.sleep(0.05)
-    return memory
+@pytest.fixture
+def watched(monkeypatch) -> Callable[..., dict[int, int]]:
+    """watched(arguments, status, until): memory at every seventh of the views; Ctrl-C with view `until`."""
+    write = recorder.write_view_images
+
+    def run(arguments: list[str], status: int, until: int | None = None) -> dict[int, int]:
+        memory: dict[int, int] = {}
+        views = 0
+
+        def written(*things: object) -> None:
+            nonlocal views
+            write(*things)
+            views += 1
+            if views % (VIEWS // 7) == 0:
+                memory[views // (VIEWS // 7)] = resident_bytes()
+            if views == until:
+                signal.raise_signal(signal.SIGINT)
+
+        monkeypatch.setattr(recorder, "write_view_images", written)
+        assert main(arguments) == status
+        monkeypatch.setattr(recorder, "write_view_images", write)
+        return memory
+
+    return run
 
 
 def test_memory_is_bounded_and_an_interrupted_run_gives_the_same_once_it_is_resumed(
-    tmp_path, child_environment, source, capsys
+    tmp_path, source, watched, capsys
 ):
     whole, output = tmp_path / "whole", tmp_path / "out"
     arguments = ["reconstruct", *source, "--output"]
-    command = [sys.executable, "-m", "fast3r_ros", *arguments]
-    options = {"env": child_environment, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen([*command, str(whole)], **options) as process:
-        memory = watch(process, whole, 2 * LONG)
-        assert process.wait(120 + LONG) == 0, process.stderr.read()
+    memory = watched([*arguments, str(whole)], 0)
     with capsys.disabled():
         print({seventh * VIEWS // 7: f"{used / 1e6:.0f} MB" for seventh, used in memory.items()})
     if not SHORT:  # a few frames do not fill the map
         after_two, latest = memory[min(each for each in memory if each >= 2)], memory[max(memory)]
         assert latest < after_two + MAP_MB * 1e6 + GROWTH * LONG, memory
 
-    with subprocess.Popen([*command, str(output)], **options) as process:
-        watch(process, output, VIEWS // 3)
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=120)
-    assert process.returncode == 130
-    assert "Traceback" not in errors
+    watched([*arguments, str(output)], 130, VIEWS // 3)
     report = json.loads((output / "report.json").read_text())
     assert (report["complete"], report["stopped"]) == (False, "interrupted")
     assert 0 < report["frames"] < LONG

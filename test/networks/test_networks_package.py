@@ -39,9 +39,9 @@ def test_the_page_shows_it_in_fifty_lines() -> None:
 @pytest.mark.parametrize("mode", ["window", "all"])
 def test_it_maps_the_walk_in_metres(mode: str, fast3r: Run, tmp_path: Path) -> None:
     output = tmp_path / "map"
-    views = ["--max-views", 30] if mode == "all" else []
+    views = ["--max-views", 12] if mode == "all" else []
     done = fast3r(
-        *("reconstruct", "synthetic:6", "--model=toy:small", "--scale=network", f"--mode={mode}", *views),
+        *("reconstruct", "synthetic:3", "--model=toy:small", "--scale=network", f"--mode={mode}", *views),
         *(f"--output={output}", "--device=cpu"),
     )
     assert done.returncode == 0, done.stderr
