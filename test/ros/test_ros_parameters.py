@@ -1,5 +1,6 @@
 """Parameters: every one declared with type, description and range; the YAML file is the same; old names."""
 
+import json
 import re
 import threading
 from pathlib import Path
@@ -18,6 +19,7 @@ from ros_harness import DOUBLE, NODE, Listener, Program, domain, running
 
 from fast3r_ros.errors import UserError
 from fast3r_ros.mapping.config import MapperConfig
+from fast3r_ros.ros import replay_node
 from fast3r_ros.ros.mapping_node import MappingNode
 from fast3r_ros.ros.node_config import NodeConfig, TransformConfig
 from fast3r_ros.ros.parameters import (
@@ -85,6 +87,9 @@ def test_every_description_starts_with_what_it_is_and_gives_the_unit() -> None:
 def test_every_parameter_is_documented() -> None:
     text = (ROOT / "docs" / "parameters.md").read_text()
     assert markdown_table() in text, "run: python -m fast3r_ros.ros.parameters markdown"
+    for name, (value, meaning) in replay_node.PARAMETERS.items():
+        default = json.dumps(value)
+        assert f"| `{name}` | `{default}` | {meaning} |" in text
 
 
 @pytest.mark.parametrize(
