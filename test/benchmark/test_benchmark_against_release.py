@@ -94,6 +94,7 @@ def scripted(
     return options
 
 
+@pytest.mark.slow
 def test_our_worker_runs_every_pass_and_the_slid_window_is_the_full_one(
     script: ModuleType, options: argparse.Namespace, tmp_path: Path
 ) -> None:

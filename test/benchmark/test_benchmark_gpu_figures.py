@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "gpu_figures.sh"
 SMALL = {
@@ -33,6 +34,7 @@ def measure(output: Path, **settings: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_every_figure_is_measured_and_a_failed_step_is_named(tmp_path: Path) -> None:
     done = measure(tmp_path / "out", MODELS="demo", RELEASE=str(tmp_path / "no_checkout"))
     assert done.returncode == 1, done.stdout + done.stderr
@@ -59,6 +61,7 @@ def test_every_figure_is_measured_and_a_failed_step_is_named(tmp_path: Path) -> 
         assert f"({name}.json)" in report
 
 
+@pytest.mark.slow
 def test_nothing_that_failed_is_success_and_old_figures_go(tmp_path: Path) -> None:
     old = tmp_path / "network_demo.json"
     old.write_text(json.dumps({"benchmark": "network", "machine": {}}))
@@ -73,20 +76,16 @@ def test_nothing_that_failed_is_success_and_old_figures_go(tmp_path: Path) -> No
 
 
 def test_a_script_that_is_stopped_stops_its_step(tmp_path: Path) -> None:
-    pid, python = tmp_path / "pid", tmp_path / "python"
-    python.write_text(f"#!/bin/bash\necho $$ >{pid}.part && mv {pid}.part {pid}\nexec sleep 300\n")
+    """The step holds a pipe open, which ends when the step does."""
+    alive, python = tmp_path / "alive", tmp_path / "python"
+    os.mkfifo(alive)
+    python.write_text(f"#!/bin/bash\nexec 3>{alive}\necho started >&3\nexec sleep infinity\n")
     python.chmod(0o755)
     environment = {**os.environ, **SMALL, "OUTPUT": str(tmp_path), "MODELS": "demo", "PYTHON": str(python)}
     script = subprocess.Popen(["bash", str(SCRIPT)], env=environment, stdout=subprocess.DEVNULL)
-    wait_until(pid.exists)
-    script.terminate()
-    assert script.wait(120) == 130
-    step = Path("/proc") / pid.read_text().strip() / "stat"
-    wait_until(lambda: not step.exists() or step.read_text().rsplit(")")[-1].split()[0] == "Z")
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 120.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.05)
+    with alive.open() as step:
+        assert step.readline() == "started\n"
+        script.terminate()
+        assert script.wait(120) == 130
+        assert select.select([step], [], [], 120)[0], "the step goes on without its script"
+        assert step.read() == ""

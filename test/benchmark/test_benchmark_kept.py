@@ -74,6 +74,7 @@ def test_a_gpu_is_measured_in_its_own_dtype() -> None:
     assert models.default_dtype(torch.device("cpu")) == "float32"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHORT)
 def test_the_document_has_the_device_s_dtype(
     name: str, model_directory: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -131,6 +132,7 @@ def test_random_weights_lie_in_memory_as_loaded_ones(monkeypatch: pytest.MonkeyP
     assert all(each.is_contiguous(memory_format=torch.channels_last) for each in convolutions)
 
 
+@pytest.mark.slow
 def test_passes_over_many_views_run_once(
     model_directory: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ from fast3r_ros.benchmark.measure import measure
 from fast3r_ros.cli import main
 
 
+@pytest.mark.slow
 def test_document_has_every_stage_of_every_combination(
     model_directory: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -19,7 +19,9 @@ TOLERANCE = 1.15  # other processors round differently
 
 
 @needs_weights
-@pytest.mark.parametrize("options", ["--mode window", "--mode all --max-views 12"])
+@pytest.mark.parametrize(
+    "options", [pytest.param("--mode window", marks=pytest.mark.slow), "--mode all --max-views 12"]
+)
 def test_demo_model_reaches_the_accuracy_of_its_card(tmp_path, options):
     row = re.search(
         rf"^\| `{options}` \| ([\d.]+) m \| ([\d.]+) m \|$", CARD.read_text(encoding="utf-8"), re.M

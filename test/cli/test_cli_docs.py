@@ -39,11 +39,13 @@ def site(tmp_path_factory) -> Path:
     return sources / "build" / "site"
 
 
+@pytest.mark.slow
 def test_documentation_builds_without_a_warning(site):
     assert (site / "index.html").is_file()
     assert len(list(site.glob("*/index.html"))) == len(list((ROOT / "docs").glob("*.md"))) - 1
 
 
+@pytest.mark.slow
 def test_every_public_name_is_in_the_reference(site):
     page = (site / "reference" / "index.html").read_text(encoding="utf-8")
     for name in set(fast3r_ros.__all__) - {"__version__"}:
@@ -52,6 +54,7 @@ def test_every_public_name_is_in_the_reference(site):
         assert text in page, text
 
 
+@pytest.mark.slow
 def test_no_page_and_no_table_is_cut_on_a_laptop(site):
     """1366 pixels wide, in Chromium; what is wider than its frame would have to be scrolled to be seen."""
     pytest.importorskip("selenium", reason="selenium is not installed: pip install -r requirements/test.txt")
@@ -79,6 +82,7 @@ def test_no_page_and_no_table_is_cut_on_a_laptop(site):
     assert not cut
 
 
+@pytest.mark.slow
 def test_script_makes_the_pictures(tmp_path, child_environment):
     """Without a browser, which is slow; test/viewer has one."""
     if not (DEMO_DIRECTORY / "config.json").is_file():

@@ -91,6 +91,7 @@ def test_the_folder_of_the_demo_model_is_the_demo_model(small_model):
     assert not is_demo(small_model)
 
 
+@pytest.mark.slow
 def test_view_warns_first_and_last(video, tmp_path):
     pytest.importorskip("viser", reason="viser is not installed: pip install -r requirements/viewer.txt")
     main(["reconstruct", str(video), "--output", str(tmp_path / "map"), *SHORT])

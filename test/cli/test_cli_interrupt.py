@@ -83,7 +83,14 @@ sys.meta_path.insert(0, At())
 """
 
 
-@pytest.mark.parametrize("name", ["fast3r_ros.cli", "argparse", "fast3r_ros.cli.info", "PIL.ImageOps"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "fast3r_ros.cli",
+        "argparse",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("fast3r_ros.cli.info", "PIL.ImageOps")),
+    ],
+)
 def test_before_anything_is_done(tmp_path, name):
     (tmp_path / "sitecustomize.py").write_text(AT_IMPORT.format(name=name))
     path = f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"

@@ -15,6 +15,7 @@ from fast3r_ros.io.ply import read_ply
 NOTEBOOK = ROOT / "docs" / "notebooks" / "scene.ipynb"
 
 
+@pytest.mark.slow
 def test_the_notebook_runs(tmp_path, monkeypatch):
     pytest.importorskip("ipykernel", reason="ipykernel is not installed: requirements/test.txt")
     nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed: requirements/test.txt")

@@ -58,6 +58,7 @@ def test_every_file_is_written(tmp_path, small_model, video, mode):
     assert cv2.imread(str(output / "preview.png")).shape[1] == 1600
 
 
+@pytest.mark.slow
 def test_on_a_terminal_a_bar_shows_the_time_left(tmp_path, child_environment, small_model, video):
     terminal, child_side = pty.openpty()
     fcntl.ioctl(child_side, termios.TIOCSWINSZ, struct.pack("4H", 40, 120, 0, 0))  # rows, columns
@@ -198,6 +199,7 @@ def test_a_scale_that_could_not_be_measured_is_reported(tmp_path, small_model, v
     assert "no scale, lengths are map units: depth gave too little" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_no_write_permission_gives_a_one_line_error(tmp_path, child_environment, small_model, video):
     locked = tmp_path / "locked"
     locked.mkdir(mode=0o555)
@@ -221,6 +223,7 @@ def test_no_write_permission_gives_a_one_line_error(tmp_path, child_environment,
     assert f"cannot write {locked / 'out'}: Permission denied" in line
 
 
+@pytest.mark.slow
 def test_a_file_that_cannot_grow_gives_a_one_line_error_and_the_rest_is_kept(
     tmp_path, child_environment, small_model, video
 ):
@@ -249,6 +252,7 @@ def test_a_file_that_cannot_grow_gives_a_one_line_error_and_the_rest_is_kept(
     assert not list(output.rglob("*.part*")), "no halves are left behind"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("streams", "status"), [("> /dev/full 2> /dev/full", 2), (">&- 2>&- <&-", 0)])
 def test_results_are_written_when_nothing_can_be_printed(
     tmp_path, child_environment, small_model, video, streams, status
@@ -261,6 +265,7 @@ def test_results_are_written_when_nothing_can_be_printed(
     assert {path.name for path in (tmp_path / "out").iterdir() if path.is_file()} == FILES
 
 
+@pytest.mark.slow
 def test_a_failed_output_is_reported_by_the_status(child_environment):
     command = f"{sys.executable} -m fast3r_ros"
     full = subprocess.run(
@@ -279,6 +284,7 @@ def test_a_failed_output_is_reported_by_the_status(child_environment):
     assert wrong.returncode == 2
 
 
+@pytest.mark.slow
 def test_full_disk_gives_a_one_line_error_and_the_result_is_marked_partial(
     tmp_path, child_environment, small_model, video
 ):
@@ -334,6 +340,7 @@ def test_results_do_not_lie_in_the_folder_that_we_are_in(tmp_path, monkeypatch):
     assert default_output(str(tmp_path)) == tmp_path.parent / f"{tmp_path.name}_map"
 
 
+@pytest.mark.slow
 def test_without_output_the_results_are_here(video, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     arguments = ["reconstruct", str(video), "--max-views", "4", "--device", "cpu"]

@@ -40,6 +40,7 @@ def cpu_seconds(work: Callable[[], CameraPoses], repeats: int) -> float:
     return min(times)
 
 
+@pytest.mark.slow
 def test_fit_of_32_views_is_fast_and_five_times_faster_than_pnp() -> None:
     local, world, truth = window(32)
     weights = np.ones(local.shape[:3], np.float32)

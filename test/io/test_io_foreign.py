@@ -273,6 +273,7 @@ def test_a_region_and_binning_keep_the_ray_of_every_pixel():
     )
 
 
+@pytest.mark.slow
 def test_results_lead_back_to_the_photos(tmp_path):
     """A map point projects to the same pixel of the photo by its own intrinsics and by the network's."""
     folder = tmp_path / "photos"
@@ -336,6 +337,7 @@ def test_an_mcap_of_ros1_and_of_other_encodings(tmp_path):
     assert any("/web" in line and "protobuf" in line for line in bag_topics(path))
 
 
+@pytest.mark.slow
 def test_a_recording_that_is_not_ours_is_not_replaced(tmp_path, capsys):
     pytest.importorskip("rerun")
     mine = tmp_path / "walk.rrd"

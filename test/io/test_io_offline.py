@@ -260,7 +260,7 @@ def test_trajectory_error_is_zero_for_a_similar_copy_and_grows_with_noise():
     assert trajectory_error(exact, None) is None
 
 
-@pytest.mark.parametrize("scale", ["fixed=2.5", "camera_height=1.3"])
+@pytest.mark.parametrize("scale", [pytest.param("fixed=2.5", marks=pytest.mark.slow), "camera_height=1.3"])
 def test_with_a_scale_every_file_is_in_metres(tmp_path, scale):
     """Depth pictures written before the scale was known are rescaled."""
     sequence = demo_sequence(6.0, width=112, height=80)

@@ -300,6 +300,7 @@ def test_preview_of_little_still_appears(tmp_path, walk, what):
     assert cv2.imread(str(path)).shape[1] == 1600
 
 
+@pytest.mark.slow
 def test_preview_needs_no_display(tmp_path):
     """In a process without DISPLAY nothing of an interactive backend is imported."""
     code = (

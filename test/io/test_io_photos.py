@@ -144,6 +144,7 @@ def test_network_images_on_request(tmp_path, photos):
     assert not list((out / "images").glob("IMG*"))
 
 
+@pytest.mark.slow
 def test_a_later_run_removes_only_its_own_photos(tmp_path, photos):
     out = tmp_path / "out"
     (out / "images").mkdir(parents=True)

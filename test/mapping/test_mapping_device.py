@@ -68,6 +68,7 @@ def on_cpu(walk):
     return {known: mapped(walk, torch.device("cpu"), known) for known in (True, False)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("known", [True, False])
 def test_another_device_gives_the_same_map(walk, on_cpu, other_device, known):
     (cpu, cpu_results), (there, results) = on_cpu[known], mapped(walk, other_device, known)

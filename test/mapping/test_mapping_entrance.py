@@ -120,7 +120,9 @@ def test_an_exposure_step_drops_no_sharp_frame(gain, offset):
     assert "blurred" not in intake.counts()[1]
 
 
-@pytest.mark.parametrize("step", [3, 6, 15])
+@pytest.mark.parametrize(
+    "step", [pytest.param(3, marks=pytest.mark.slow), pytest.param(6, marks=pytest.mark.slow), 15]
+)
 def test_sharp_frames_of_views_with_ever_less_detail_are_not_blurred(step):
     """From fine grain to smooth surfaces and back, as on a walk from shelves along a painted wall."""
     rng = np.random.default_rng(5)
@@ -135,7 +137,7 @@ def test_sharp_frames_of_views_with_ever_less_detail_are_not_blurred(step):
 
 
 @pytest.mark.parametrize("blur", ["gauss", 0, 45, 90])
-@pytest.mark.parametrize("step", [4, 15])
+@pytest.mark.parametrize("step", [4, pytest.param(15, marks=pytest.mark.slow)])
 def test_of_a_half_blurred_recording_hardly_a_keyframe_is_blurred(blur, step):
     rng = np.random.default_rng(0)
     images = walk(step, 90)

@@ -117,7 +117,14 @@ def test_odometry_bridges_what_the_network_cannot():
     assert any({edge.i, edge.j} == {last, last + 1} for edge in run.mapper._builder.loops.edges)
 
 
-@pytest.mark.parametrize("kind", ["turning the wrong way", "another way", "none"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "turning the wrong way",
+        pytest.param("another way", marks=pytest.mark.slow),
+        pytest.param("none", marks=pytest.mark.slow),
+    ],
+)
 def test_odometry_that_does_not_agree_with_the_map_bridges_nothing(kind):
     def wrong(index, base):
         result = base.copy()
@@ -185,6 +192,7 @@ def step_errors(odometry, disturbance, seed=0):
     return np.array(errors)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_good_odometry_holds_the_poses_of_a_noisy_network(seed):
     alone = step_errors(None, REALISTIC, seed)
@@ -192,6 +200,7 @@ def test_good_odometry_holds_the_poses_of_a_noisy_network(seed):
     assert np.median(held) < 0.4 * np.median(alone)
 
 
+@pytest.mark.slow
 def test_slipping_wheels_hardly_move_what_the_network_knows_well():
     """From frame 100 on every step is half as long, and the heading turns by a degree per frame."""
 

@@ -96,7 +96,7 @@ def test_without_intrinsics_the_focal_length_is_found():
         assert view.intrinsics[0, 0] == pytest.approx(sequence.intrinsics[0, 0], rel=0.03)
 
 
-@pytest.mark.parametrize("late_ns", [0, 37_000_000])
+@pytest.mark.parametrize("late_ns", [pytest.param(0, marks=pytest.mark.slow), 37_000_000])
 def test_cameras_of_different_shape_share_one_window_together_or_unsynchronised(late_ns):
     wide, frames = the_loop()
     offset = np.eye(4)
@@ -307,6 +307,7 @@ def test_nothing_and_little():
     assert mapper.localize(frames[0]) is None
 
 
+@pytest.mark.slow
 def test_a_submap_gets_its_own_scale_and_leaves_the_others_alone():
     sequence, frames = the_loop()
     run = start(sequence, scale__source="depth", loop__enabled=False)

@@ -26,6 +26,7 @@ def stretched(poses, after, factor):
     return result
 
 
+@pytest.mark.slow
 def test_the_map_is_in_metres_early_and_its_scale_is_refined_without_a_jump():
     """Odometry starts with the third window; map -> odom shows a change to a navigating robot."""
     sequence, frames = the_loop()
@@ -114,6 +115,7 @@ def test_the_map_begins_at_a_given_pose():
     assert np.arctan2(first[1, 0], first[0, 0]) == pytest.approx(0.7, abs=0.02)
 
 
+@pytest.mark.slow
 def test_a_drift_of_the_scale_is_corrected_for_later_windows_only():
     """Odometry becomes 3 % longer than the map's trajectory, equivalent to a map that shrinks by 3 %."""
     sequence, frames = the_loop()
@@ -144,6 +146,7 @@ def test_a_fixed_scale_is_applied_once():
     assert sizes[1] / sizes[0] == pytest.approx(2.0, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_two_submaps_are_joined_in_the_known_scale():
     """Odometry starts after the track was lost: the first submap gets the second one's scale."""
     sequence, frames = the_loop()

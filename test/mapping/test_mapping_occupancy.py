@@ -164,7 +164,7 @@ def test_a_grid_follows_a_keyframe_that_moves_and_forgets_one_that_is_gone():
         maker.make(points, {}, config)
 
 
-@pytest.mark.parametrize("on_robot", [True, False])
+@pytest.mark.parametrize("on_robot", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_mapped_flat_is_free_where_it_is_and_nowhere_that_holds_points(on_robot):
     """A camera 1.2 m above the base; without the base the floor is found."""
     sequence, frames = the_loop()

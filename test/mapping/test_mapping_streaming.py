@@ -142,6 +142,7 @@ def test_of_a_pass_that_fails_nothing_is_remembered(
         assert_alike(maps(streaming.reconstruct(third), place), maps(plain.reconstruct(third), place))
 
 
+@pytest.mark.slow
 def test_the_mapper_keeps_the_track(demo: Fast3R) -> None:
     """Against the exact pass on a held-out room; accuracy over ten rooms is in docs/parallel.md."""
     walk = long_walks("easy", 1, 40)[0]

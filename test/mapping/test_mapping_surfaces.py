@@ -118,6 +118,7 @@ def distance_to_truth(run, depth_at):
     return np.abs(np.concatenate(result))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("disturbance", "share"), [(Disturbance(depth_noise=0.02), 0.75), (REALISTIC, 0.92)])
 def test_walls_are_thinner_than_in_a_cloud_of_the_keyframes_own_points(disturbance, share):
     sequence, frames = the_loop()

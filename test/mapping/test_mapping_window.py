@@ -155,7 +155,14 @@ def test_without_retries_it_is_rejected_at_once_and_counted_with_a_reason():
     assert all(result.accepted for result in results)
 
 
-@pytest.mark.parametrize("trouble", [{"fail": 1}, {"dim": 2}, {"dim": 4}])
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        {"fail": 1},
+        pytest.param({"dim": 2}, marks=pytest.mark.slow),
+        pytest.param({"dim": 4}, marks=pytest.mark.slow),
+    ],
+)
 def test_views_that_are_not_placed_get_a_second_chance_with_the_next_window(trouble):
     """A rejected window (fail, or all new views dim), and one whose newest views are not connected."""
     network, mapper, frames = watched(**{"registration.retries": 0})

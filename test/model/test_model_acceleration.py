@@ -204,6 +204,7 @@ def test_wrong_accelerations_are_named(text: str, message: str) -> None:
         Acceleration.parse(text)
 
 
+@pytest.mark.slow
 def test_the_benchmark_reports_every_error_and_rejection(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

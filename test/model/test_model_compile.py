@@ -13,6 +13,7 @@ from small_model import random_views, small_model
 can_compile = shutil.which("g++") and (Path(sysconfig.get_paths()["include"]) / "Python.h").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not can_compile, reason="torch.compile needs g++ and Python's headers")
 @torch.inference_mode()
 def test_compiled_blocks_give_the_same_from_one_graph_of_a_kind() -> None:

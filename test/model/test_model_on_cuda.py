@@ -127,7 +127,9 @@ def test_attention_stays_on_its_device_with_every_kernel(
     assert ("is not installed" in caplog.text) == (kernel in PACKAGES)
 
 
-@pytest.mark.parametrize("kernel", OPERATORS)
+@pytest.mark.parametrize(
+    "kernel", [each if each == "auto" else pytest.param(each, marks=pytest.mark.slow) for each in OPERATORS]
+)
 def test_merged_attention_reaches_every_kernel_with_its_sums(kernel: str, fake_cuda: Launches) -> None:
     model = network(FP16, "merge=2")
     model.set_attention(kernel)

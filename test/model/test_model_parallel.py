@@ -29,6 +29,7 @@ def of_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[Results]:
     return [torch.load(folder / f"{rank}.pt") for rank in range(RANKS)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["tensor", "sequence"])
 @pytest.mark.parametrize("name", CASES)
 def test_two_processes_give_what_one_gives(of_ranks: list[Results], name: str, mode: str) -> None:

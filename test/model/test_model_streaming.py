@@ -142,6 +142,7 @@ def test_streaming_needs_a_local_head() -> None:
         accelerate(small_model(head_with_local_head=False), Acceleration(stream=2))
 
 
+@pytest.mark.slow
 def test_the_benchmark_measures_the_error_of_new_views(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -327,6 +327,7 @@ def test_what_cannot_be_used_is_named(folder: Path, tmp_path: Path) -> None:
         load_network(f"da3:{tmp_path}", NetworkOptions(device="cpu"))
 
 
+@pytest.mark.slow
 def test_nothing_of_its_programs_is_imported(folder: Path) -> None:
     """NumPy 1, xFormers, Open3D … are required by its metadata, but not here."""
     code = f"""
