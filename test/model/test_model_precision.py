@@ -60,17 +60,26 @@ def test_float32_on_a_gpu_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
-def test_golden_cases_leave_the_flags_as_they_were(tmp_path: Path) -> None:
+def test_golden_cases_are_checked_in_float32_and_leave_the_flags_as_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "metric"
     folder.mkdir()
     (folder / "broken.json").write_text("{}")
-    before = torch.backends.cudnn.allow_tf32
+    before, check, within = torch.backends.cudnn.allow_tf32, golden.check_metric, list[bool]()
+
+    def checked(case: dict[str, object]) -> tuple[float, float]:
+        within.append(torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32)
+        return check(case)
+
+    monkeypatch.setattr(golden, "check_metric", checked)
     torch.backends.cudnn.allow_tf32 = True
     try:
         for result in golden.run(tmp_path):
             assert not result.ok
             assert torch.backends.cudnn.allow_tf32
         assert torch.backends.cudnn.allow_tf32
+        assert within == [False]
     finally:
         torch.backends.cudnn.allow_tf32 = before
 
@@ -91,6 +100,8 @@ def low(network: Fast3R, tmp_path: Path) -> Fast3R:
 
 def test_float16_weights_keep_norms_and_sums_in_float32(low: Fast3R) -> None:
     wide = stream_names(low)
+    last = {f"{head}.dpt.head.4.weight" for head in ("downstream_head", "downstream_head_local")}
+    assert {name for name in wide if "norm" not in name and name.endswith("weight")} == last
     assert {name for name, weight in low.named_parameters() if weight.dtype == torch.float32} == wide
     added: list[torch.dtype] = []
     inner: list[torch.dtype] = []
