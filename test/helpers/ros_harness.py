@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import signal
 import subprocess
@@ -13,9 +12,11 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import rclpy
+from domains import domain  # noqa: F401  for the tests of nodes
+from forked import Forked, can_fork
 from patience import HANG_SECONDS, wait_until
 from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
@@ -30,22 +31,6 @@ DOUBLE = [sys.executable, str(HERE / "double_node.py")]
 REPLAY = [sys.executable, "-m", "fast3r_ros.ros.replay_node"]
 MAPPING = [sys.executable, "-m", "fast3r_ros.ros.mapping_node"]
 NODE = "/fast3r_mapping"
-
-_claimed: dict[int, tuple[int, IO[str]]] = {}
-
-
-def domain(number: int) -> int:
-    """A DDS domain for one test module, unique among concurrent runs of the suite by a locked file."""
-    for offset in range(100 if number not in _claimed else 0):
-        candidate = 1 + (os.getpid() * 7 + number + offset) % 100
-        lock = Path(tempfile.gettempdir(), f"fast3r_test_domain_{candidate}").open("a")  # noqa: SIM115
-        with contextlib.suppress(OSError):
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _claimed[number] = candidate, lock
-            break
-        lock.close()
-    assert number in _claimed, "all DDS domains are taken by other runs of the tests"
-    return _claimed[number][0]
 
 
 def arguments(parameters: dict[str, Any], remappings: dict[str, str] | None = None) -> list[str]:
@@ -76,14 +61,18 @@ class Program:
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": os.pathsep.join([str(ROOT), str(HERE), os.environ.get("PYTHONPATH", "")]),
         }
-        self.process = subprocess.Popen(
-            command,
-            env=environment,
-            stdout=self._output,
-            stderr=subprocess.STDOUT,
-            cwd=ROOT,
-            start_new_session=True,
-        )
+        self.process: subprocess.Popen[bytes] | Forked
+        if can_fork(command):
+            self.process = Forked(command, environment, ROOT, self._output.fileno())
+        else:
+            self.process = subprocess.Popen(
+                command,
+                env=environment,
+                stdout=self._output,
+                stderr=subprocess.STDOUT,
+                cwd=ROOT,
+                start_new_session=True,
+            )
 
     @property
     def pid(self) -> int:

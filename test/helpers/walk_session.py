@@ -38,7 +38,7 @@ PARAMETERS = {
     "grid.enabled": True,
     "grid.min_height": -0.5,
     "publish_view_frames": True,
-    "output.status_rate": 30.0,
+    "output.status_rate": 10.0,
     "output.map_rate": 0.5,
     "map.voxel_size": 0.02,
     "viewer.port": 8700,
@@ -59,6 +59,7 @@ class Session:
         for topic, kind in OTHERS.items():
             self.listener.listen(kind, topic)
         self._walked: dict[str, list[Any]] = {}
+        self.camera: Any = None  # the publisher of /image, from the first `publish` on
 
     def play(self) -> None:
         """Play the whole walk, until nothing is pending in the node."""
@@ -69,6 +70,8 @@ class Session:
         mapped = self.status()
         wait_until(lambda: self._shows(mapped), "the map, path, grid and markers of the last window")
         self._walked = {topic: list(messages) for topic, messages in self.listener.heard.items()}
+        # until then the node takes another publisher's images for those of a second camera
+        wait_until(lambda: "/image has no publisher" in self.diagnosis(0), "the end of the camera")
 
     def _shows(self, status: MappingStatus) -> bool:
         """Whether everything that is published of a map is that of a status."""
@@ -103,10 +106,11 @@ class Session:
 
         keyframes: number of images that may become keyframes, and wait for a window.
         """
-        node = self.listener.node
-        qos = QoSProfile(depth=50, reliability=ReliabilityPolicy.RELIABLE)
-        publisher = node.create_publisher(type(messages[0]), topic, qos)
         images = topic == "/image"
+        publisher = self.camera if images else None
+        if publisher is None:
+            qos = QoSProfile(depth=50, reliability=ReliabilityPolicy.RELIABLE)
+            publisher = self.listener.node.create_publisher(type(messages[0]), topic, qos)
         self.listener.connect(publisher, adapts=images)
         before = self.status()
         for count, message in enumerate(messages, 1):
@@ -120,7 +124,16 @@ class Session:
                     ),
                 )
         publisher.wait_for_all_acked(Duration(seconds=HANG_SECONDS))
-        node.destroy_publisher(publisher)
+        if images:
+            self.camera = publisher
+        else:
+            self.listener.node.destroy_publisher(publisher)
+
+    def withdraw_camera(self) -> None:
+        """Leave /image to another publisher."""
+        if self.camera is not None:
+            self.listener.node.destroy_publisher(self.camera)
+            self.camera = None
 
 
 def stamps(messages: list[Any]) -> list[int]:

@@ -18,7 +18,9 @@ pytest.importorskip("rclpy", reason="ROS is not installed here")
 
 import rclpy
 from declarations import KEYS, declared
+from domains import domain
 from fast3r_ros.msg import MappingStatus
+from patience import HANG_SECONDS
 from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
 
@@ -38,7 +40,7 @@ def environ(tmp_path: Path) -> dict[str, str]:
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(blocker), os.environ.get("PYTHONPATH", "")]),
         "DECLARED": " ".join(sorted(names)),
-        "ROS_DOMAIN_ID": str(1 + (os.getpid() * 7 + 93) % 100),
+        "ROS_DOMAIN_ID": str(domain(93)),
         "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
         "OMP_NUM_THREADS": "1",
     }
@@ -56,7 +58,9 @@ def images(tmp_path: Path) -> Path:
 
 def run(environ: dict[str, str], module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", module, *arguments]
-    return subprocess.run(command, env=environ, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    return subprocess.run(
+        command, env=environ, cwd=ROOT, capture_output=True, text=True, timeout=HANG_SECONDS
+    )
 
 
 def test_undeclared_packages_are_blocked(environ: dict[str, str]) -> None:
@@ -91,12 +95,12 @@ def test_the_mapping_node_starts_with_the_declared_dependencies(environ: dict[st
         )
         executor = SingleThreadedExecutor(context=context)
         executor.add_node(node)
-        end = time.monotonic() + 240
+        end = time.monotonic() + HANG_SECONDS
         while MappingStatus.WAITING not in states and process.poll() is None and time.monotonic() < end:
             executor.spin_once(timeout_sec=0.5)
     finally:
         process.terminate()
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=HANG_SECONDS)
         rclpy.shutdown(context=context)
     assert MappingStatus.WAITING in states, output
     limits = re.findall(

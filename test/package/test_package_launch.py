@@ -16,7 +16,9 @@ import yaml
 
 pytest.importorskip("rclpy", reason="ROS is not installed here")
 
+from domains import domain
 from launch_stand_in import load
+from patience import HANG_SECONDS
 
 from fast3r_ros.ros.node_config import NodeConfig
 from fast3r_ros.ros.parameters import declared_fields
@@ -280,12 +282,12 @@ include = IncludeLaunchDescription(source, launch_arguments=[("source", "/no/suc
 service.include_launch_description(LaunchDescription([include]))
 service.run()
 """
-    environ = {**os.environ, "ROS_DOMAIN_ID": "93", "FAST3R_TEST_OF_LAUNCH": str(os.getpid())}
+    environ = {**os.environ, "ROS_DOMAIN_ID": str(domain(92)), "FAST3R_TEST_OF_LAUNCH": str(os.getpid())}
     process = subprocess.Popen(
         [sys.executable, "-c", code], env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     try:
-        output = process.communicate(timeout=60)[0]
+        output = process.communicate(timeout=HANG_SECONDS)[0]
     finally:
         process.send_signal(signal.SIGINT)
     assert len([line for line in output.splitlines() if "rviz2" in line]) == 1, output

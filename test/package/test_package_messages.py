@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 from ament_index_python.packages import get_package_share_directory
+from domains import domain
+from patience import HANG_SECONDS
 from rosbags.typesys import Stores, get_typestore
 
 pytestmark = pytest.mark.slow
@@ -20,7 +22,7 @@ from rclpy.qos import QoSProfile, DurabilityPolicy
 rclpy.init()
 node = rclpy.create_node(sys.argv[1])
 qos = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-deadline = time.monotonic() + 30
+deadline = time.monotonic() + 240
 if sys.argv[1] == "talker":
     status = node.create_publisher(MappingStatus, "status", qos)
     status.publish(MappingStatus(windows=7, drops=[DropCount(reason="blurred", count=3)]))
@@ -48,13 +50,17 @@ def test_messages_go_from_node_to_node(distro, tmp_path):
         environ = dict(os.environ)
     if distro:
         environ["DISTRO"] = distro
-    environ.update(ROS_DOMAIN_ID="91" if distro else "90", ROS_AUTOMATIC_DISCOVERY_RANGE="LOCALHOST")
+    environ.update(ROS_DOMAIN_ID=str(domain(90)), ROS_AUTOMATIC_DISCOVERY_RANGE="LOCALHOST")
     enter = f". {ROOT}/scripts/ros_env.sh"
     command = f"cd {tmp_path} && {enter} && exec python talk.py"
     talker = subprocess.Popen(["bash", "-c", f"{command} talker"], env=environ)
     try:
         listener = subprocess.run(
-            ["bash", "-c", f"{command} listener"], env=environ, capture_output=True, text=True, timeout=60
+            ["bash", "-c", f"{command} listener"],
+            env=environ,
+            capture_output=True,
+            text=True,
+            timeout=HANG_SECONDS,
         )
     finally:
         talker.kill()

@@ -74,7 +74,9 @@ def test_random_messages_are_counted_and_leave_the_map_alone(transport: str, tmp
     listener = listener_for(domain_id)
     with running(node):
         listener.wait_for(f"{NODE}/status", lambda message: message.state == MappingStatus.WAITING)
-        replay = Program([*REPLAY, *arguments({"rate": 4.0, "transport": transport})], domain_id)
+        replay = Program(
+            [*REPLAY, *arguments({"source": "synthetic:6", "rate": 3.0, "transport": transport})], domain_id
+        )
         with running(replay):
             assert replay.wait() == 0, replay.output()
         before, map_before = settled(listener), saved(listener, "before.ply")

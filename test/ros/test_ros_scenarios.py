@@ -44,7 +44,8 @@ def test_a_rig_with_compressed_images(tmp_path: Path, monkeypatch: pytest.Monkey
                 [
                     *REPLAY,
                     *arguments(
-                        {"rate": 2.0, "transport": "compressed", "frame_id": name}, {"__ns": f"/{name}"}
+                        {"source": "synthetic:6", "rate": 2.0, "transport": "compressed", "frame_id": name},
+                        {"__ns": f"/{name}"},
                     ),
                 ],
                 domain_id,
@@ -71,7 +72,7 @@ def test_a_rig_with_compressed_images(tmp_path: Path, monkeypatch: pytest.Monkey
     assert {view.header.frame_id for view in views} == {"front", "rear"}
     assert all(not view.intrinsics_estimated for view in views)
     lost = sum(each.count for each in status.problems if each.reason == LOST)
-    assert status.frames_received + lost > 100
+    assert status.frames_received + lost > 100  # of 120
     listener.close()
     assert "Traceback" not in node.output()
     assert len([line for line in node.output().splitlines() if "needs viser" in line]) == 1
@@ -90,7 +91,7 @@ def test_a_looping_bag_with_simulated_time_starts_new_windows() -> None:
             words = ("time went back", "restart")
 
             def went_back(message: MappingStatus) -> bool:
-                return any(drop.reason in words for drop in message.drops)
+                return message.map_points > 0 and any(drop.reason in words for drop in message.drops)
 
             first = listener.wait_for(f"{NODE}/status", went_back)
             later = listener.wait_for(f"{NODE}/status", lambda m: m.windows > first.windows + 1)

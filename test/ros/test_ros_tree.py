@@ -320,7 +320,13 @@ def test_two_nodes_in_two_namespaces_keep_apart() -> None:
             ready(listener, f"/{name}/fast3r_mapping")
         replays = [
             Program(
-                [*REPLAY, *arguments({"rate": 2.0, "frame_id": cameras[name]}, {"__ns": f"/{name}"})],
+                [
+                    *REPLAY,
+                    *arguments(
+                        {"source": "synthetic:6", "frame_id": cameras[name], "rate": 2.0},
+                        {"__ns": f"/{name}"},
+                    ),
+                ],
                 domain_id,
             )
             for name in names

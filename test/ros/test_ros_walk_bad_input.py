@@ -75,8 +75,9 @@ def test_bad_calibration_and_odometry_are_counted(session: Session) -> None:
 
 
 def test_a_second_publisher_is_reported_and_ignored(session: Session) -> None:
+    session.publish([changed(step=10)])
     node = session.listener.node
-    first, second = (node.create_publisher(Image, "/image", 10) for _ in range(2))
+    first, second = session.camera, node.create_publisher(Image, "/image", 10)
     session.listener.connect(first, second)
 
     def counted() -> bool:
@@ -88,5 +89,4 @@ def test_a_second_publisher_is_reported_and_ignored(session: Session) -> None:
     wait_until(
         lambda: "2 publishers on /image" in session.diagnosis(0), "diagnostics to name both publishers"
     )
-    for publisher in (first, second):
-        node.destroy_publisher(publisher)
+    node.destroy_publisher(second)
