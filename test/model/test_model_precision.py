@@ -195,6 +195,18 @@ def test_a_window_that_is_not_finite_is_computed_again_from_its_pictures(
     assert one_warning(caplog)
 
 
+def test_a_streamed_window_that_is_not_finite_leaves_no_cache(low: Fast3R) -> None:
+    block = low.decoder.dec_blocks[0]
+    sound = copy.deepcopy(block.state_dict())
+    overflowing(block)
+    network = Fast3RNetwork(accelerate(low, Acceleration(stream=4)), 48)
+    views = [network.encode(frame) for frame in pictures(4)]
+    network.reconstruct(views[:3])
+    block.load_state_dict(sound)
+    network.reconstruct(views)
+    assert network.repeated_passes == 1
+
+
 def test_one_pass_over_all_views_is_computed_again_once(
     low: Fast3R, caplog: pytest.LogCaptureFixture
 ) -> None:
