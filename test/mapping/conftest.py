@@ -1,8 +1,12 @@
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from second_device import other_device
+
+sys.path.insert(0, str(Path(__file__).parent))  # importlib mode does not find modules next to the tests
 
 __all__ = ["other_device"]  # a fixture
 

@@ -12,63 +12,22 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny_training import TINY, tiny
 
 from fast3r_ros.cli import main
 from fast3r_ros.datasets import DATASETS
 from fast3r_ros.errors import UserError
-from fast3r_ros.geometry.rigid import rigid_matrix, transform_points
-from fast3r_ros.geometry.rotation import matrix_from_vector
-from fast3r_ros.metrics.pose import pair_errors, pose_scores
 from fast3r_ros.model import Fast3R
-from fast3r_ros.training.losses import GroundTruth, points_in_first_view
-from fast3r_ros.training.objective import Objective
 from fast3r_ros.training.processes import join_processes
-from fast3r_ros.training.stream import held_out_batch, training_batch, view_count
-from fast3r_ros.training.trainer import learning_rate, make_optimizers, train
-from fast3r_ros.training.training_config import TrainConfig, config_from_dict, read_config
-from fast3r_ros.training.validation import accuracy, validate
+from fast3r_ros.training.trainer import train
+from fast3r_ros.training.training_config import read_config
 
 pytestmark = pytest.mark.slow
-
 REPOSITORY = Path(__file__).parents[2]
-TINY = {
-    "seed": 3,
-    "model": {
-        "encoder_args": {"embed_dim": 48, "depth": 2, "num_heads": 2, "img_size": 64},
-        "decoder_args": {"embed_dim": 48, "enc_embed_dim": 48, "depth": 10, "num_heads": 2},
-        "head_args": {
-            "with_local_head": True,
-            "dpt_reassemble_dims": [16, 16, 16, 16],
-            "dpt_feature_dim": 16,
-            "dpt_last_dim": 16,
-        },
-    },
-    "data": {"width": 64, "height": 48, "noise": 0.02, "exposure": 0.1},
-    "curriculum": [{"from_step": 0, "views": [2]}, {"from_step": 2, "views": [2, 3]}],
-    "optimizer": {"learning_rate": 0.001, "warmup_steps": 4, "ema": 0.9},
-    "run": {
-        "steps": 5,
-        "views_per_step": 12,
-        "precision": "float32",
-        "log_every": 1,
-        "checkpoint_every": 2,
-        "evaluate_every": 100,
-        "evaluate_scenes": 2,
-    },
-}
-
-
-def tiny(**sections: dict) -> TrainConfig:
-    """The tiny configuration with some values of its sections replaced."""
-    content = {name: dict(value) if isinstance(value, dict) else value for name, value in TINY.items()}
-    for name, values in sections.items():
-        content[name] = {**content[name], **values} if isinstance(values, dict) else values
-    return config_from_dict(content, "the test's configuration")
 
 
 def start(config: Path, output: Path, *options: str, **environment: str) -> subprocess.Popen:
@@ -235,134 +194,6 @@ def test_a_run_ends_in_time_with_weights_and_a_state(tmp_path: Path) -> None:
     assert Fast3R.from_pretrained(tmp_path / "model").config == tiny().model
 
 
-def test_batches_are_a_function_of_seed_and_step() -> None:
-    config = tiny()
-    first, again, other = training_batch(config, 5), training_batch(config, 5), training_batch(config, 6)
-    for name in ("images", "points_camera", "valid", "world_from_camera", "image_indices"):
-        assert torch.equal(getattr(first, name), getattr(again, name)), name
-    assert first.images.shape != other.images.shape or not torch.equal(first.images, other.images)
-    views = view_count(config, 5)
-    assert first.images.shape == (12 // views, views, 3, 48, 64)
-    assert (first.image_indices[:, 0] == 0).all()
-    assert (first.image_indices[:, 1:] > 0).all()
-
-
-def test_parts_of_a_batch_are_the_batch() -> None:
-    config = tiny(data={"noise": 0.0})
-    whole = training_batch(config, 4)
-    parts = [training_batch(config, 4, part=part, parts=2) for part in range(2)]
-    assert torch.equal(torch.stack([part.images for part in parts], 1).flatten(0, 1), whole.images)
-
-
-def test_partial_views_are_blank_and_left_out() -> None:
-    batch = training_batch(tiny(data={"partial": 1.0, "noise": 0.0, "exposure": 0.0}), 0)
-    missing = ~batch.valid
-    assert 0.02 < missing.float().mean() < 0.5
-    assert (batch.images.movedim(2, -1)[missing] == 0).all()
-
-
-def test_held_out_scenes_do_not_depend_on_training() -> None:
-    data = tiny().data
-    first = held_out_batch(data, range(2), 3, 1.0)
-    assert torch.equal(
-        first.images, held_out_batch(dataclasses.replace(data, noise=0.5), range(2), 3, 1.0).images
-    )
-    assert torch.equal(first.images[1:], held_out_batch(data, range(1, 2), 3, 1.0).images)
-
-
-def test_untrained_weights_fail_the_validation() -> None:
-    torch.manual_seed(0)
-    result = validate(Fast3R(tiny().model), tiny().data, scenes=4, views=4, motion=2.0)
-    assert result["rra_15"] < 0.7
-    assert result["rta_15"] < 0.2
-    assert result["global_error"] > 0.2
-
-
-def test_the_ground_truth_passes_the_validation_at_every_scale() -> None:
-    batch = held_out_batch(tiny().data, range(2), 4, 1.0)
-    truth = GroundTruth(batch.points_camera, batch.valid, batch.world_from_camera)
-    scale = torch.tensor([0.5, 1.0, 2.0, 3.0])[None, :, None, None, None]
-    in_first, local = 0.3 * points_in_first_view(truth), scale * batch.points_camera
-    result = accuracy(in_first, torch.ones_like(batch.points_camera[..., 0]), local, batch)
-    assert result["rra_15"].all()
-    assert result["rta_15"].all()
-    assert result["rotation_error"].max() < 0.1
-    assert result["global_error"].max() < 1e-4
-    assert result["local_error"].max() < 1e-4
-
-
-def test_validation_scores_pairs_as_the_evaluation_does() -> None:
-    """The golden metric takes directions up to sign: who went backwards along the true line is right."""
-    batch = held_out_batch(tiny().data, range(2), 4, 1.0)
-    rng = np.random.default_rng(0)
-    moved = batch.world_from_camera.numpy().copy()
-    moved[0] = moved[0] @ rigid_matrix(matrix_from_vector(0.2 * rng.standard_normal((4, 3))), np.zeros(3))
-    moved[1, :, :3, 3] *= -1
-    first = np.linalg.inv(moved[:, :1]) @ moved
-    in_first = torch.from_numpy(
-        np.stack(
-            [
-                [transform_points(pose, view) for pose, view in zip(poses, views, strict=True)]
-                for poses, views in zip(first, batch.points_camera.numpy(), strict=True)
-            ]
-        )
-    )
-    result = accuracy(in_first, torch.ones_like(batch.points_camera[..., 0]), batch.points_camera, batch)
-    for scene in range(2):
-        scores = pose_scores(pair_errors(moved[scene], batch.world_from_camera[scene]))
-        assert result["rra_15"][scene].double().mean() == pytest.approx(scores["RRA@15"])
-        assert result["rta_15"][scene].double().mean() == pytest.approx(scores["RTA@15"])
-    assert result["rta_15"][1].all()
-    assert not result["rra_15"][0].all()
-
-
-def test_learning_rate_warms_up_and_decays() -> None:
-    options = tiny(optimizer={"warmup_steps": 10, "final_learning_rate": 1e-5}).optimizer
-    rates = [learning_rate(options, step, 100) for step in range(101)]
-    assert rates[0] == pytest.approx(1e-4)
-    assert max(rates) == rates[9] == pytest.approx(1e-3)
-    assert rates[10:] == sorted(rates[10:], reverse=True)
-    assert rates[100] == pytest.approx(1e-5)
-
-
-@pytest.mark.parametrize(("vectors", "of_vectors"), [(True, 0.05), (False, 0.0)])
-def test_weight_decay_is_on_all_parameters_or_on_matrices_only(vectors: bool, of_vectors: float) -> None:
-    config = tiny(optimizer={"decay_vectors": vectors})
-    (optimizer,) = make_optimizers(Objective(Fast3R(config.model)), config.optimizer)
-    decay = {
-        parameter.ndim > 1: group["weight_decay"]
-        for group in optimizer.param_groups
-        for parameter in group["params"]
-    }
-    assert decay == {True: 0.05, False: of_vectors}
-
-
-@pytest.mark.parametrize(
-    ("section", "values", "words"),
-    [
-        ("run", {"stepz": 5}, "run.stepz is not known"),
-        ("run", {"steps": "many"}, "run.steps is 'many'"),
-        ("run", {"precision": "float8"}, "precision is 'float8'; it must be one of float32, bfloat16"),
-        ("run", {"parallel": "horovod"}, "parallel is 'horovod'; it must be one of ddp, fsdp, deepspeed"),
-        ("run", {"views_per_step": 2}, "views_per_step is 2"),
-        ("data", {"width": 100}, "multiples of 16"),
-        ("optimizer", {"betas": 0.9}, "optimizer.betas"),
-        ("model", {"decoder_args": {}}, "enc_embed_dim is 1024, expected 48"),
-    ],
-)
-def test_wrong_configurations_are_named(section: str, values: dict, words: str) -> None:
-    with pytest.raises(UserError, match=words):
-        tiny(**{section: values})
-
-
-@pytest.mark.parametrize(
-    "path", sorted((REPOSITORY / "config" / "train").glob("*.yaml")), ids=lambda p: p.stem
-)
-def test_shipped_configurations_can_be_read(path: Path) -> None:
-    config = read_config(path)
-    assert config.run.steps > 0
-
-
 def test_the_papers_recipe_takes_a_step_at_a_tiny_size(tmp_path: Path) -> None:
     """Its 20 views, precision and checkpointing, at our sizes, in rooms; the log goes to TensorBoard, too."""
     paper = read_config(REPOSITORY / "config" / "train" / "paper.yaml")
@@ -387,36 +218,3 @@ def test_the_papers_recipe_takes_a_step_at_a_tiny_size(tmp_path: Path) -> None:
             (scalar,) = events.Scalars(name)
             assert scalar.step == 1
             assert scalar.value == pytest.approx(value, rel=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--steps", "0"], "--steps is 0"),
-        (["--minutes", "-1"], "--minutes is -1.0"),
-        (["--config", "missing.yaml"], "cannot read missing.yaml"),
-        pytest.param(
-            ["--device", "cuda"],
-            "PyTorch finds no GPU",
-            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
-        ),
-    ],
-)
-def test_a_usage_error_gives_one_line(
-    options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    config = REPOSITORY / "config" / "train" / "demo.yaml"
-    assert main(["train", "--config", str(config), "--output", str(tmp_path / "run"), *options]) == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert error.count("\n") == 1
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_model_of_the_users_is_not_replaced(tmp_path: Path) -> None:
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_text("the user's")
-    with pytest.raises(UserError, match="not from a training run"):
-        train(tiny(), tmp_path, join_processes("cpu"))
-    assert (tmp_path / "model" / "config.json").read_text() == "the user's"
-    assert len(list(tmp_path.iterdir())) == 1
