@@ -243,9 +243,14 @@ def test_help_is_shown(capsys):
 
 
 @pytest.mark.parametrize("command", [each for each in commands() if each.startswith("torchrun ")])
-def test_command_on_two_processes_runs(folder, command, child_environment):
+def test_command_on_two_processes_runs(folder, command, child_environment, monkeypatch):
+    """Training runs here on one: test_training_run compares two, with the environment that torchrun makes."""
     match = re.match(r"torchrun --nproc[-_]per[-_]node \d+ -m fast3r_ros (.*)", command)
     assert match, command
+    if match[1].startswith("train "):
+        monkeypatch.chdir(folder)
+        assert main(short_form(match[1])) == 0
+        return
     extra = ["--device", "cpu", "--max-views", "3"] if match[1].startswith("reconstruct") else []
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run(

@@ -26,7 +26,7 @@ TURNED = {0x0112: 6}  # EXIF: the file's right side is the top
 def photos(tmp_path_factory) -> Path:
     """Typical photos: large, rotated by EXIF, grey, with white space and numbers in names."""
     folder = tmp_path_factory.mktemp("photos")
-    for index, frame in enumerate(open_source("synthetic:2")):
+    for index, frame in enumerate(open_source("synthetic:1.2")):
         picture = Image.fromarray(frame.image).resize((900, 676))
         match index % 4:
             case 0:
