@@ -56,7 +56,10 @@ def test_a_file_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
         collected({"benchmark": "scale"}, [{"views": 1}], tmp_path / "file" / "kept.json")
 
 
-@pytest.mark.parametrize("name", SHORT)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(each, marks=pytest.mark.slow) if each in ("network", "scale") else each for each in SHORT],
+)
 def test_the_saved_document_is_the_printed_one(
     name: str, model_directory: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -97,6 +100,7 @@ def test_the_document_has_the_device_s_dtype(
     assert loaded == [torch.bfloat16, torch.float32]
 
 
+@pytest.mark.slow
 def test_attention_is_chosen_for_the_measured_size(
     model_directory: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
