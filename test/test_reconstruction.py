@@ -102,7 +102,7 @@ def test_a_scene_is_saved(walk, tmp_path, suffix):
     if suffix == ".ply":
         np.testing.assert_array_equal(read_ply(tmp_path / "scene.ply").points, scene.points)
     assert (tmp_path / f"scene{suffix}").stat().st_size > 12 * len(scene.points)
-    with pytest.raises(UserError, match=r"give \.ply, \.pcd or \.glb"):
+    with pytest.raises(UserError, match=r"give \.ply, \.pcd, \.glb"):
         scene.save(tmp_path / "scene.obj")
 
 

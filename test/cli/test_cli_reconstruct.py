@@ -83,6 +83,7 @@ def test_rate_and_maximum_of_views(tmp_path, small_model, video):
     assert frames == [6, 4]
 
 
+@pytest.mark.slow
 def test_options_of_points_and_network_act(tmp_path, small_model, video):
     """The effect of `--size` and `--voxel-size` on the files; `--dtype` and `--device` run."""
     common = ("reconstruct", video, "--model", small_model, *NO_GATES)

@@ -38,7 +38,7 @@ def median_error(ours: list, reference: list) -> float:
     return max(float(ratio.median()) for ratio in ratios)
 
 
-@pytest.mark.parametrize("name", ["landscape", "mixed_resolutions"])
+@pytest.mark.parametrize("name", ["landscape", pytest.param("mixed_resolutions", marks=pytest.mark.slow)])
 @torch.no_grad()
 def test_bfloat16_is_within_three_percent(name: str) -> None:
     case = json.loads((GOLDEN / "forward" / name / "case.json").read_text())

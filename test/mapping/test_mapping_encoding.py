@@ -35,6 +35,7 @@ def share_near_a_camera(run) -> float:
     return float(near.mean())
 
 
+@pytest.mark.slow
 def test_ignored_pixels_give_no_points_and_the_trajectory_is_unchanged():
     sequence, _ = the_loop()
     runs = {masked: start(sequence).feed(with_an_arm(masked)) for masked in (False, True)}

@@ -72,6 +72,7 @@ def test_memory_of_the_map_stored_elsewhere_counts():
     assert map_.cull(set(), other_bytes=4 * 2**20)
 
 
+@pytest.mark.slow
 def test_the_poses_of_culled_keyframes_are_thinned_before_they_fill_the_memory():
     map_ = Map(MapConfig(memory_mb=4.0), 0.05)
     largest = 0

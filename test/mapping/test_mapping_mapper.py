@@ -96,7 +96,8 @@ def test_without_intrinsics_the_focal_length_is_found():
         assert view.intrinsics[0, 0] == pytest.approx(sequence.intrinsics[0, 0], rel=0.03)
 
 
-@pytest.mark.parametrize("late_ns", [pytest.param(0, marks=pytest.mark.slow), 37_000_000])
+@pytest.mark.slow
+@pytest.mark.parametrize("late_ns", [0, 37_000_000])
 def test_cameras_of_different_shape_share_one_window_together_or_unsynchronised(late_ns):
     wide, frames = the_loop()
     offset = np.eye(4)
@@ -223,6 +224,7 @@ def test_a_window_out_of_memory_is_counted_and_a_smaller_one_continues():
     assert status.keyframes + sum(status.dropped.values()) == status.received
 
 
+@pytest.mark.slow
 def test_overload_keeps_the_newest_and_the_map_continues():
     sequence, frames = the_loop()
     run = start(sequence)

@@ -112,6 +112,7 @@ def feed(mapper, frames):
     return results
 
 
+@pytest.mark.slow
 def test_a_frame_is_encoded_once_and_its_tokens_are_released_when_it_leaves_the_window():
     network, mapper, frames = watched()
     feed(mapper, frames[:160])

@@ -40,6 +40,7 @@ def test_two_processes_give_what_one_gives(of_ranks: list[Results], name: str, m
             assert ours.is_contiguous()
 
 
+@pytest.mark.slow
 def test_the_gain_of_inference_is_seen_by_the_comparison(of_ranks: list[Results]) -> None:
     case = CASES["even"]
     without = results(case_model(replace(case, gain=False)), case)

@@ -28,6 +28,7 @@ def queries_and_keys(batch: int, grid: tuple[int, int], dtype: torch.dtype) -> t
     return torch.randn(batch, grid[0] * grid[1], 3, 5, 16).to(dtype)[:, :, :2]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not can_compile, reason="torch.compile needs g++ and Python's headers")
 @torch.inference_mode()
 def test_it_is_one_kernel_for_all_sizes() -> None:

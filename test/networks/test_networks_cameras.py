@@ -83,6 +83,7 @@ def test_the_networks_poses_and_focal_length_are_taken(walk: SyntheticSequence) 
     assert "disagrees" in placed.reasons[2]
 
 
+@pytest.mark.slow
 def test_given_poses_map_as_fitted_ones_do(walk: SyntheticSequence) -> None:
     class Fitted(Cameras):
         def reconstruct(self, views: Sequence[EncodedView]) -> Reconstruction:
