@@ -48,6 +48,7 @@ def test_the_gain_of_inference_is_seen_by_the_comparison(of_ranks: list[Results]
     assert max(float((a - b).abs().max()) for a, b in zip(found, without, strict=True)) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["tensor", "sequence"])
 def test_all_ranks_have_the_very_same_results(of_ranks: list[Results], mode: str) -> None:
     for name in CASES:
