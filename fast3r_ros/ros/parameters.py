@@ -229,7 +229,7 @@ def markdown_table() -> str:
         allowed = f"{bounds[0]:g} … {bounds[1]:g}" if bounds else ""
         value = f"`{_yaml_value(default)}`"
         run_time = "yes" if item.metadata["dynamic"] else ""
-        meaning = item.metadata["description"].replace("<", r"\<")  # `<name>` would be an HTML tag
+        meaning = item.metadata["description"].replace("<", "&lt;")  # `<name>` would be an HTML tag
         lines.append(f"| `{name}` | {value} | {allowed} | {run_time} | {meaning} |")
     return "\n".join(lines) + "\n"
 

@@ -55,6 +55,13 @@ def test_every_public_name_is_in_the_reference(site):
 
 
 @pytest.mark.slow
+def test_names_in_angle_brackets_are_shown(site):
+    """As text: a tag of the page would swallow them."""
+    page = (site / "parameters" / "index.html").read_text(encoding="utf-8")
+    assert "rig: &lt;name&gt;/image, &lt;name&gt;/camera_info" in page
+    assert "fast3r_view_&lt;i&gt;" in page
+
+
 def test_no_page_and_no_table_is_cut_on_a_laptop(site):
     """1366 pixels wide, in Chromium; what is wider than its frame would have to be scrolled to be seen."""
     pytest.importorskip("selenium", reason="selenium is not installed: pip install -r requirements/test.txt")
