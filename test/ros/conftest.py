@@ -9,14 +9,6 @@ from typing import Any
 import pytest
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With several workers (--dist loadgroup): one module in one worker, and all that share the walk."""
-    if config.pluginmanager.hasplugin("xdist"):
-        for item in items:
-            group = "walk" if "session" in getattr(item, "fixturenames", ()) else item.nodeid.split("::")[0]
-            item.add_marker(pytest.mark.xdist_group(group))
-
-
 @pytest.fixture(scope="session")
 def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A `walk_session.Session` after the walk; in the end, a signal stops the node quietly."""

@@ -72,7 +72,7 @@ def test_transitions_create_and_remove_the_right_interfaces(managed: Managed) ->
     assert managed.state() == "active"
     managed.wait_for_status(MappingStatus.WAITING)
     wait_until(lambda: (managed.inputs(), managed.outputs()) == (1, 1), "the image subscription")
-    replay = Program([*REPLAY, *arguments({"rate": 3.0})], DOMAIN)
+    replay = Program([*REPLAY, *arguments({"rate": 3.0, "loop": True})], DOMAIN)
     with running(replay):
         managed.wait_for_status(MappingStatus.MAPPING)
         managed.listener.wait_for(f"{NODE}/cloud", lambda _: True)

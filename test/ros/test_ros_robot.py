@@ -146,7 +146,7 @@ def test_metres_come_from_odometry_on_tf_that_is_late_while_the_camera_pans() ->
 def test_a_non_optical_frame_and_a_camera_off_the_robot_are_reported() -> None:
     domain_id = domain(15)
     parameters = {"scale.source": "odometry", "cameras": '["front", "rear"]', **QUICK}
-    node = Program([*DOUBLE, "0.0", *PATIENT, *arguments(parameters)], domain_id)
+    node = Program([*DOUBLE, "0.0", *arguments(parameters)], domain_id)
     listener = listener_for(domain_id)
     with running(node):
         listener.wait_for(f"{NODE}/status", lambda message: message.state == MappingStatus.WAITING)

@@ -18,7 +18,6 @@ from visualization_msgs.msg import Marker
 from walk_session import DOMAIN, LATCHED, PARAMETERS, STREAMS, Session, stamps
 
 from fast3r_ros.benchmark.synthetic_run import start, the_loop
-from fast3r_ros.ros.counters import LOST
 from fast3r_ros.ros.messages import map_markers, message_to_cloud
 from fast3r_ros.ros.outputs import TOPICS
 from fast3r_ros.ros.pose_messages import matrix_from_pose, matrix_from_transform, ns_from_stamp
@@ -32,11 +31,7 @@ def test_every_topic_is_received(session: Session) -> None:
 
 def test_status_accounts_for_the_walk(session: Session) -> None:
     status = session.walked("status")[-1]
-    lost = sum(each.count for each in status.problems if each.reason == LOST)  # on a crowded machine
-    # 12 images a second: some are lost while the subscription is recreated as a reliable one, which takes up
-    # to two seconds on a crowded machine
-    assert status.frames_received + lost >= 120 - 24
-    assert status.frames_received >= 60
+    assert status.frames_received >= 60  # of 120; a busy machine loses some
     total = status.frames_used + status.frames_waiting + status.frames_dropped
     assert total == status.frames_received
     assert status.windows >= 2
