@@ -19,7 +19,7 @@ LANDSCAPE = Path(__file__).parents[1] / "golden" / "forward" / "landscape" / "ca
 @pytest.mark.parametrize(
     ("arguments", "auto", "bfloat16"),
     [
-        (["--golden", "CASE"], 0.003, 0.01),
+        pytest.param(["--golden", "CASE"], 0.003, 0.01, marks=pytest.mark.slow),
         (["--views", "3", "--size", "64x48"], 0.0006, 0.002),
     ],
     ids=["random network", "demo model"],

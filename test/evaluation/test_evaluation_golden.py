@@ -18,7 +18,11 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 FORWARD = sorted(path.parent for path in GOLDEN.glob("forward/*/case.json"))
 
 
-@pytest.mark.parametrize("folder", FORWARD, ids=lambda folder: folder.name)
+@pytest.mark.parametrize(
+    "folder",
+    [pytest.param(each, marks=pytest.mark.slow) if each.name == "medium" else each for each in FORWARD],
+    ids=lambda folder: folder.name,
+)
 def test_forward_case(folder: Path) -> None:
     error, bar = golden.check_forward(folder, "cpu")
     assert error < bar / 5  # rounding leaves 1e-5; the official bar is 1e-4
