@@ -67,8 +67,8 @@ class _Counts:
 class Mapper:
     """Selects keyframes, processes windows of them, registers each window to the map and fuses it.
 
-    `add_frame`, `add_odometry`, `newest_pose` and `frame_counts` may be called from any thread, the others
-    from one only.
+    `add_frame`, `add_odometry`, `restart_input`, `newest_pose` and `frame_counts` may be called from any
+    thread, the others from one only.
     """
 
     def __init__(self, network: WindowNetwork, config: MapperConfig | None = None) -> None:
@@ -429,11 +429,17 @@ class Mapper:
             repeated_passes=getattr(self._network, "repeated_passes", 0),
         )
 
-    def restart_window(self) -> None:
-        """After a jump in time or place: drop pending frames and stamps, and start a submap."""
+    def restart_input(self) -> None:
+        """At a jump in time or place: drop pending keyframes, stamps and odometry; `restart_window` follows.
+
+        Frames from after the jump are accepted at once, also while a window is in progress.
+        """
         self._intake.restart(self.config.keyframes, self._capacity)
-        self._new.drop_pending("restart")
         self._odometry.clear()
+
+    def restart_window(self) -> None:
+        """After `restart_input`: start a submap."""
+        self._new.drop_pending("restart")
         self._localizer.forget()
         self._builder.leave_track()
 

@@ -110,6 +110,7 @@ class Session:
     def _time_went_back(self) -> None:
         """On the conversion thread: a new window starts, the map stays."""
         self.broadcaster.time_went_back()
+        self.mapping.mapper.restart_input()  # at once: the next image is of the new time
         self.mapping.request(lambda mapper: mapper.restart_window())
 
     # what the node calls

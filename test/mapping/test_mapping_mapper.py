@@ -240,6 +240,7 @@ def test_overload_keeps_the_newest_and_the_map_continues():
 def test_restart_and_reset():
     sequence, frames = the_loop()
     run = start(sequence).feed(frames[:80], finish=False)
+    run.mapper.restart_input()
     run.mapper.restart_window()
     run.feed(frames[40:100])  # stamps may go back after a restart
     status = run.mapper.status()
@@ -250,6 +251,29 @@ def test_restart_and_reset():
     assert (status.received, status.keyframes, status.map_points) == (0, 0, 0)
     assert run.mapper.newest_pose() is None
     assert run.mapper.finish() is None
+
+
+def test_images_after_a_jump_back_are_used_though_a_window_is_in_progress():
+    sequence, frames = the_loop()
+    run = start(sequence, loop__enabled=False).feed(frames[:80], finish=False)
+    reconstruct, offered = run.mapper._network.reconstruct, []
+
+    def jump_back(views):
+        if not offered:
+            run.mapper.restart_input()
+            offered.extend(run.mapper.add_frame(frame) for frame in frames[:75])
+        return reconstruct(views)
+
+    run.mapper._network.reconstruct = jump_back
+    for frame in frames[80:120]:
+        run.feed([frame] * (not offered), finish=False)
+    assert offered
+    assert "out_of_order" not in offered
+    run.mapper.restart_window()
+    run.mapper._network.reconstruct = reconstruct
+    while run.mapper.window_ready():
+        assert run.mapper.process_window().accepted
+    assert run.mapper.status().submaps == 2
 
 
 def test_parameters_can_change_while_it_runs():

@@ -26,6 +26,7 @@ def torn(directory=None):
             run.feed([frame], finish=False)
             if recorder and run.results:
                 recorder.add(run.results[-1].views, run.mapper.map.keyframes)
+        run.mapper.restart_input()
         run.mapper.restart_window()
     run.mapper.finish()
     assert run.mapper.status().submaps == 2
