@@ -1,17 +1,62 @@
-"""For networks that output depth and cameras: one batch of views of several sizes, and their pointmaps."""
+"""What the networks of other packages share: weights, images at network size, pointmaps from depth."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from fast3r_ros.geometry.intrinsics import pixel_rays
 from fast3r_ros.geometry.rigid import inverse
-from fast3r_ros.mapping.data import Float64, Reconstruction
+from fast3r_ros.mapping.data import Float64, Frame, Reconstruction
+from fast3r_ros.model import checkpoint
+from fast3r_ros.model.preprocess import PreparedImage, prepare_image
+
+_MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's RGB
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def with_weights(network: Network, found: checkpoint.CheckpointFiles) -> Network:
+    """The network with the weights of a checkpoint, float32.
+
+    Names may begin with `model.`; what the network lacks is left out.  Raises UserError for weights that are
+    missing, do not fit or are not finite.
+    """
+    expected, tensors = checkpoint.shapes_of(network), {}
+    for path in found.weights:
+        for key, tensor in checkpoint.read_tensors(path).items():
+            tensors[key if key in expected else key.removeprefix("model.")] = tensor
+    source = str(found.weights[0])
+    weights = checkpoint.fit({key: tensors[key] for key in expected if key in tensors}, expected, source)
+    checkpoint.check_finite(weights, source)
+    network.load_state_dict(weights, assign=True)
+    return network.float()
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:
+    """The context in which a network computes in `dtype`."""
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
+
+
+def at_network_size(frame: Frame, long_side: int, patch: int) -> tuple[PreparedImage, Float64 | None, Tensor]:
+    """A frame's image at network size, its intrinsics, and its pixels (3, h, w), 0 to 1.
+
+    Sides are multiples of `patch`.
+    """
+    prepared = prepare_image(frame.image, long_side, patch, squares=True)
+    intrinsics = None if frame.intrinsics is None else prepared.pixel_transform @ frame.intrinsics
+    return prepared, intrinsics, torch.from_numpy(prepared.pixels).movedim(-1, 0).float() / 255
+
+
+def standardized(pixels: Tensor) -> Tensor:
+    """Pixels (3, h, w), 0 to 1, with ImageNet's mean and deviation removed."""
+    mean, deviation = (torch.tensor(each, device=pixels.device) for each in (_MEAN, _DEVIATION))
+    return (pixels - mean[:, None, None]) / deviation[:, None, None]
 
 
 def centred(images: Sequence[Tensor], fill: float) -> tuple[Tensor, list[tuple[int, int]]]:
@@ -27,6 +72,14 @@ def centred(images: Sequence[Tensor], fill: float) -> tuple[Tensor, list[tuple[i
         corners.append((top, left))
         padded.append(pad(image, (left, columns - left, top, rows - top), value=fill))
     return torch.stack(padded), corners
+
+
+def uncentred(maps: Tensor, images: Sequence[Tensor], corners: Sequence[tuple[int, int]]) -> list[Tensor]:
+    """The parts (h, w) of maps (V, H, W) that belong to the images of `centred`, float32."""
+    return [
+        each[top : top + image.shape[1], left : left + image.shape[2]].float()
+        for each, image, (top, left) in zip(maps, images, corners, strict=True)
+    ]
 
 
 def from_depth(

@@ -12,7 +12,6 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -30,8 +29,15 @@ from fast3r_ros.mapping.config import DescriptorLimits
 from fast3r_ros.mapping.data import EncodedView, Float64, Frame, Reconstruction, WindowNetwork
 from fast3r_ros.model import checkpoint
 from fast3r_ros.model.precision import resolve_dtype
-from fast3r_ros.model.preprocess import prepare_image
-from fast3r_ros.networks.depth import centred, from_depth
+from fast3r_ros.networks.depth import (
+    at_network_size,
+    autocast,
+    centred,
+    from_depth,
+    standardized,
+    uncentred,
+    with_weights,
+)
 from fast3r_ros.networks.loading import NetworkOptions
 
 HUB = {"small": "depth-anything/DA3-SMALL", "base": "depth-anything/DA3-BASE"}
@@ -50,7 +56,6 @@ INSTALL = "pip install --no-deps depth-anything-3 && pip install addict einops o
 IMAGE_SIZE, CPU_IMAGE_SIZE = 504, 280
 PATCH = 14
 _CONFIG_BYTES = 1 << 20
-_MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's RGB
 
 _log = logging.getLogger(__name__)
 
@@ -86,35 +91,29 @@ class DepthAnything(WindowNetwork):
     @torch.inference_mode()
     def encode(self, frame: Frame) -> EncodedView:
         """See `WindowNetwork`; the descriptor is the mean of the transformer's tokens for the view alone."""
-        prepared = prepare_image(frame.image, self._size, PATCH, squares=True)
-        transform = prepared.pixel_transform
-        intrinsics = None if frame.intrinsics is None else transform @ frame.intrinsics
-        pixels = torch.from_numpy(prepared.pixels).to(self._device).movedim(-1, 0).float() / 255
-        mean, deviation = (torch.tensor(each, device=self._device) for each in (_MEAN, _DEVIATION))
-        tokens = (pixels - mean[:, None, None]) / deviation[:, None, None]
-        with self._precision():
+        prepared, intrinsics, pixels = at_network_size(frame, self._size, PATCH)
+        tokens = standardized(pixels.to(self._device))
+        with autocast(self._device, self._dtype):
             features, _ = self._net.backbone(tokens[None, None], cam_token=None, export_feat_layers=[])
             metric = None if self._metric is None else _metric_depth(self._metric(tokens[None, None]))
         descriptor = normalize(features[-1][0].float().mean(dim=(0, 1, 2)), dim=-1).cpu().numpy()
-        return EncodedView(prepared.pixels, transform, intrinsics, descriptor, Tokens(tokens, metric))
+        view = Tokens(tokens, metric)
+        return EncodedView(prepared.pixels, prepared.pixel_transform, intrinsics, descriptor, view)
 
     @torch.inference_mode()
     def reconstruct(self, views: Sequence[EncodedView]) -> Reconstruction:
         """See `WindowNetwork`.  Smaller views are centred and padded with grey."""
         images = [view.tokens.pixels for view in views]
         batch, corners = centred(images, 0.0)
-        with self._precision():
+        with autocast(self._device, self._dtype):
             # view 0, chosen by the mapper, is the reference
             output = self._net(batch[None], ref_view_strategy="first")
         camera_from_world = output.extrinsics[0].double().cpu().numpy()
         poses = inverse(rigid_matrix(camera_from_world[:, :3, :3], camera_from_world[:, :3, 3]))
         intrinsics = output.intrinsics[0].double().cpu().numpy()
-        depth, confidence = [], []
-        for number, (image, (top, left)) in enumerate(zip(images, corners, strict=True)):
-            rows, columns = slice(top, top + image.shape[1]), slice(left, left + image.shape[2])
-            depth.append(output.depth[0, number, rows, columns].float())
-            confidence.append(output.depth_conf[0, number, rows, columns].float().clamp_min(1.0))
-            intrinsics[number, :2, 2] -= left, top
+        intrinsics[:, :2, 2] -= np.array(corners)[:, ::-1]
+        depth = uncentred(output.depth[0], images, corners)
+        confidence = uncentred(output.depth_conf[0].clamp_min(1.0), images, corners)
         scale = self._scale(views, depth, confidence, intrinsics)
         if scale is None:
             return from_depth(depth, confidence, intrinsics, poses)
@@ -145,11 +144,6 @@ class DepthAnything(WindowNetwork):
                 logs.append(float(ratio.median()))
         return float(np.exp(np.median(logs))) if logs else None
 
-    def _precision(self) -> AbstractContextManager[Any]:
-        if self._dtype == torch.float32:
-            return nullcontext()
-        return torch.autocast(self._device.type, self._dtype)
-
 
 def load(checkpoint_name: str, options: NetworkOptions) -> DepthAnything:
     """See `LoadNetwork`."""
@@ -167,18 +161,8 @@ def load(checkpoint_name: str, options: NetworkOptions) -> DepthAnything:
 
 
 def _loaded(found: checkpoint.CheckpointFiles, preset: str) -> nn.Module:
-    """Upstream's network with the weights of a checkpoint, float32, on the CPU."""
-    net = network(preset)
-    expected = checkpoint.shapes_of(net)
-    tensors: dict[str, Tensor] = {}
-    for path in found.weights:
-        for key, tensor in checkpoint.read_tensors(path).items():
-            tensors[key.removeprefix("model.")] = tensor
-    source = str(found.weights[0])
-    weights = checkpoint.fit({key: tensors[key] for key in expected if key in tensors}, expected, source)
-    checkpoint.check_finite(weights, source)
-    net.load_state_dict(weights, assign=True)
-    return net.float()
+    """Upstream's network with the weights of a checkpoint, on the CPU."""
+    return with_weights(network(preset), found)
 
 
 def network(preset: str) -> nn.Module:

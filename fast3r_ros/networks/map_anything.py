@@ -30,7 +30,7 @@ from fast3r_ros.mapping.data import (
     WindowNetwork,
 )
 from fast3r_ros.model.precision import name_of, resolve_dtype
-from fast3r_ros.model.preprocess import prepare_image
+from fast3r_ros.networks.depth import at_network_size, standardized
 from fast3r_ros.networks.loading import NetworkOptions
 
 HUB = {
@@ -41,7 +41,6 @@ LICENCE_NOTICE = "The weights {0} of MapAnything are under {1} (https://huggingf
 WHERE = "it is not on PyPI; installation: https://github.com/facebookresearch/map-anything"
 IMAGE_SIZE, PATCH = 518, 14  # longer side in pixels as upstream uses it; sides are multiples of PATCH
 _AMP = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}  # upstream's names
-_MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's RGB, upstream's "dinov2"
 
 _log = logging.getLogger(__name__)
 
@@ -61,12 +60,9 @@ class MapAnythingNetwork(WindowNetwork):
     @torch.inference_mode()
     def encode(self, frame: Frame) -> EncodedView:
         """See `WindowNetwork`; the descriptor is the mean of the image encoder's tokens."""
-        prepared = prepare_image(frame.image, self._size, PATCH, squares=True)
+        prepared, intrinsics, pixels = at_network_size(frame, self._size, PATCH)
         transform = prepared.pixel_transform
-        intrinsics = None if frame.intrinsics is None else transform @ frame.intrinsics
-        pixels = torch.from_numpy(prepared.pixels).movedim(-1, 0).float() / 255
-        mean, deviation = torch.tensor(_MEAN), torch.tensor(_DEVIATION)
-        image = ((pixels - mean[:, None, None]) / deviation[:, None, None])[None].to(self._model.device)
+        image = standardized(pixels)[None].to(self._model.device)  # as upstream's "dinov2"
         view = {"img": image, "data_norm_type": [self._model.encoder.data_norm_type]}
         if intrinsics is not None:  # its pixel centres are at integers
             view["intrinsics"] = torch.from_numpy(shift_pixel_centres(intrinsics, -0.5)).float()[None]

@@ -9,10 +9,10 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
@@ -23,8 +23,14 @@ from fast3r_ros.mapping.config import DescriptorLimits
 from fast3r_ros.mapping.data import EncodedView, Float64, Frame, Reconstruction, WindowNetwork
 from fast3r_ros.model import checkpoint
 from fast3r_ros.model.precision import resolve_dtype
-from fast3r_ros.model.preprocess import prepare_image
-from fast3r_ros.networks.depth import centred, from_depth
+from fast3r_ros.networks.depth import (
+    at_network_size,
+    autocast,
+    centred,
+    from_depth,
+    uncentred,
+    with_weights,
+)
 from fast3r_ros.networks.loading import NetworkOptions
 
 HUB = {"1b": "facebook/VGGT-1B"}
@@ -55,38 +61,28 @@ class VggtNetwork(WindowNetwork):
     @torch.inference_mode()
     def encode(self, frame: Frame) -> EncodedView:
         """See `WindowNetwork`; the descriptor is the mean of the image encoder's tokens."""
-        prepared = prepare_image(frame.image, self._size, PATCH, squares=True)
-        transform = prepared.pixel_transform
-        intrinsics = None if frame.intrinsics is None else transform @ frame.intrinsics
-        pixels = torch.from_numpy(prepared.pixels).to(self._device).movedim(-1, 0).float() / 255
+        prepared, intrinsics, pixels = at_network_size(frame, self._size, PATCH)
+        pixels = pixels.to(self._device)
         aggregator = self._model.aggregator
-        with self._precision():
+        with autocast(self._device, self._dtype):
             image = (pixels - aggregator._resnet_mean[0, 0]) / aggregator._resnet_std[0, 0]
             features = aggregator.patch_embed(image[None])
         tokens = features["x_norm_patchtokens"] if isinstance(features, dict) else features
         descriptor = normalize(tokens[0].float().mean(dim=0), dim=0).cpu().numpy()
-        return EncodedView(prepared.pixels, transform, intrinsics, descriptor, pixels)
+        return EncodedView(prepared.pixels, prepared.pixel_transform, intrinsics, descriptor, pixels)
 
     @torch.inference_mode()
     def reconstruct(self, views: Sequence[EncodedView]) -> Reconstruction:
         """See `WindowNetwork`.  Smaller views are centred and padded with white."""
         images = [view.tokens for view in views]
         batch, corners = centred(images, _WHITE)
-        with self._precision():
+        with autocast(self._device, self._dtype):
             output = self._model(batch[None])
         camera_from_world, intrinsics = _cameras(output["pose_enc"], batch.shape[-2:])
-        depth, confidence = [], []
-        for number, (image, (top, left)) in enumerate(zip(images, corners, strict=True)):
-            rows, columns = slice(top, top + image.shape[1]), slice(left, left + image.shape[2])
-            depth.append(output["depth"][0, number, rows, columns, 0].float())
-            confidence.append(output["depth_conf"][0, number, rows, columns].float().clamp_min(1.0))
-            intrinsics[number, :2, 2] -= left, top
+        intrinsics[:, :2, 2] -= np.array(corners)[:, ::-1]
+        depth = uncentred(output["depth"][0, ..., 0], images, corners)
+        confidence = uncentred(output["depth_conf"][0].clamp_min(1.0), images, corners)
         return from_depth(depth, confidence, intrinsics, inverse(camera_from_world))
-
-    def _precision(self) -> AbstractContextManager[Any]:
-        if self._dtype == torch.float32:
-            return nullcontext()
-        return torch.autocast(self._device.type, self._dtype)
 
 
 def _cameras(encoding: Tensor, size: Sequence[int]) -> tuple[Float64, Float64]:
@@ -118,13 +114,6 @@ def load(name: str, options: NetworkOptions) -> VggtNetwork:
         )
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"vggt\.")  # one per window
     found = checkpoint.locate(source)
-    model = VGGT(enable_point=False, enable_track=False)  # depth and cameras give the points
-    expected = checkpoint.shapes_of(model)
-    tensors: dict[str, Tensor] = {}
-    for path in found.weights:
-        tensors |= {key: tensor for key, tensor in checkpoint.read_tensors(path).items() if key in expected}
-    weights = checkpoint.fit(tensors, expected, str(found.weights[0]))
-    checkpoint.check_finite(weights, str(found.weights[0]))
-    model.load_state_dict(weights, assign=True)
-    model = model.float().to(options.device)
+    # depth and cameras give the points
+    model = with_weights(VGGT(enable_point=False, enable_track=False), found).to(options.device)
     return VggtNetwork(model, size, resolve_dtype(options.dtype, options.device))
