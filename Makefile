@@ -22,7 +22,6 @@ export PYTHON DISTRO TORCH_INDEX
 export HOME := $(or $(HOME),$(CURDIR)/build/home)# a service may have none; ROS and pip write there
 
 SETUP := scripts/run_stoppable.sh $(PYTHON) scripts/setup_environment.py
-WITHOUT_ROS := env -u ROS_DISTRO -u AMENT_PREFIX_PATH -u CMAKE_PREFIX_PATH -u PYTHONPATH -u LD_LIBRARY_PATH
 IN_ROS := scripts/run_stoppable.sh scripts/run_in_ros.sh
 
 .PHONY: demo test check setup clean
@@ -31,13 +30,11 @@ demo:
 	@$(SETUP) --for demo --distro '$(DISTRO)' --model '$(MODEL)'
 	@$(IN_ROS) python -m fast3r_ros.ros.demo --source '$(SOURCE)' --model '$(MODEL)' --output '$(OUTPUT)'
 
-# Kilted's messages, for one test, are built only when their definitions have changed.
 test: setup
-	@$(WITHOUT_ROS) $(SETUP) --for messages --distro kilted
-	@scripts/run_tests.sh $(PYTEST)
+	@scripts/run_tests.sh all $(PYTEST)
 
 check: setup
-	@scripts/run_tests.sh -m 'not slow' $(PYTEST)
+	@scripts/run_tests.sh fast $(PYTEST)
 
 setup:
 	@$(SETUP) --for test --distro '$(DISTRO)'

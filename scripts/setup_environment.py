@@ -43,6 +43,8 @@ NETWORKS = {"da3": (3, 12)}
 # automatically if no NVIDIA driver is loaded.
 TORCH_INDEX = "TORCH_INDEX"
 TORCH_WITHOUT_CUDA = "https://download.pytorch.org/whl/cpu"
+# Python compiles what is imported, at the first import; pip would spend half of its time on the rest, too.
+PIP_OPTIONS = ("--disable-pip-version-check", "install", "--no-compile")
 SECONDS_PER_LINE = 20.0  # between lines of progress if the output is not a terminal
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
@@ -213,7 +215,7 @@ def install_requirements(environment: Environment, purpose: str, log: Log) -> No
             wanted[stamp] = path
     if not wanted:
         return
-    pip: list[str | Path] = [environment.python, "-m", "pip", "--disable-pip-version-check", "install"]
+    pip: list[str | Path] = [environment.python, "-m", "pip", *PIP_OPTIONS]
     if any(path.stem == "core" for path in wanted.values()):
         index = torch_index()
         size = "about 200 MB" if index == TORCH_WITHOUT_CUDA else "up to 3 GB with CUDA"
@@ -243,7 +245,7 @@ def install_networks(environment: Environment, purpose: str, model: str, log: Lo
         path = ROOT / "requirements" / f"{name}.txt"
         stamp = stamps / f"{name}-{hashlib.sha256(path.read_bytes()).hexdigest()[:16]}"
         if not stamp.exists():
-            pip = [environment.python, "-m", "pip", "--disable-pip-version-check", "install", "--no-deps"]
+            pip = [environment.python, "-m", "pip", *PIP_OPTIONS, "--no-deps"]
             log.run(f"Installing what {name} needs", [*pip, "-r", path])
             stamp.touch()
 

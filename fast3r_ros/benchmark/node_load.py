@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from fast3r_ros.errors import UserError
+from fast3r_ros.mapping.config import MapperConfig
 
 WIDTH, HEIGHT, RATE = 1280, 720, 30.0
 PROFILE_VARIABLES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
@@ -144,7 +145,7 @@ def _node(model: str, seconds: float, rate: float, domain: int) -> dict[str, Any
         busy = (_cpu_seconds(node.pid) - before) / (time.monotonic() - start)
         limit = time.monotonic() + FIRST_CLOUD_SECONDS
         # a slow machine may still be processing its first window
-        while not delays and time.monotonic() < limit:
+        while not delays and _begins_a_map(newest[-1], sent) and time.monotonic() < limit:
             executor.spin_once(timeout_sec=0.2)
     finally:
         node.terminate()
@@ -169,6 +170,13 @@ def _node(model: str, seconds: float, rate: float, domain: int) -> dict[str, Any
         # in fifths of the time: flat after the first, which allocates the network's working memory
         "memory_mb": [round(max(part)) for part in np.array_split(memory, 5) if len(part)],
     }
+
+
+def _begins_a_map(status: Any, sent: int) -> bool:
+    """Whether a first window has come or can come of the images that were sent."""
+    window = MapperConfig().window
+    possible = status.frames_waiting + max(0, sent - status.frames_received)
+    return status.windows > 0 or possible >= window.stride + window.overlap
 
 
 def _stages(statuses: Sequence[Any]) -> dict[str, dict[str, float]]:
