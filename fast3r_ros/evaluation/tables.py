@@ -146,6 +146,28 @@ MAX_RESULTS_BYTES = 1 << 28
 WHOLE = ("views", "scenes", "failed", "poses", "keyframes", "windows")
 LABELS = (*SETTING, "source", "method", "model")
 DEGREES = ("rotation", "rotation_error", "direction_error", "rpe_rotation")
+_TRAJECTORY = (
+    "ate: RMSE of positions after one similarity, ate_percent: of the path; ate_se3: after a rigid "
+    "alignment; rotation: RMSE of attitudes; rpe: RMSE between consecutive poses; scale: true by estimated "
+    "length; path: true length."
+)
+# table -> what its columns are; lengths are the ground truth's
+EXPLANATIONS = {
+    "pose": "RRA@t, RTA@t: share of view pairs whose relative rotation, direction of translation (up to "
+    "sign) is within t degrees. mAA(30): mean over t to 30 of both together. rotation_error, "
+    "direction_error: medians. placed: views with a pose.",
+    "reconstruction": "After one similarity fitted to the 15 % most confident pixels. point_error: median "
+    "distance of a pixel's point from the true one, of the mean depth. accuracy: distance of a point from "
+    "the nearest true one; completion: the reverse; chamfer: their mean. normal_consistency: cosine of the "
+    "normals. f_score: share of points within 5 % of the mean depth.",
+    "depth": "After one scale per view. AbsRel: mean error relative to the depth. delta<1.25: share of "
+    "pixels within that factor. valid: pixels with a depth.",
+    "trajectory": f"Of one pass. {_TRAJECTORY}",
+    "mapper": f"Of the sliding window's keyframes. {_TRAJECTORY} rejected: share of windows. tracked: share "
+    "of the time from the first to the last keyframe. map_error: median distance to the true cloud. "
+    "map_outliers: points farther than 5 % of the mean depth. thickness: robust standard deviation across "
+    "planes.",
+}
 # picture -> its panels: table, column, title
 PICTURES = {
     "pose": (
@@ -183,6 +205,8 @@ def markdown(report: Mapping[str, Any]) -> str:
         if published:
             rows = [{"source": row.pop("source", "measured"), **row} for row in (dict(row) for row in rows)]
         lines += _table(rows)
+        explanation = EXPLANATIONS.get(table.removesuffix(SAME_FRAMES))
+        lines += ["", explanation] if explanation else []
     if report.get("problems"):
         lines += ["", "## failed", "", *(f"- {problem}" for problem in report["problems"])]
     return "\n".join(lines) + "\n"
