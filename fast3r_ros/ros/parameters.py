@@ -2,13 +2,11 @@
 
 A field marked as `constant` is not a parameter: it keeps its value of the NodeConfig given in Python.
 
-`python -m fast3r_ros.ros.parameters` prints config/mapping.yaml, with `markdown` the table of
-docs/parameters.md.
+`python -m fast3r_ros.ros.parameters` prints config/mapping.yaml.
 """
 
 from __future__ import annotations
 
-import sys
 import textwrap
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -221,19 +219,6 @@ def yaml_text() -> str:
     return "\n".join(lines) + "\n"
 
 
-def markdown_table() -> str:
-    """The table of docs/parameters.md; defaults show the type, descriptions the choices."""
-    lines = ["| parameter | default | range | run time | meaning |", "| --- " * 5 + "|"]
-    for name, item, default in declared_fields(NodeConfig()):
-        bounds = item.metadata["range"]
-        allowed = f"{bounds[0]:g} … {bounds[1]:g}" if bounds else ""
-        value = f"`{_yaml_value(default)}`"
-        run_time = "yes" if item.metadata["dynamic"] else ""
-        meaning = item.metadata["description"].replace("<", "&lt;")  # `<name>` would be an HTML tag
-        lines.append(f"| `{name}` | {value} | {allowed} | {run_time} | {meaning} |")
-    return "\n".join(lines) + "\n"
-
-
 def _comment(item: Field[Any]) -> str:
     metadata = item.metadata
     bounds = f" [{metadata['range'][0]:g} … {metadata['range'][1]:g}]" if metadata["range"] else ""
@@ -249,4 +234,4 @@ def _yaml_value(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    print(markdown_table() if sys.argv[1:] == ["markdown"] else yaml_text(), end="")
+    print(yaml_text(), end="")

@@ -3,7 +3,7 @@
 //
 // viser has no filters for points.  A few lines are added to its point shader when it is compiled, and their
 // values are set when points are drawn.  The lowest 8 bits of each point's x, y and z hold its confidence level
-// and time slot (see points.py).
+// and time slot (see point_chunks.py).
 (() => {
   if (window.fast3r) return; // the page has connected again
 

@@ -56,10 +56,9 @@ SHELL = {
     "python3 -m venv .venv-offline && . .venv-offline/bin/activate": "python3 -m venv --without-pip "
     ".venv-offline && . .venv-offline/bin/activate && test $VIRTUAL_ENV = $PWD/.venv-offline",
     "pip install '.[viewer]'": f"pip install {DRY} --no-build-isolation '.[viewer]'",
-    "pip install '.[rerun]'": f"pip install {DRY} --no-build-isolation '.[rerun]'",
     "pip install -r requirements/train.txt": f"pip install {DRY} -r requirements/train.txt",
 }
-NEEDS = {"viewer": "viser", "rerun": "rerun", ".rrd": "rerun"}  # part of a command -> package that it needs
+NEEDS = {"viewer": "viser", ".rrd": "rerun"}  # part of a command -> package that it needs
 OTHER_NETWORKS = r"--model toy:"  # of packages that are not installed where these commands run
 # Pattern of a command -> (file, what runs it: the name of a test, or a text of a script that is part of
 # continuous integration).
