@@ -20,6 +20,7 @@ PYTEST ?=
 TORCH_INDEX ?=
 export PYTHON DISTRO TORCH_INDEX
 export HOME := $(or $(HOME),$(CURDIR)/build/home)# a service may have none; ROS and pip write there
+unexport PYTHONDONTWRITEBYTECODE# every start would compile PyTorch again
 
 SETUP := scripts/run_stoppable.sh $(PYTHON) scripts/setup_environment.py
 IN_ROS := scripts/run_stoppable.sh scripts/run_in_ros.sh
