@@ -43,7 +43,7 @@ check "documentation" zensical build --strict
 # messages and leave two cores half idle.
 scripts/run_stoppable.sh nice -n 19 env -u LD_LIBRARY_PATH -u AMENT_PREFIX_PATH -u CMAKE_PREFIX_PATH \
     PYTHONPATH="$PWD/test/without_ros" \
-    python -m pytest --ignore test/ros --ignore test/package -n 3 --dist loadfile "$@" >"$core_log" 2>&1 &
+    python -m pytest --ignore test/ros --ignore test/package -n 2 --dist loadfile "$@" >"$core_log" 2>&1 &
 core_tests=$!
 result_of() { # the exit status of a process, after its output
     wait "$1"
