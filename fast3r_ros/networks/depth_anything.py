@@ -91,8 +91,8 @@ class DepthAnything(WindowNetwork):
     @torch.inference_mode()
     def encode(self, frame: Frame) -> EncodedView:
         """See `WindowNetwork`; the descriptor is the mean of the transformer's tokens for the view alone."""
-        prepared, intrinsics, pixels = at_network_size(frame, self._size, PATCH)
-        tokens = standardized(pixels.to(self._device))
+        prepared, intrinsics, pixels = at_network_size(frame, self._size, PATCH, self._device)
+        tokens = standardized(pixels)
         with autocast(self._device, self._dtype):
             features, _ = self._net.backbone(tokens[None, None], cam_token=None, export_feat_layers=[])
             metric = None if self._metric is None else _metric_depth(self._metric(tokens[None, None]))

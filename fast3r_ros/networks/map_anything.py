@@ -60,9 +60,9 @@ class MapAnythingNetwork(WindowNetwork):
     @torch.inference_mode()
     def encode(self, frame: Frame) -> EncodedView:
         """See `WindowNetwork`; the descriptor is the mean of the image encoder's tokens."""
-        prepared, intrinsics, pixels = at_network_size(frame, self._size, PATCH)
+        prepared, intrinsics, pixels = at_network_size(frame, self._size, PATCH, self._model.device)
         transform = prepared.pixel_transform
-        image = standardized(pixels)[None].to(self._model.device)  # as upstream's "dinov2"
+        image = standardized(pixels)[None]  # as upstream's "dinov2"
         view = {"img": image, "data_norm_type": [self._model.encoder.data_norm_type]}
         if intrinsics is not None:  # its pixel centres are at integers
             view["intrinsics"] = torch.from_numpy(shift_pixel_centres(intrinsics, -0.5)).float()[None]

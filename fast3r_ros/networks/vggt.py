@@ -61,8 +61,7 @@ class VggtNetwork(WindowNetwork):
     @torch.inference_mode()
     def encode(self, frame: Frame) -> EncodedView:
         """See `WindowNetwork`; the descriptor is the mean of the image encoder's tokens."""
-        prepared, intrinsics, pixels = at_network_size(frame, self._size, PATCH)
-        pixels = pixels.to(self._device)
+        prepared, intrinsics, pixels = at_network_size(frame, self._size, PATCH, self._device)
         aggregator = self._model.aggregator
         with autocast(self._device, self._dtype):
             image = (pixels - aggregator._resnet_mean[0, 0]) / aggregator._resnet_std[0, 0]
