@@ -67,7 +67,8 @@ def in_a_child(do, most):
     def count(frame, event, called):
         nonlocal seen, last
         if event == "c_call" and called.__name__ in FILES and not isinstance(called.__self__, (str, bytes)):
-            if called.__name__ != last:
+            on_console = called.__self__ is sys.stdout or called.__self__ is sys.stderr  # depends on time
+            if called.__name__ != last and not on_console:
                 last, seen = called.__name__, seen + 1
                 if seen == most:
                     os.kill(os.getpid(), signal.SIGKILL)

@@ -138,6 +138,12 @@ def train(
             if run.step % config.run.evaluate_every == 0 or last:
                 metrics = _evaluate(run, config, process)
                 log.write(run.step, metrics)
+        if began >= config.run.steps:  # a kill after the last state may have left the export of an older one
+            weights = _exported_weights(run)
+            if process.rank == 0:
+                export(config, weights, output / "model")
+            metrics = _evaluate(run, config, process)
+            log.write(run.step, metrics)
     return metrics
 
 
@@ -247,13 +253,19 @@ def _save(run: TrainingRun, config: TrainConfig, output: Path, process: Process)
         export(config, average or content["network"], output / "model")
 
 
+def _exported_weights(run: TrainingRun) -> dict[str, Tensor]:
+    """The averaged weights, without an average the trained ones; whole on process 0, all must call it."""
+    trained = full_state(run.objective, run.optimizers)["network"]
+    return trained if run.average is None else run.average.tensors
+
+
 def _evaluate(run: TrainingRun, config: TrainConfig, process: Process) -> dict[str, float]:
     """Evaluate the weights to be exported, on one process; the others wait for it later."""
-    tensors = full_state(run.objective, run.optimizers)["network"]
+    weights = _exported_weights(run)
     if process.rank != 0:
         return {}
     network = Fast3R(config.model)
-    network.load_state_dict(tensors if run.average is None else run.average.tensors)
+    network.load_state_dict(weights)
     network.to(process.device)
     return validate(network, config.data, config.run.evaluate_scenes, device=process.device)
 

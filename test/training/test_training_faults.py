@@ -12,6 +12,7 @@ import random
 import resource
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -376,6 +377,25 @@ def work():
 """
 
 
+def assert_same_weights(run: Path, other_run: Path) -> None:
+    ours, theirs = (Fast3R.from_pretrained(folder / "model") for folder in (run, other_run))
+    for (name, own), other in zip(ours.state_dict().items(), theirs.state_dict().values(), strict=True):
+        torch.testing.assert_close(own, other, atol=0, rtol=0, msg=name)
+
+
+def test_training_killed_between_its_last_state_and_the_export_exports_it_when_resumed(
+    config: TrainConfig, finished: Path, tmp_path: Path
+) -> None:
+    shorter = replace(config, run=replace(config.run, steps=config.run.steps - 1))
+    train(shorter, tmp_path, join_processes("cpu"))
+    name = f"state-{config.run.steps:08d}.pt"
+    (tmp_path / name).write_bytes((finished / name).read_bytes())
+    metrics = train(config, tmp_path, join_processes("cpu"), resume=True)
+    assert_same_weights(tmp_path, finished)
+    last = (tmp_path / "log.jsonl").read_text().splitlines()[-1]
+    assert {name: json.loads(last)[name] for name in metrics} == metrics != {}
+
+
 def test_training_killed_at_random_resumes_equal(
     config: TrainConfig, finished: Path, tmp_path: Path, kills: Callable[..., Iterator[bool]]
 ) -> None:
@@ -386,7 +406,5 @@ def test_training_killed_at_random_resumes_equal(
     for _ in kills(TRAIN_ON, shares, tmp_path / "train.yaml", run):
         assert load_state(run) is not None or not list(run.glob("state-*.pt"))
     train(config, run, join_processes("cpu"), resume=True)
-    ours, theirs = (Fast3R.from_pretrained(folder / "model") for folder in (run, finished))
-    for (name, own), other in zip(ours.state_dict().items(), theirs.state_dict().values(), strict=True):
-        torch.testing.assert_close(own, other, atol=0, rtol=0, msg=name)
+    assert_same_weights(run, finished)
     assert not list(run.glob(".*"))
