@@ -31,10 +31,10 @@ demo:
 	@$(SETUP) --for demo --distro '$(DISTRO)' --model '$(MODEL)'
 	@$(IN_ROS) python -m fast3r_ros.ros.demo --source '$(SOURCE)' --model '$(MODEL)' --output '$(OUTPUT)'
 
-test: setup
+test:
 	@scripts/run_tests.sh all $(PYTEST)
 
-check: setup
+check:
 	@scripts/run_tests.sh fast $(PYTEST)
 
 setup:

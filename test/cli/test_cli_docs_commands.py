@@ -64,8 +64,8 @@ OTHER_NETWORKS = r"--model toy:"  # of packages that are not installed where the
 # continuous integration).
 ELSEWHERE = {
     r"make test": (".ci/run", "exec make test"),
-    r"make setup": ("Makefile", "test: setup"),
-    r"make check": ("Makefile", "check: setup"),
+    r"make setup": ("scripts/run_tests.sh", "setup_environment.py --for test"),
+    r"make check": ("Makefile", "run_tests.sh fast"),
     r"\. scripts/ros_env\.sh": ("scripts/run_tests.sh", ". scripts/ros_env.sh"),
     r"ruff check \. && ruff format --check \. && mypy": (
         "scripts/run_tests.sh",
