@@ -23,7 +23,8 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -130,6 +131,14 @@ class Log:
 
     def run(self, title: str, command: Sequence[str | Path], environ: dict[str, str] | None = None) -> None:
         """Run a command and show its duration; SetupError with the end of its output when it fails."""
+        with self.running(title, command, environ):
+            pass
+
+    @contextmanager
+    def running(
+        self, title: str, command: Sequence[str | Path], environ: dict[str, str] | None = None
+    ) -> Iterator[None]:
+        """Like `run`, while the block does something else; an error in the block ends the command."""
         start = time.monotonic()
         with self.path.open("a") as file:
             file.write(f"\n$ {' '.join(map(str, command))}\n")
@@ -137,7 +146,13 @@ class Log:
             process = subprocess.Popen(
                 command, stdout=file, stderr=file, cwd=ROOT, env=environ, preexec_fn=_die_with_parent
             )
+        try:
+            yield
             status = self._wait(process, title, start)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
         if status != 0:
             tail = "\n".join(self.path.read_text(errors="replace").splitlines()[-25:])
             print(f"\n{tail}", file=sys.stderr)
@@ -147,17 +162,12 @@ class Log:
     @staticmethod
     def _wait(process: subprocess.Popen[bytes], title: str, start: float) -> int:
         terminal = sys.stdout.isatty()
-        try:
-            while True:
-                try:
-                    return process.wait(timeout=1.0 if terminal else SECONDS_PER_LINE)
-                except subprocess.TimeoutExpired:
-                    end = "" if terminal else "\n"  # in a pipe or a log, an occasional line
-                    print(f"{_rewind()}{title} … {time.monotonic() - start:.0f} s", end=end, flush=True)
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+        while True:
+            try:
+                return process.wait(timeout=1.0 if terminal else SECONDS_PER_LINE)
+            except subprocess.TimeoutExpired:
+                end = "" if terminal else "\n"  # in a pipe or a log, an occasional line
+                print(f"{_rewind()}{title} … {time.monotonic() - start:.0f} s", end=end, flush=True)
 
 
 def _rewind() -> str:
@@ -309,10 +319,15 @@ def definitions_hash() -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
 
-def build(environment: Environment, log: Log, purpose: str) -> None:
-    """Build messages and package into install/; for `messages` only when their definitions have changed."""
+@contextmanager
+def building(environment: Environment, purpose: str) -> Iterator[None]:
+    """Build messages and package into install/ during the block.
+
+    For `messages` only when their definitions have changed.
+    """
     stamp = environment.folder("install") / f"built-{definitions_hash()}"
     if purpose == "messages" and stamp.exists():
+        yield
         return
     venv = environment.folder(".venv")
     environ = dict(os.environ, VIRTUAL_ENV=str(venv), PATH=f"{venv / 'bin'}:{os.environ['PATH']}")
@@ -337,7 +352,9 @@ def build(environment: Environment, log: Log, purpose: str) -> None:
     command += ["--build-base", environment.folder("build"), "--install-base", environment.folder("install")]
     command += ["--cmake-args", f"-DPython3_EXECUTABLE={environment.python}", "-DBUILD_TESTING=OFF"]
     command += [] if environment.sourced else ["-DPython3_FIND_VIRTUALENV=ONLY"]
-    log.run(f"Building the messages and the package for {environment.distro}", command, environ)
+    title = f"Building the messages and the package for {environment.distro}"
+    with Log(environment.folder("log") / "setup-build.txt").running(title, command, environ):
+        yield
     stamp.touch()
 
 
@@ -369,11 +386,13 @@ def main() -> int:
         check_machine(environment)
         log = Log(environment.folder("log") / "setup.txt")
         create_venv(environment, log)
-        install_requirements(environment, arguments.purpose, log)
-        install_networks(environment, arguments.purpose, arguments.model, log)
-        if arguments.purpose != "messages":
-            write_command(environment)
-        build(environment, log, arguments.purpose)
+        # What only tests need is installed beside the build, which needs the rest.
+        install_requirements(environment, "demo" if arguments.purpose == "test" else arguments.purpose, log)
+        with building(environment, arguments.purpose):
+            install_requirements(environment, arguments.purpose, log)
+            install_networks(environment, arguments.purpose, arguments.model, log)
+            if arguments.purpose != "messages":
+                write_command(environment)
     except SetupError as error:
         print(f"fast3r_ros: {error}", file=sys.stderr)
         return 2
