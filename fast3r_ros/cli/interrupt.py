@@ -12,10 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from types import FrameType
 
-import torch.distributed as dist
-
 from fast3r_ros.errors import UserError
-from fast3r_ros.model.speed.parallel import join_processes
 
 STATUS = 130  # exit status after Ctrl-C, as in shells
 _AGAIN_S = 0.05  # between two checks for the end of the import
@@ -96,6 +93,10 @@ def run_on_ranks(arguments: argparse.Namespace, work: Callable[[argparse.Namespa
 
     Raises UserError outside torchrun.
     """
+    import torch.distributed as dist  # imported late, as most commands need no PyTorch
+
+    from fast3r_ros.model.speed.parallel import join_processes
+
     arguments.device = join_processes(arguments.device)
     try:
         if dist.get_rank() == 0:

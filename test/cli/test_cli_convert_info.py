@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pycolmap
@@ -212,3 +214,27 @@ def test_convert_replaces_nothing_without_being_asked(results, tmp_path, name, c
     assert old.read_text() == "the user's"
     assert main(["convert", str(results), str(tmp_path / name), "--overwrite"]) == 0
     assert old.read_text(errors="replace") != "the user's"
+
+
+WITHOUT_PYTORCH = """
+import json, sys
+from contextlib import suppress
+from fast3r_ros.cli import main
+for arguments in json.loads(sys.argv[1]):
+    with suppress(SystemExit):  # of --help
+        assert main(arguments) == 0, arguments
+    assert "torch" not in sys.modules, arguments
+print("none imported PyTorch")
+"""
+
+
+def test_commands_that_need_no_pytorch_do_not_wait_for_its_import(results, tmp_path, child_environment):
+    commands = [
+        ["--help"],
+        *([name, "--help"] for name in ("reconstruct", "view", "train", "evaluate")),
+        ["info", str(results)],
+        ["convert", str(results), str(tmp_path / "map.pcd")],
+    ]
+    command = [sys.executable, "-c", WITHOUT_PYTORCH, json.dumps(commands)]
+    done = subprocess.run(command, env=child_environment, capture_output=True, text=True)
+    assert done.stdout.endswith("none imported PyTorch\n"), done.stderr
