@@ -36,6 +36,13 @@ LEAST, MOST = (48, 18, 107), (252, 232, 36)  # colours of confidence
 GRID = (205, 208, 214)
 DESKTOP, PHONE = (1200, 800), (390, 844)
 
+# Without a GPU, drawing a million points as often as possible would keep every core busy.
+FEW_PICTURES = """
+    const draw = window.requestAnimationFrame.bind(window);
+    window.requestAnimationFrame = (callback) => setTimeout(() => draw(callback), 100);
+    window.cancelAnimationFrame = (id) => clearTimeout(id);
+"""
+
 
 def start_browser(size: tuple[int, int] = DESKTOP) -> webdriver.Chrome:
     """Chromium with a window of that size; of a phone's size, it is a phone with a touch screen."""
@@ -53,7 +60,9 @@ def start_browser(size: tuple[int, int] = DESKTOP) -> webdriver.Chrome:
         f"--window-size={size[0]},{size[1]}",
     ):
         options.add_argument(argument)
-    return webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    browser.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": FEW_PICTURES})
+    return browser
 
 
 class Page(NamedTuple):
@@ -125,7 +134,7 @@ def opened(cloud: Cloud, size: tuple[int, int] = DESKTOP) -> Iterator[Page]:
         browser.get(viewer.address)
         page = Page(viewer, browser)
         wait_until(lambda: bool(browser.find_elements(By.CSS_SELECTOR, "[role=slider]")), "the sliders")
-        wait_until(lambda: min(page.counts()) > 300, "points of four colours")
+        wait_until(lambda: min(page.counts()) > 300, "points of four colours", pause=1e-6 * len(cloud.points))
         for notice in browser.find_elements(By.CSS_SELECTOR, ".mantine-Notification-closeButton"):
             notice.click()  # about a browser without a GPU
         yield page

@@ -13,6 +13,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from multiprocessing import forkserver
 from pathlib import Path
@@ -80,8 +81,17 @@ def _start_server() -> None:
                 os.environ[name] = value
 
 
+def _end_with_tests() -> None:
+    """A killed test run must not leave nodes in a domain that the next one uses."""
+    tests = multiprocessing.parent_process()
+    assert tests is not None
+    tests.join()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def _run(command: list[str], environment: dict[str, str], cwd: str, output: str) -> None:
     """In the new process: become the program."""
+    threading.Thread(target=_end_with_tests, name="end_with_tests", daemon=True).start()
     os.setsid()
     os.chdir(cwd)
     file = os.open(output, os.O_WRONLY | os.O_APPEND)

@@ -161,3 +161,35 @@ def test_without_shared_memory_messages_go_over_udp_after_one_sentence() -> None
     (line,) = done.stderr.splitlines()
     assert line.startswith("node: /dev/shm")
     assert "--shm-size" in line
+
+
+STARTS_A_NODE = """
+import sys
+from ros_harness import MAPPING, Program, arguments
+node = Program([*MAPPING, *arguments({"model": "demo"})], int(sys.argv[1]))
+print(node.pid, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_killed_test_run_leaves_no_node_behind() -> None:
+    """Another run would meet it in its domain."""
+    path = os.pathsep.join([str(ROOT / "test" / "helpers"), os.environ.get("PYTHONPATH", "")])
+    run = subprocess.Popen(
+        [sys.executable, "-c", STARTS_A_NODE, str(domain(45))],
+        env={**os.environ, "PYTHONPATH": path},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert run.stdout is not None
+    node = Path("/proc", run.stdout.readline().strip(), "stat")
+    wait_until(lambda: node.exists() and state(node) == "S", "a node that runs")
+    run.kill()
+    run.communicate()
+    wait_until(lambda: not node.exists() or state(node) == "Z", "its end")
+
+
+def state(stat: Path) -> str:
+    """The process's state, S for sleeping, Z for ended."""
+    return stat.read_text().rpartition(")")[2].split()[0]

@@ -217,7 +217,7 @@ def test_a_million_points_are_drawn_beside_the_open_panel():
 @needs_chromium
 @pytest.mark.slow
 def test_on_a_phone_the_panel_is_closed_until_a_tap():
-    with opened(coloured_floor(), PHONE) as page:
+    with opened(coloured_floor(1_000_000), PHONE) as page:
         page.keep("viewer_phone")
         assert not in_sight(page)
         page.browser.find_element(By.CSS_SELECTOR, '[style*="height: 3.5em"]').click()
