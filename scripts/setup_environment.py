@@ -321,10 +321,7 @@ def definitions_hash() -> str:
 
 @contextmanager
 def building(environment: Environment, purpose: str) -> Iterator[None]:
-    """Build messages and package into install/ during the block.
-
-    For `messages` only when their definitions have changed.
-    """
+    """Build messages and package into install/ during the block; for `messages` only if they have changed."""
     stamp = environment.folder("install") / f"built-{definitions_hash()}"
     if purpose == "messages" and stamp.exists():
         yield
@@ -340,14 +337,8 @@ def building(environment: Environment, purpose: str) -> Iterator[None]:
         packages.append(ROOT / "interfaces" / "tf2_msgs")
     colcon = "import sys; from colcon_core.command import main; sys.exit(main())"  # may be the system's
     # Found by path only: a search would enter the virtual environment and find other packages' setup.py.
-    command: list[str | Path] = [
-        environment.python,
-        "-c",
-        colcon,
-        "--log-base",
-        environment.folder("log"),
-        "build",
-    ]
+    command: list[str | Path] = [environment.python, "-c", colcon]
+    command += ["--log-base", environment.folder("log"), "build"]
     command += ["--base-paths", *packages, "--symlink-install"]
     command += ["--build-base", environment.folder("build"), "--install-base", environment.folder("install")]
     command += ["--cmake-args", f"-DPython3_EXECUTABLE={environment.python}", "-DBUILD_TESTING=OFF"]

@@ -34,6 +34,17 @@ with suppress(ImportError):  # `colcon test` runs without it
     settings.load_profile("any_machine")
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """PyTorch on one thread: quicker for small tensors, and sums of more threads are rounded differently."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def network() -> Fast3R:
     """Random weights, for images of 64x48 pixels; not to be changed."""

@@ -10,6 +10,7 @@ import math
 import os
 import random
 import resource
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -31,11 +32,10 @@ from fast3r_ros.training.state import load_state, save_state
 from fast3r_ros.training.trainer import train
 from fast3r_ros.training.training_config import TrainConfig, config_from_dict, read_config
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]  # as in the killed processes
 
 FAULTS = int(os.environ.get("FAST3R_FAULTS", "60"))
 KILLS = int(os.environ.get("FAST3R_KILLS", "1"))
-REPOSITORY = Path(__file__).parents[2]
 CONTENT: dict[str, Any] = {
     "seed": 3,
     "model": {
@@ -232,15 +232,6 @@ def config() -> TrainConfig:
     return config_from_dict(CONTENT, "test")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """As in the processes that are killed: sums of more threads are rounded differently."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def finished(config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of an undisturbed run."""
@@ -388,12 +379,11 @@ def test_training_killed_between_its_last_state_and_the_export_exports_it_when_r
 ) -> None:
     shorter = replace(config, run=replace(config.run, steps=config.run.steps - 1))
     train(shorter, tmp_path, join_processes("cpu"))
-    name = f"state-{config.run.steps:08d}.pt"
-    (tmp_path / name).write_bytes((finished / name).read_bytes())
+    shutil.copy(finished / f"state-{config.run.steps:08d}.pt", tmp_path)
     metrics = train(config, tmp_path, join_processes("cpu"), resume=True)
     assert_same_weights(tmp_path, finished)
-    last = (tmp_path / "log.jsonl").read_text().splitlines()[-1]
-    assert {name: json.loads(last)[name] for name in metrics} == metrics != {}
+    row = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
+    assert {name: row[name] for name in metrics} == metrics != {}
 
 
 def test_training_killed_at_random_resumes_equal(
