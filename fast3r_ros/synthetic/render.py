@@ -61,7 +61,7 @@ def render(
     )
     for first in range(0, batch * views, chunk):
         part = slice(first, first + chunk)
-        own = _Planes(planes.column[part], planes.row[part])
+        own = _Planes(planes.column[part], planes.row[part], planes.box[part])
         inverse_depth, chosen = _nearest(own, width, height)
         hit = inverse_depth > 0
         colors = _shade(table[part], own, inverse_depth, chosen, focal[part])
@@ -101,11 +101,13 @@ class _Planes:
     """The M rectangles that each of B*V cameras may see, as linear functions of the pixel.
 
     column, row: (N, M, 3, W) and (N, M, 3, H); their sum is (inverse depth, u / depth, v / depth), where u
-    and v are in [-1, 1] inside the rectangle.
+    and v are in [-1, 1] inside the rectangle.  box: (N, M, 4) pixels, left, top, right and bottom; the
+    rectangle is not seen outside of it.
     """
 
     column: Tensor
     row: Tensor
+    box: Tensor
 
 
 def _stack(scenes: Sequence[SyntheticScene], device: torch.device | str) -> _Rectangles:
@@ -138,11 +140,8 @@ def _project(
     center = torch.einsum("bvkc,bvqk->bvqc", rotation, rectangles.center[:, None] - position[:, :, None])
     axes = torch.einsum("bvkc,bqak->bvqac", rotation, rectangles.axes)
     offset = (axes[..., 2, :] * center).sum(-1)  # signed distance along the normal; front faces are negative
-    visible = (
-        rectangles.present[:, None]
-        & (offset < -1e-6)
-        & _in_frustum(center, axes, rectangles.half[:, None], matrices, width, height)
-    )
+    corners = _corners(center, axes, rectangles.half[:, None], matrices)
+    visible = rectangles.present[:, None] & (offset < -1e-6) & _in_frustum(corners, width, height)
     # plane coordinates in half extents: a . (p - center) / half = (a . ray) z / half - (a . center) / half
     inverse = axes[..., 2, :] / offset[..., None].clamp_max(-1e-6)  # inverse depth per unit ray
     half = rectangles.half[:, None, :, :, None]
@@ -155,6 +154,8 @@ def _project(
     pick = order[..., None, None].expand(*order.shape, 3, 3)
     linear = linear.gather(2, pick) * visible.gather(2, order)[..., None, None]
     linear = (linear @ torch.linalg.inv(matrices)[:, :, None]).flatten(0, 1)
+    box = _box(corners, width, height) * visible[..., None]
+    box = box.gather(2, order[..., None].expand(*order.shape, 4)).flatten(0, 1)
     u = torch.arange(width, dtype=torch.float64, device=linear.device) + 0.5
     v = torch.arange(height, dtype=torch.float64, device=linear.device) + 0.5
     column = linear[..., 0, None] * u
@@ -166,22 +167,34 @@ def _project(
     look = look.gather(2, order[..., None].expand(*order.shape, look.shape[-1]))
     slope = offset.gather(2, order).abs().float()  # |normal . point|; with the depth it gives the obliqueness
     table = torch.cat([look, slope[..., None]], dim=-1).flatten(0, 1)
-    return _Planes(column.float(), row.float()), table
+    return _Planes(column.float(), row.float(), box), table
 
 
-def _in_frustum(
-    center: Tensor, axes: Tensor, half: Tensor, matrices: Tensor, width: int, height: int
-) -> Tensor:
-    """(B, V, Q): False only if all four corners lie outside one side of the viewing frustum."""
+def _corners(center: Tensor, axes: Tensor, half: Tensor, matrices: Tensor) -> Tensor:
+    """(B, V, Q, 4, 3): homogeneous pixels of the four corners; the last is z in metres."""
     signs = torch.tensor([[1, 1], [1, -1], [-1, 1], [-1, -1]], dtype=center.dtype, device=center.device)
     reach = signs * half[..., None, :]  # (B, 1, Q, 4, 2)
     corners = center[..., None, :] + torch.einsum(
         "bvqsa,bvqac->bvqsc", reach.expand(*center.shape[:3], 4, 2), axes[..., :2, :]
     )
-    pixels = torch.einsum("bvij,bvqsj->bvqsi", matrices, corners)
-    x, y, z = pixels.unbind(-1)
+    return torch.einsum("bvij,bvqsj->bvqsi", matrices, corners)
+
+
+def _in_frustum(corners: Tensor, width: int, height: int) -> Tensor:
+    """(B, V, Q): False only if all four corners lie outside one side of the viewing frustum."""
+    x, y, z = corners.unbind(-1)
     outside = [x < 0, x > width * z, y < 0, y > height * z, z < NEAR]
     return ~torch.stack([side.all(-1) for side in outside]).any(0)
+
+
+def _box(corners: Tensor, width: int, height: int) -> Tensor:
+    """(B, V, Q, 4) pixels around the four corners, with a margin; the whole image if one is too near."""
+    limit = torch.tensor([width, height], dtype=corners.dtype, device=corners.device)
+    pixels = corners[..., :2] / corners[..., 2:].clamp_min(NEAR)
+    near = (corners[..., 2] < NEAR).any(-1)[..., None]
+    first = torch.where(near, 0, (pixels.amin(-2) - 2).floor())
+    last = torch.where(near, limit, (pixels.amax(-2) + 2).ceil())
+    return torch.cat([first, last], dim=-1).clamp_min(0).minimum(limit.repeat(2)).long()
 
 
 def _nearest(planes: _Planes, width: int, height: int) -> tuple[Tensor, Tensor]:
@@ -190,16 +203,16 @@ def _nearest(planes: _Planes, width: int, height: int) -> tuple[Tensor, Tensor]:
     device = planes.column.device
     best = torch.zeros((cameras, height, width), device=device)
     chosen = torch.zeros((cameras, height, width), dtype=torch.int32, device=device)
-    inside, other = torch.empty_like(best), torch.empty_like(best)
+    first, last = planes.box[..., :2].amin(0).tolist(), planes.box[..., 2:].amax(0).tolist()
     for index in range(count):  # a loop over rectangles keeps the working set in the processor's cache
-        column, row = planes.column[:, index], planes.row[:, index]
-        torch.add(column[:, 1, None, :], row[:, 1, :, None], out=inside).abs_()
-        torch.add(column[:, 2, None, :], row[:, 2, :, None], out=other).abs_()
-        torch.maximum(inside, other, out=inside)
-        torch.add(column[:, 0, None, :], row[:, 0, :, None], out=other)
-        nearer = (other >= inside) & (other > best) & (other < 1 / NEAR)
-        chosen.masked_fill_(nearer, index)
-        torch.where(nearer, other, best, out=best)
+        columns, rows = map(slice, first[index], last[index])
+        sums = planes.column[:, index, :, None, columns] + planes.row[:, index, :, rows, None]
+        inverse_depth, u, v = sums.unbind(1)
+        own = best[:, rows, columns]
+        inside = inverse_depth >= torch.maximum(u.abs_(), v.abs_())
+        nearer = inside & (inverse_depth > own) & (inverse_depth < 1 / NEAR)
+        chosen[:, rows, columns].masked_fill_(nearer, index)
+        torch.where(nearer, inverse_depth, own, out=own)
     return best, chosen
 
 
@@ -208,26 +221,29 @@ def _shade(table: Tensor, planes: _Planes, inverse_depth: Tensor, chosen: Tensor
     cameras, height, width = inverse_depth.shape
     device = inverse_depth.device
     count = table.shape[1]
-    camera = torch.arange(cameras, device=device)[:, None, None]
+    texture, repeats, offset, gain, lift, half, distance = table.flatten(0, 1).split(
+        [1, 2, 2, 3, 3, 2, 1], dim=-1
+    )
+    rectangle = torch.arange(0, cameras * count, count, device=device)[:, None, None] + chosen
     v = torch.arange(height, device=device)[:, None]
     u = torch.arange(width, device=device)
-    flat = camera * count + chosen
-    column = planes.column.transpose(2, 3).reshape(-1, 3)  # (N * M * W, 3)
-    row = planes.row.transpose(2, 3).reshape(-1, 3)
-    plane = column[(flat * width + u).flatten()] + row[(flat * height + v).flatten()]
-    look = table.reshape(-1, table.shape[-1])[flat.flatten()]
+    column = planes.column[:, :, 1:].transpose(2, 3).reshape(-1, 2)  # (N * M * W, 2)
+    row = planes.row[:, :, 1:].transpose(2, 3).reshape(-1, 2)
+    plane = column.index_select(0, (rectangle * width + u).flatten())
+    plane += row.index_select(0, (rectangle * height + v).flatten())
+    flat = rectangle.flatten()
     depth = 1 / inverse_depth.flatten().clamp_min(1e-9)
-    surface = plane[:, 1:] * depth[:, None]  # in [-1, 1]
-    texture, repeats, offset, gain, lift, half, distance = look.split([1, 2, 2, 3, 3, 2, 1], dim=-1)
+    surface = plane * depth[:, None]  # in [-1, 1]
 
     # metres of surface under one pixel, for the mipmap level; obliqueness counts by its square root
     focal = focal[:, None, None].expand_as(inverse_depth).flatten()
-    stretch = (depth / distance[:, 0].clamp_min(1e-3)).clamp(1, 16).sqrt()
-    tiles_per_metre = (repeats / (2 * half)).amax(-1)
+    stretch = (depth / distance[:, 0].clamp_min(1e-3)[flat]).clamp(1, 16).sqrt()
+    tiles_per_metre = (repeats / (2 * half)).amax(-1)[flat]
     level = (depth * stretch / focal * tiles_per_metre * SIZE).clamp(1, SIZE).log2().round().long()
-    place = (surface + 1) / 2 * repeats + offset
-    color = _sample(_texels(device), texture[:, 0].long(), place, level)
-    return (color * gain + lift).clamp(0, 1).reshape(cameras, height, width, 3)
+    place = (surface + 1) / 2 * repeats.index_select(0, flat) + offset.index_select(0, flat)
+    color = _sample(_texels(device), texture[:, 0].long()[flat], place, level)
+    color = color * gain.index_select(0, flat) + lift.index_select(0, flat)
+    return color.clamp(0, 1).reshape(cameras, height, width, 3)
 
 
 @lru_cache(maxsize=4)
@@ -251,6 +267,6 @@ def _sample(texels: Tensor, texture: Tensor, place: Tensor, level: Tensor) -> Te
     x1, y1 = (x0 + 1) & (size - 1), (y0 + 1) & (size - 1)
     top, bottom = start + y0 * size, start + y1 * size
     wx, wy = weight[:, :1], weight[:, 1:]
-    upper = torch.lerp(texels[top + x0], texels[top + x1], wx)
-    lower = torch.lerp(texels[bottom + x0], texels[bottom + x1], wx)
+    upper = torch.lerp(texels.index_select(0, top + x0), texels.index_select(0, top + x1), wx)
+    lower = torch.lerp(texels.index_select(0, bottom + x0), texels.index_select(0, bottom + x1), wx)
     return torch.lerp(upper, lower, wy)

@@ -83,14 +83,20 @@ def _colors(rng: np.random.Generator, count: int) -> Image:
 
 def _noise(rng: np.random.Generator, cells: tuple[int, ...] = (4, 8, 16, 32)) -> Image:
     """(SIZE, SIZE) smooth noise in [0, 1] that repeats, a sum of octaves."""
-    frequencies = np.hypot(np.fft.fftfreq(SIZE)[:, None], np.fft.rfftfreq(SIZE)[None, :]) * SIZE
     total = np.zeros((SIZE, SIZE))
     for cell in cells:
         spectrum = np.fft.rfft2(rng.standard_normal((SIZE, SIZE)))
-        octave = np.fft.irfft2(spectrum * np.exp(-((frequencies / cell) ** 2)), s=(SIZE, SIZE))
+        octave = np.fft.irfft2(spectrum * _low_pass(cell), s=(SIZE, SIZE))
         total += octave / (octave.std() + 1e-9) / np.sqrt(cell)
     low, high = np.quantile(total, (0.02, 0.98))
     return ((total - low) / (high - low)).clip(0, 1).astype(np.float32)
+
+
+@lru_cache(maxsize=16)
+def _low_pass(cell: int) -> NDArray[np.float64]:
+    """The factors of an image's spectrum that leave about `cell` waves along a side."""
+    frequencies = np.hypot(np.fft.fftfreq(SIZE)[:, None], np.fft.rfftfreq(SIZE)[None, :]) * SIZE
+    return np.exp(-((frequencies / cell) ** 2))
 
 
 def _grain(rng: np.random.Generator, image: Image, strength: float = 0.15) -> Image:
