@@ -333,7 +333,8 @@ def building(environment: Environment, purpose: str) -> Iterator[None]:
         environ.update(CMAKE_PREFIX_PATH=str(venv), AMENT_PREFIX_PATH=str(venv), PYTHONPATH="")
     packages = [ROOT]
     probe = [str(environment.python), "-c", "import tf2_msgs.msg"]
-    if subprocess.run(probe, capture_output=True, env=environ, check=False).returncode != 0:
+    needs_tf = purpose != "messages"
+    if needs_tf and subprocess.run(probe, capture_output=True, env=environ, check=False).returncode != 0:
         packages.append(ROOT / "interfaces" / "tf2_msgs")
     colcon = "import sys; from colcon_core.command import main; sys.exit(main())"  # may be the system's
     # Found by path only: a search would enter the virtual environment and find other packages' setup.py.
