@@ -39,13 +39,16 @@ DESKTOP, PHONE = (1200, 800), (390, 844)
 # Without a GPU, drawing a million points as often as possible would keep every core busy.
 FEW_PICTURES = """
     const draw = window.requestAnimationFrame.bind(window);
-    window.requestAnimationFrame = (callback) => setTimeout(() => draw(callback), 100);
+    window.requestAnimationFrame = (callback) => setTimeout(() => draw(callback), PAUSE);
     window.cancelAnimationFrame = (id) => clearTimeout(id);
 """
 
 
-def start_browser(size: tuple[int, int] = DESKTOP) -> webdriver.Chrome:
-    """Chromium with a window of that size; of a phone's size, it is a phone with a touch screen."""
+def start_browser(size: tuple[int, int] = DESKTOP, pause_ms: int = 100) -> webdriver.Chrome:
+    """Chromium with a window of that size; of a phone's size, it is a phone with a touch screen.
+
+    pause_ms: at least so long passes between two pictures that the page draws.
+    """
     options = webdriver.ChromeOptions()
     if size == PHONE:
         metrics = {"width": size[0], "height": size[1], "pixelRatio": 1.0, "touch": True}
@@ -61,7 +64,9 @@ def start_browser(size: tuple[int, int] = DESKTOP) -> webdriver.Chrome:
     ):
         options.add_argument(argument)
     browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    browser.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": FEW_PICTURES})
+    browser.execute_cdp_cmd(
+        "Page.addScriptToEvaluateOnNewDocument", {"source": FEW_PICTURES.replace("PAUSE", str(pause_ms))}
+    )
     return browser
 
 
@@ -126,7 +131,7 @@ class Page(NamedTuple):
 def opened(cloud: Cloud, size: tuple[int, int] = DESKTOP) -> Iterator[Page]:
     """A page that shows a floor of four colours."""
     viewer = WebViewer(port=0, title="walk_map")
-    browser = start_browser(size)
+    browser = start_browser(size, pause_ms=max(100, len(cloud.points) // 1000))
     try:
         cameras = [camera(index) for index in range(5)]
         images = {each.name: np.full((48, 64, 3), MAGENTA, np.uint8) for each in cameras}
