@@ -324,12 +324,16 @@ def _filled(depth: Float32) -> Float32:
 
 def _connected_to_first(truths: Sequence[_Truth], rays: Sequence[Float32], least: float) -> NDArray[np.bool_]:
     """(V,) which views are connected to view 0 by a chain of pairs that see the same surfaces."""
-    seen = np.array([[_covisibility(a, b, rays[i]) for b in truths] for i, a in enumerate(truths)])
-    linked = np.maximum(seen, seen.T) >= least
     connected = np.zeros(len(truths), bool)
     connected[0] = True
-    for _ in truths:
-        connected |= linked[connected].any(axis=0)
+    open_ends = [0]
+    while open_ends:
+        i = open_ends.pop()
+        for j in map(int, np.flatnonzero(~connected)):
+            pairs = (truths[i], truths[j], rays[i]), (truths[j], truths[i], rays[j])
+            if any(_covisibility(*pair) >= least for pair in pairs):
+                connected[j] = True
+                open_ends.append(j)
     return connected
 
 
