@@ -42,10 +42,12 @@ check "ruff format" ruff format --check --quiet .
 check "documentation" zensical build --strict
 
 # The core's tests run as on a machine without ROS, in parallel with those of the nodes, which mostly wait for
-# messages and leave two cores half idle.  One thread each: more would only wait for each other.
+# messages and leave two cores half idle.  One thread each: more would only wait for each other.  Their
+# order is that of the collection: test/conftest.py puts the long ones first.
 scripts/run_stoppable.sh nice -n 19 env -u LD_LIBRARY_PATH -u AMENT_PREFIX_PATH -u CMAKE_PREFIX_PATH \
     PYTHONPATH="$PWD/test/without_ros" OMP_NUM_THREADS=1 \
-    python -m pytest --ignore test/ros --ignore test/package -n 2 --dist loadfile "$@" >"$core_log" 2>&1 &
+    python -m pytest --ignore test/ros --ignore test/package -n 2 --dist loadfile --no-loadscope-reorder \
+    "$@" >"$core_log" 2>&1 &
 core_tests=$!
 result_of() { # the exit status of a process, after its output
     wait "$1"

@@ -34,6 +34,14 @@ with suppress(ImportError):  # `colcon test` runs without it
     settings.load_profile("any_machine")
 
 
+LONG = ("viewer", "cli", "benchmark", "training", "mapping")  # folders of the longest tests
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long tests first, so that all processes of a parallel run end at about the same time."""
+    items.sort(key=lambda item: item.path.parent.name not in LONG)  # keeps the order otherwise
+
+
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """PyTorch on one thread: quicker for small tensors, and sums of more threads are rounded differently."""
