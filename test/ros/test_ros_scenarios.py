@@ -150,7 +150,7 @@ def test_lack_of_memory_makes_the_window_smaller() -> None:
         replay = Program([*REPLAY, *arguments({"rate": 4.0, "loop": True})], domain_id)
         with running(replay):
             failed = listener.wait_for(f"{NODE}/status", lambda m: "does not fit" in m.last_error)
-            assert failed.problems[0].reason == "window failed"
+            assert "window failed" in [each.reason for each in failed.problems]
             listener.wait_for(f"{NODE}/status", lambda m: m.windows > failed.windows)
         status = listener.wait_for(f"{NODE}/status", lambda m: m.frames_waiting <= m.window_size)
     assert {drop.reason: drop.count for drop in status.drops}["window failed"] > 0
