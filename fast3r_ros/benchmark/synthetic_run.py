@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,19 @@ def start(
     meter = MeteredNetwork(network)
     mapper = Mapper(meter, MapperConfig.from_flat({"loop.background": False, **flat}))
     return Run(mapper, network, meter, several, [], [])
+
+
+def laps(run: Run, sequence: SyntheticSequence, frames: Sequence[Frame], step: int) -> Iterator[Frame]:
+    """Every `step`-th frame of a sequence again and again, without end; a lap begins every 100 s."""
+    for lap in count():
+        again = replace(
+            sequence,
+            world_from_camera=sequence.world_from_camera[::step],
+            start_ns=sequence.stamp_ns(0) + 100 * lap * SECOND_NS,
+            rate=sequence.rate / step,
+        )
+        run.network.add(again)
+        yield from (replace(frame, stamp_ns=again.stamp_ns(i)) for i, frame in enumerate(frames[::step]))
 
 
 def true_poses(sequences: Sequence[KnownSequence]) -> dict[tuple[str, int], Float64]:

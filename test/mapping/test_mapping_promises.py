@@ -96,12 +96,13 @@ def test_every_random_place_is_localised_in_a_saved_map(tmp_path):
 def test_cost_and_memory_do_not_grow_with_the_map():
     """The long form, 1000 windows, is `benchmark mapping long_run`; here growth would already show.
 
-    Processor time of the cheapest windows early and late: what else the machine does only makes some dearer.
+    Processor time of the cheapest windows of the old map and of a new one that takes turns with it: a machine
+    that is busier late than early makes both dearer.
     """
     result = benchmark.long_run(windows=60, memory_mb=12.0, background=False)
     assert result["rejected"] == 0
     assert result["largest_map_mb"] <= 12.0
-    assert result["fastest_ratio"] < 1.6
+    assert result["fastest_ratio"] < 1.4
 
 
 def reference_work():
