@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -28,6 +29,14 @@ def optional(package: str, purpose: str) -> Iterator[None]:
         ) from error
     except Exception as error:  # a partly installed package may raise anything
         reason = " ".join(str(error).split())[:200] or type(error).__name__
+        library = re.search(r"lib(\S+)\.so\.(\d+)\S*: cannot open shared object file", reason)
+        if library is not None:
+            name, version = library[1].lower(), library[2]
+            debian = f"lib{name}{'-' if name[-1].isdigit() else ''}{version}"  # Debian Policy 8.1
+            raise UserError(
+                f"{purpose} needs {package}, which needs a library of the system ({reason}): "
+                f"apt install {debian}"
+            ) from error
         raise UserError(
             f"{purpose} needs {package}, which is damaged ({reason}); install it again: "
             f"pip install --force-reinstall {package}"

@@ -25,9 +25,11 @@ FARTHEST = 3.0  # median depths; farther depths are too uncertain
 
 
 def require_open3d() -> None:
-    """Raises UserError when Open3D is not installed: before a long run, not after it."""
+    """Raises UserError when Open3D cannot be used: before a long run, not after it."""
     if importlib.util.find_spec("open3d") is None:
         raise UserError("--mesh needs Open3D, an optional package: pip install open3d")
+    with optional("open3d", "--mesh"):
+        import open3d  # noqa: F401
 
 
 def write_mesh(directory: Path, records: Sequence[CameraRecord]) -> None:
