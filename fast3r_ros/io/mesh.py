@@ -56,8 +56,8 @@ def fuse_depth(directory: Path, records: Sequence[CameraRecord]) -> Any | None:
     Curless and Levoy's weighted signed distances, implemented by Open3D.  Raises UserError.
     """
     require_open3d()
-    with optional("open3d", "--mesh"):
-        import open3d
+    import open3d
+
     with optional("trimesh", "--mesh"):
         import trimesh
 

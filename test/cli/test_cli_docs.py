@@ -95,7 +95,7 @@ def test_no_page_and_no_table_is_cut_on_a_laptop(site):
 def test_script_makes_the_pictures(tmp_path, child_environment):
     """Without a browser, which is slow; test/viewer has one."""
     if not (DEMO_DIRECTORY / "config.json").is_file():
-        pytest.skip("the demo model is not in this tree: it has not been trained yet")
+        pytest.skip("the demo model is not in this tree: fast3r_ros/weights/demo")
     script = [sys.executable, ROOT / "docs" / "pictures" / "regenerate.py", "--source", "synthetic:2"]
     environment = {**child_environment, "PATH": str(tmp_path)}
     done = subprocess.run(
