@@ -1,4 +1,4 @@
-"""sensor_msgs Image and CompressedImage <-> numpy arrays."""
+"""sensor_msgs Image, CompressedImage and CameraInfo <-> numpy arrays."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from sensor_msgs.msg import CompressedImage, Image
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from fast3r_ros.io.pixels import BadImage, decode_compressed, decode_image
 from fast3r_ros.mapping.data import Float32, Float64, UInt8
@@ -114,6 +114,19 @@ def _image(pixels: NDArray[Any], encoding: str, stamp_ns: int, frame_id: str) ->
     message.step = pixels.strides[0]
     message.data = packed(pixels)
     return message
+
+
+def camera_info(intrinsics: Float64, width: int, height: int, stamp_ns: int, frame_id: str) -> CameraInfo:
+    """CameraInfo of an undistorted image; pixel centres are at integers in ROS, here at integer + 0.5."""
+    k = intrinsics.copy()
+    k[:2, 2] -= 0.5
+    info = CameraInfo(width=width, height=height, distortion_model="plumb_bob", d=[0.0] * 5)
+    info.header.stamp = stamp_from_ns(stamp_ns)
+    info.header.frame_id = frame_id
+    info.k = k.reshape(9)
+    info.r = np.eye(3).reshape(9)
+    info.p = np.hstack([k, np.zeros((3, 1))]).reshape(12)
+    return info
 
 
 def packed(elements: NDArray[Any]) -> array.array:

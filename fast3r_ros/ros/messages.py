@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from geometry_msgs.msg import Point
 from nav_msgs.msg import OccupancyGrid
-from sensor_msgs.msg import CameraInfo, PointCloud2, PointField
+from sensor_msgs.msg import PointCloud2, PointField
 from std_msgs.msg import ColorRGBA, Header
 from visualization_msgs.msg import Marker, MarkerArray
 
@@ -153,19 +153,6 @@ def latencies(seconds: Mapping[str, float]) -> list[StageLatency]:
 def input_intrinsics(view: ViewEstimate) -> Float64:
     """(3, 3) intrinsics in the pixels of the camera's image, centres at integer + 0.5."""
     return np.linalg.inv(view.network_from_image) @ view.intrinsics
-
-
-def camera_info(intrinsics: Float64, width: int, height: int, stamp_ns: int, frame_id: str) -> CameraInfo:
-    """CameraInfo of an undistorted image; pixel centres are at integers in ROS, here at integer + 0.5."""
-    k = intrinsics.copy()
-    k[:2, 2] -= 0.5
-    info = CameraInfo(width=width, height=height, distortion_model="plumb_bob", d=[0.0] * 5)
-    info.header.stamp = stamp_from_ns(stamp_ns)
-    info.header.frame_id = frame_id
-    info.k = k.reshape(9)
-    info.r = np.eye(3).reshape(9)
-    info.p = np.hstack([k, np.zeros((3, 1))]).reshape(12)
-    return info
 
 
 def view_message(

@@ -24,10 +24,15 @@ from fast3r_ros.msg import WindowEstimate
 from fast3r_ros.ros.broadcaster import Broadcaster
 from fast3r_ros.ros.camera import CameraFacts
 from fast3r_ros.ros.counters import Counters, Guard
-from fast3r_ros.ros.image_messages import at_input_size, confidence_color, float_to_image, rgb_to_image
+from fast3r_ros.ros.image_messages import (
+    at_input_size,
+    camera_info,
+    confidence_color,
+    float_to_image,
+    rgb_to_image,
+)
 from fast3r_ros.ros.live_viewer import LiveViewer
 from fast3r_ros.ros.messages import (
-    camera_info,
     cloud_to_message,
     grid_message,
     input_intrinsics,

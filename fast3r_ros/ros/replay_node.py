@@ -26,8 +26,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from fast3r_ros.errors import UserError
 from fast3r_ros.io.sources import Source, open_source
 from fast3r_ros.mapping.data import Float64, Frame
-from fast3r_ros.ros.image_messages import rgb_to_image, rgb_to_jpeg
-from fast3r_ros.ros.messages import camera_info
+from fast3r_ros.ros.image_messages import camera_info, rgb_to_image, rgb_to_jpeg
 from fast3r_ros.ros.pose_messages import NS, odometry_message
 from fast3r_ros.ros.process import begin, leave, spin_until
 

@@ -1,7 +1,9 @@
-"""The replay node: waiting for subscribers, and the stamps of a loop."""
+"""The replay node: waiting for subscribers, the stamps of a loop, and what it does without."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -43,3 +45,10 @@ def test_it_waits_for_the_mapping_node_and_a_loop_continues_in_time(tmp_path: Pa
     assert all(later > earlier for earlier, later in pairwise(times)), times
     colours = [message.data[0] for message in heard[:8]]
     assert set(colours) == {0, 80, 160}
+
+
+def test_files_are_replayed_without_pytorch() -> None:
+    """It takes 200 MB and a second, next to a node that needs both."""
+    code = "import sys, fast3r_ros.ros.replay_node; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

@@ -15,8 +15,8 @@ from reports import camera, mapper_status
 from fast3r_ros.mapping.occupancy import FREE, OCCUPIED, UNKNOWN, Occupancy
 from fast3r_ros.mapping.view_maps import ViewMaps
 from fast3r_ros.ros.counters import LOST, Counters
-from fast3r_ros.ros.image_messages import at_input_size, confidence_color
-from fast3r_ros.ros.messages import camera_info, grid_message, readable_reason
+from fast3r_ros.ros.image_messages import at_input_size, camera_info, confidence_color
+from fast3r_ros.ros.messages import grid_message, readable_reason
 from fast3r_ros.ros.status import Report, diagnostics_message, status_message
 
 ROOT = Path(__file__).resolve().parents[2]
