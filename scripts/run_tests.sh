@@ -6,7 +6,8 @@ cd "$(dirname "$0")/.." || exit 2
 which=$1
 shift
 [ "$which" = all ] || set -- -m 'not slow' "$@"
-messages_log=$PWD/build/setup-kilted.txt core_log=$PWD/build/test-core.txt # kept for inspection
+messages_log=$PWD/build/setup-kilted.txt # these files are kept for inspection
+core_log=$PWD/build/test-core.txt nodes_report=$PWD/build/test-nodes.xml
 mkdir -p build
 
 messages= core_tests= # numbers of the processes that run beside others, while they do
@@ -62,7 +63,8 @@ if [ -n "$messages" ]; then
     messages= # ended: its number may belong to another process now
 fi
 check "tests of nodes, packaging and the demo, against the installed package" \
-    env PYTHONSAFEPATH=1 python -m pytest -o pythonpath= test/ros test/package "$@"
+    env PYTHONSAFEPATH=1 python -m pytest -o pythonpath= --junitxml "$nodes_report" -o junit_logging=all \
+    -o junit_log_passing_tests=false test/ros test/package "$@"
 check "tests of the core, without ROS" result_of "$core_tests" "$core_log"
 core_tests=
 exit $failed

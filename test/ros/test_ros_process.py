@@ -190,6 +190,26 @@ def test_a_killed_test_run_leaves_no_node_behind() -> None:
     wait_until(lambda: not node.exists() or state(node) == "Z", "its end")
 
 
+ASKS_FOR_A_TAKEN_DOMAIN = """
+import os, sys
+from domains import domain
+print(domain(int(sys.argv[1]) - 1 - 7 * os.getpid()))
+"""
+
+
+def test_test_runs_without_common_files_share_no_domain(tmp_path: Path) -> None:
+    """Two containers of one network have no common folder, and hear each other's nodes."""
+    taken = domain(45)
+    done = subprocess.run(
+        [sys.executable, "-c", ASKS_FOR_A_TAKEN_DOMAIN, str(taken)],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "test" / "helpers"), "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert int(done.stdout) != taken
+
+
 def state(stat: Path) -> str:
     """The process's state, S for sleeping, Z for ended."""
     return stat.read_text().rpartition(")")[2].split()[0]
