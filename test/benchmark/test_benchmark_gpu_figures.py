@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from patience import HANG_SECONDS
 
 from fast3r_ros.cli import main
 
@@ -32,7 +33,12 @@ def measure(output: Path, **settings: str) -> subprocess.CompletedProcess[str]:
     inherited = {name: value for name, value in os.environ.items() if name not in OURS}
     environment = {**inherited, **SMALL, "OUTPUT": str(output), **settings}
     return subprocess.run(
-        ["bash", str(SCRIPT)], env=environment, capture_output=True, text=True, timeout=240, check=False
+        ["bash", str(SCRIPT)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=HANG_SECONDS,
+        check=False,
     )
 
 
@@ -105,6 +111,6 @@ def test_a_script_that_is_stopped_stops_its_step(tmp_path: Path) -> None:
     with alive.open() as step:
         assert step.readline() == "started\n"
         script.terminate()
-        assert script.wait(120) == 130
-        assert select.select([step], [], [], 120)[0], "the step goes on without its script"
+        assert script.wait(HANG_SECONDS) == 130
+        assert select.select([step], [], [], HANG_SECONDS)[0], "the step goes on without its script"
         assert step.read() == ""

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from patience import HANG_SECONDS
 
 import fast3r_ros.io.sources.video  # noqa: F401 - quiets FFmpeg, which reads its log level once
 from fast3r_ros.model import Fast3R, Fast3RConfig
@@ -63,7 +64,7 @@ def fast3r(child_environment) -> Callable[..., subprocess.CompletedProcess[str]]
     def run(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "fast3r_ros", *map(str, arguments)]
         return subprocess.run(
-            command, cwd=cwd, env=child_environment, capture_output=True, text=True, timeout=120
+            command, cwd=cwd, env=child_environment, capture_output=True, text=True, timeout=HANG_SECONDS
         )
 
     return run

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from patience import HANG_SECONDS
 from PIL import Image
 from shown_commands import PAGES, ROOT
 
@@ -103,7 +104,7 @@ def test_script_makes_the_pictures(tmp_path, child_environment):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANG_SECONDS,
     )
     assert "viewer.png is left as it is" in done.stdout, done.stderr
     for name in ("demo.png", "map.png", "more_views.png"):

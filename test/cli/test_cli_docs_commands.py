@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from patience import HANG_SECONDS
 from PIL import Image
 from rosbags.rosbag2 import Writer
 from rosbags.typesys import Stores, get_typestore
@@ -258,7 +259,7 @@ def test_command_on_two_processes_runs(folder, command, child_environment, monke
         env=child_environment,
         capture_output=True,
         text=True,
-        timeout=170,
+        timeout=HANG_SECONDS,
     )
     assert done.returncode == 0, done.stderr
 
@@ -275,10 +276,10 @@ def test_view_shows_a_page_until_ctrl_c(folder, command, child_environment):
         found = (re.search(pattern, line) for line in iter(process.stdout.readline, ""))
         address = next((match[1] for match in found if match), None)
         assert address, process.communicate()[1]
-        with urllib.request.urlopen(address, timeout=60) as page:
+        with urllib.request.urlopen(address, timeout=HANG_SECONDS) as page:
             assert b"<html" in page.read()
         process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 0
+        assert process.wait(HANG_SECONDS) == 0
     finally:
         process.kill()
 
@@ -302,7 +303,9 @@ def test_command_of_a_shell_runs(sources, command, child_environment):
     environment = {name: value for name, value in child_environment.items() if name != "PYTHONPATH"}
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
     shell = ["bash", "-ec", SHELL[command]]
-    done = subprocess.run(shell, cwd=sources, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        shell, cwd=sources, env=environment, capture_output=True, text=True, timeout=HANG_SECONDS
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -15,6 +15,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
+from patience import HANG_SECONDS
 
 from fast3r_ros.cli import main
 from fast3r_ros.demo_model import DEMO_DIRECTORY, REAL_MODEL, is_demo
@@ -105,7 +106,7 @@ def test_view_warns_first_and_last(video, tmp_path):
                 break
         assert "only knows synthetic rooms" in before[0]
         process.send_signal(signal.SIGINT)
-        after, _ = process.communicate(timeout=60)
+        after, _ = process.communicate(timeout=HANG_SECONDS)
     finally:
         process.kill()
     assert "only knows synthetic rooms" in after

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from patience import HANG_SECONDS
 
 from fast3r_ros.cli import interrupt, main
 
@@ -100,7 +101,7 @@ def test_before_anything_is_done(tmp_path, name):
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=HANG_SECONDS,
     )
     assert (ended.returncode, ended.stdout) == (130, "")
     assert "Traceback" not in ended.stderr

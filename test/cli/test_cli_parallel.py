@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from patience import HANG_SECONDS
 
 from fast3r_ros.cli import main
 from fast3r_ros.io.results import read_results
@@ -48,7 +49,9 @@ def test_two_processes_write_what_one_writes(
         "--output",
         str(tmp_path / "out"),
     ]
-    done = subprocess.run(command, env=child_environment, capture_output=True, text=True, timeout=170)
+    done = subprocess.run(
+        command, env=child_environment, capture_output=True, text=True, timeout=HANG_SECONDS
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("results in") == 1
     ours, theirs = read_results(tmp_path / "out"), read_results(alone)

@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 import pytest
 from evo.tools import file_interface
+from patience import HANG_SECONDS
 from rosbags.rosbag2 import Writer
 from rosbags.typesys import Stores, get_typestore
 
@@ -71,7 +72,7 @@ def test_on_a_terminal_a_bar_shows_the_time_left(tmp_path, child_environment, sm
         while part := os.read(terminal, 4096):
             shown += part
     os.close(terminal)
-    assert child.wait(60) == 0
+    assert child.wait(HANG_SECONDS) == 0
     assert re.search(r"\d+/30 \[\d\d:\d\d<\d\d:\d\d, .*points=\d+", shown.decode()), shown
 
 

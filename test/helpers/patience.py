@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 # Ends a test that hangs, and is no measure of anything: a crowded machine may take a minute to start a node.
-HANG_SECONDS = 240.0
+HANG_SECONDS = 300.0
 
 
 def wait_until(condition: Callable[[], object], what: str, pause: float = 0.02) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from patience import HANG_SECONDS
 from shown_package import ROOT, shown_files
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -24,7 +25,7 @@ def fast3r(toy_folder: Path) -> Run:
 
     def run(*arguments: object) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "fast3r_ros", *map(str, arguments)]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HANG_SECONDS)
 
     return run
 

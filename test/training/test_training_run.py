@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from patience import HANG_SECONDS
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_training import TINY, tiny
 
@@ -43,7 +44,7 @@ def start(config: Path, output: Path, *options: str, **environment: str) -> subp
 
 
 def finish(process: subprocess.Popen) -> str:
-    text, _ = process.communicate(timeout=240)
+    text, _ = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 0, text
     return text
 
