@@ -40,7 +40,6 @@ check() {
 
 check "ruff" ruff check .
 check "ruff format" ruff format --check --quiet .
-check "documentation" zensical build --strict
 
 # The core's tests run as on a machine without ROS, in parallel with those of the nodes, which mostly wait for
 # messages and leave two cores half idle.  One thread each: more would only wait for each other.  Their
