@@ -85,11 +85,13 @@ def _rgb(image: Image.Image) -> NDArray[np.uint8]:
 def eight_bits(gray: NDArray[np.float64]) -> NDArray[np.uint8]:
     """Grey values of more than 8 bits as uint8: 16 bits are divided by 257, a smaller range is stretched.
 
-    Cameras of 10, 12 and 14 bits and thermal cameras use only a part of the 65536 values.
+    Cameras of 10, 12 and 14 bits and thermal cameras use only a part of the 65536 values.  NaN is black.
     """
-    known = gray[np.isfinite(gray)]
+    limit = np.finfo(np.float32).max  # no light is stronger, and differences stay finite
+    known = np.clip(gray[np.isfinite(gray)], -limit, limit)
     low, high = np.percentile(known, (0.1, 99.9)) if known.size else (0.0, 1.0)
     if high - low > _NARROW * 65535 and low >= 0 and high <= 65535:
         low, high = 0.0, 65535.0
-    scaled = 255.0 * (np.nan_to_num(gray, nan=low) - low) / max(high - low, 1e-9)
+    levels = np.clip(np.nan_to_num(gray, nan=low), -limit, limit)
+    scaled = 255.0 * (levels - low) / max(high - low, 1e-9)
     return np.clip(scaled, 0, 255).round().astype(np.uint8)

@@ -124,7 +124,9 @@ def _stretched(data: Any, size: tuple[int, int], step: int, kind: re.Match[str],
     number = np.dtype(f"{'>' if is_bigendian else '<'}{letter.replace('s', 'i')}{bits // 8}")
     rows = np.ascontiguousarray(_rows(data, size[0], size[1] * channels * number.itemsize, step))
     values = rows.view(number).reshape(*size, channels)
-    pixels = eight_bits(values.astype(np.float64))
+    with np.errstate(invalid="ignore"):  # of signalling NaNs
+        wide = values.astype(np.float64)
+    pixels = eight_bits(wide)
     conversion = {1: cv2.COLOR_GRAY2RGB, 3: cv2.COLOR_BGR2RGB, 4: cv2.COLOR_BGRA2RGB}[channels]
     return cv2.cvtColor(pixels, conversion)  # type: ignore[return-value]
 

@@ -232,6 +232,19 @@ def test_numbers_of_any_kind_are_stretched(encoding, kind, scale):
     assert (np.diff(decoded[..., 0].ravel()) >= 0).all()
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("encoding", ["32FC1", "64FC1"])
+def test_numbers_that_are_no_light_are_shown_without_a_warning(encoding):
+    kind, word = ("<f4", "<u4") if encoding == "32FC1" else ("<f8", "<u8")
+    values = np.linspace(0, 1, 32 * 64).astype(kind)
+    limits = np.finfo(kind)
+    values[:60] = np.repeat([limits.max, limits.min, np.inf, -np.inf, np.nan, 0.0], 10)
+    signalling = limits.nmant - 1  # the quiet bit of a NaN is the first of its mantissa
+    values[50:60].view(word)[:] = np.array(np.inf, kind).view(word) | np.array(1 << signalling - 1, word)
+    decoded = decode_image(values.tobytes(), height=32, width=64, step=0, encoding=encoding)
+    assert decoded.shape == (32, 64, 3)
+
+
 @pytest.mark.parametrize("padding", [0, 6])
 def test_nv24_has_a_colour_for_every_pixel(padding):
     rgb = np.zeros((8, 6, 3), np.uint8)
