@@ -43,7 +43,7 @@ from fast3r_ros.synthetic.sequence import RecordedSequence, SyntheticSequence, l
 Float64 = NDArray[np.float64]
 
 _OTHER_FOCAL = replace(REALISTIC, focal_error=0.02)
-_WINDOWS_BESIDE, _FIRST_BESIDE = 15, 3  # of a new map; the first few have little to register against
+_NEW_MAP_WINDOWS, _NEW_MAP_FIRST = 15, 3  # the first few have little to register against
 
 
 def loop_accuracy(
@@ -278,7 +278,7 @@ def long_run(
     cost = np.array(run.seconds)
     early, late = cost[windows // 20 : 3 * windows // 20], cost[9 * windows // 10 :]
     young, other_walk = begin()
-    while len(young.results) < _WINDOWS_BESIDE:
+    while len(young.results) < _NEW_MAP_WINDOWS:
         for each, its_frames in ((run, walk), (young, other_walk)):
             each.feed([next(its_frames)], finish=False)
         most = max(most, run.mapper.status().map_bytes)
@@ -287,7 +287,7 @@ def long_run(
         "early_ms": 1e3 * float(np.median(early)),
         "late_ms": 1e3 * float(np.median(late)),
         "ratio": float(np.median(late) / np.median(early)),
-        "fastest_ratio": min(run.seconds[len(cost) :][_FIRST_BESIDE:]) / min(young.seconds[_FIRST_BESIDE:]),
+        "fastest_ratio": min(run.seconds[len(cost) :][_NEW_MAP_FIRST:]) / min(young.seconds[_NEW_MAP_FIRST:]),
         "largest_map_mb": most / 2**20,
         "memory_mb": memory_mb,
         "rejected": sum(not result.accepted for result in run.results),

@@ -239,10 +239,12 @@ def test_numbers_that_are_no_light_are_shown_without_a_warning(encoding):
     values = np.linspace(0, 1, 32 * 64).astype(kind)
     limits = np.finfo(kind)
     values[:60] = np.repeat([limits.max, limits.min, np.inf, -np.inf, np.nan, 0.0], 10)
-    signalling = limits.nmant - 1  # the quiet bit of a NaN is the first of its mantissa
-    values[50:60].view(word)[:] = np.array(np.inf, kind).view(word) | np.array(1 << signalling - 1, word)
+    signalling = np.array(1 << limits.nmant - 2, word)  # a quiet NaN has the bit above it
+    values[50:60].view(word)[:] = np.array(np.inf, kind).view(word) | signalling
     decoded = decode_image(values.tobytes(), height=32, width=64, step=0, encoding=encoding)
-    assert decoded.shape == (32, 64, 3)
+    shown = decoded[..., 0].ravel()
+    assert set(shown[0:10]) == set(shown[20:30]) == {255}  # largest, infinite
+    assert set(shown[10:20]) == set(shown[30:60]) == {0}  # and NaN is black
 
 
 @pytest.mark.parametrize("padding", [0, 6])

@@ -1,4 +1,4 @@
-"""The replay node: waiting for subscribers, the stamps of a loop, and what it does without."""
+"""The replay node: waiting for subscribers, the stamps of a loop, and what it does not import."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ import pytest
 pytest.importorskip("viser", reason="viser is not installed: pip install -r requirements/viewer.txt")
 import msgspec
 import viser
-import websockets
+import websockets.asyncio.connection
 from patience import HANG_SECONDS
 
 from fast3r_ros.errors import UserError
@@ -307,8 +307,12 @@ def test_a_flood_of_half_open_connections_is_bounded(viewer):
     asyncio.run(until(served, "nobody is served after the flood"))
 
 
-def test_fifty_browsers_that_do_not_read_hold_no_copies_of_the_map(viewer):
-    """Each `show` replaces the data waiting for a slow browser; otherwise 600 clouds of 1.5 MB would wait."""
+def test_fifty_browsers_that_do_not_read_hold_no_copies_of_the_map(viewer, monkeypatch):
+    """Each `show` replaces the data waiting for a slow browser; otherwise 600 clouds of 1.5 MB would wait.
+
+    Without keepalive, which ends a connection that is not read for 40 s, and with it what is measured.
+    """
+    monkeypatch.setattr(websockets.asyncio.connection.Connection, "start_keepalive", lambda connection: None)
     clouds = [random_cloud(100_000), random_cloud(100_000)]
     clouds[1].colors[:] = 255  # all of it has changed
 
