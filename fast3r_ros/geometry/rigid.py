@@ -61,8 +61,3 @@ for _axes in (BODY_FROM_OPTICAL, OPTICAL_FROM_BODY, OPENGL_FROM_OPTICAL):
 def body_pose_from_optical(world_from_optical: ArrayLike) -> Array:
     """Pose(s) (..., 4, 4) of an optical frame -> of the body frame at the same place."""
     return np.asarray(world_from_optical, dtype=np.float64) @ OPTICAL_FROM_BODY
-
-
-def optical_pose_from_body(world_from_body: ArrayLike) -> Array:
-    """Pose(s) (..., 4, 4) of a body frame -> of the optical frame at the same place."""
-    return np.asarray(world_from_body, dtype=np.float64) @ BODY_FROM_OPTICAL

@@ -184,14 +184,6 @@ class Fast3R(nn.Module):
             if module is not None:
                 module.recompute = recompute
 
-    def compile_blocks(self, dynamic: bool | None = None) -> None:
-        """Compile the transformer blocks with torch.compile on first use, one graph per kind of block.
-
-        dynamic: as for torch.compile; True gives one graph for windows of any size.
-        """
-        for block in (*self.encoder.enc_blocks, *self.decoder.dec_blocks):
-            block.compile(dynamic=dynamic)
-
     def encode(self, images: Tensor) -> ViewTokens:
         """(B, 3, H, W) in [-1, 1], H and W multiples of 16, to tokens.
 

@@ -20,7 +20,7 @@ from scipy.spatial.transform import Rotation
 from sensor_msgs.msg import Image
 from tf2_msgs.msg import TFMessage
 
-from fast3r_ros.geometry.rigid import inverse, optical_pose_from_body
+from fast3r_ros.geometry.rigid import BODY_FROM_OPTICAL, inverse
 from fast3r_ros.mapping.config import MapperConfig
 from fast3r_ros.mapping.data import Frame
 from fast3r_ros.ros.image_messages import packed, rgb_to_image
@@ -92,7 +92,7 @@ class Robot:
         self._clock = listener.node.create_publisher(Clock, "/clock", 10)
         self._tf = listener.node.create_publisher(TFMessage, "/tf", 100)
         self._tf_static = listener.node.create_publisher(TFMessage, "/tf_static", latched())
-        self.base_from_camera = optical_pose_from_body(np.eye(4))
+        self.base_from_camera = BODY_FROM_OPTICAL.copy()
         self.base_from_camera[:3, 3] = (0.2, 0.05, 0.4)
         # odometry starts at another pose
         self._odom_from_world = np.eye(4)

@@ -26,6 +26,7 @@ pytestmark = pytest.mark.slow
 
 OVERLOAD_SECONDS = float(os.environ.get("FAST3R_OVERLOAD_SECONDS", "12"))
 PASS_SECONDS = 2  # of an overloaded network
+MAX_WAITING = 40  # images in the pass, before it, and in conversion
 
 
 def test_a_rig_with_compressed_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,9 +134,10 @@ def test_too_many_images_are_dropped_and_the_newest_are_used() -> None:
     lost = {problem.reason: problem.count for problem in status.problems}.get(LOST, 0)
     assert 0.8 * int(camera.output().split()[0]) < status.frames_received + lost
     assert status.frames_received == status.frames_used + status.frames_waiting + status.frames_dropped
-    assert status.frames_waiting <= 40  # in the pass, before it, and in conversion
+    assert status.frames_waiting <= MAX_WAITING
     assert last - second < (15 if OVERLOAD_SECONDS >= 300 else 40)
-    assert last - memory[0] < 100
+    held = MAX_WAITING * 1280 * 720 * 3 / 1e6  # the first sample may be of a node that holds no image yet
+    assert last - memory[0] < held + 100
     # a window's newest image is not older than the pass before it and a pass, by what they take here
     assert status.image_age < 3 * sum(each.seconds for each in status.latencies)
     listener.close()
